@@ -1,0 +1,127 @@
+"""What can go wrong in the workshop.
+
+StageError
+├── DatasetFaults        the clips or captions are not fit to train on; every fault at once
+├── CheckpointMismatch   a weight file does not cover its network, or covers more
+├── WeightsNotFound      no checkpoint folder where one was promised
+├── AdapterMismatch      an adapter file does not fit the base model
+├── FilterMatchesNothing an include/exclude pattern names no module
+├── RankTooLarge         a rank beyond what the targeted layers allow
+├── LossNotFinite        training met NaN or infinity
+└── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class StageError(Exception):
+    """A stage cannot go on; the message says what, why and what to type next."""
+
+
+class Stopped(StageError):
+    """The run was asked to stop; what is finished is kept and the same command goes on from there."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"stopped {where}; run the same command again to go on from there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing wrong with one file of the dataset."""
+
+    member: str
+    """Path inside the zip or folder, with forward slashes; empty when it is about the whole dataset."""
+    type: str
+    """Short stable name, such as `caption_missing`; programs match on it."""
+    msg: str
+    """What is wrong and what to do about it, one sentence each."""
+
+    def as_json(self) -> dict[str, object]:
+        """The hosted trainer's error entry: loc, type, msg."""
+        return {"loc": ["body", "audio_data_url", *([self.member] if self.member else [])], "type": self.type, "msg": self.msg}
+
+
+class DatasetFaults(StageError):
+    """The dataset is not fit to train on. Holds every fault of every file."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        width = max((len(fault.member) for fault in self.faults), default=0)
+        lines = [f"  {fault.member or '(dataset)':<{width}}  {fault.type}: {fault.msg}" for fault in self.faults]
+        count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
+        super().__init__(
+            "\n".join([f"the dataset has {count}; nothing was committed:", *lines])
+            + "\nMend the files and run again, or go on without the bad clips with --skip-bad."
+        )
+
+
+class CheckpointMismatch(StageError):
+    """A weight file and its network disagree. Lists every tensor concerned."""
+
+    def __init__(
+        self, where: str, *, missing: Sequence[str] = (), extra: Sequence[str] = (), misshapen: Sequence[str] = ()
+    ) -> None:
+        self.missing, self.extra, self.misshapen = tuple(missing), tuple(extra), tuple(misshapen)
+        parts = [
+            f"{len(names)} {what}:\n" + "\n".join(f"    {name}" for name in names)
+            for what, names in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+            if names
+        ]
+        super().__init__(
+            f"{where} does not match its model_config.json; nothing was loaded.\n  "
+            + "\n  ".join(parts)
+            + "\nCheck that --weights points at the folder of the model you asked for, and download it again."
+        )
+
+
+class WeightsNotFound(StageError):
+    """No checkpoint folder where one was promised."""
+
+    def __init__(self, where: str, why: str, remedy: str) -> None:
+        super().__init__(f"no weights at {where}: {why}. {remedy}")
+
+
+class AdapterMismatch(StageError):
+    """An adapter file does not fit the base model, its settings, or the kind asked for."""
+
+    def __init__(self, file: str, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        lines = "\n".join(f"    {line}" for line in differences)
+        super().__init__(
+            f"{file} does not fit this training:\n{lines}\n"
+            "Train with the adapter's own model, adapter_type, rank, include and exclude, or start without it."
+        )
+
+
+class FilterMatchesNothing(StageError):
+    """An include/exclude pattern names no module of the model."""
+
+    def __init__(self, field: str, patterns: Sequence[str], near: Sequence[str]) -> None:
+        shown = ", ".join(repr(pattern) for pattern in patterns)
+        names = "\n".join(f"    {name}" for name in near)
+        super().__init__(f"{field}: {shown} matches no module. Patterns are plain substrings with [a-b] ranges. Near names:\n{names}")
+
+
+class RankTooLarge(StageError):
+    """A rank beyond the smallest dimension of the targeted layers (-xs kinds only)."""
+
+    def __init__(self, rank: int, limit: int, layer: str) -> None:
+        self.limit = limit
+        super().__init__(
+            f"rank must be at most {limit} here; got {rank}. {layer} has a dimension of {limit}, "
+            "and an -xs adapter cannot have a rank above it. Lower --rank or exclude that layer."
+        )
+
+
+class LossNotFinite(StageError):
+    """Training met NaN or infinity; the last good checkpoint is kept."""
+
+    def __init__(self, step: int, clip_ids: Sequence[str], what: str = "loss") -> None:
+        self.step, self.clip_ids = step, tuple(clip_ids)
+        super().__init__(
+            f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. The last good checkpoint is kept. "
+            "Listen to these clips, or lower --learning-rate, or train with --base-precision bf16 or fp32."
+        )
