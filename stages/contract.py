@@ -120,7 +120,7 @@ class Workspace:
     directory: Path
     """Becomes the artifact when the stage returns; after a stop, holds what the stage left here."""
     shared: Path
-    """Root of what runs share by content: `prepared/`, `latents/`, `prompts/`; files there are written aside and renamed."""
+    """Root of what runs share by content: `prepared/`, `latents/`, `prompts/`; files are written aside and renamed."""
     resources: Resources = field(default_factory=Resources)
     continued_from: Path | None = None
     """An earlier, shorter artifact of the same run identity, to go on from."""

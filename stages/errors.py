@@ -7,6 +7,7 @@ StageError
 ├── AdapterMismatch      an adapter file does not fit the base model
 ├── FilterMatchesNothing an include/exclude pattern names no module
 ├── RankTooLarge         a rank beyond what the targeted layers allow
+├── LatentsNotFinite     the autoencoder gave NaN or infinity
 ├── LossNotFinite        training met NaN or infinity
 └── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
 """
@@ -41,7 +42,11 @@ class Fault:
 
     def as_json(self) -> dict[str, object]:
         """The hosted trainer's error entry: loc, type, msg."""
-        return {"loc": ["body", "audio_data_url", *([self.member] if self.member else [])], "type": self.type, "msg": self.msg}
+        return {
+            "loc": ["body", "audio_data_url", *([self.member] if self.member else [])],
+            "type": self.type,
+            "msg": self.msg,
+        }
 
 
 class DatasetFaults(StageError):
@@ -102,7 +107,9 @@ class FilterMatchesNothing(StageError):
     def __init__(self, field: str, patterns: Sequence[str], near: Sequence[str]) -> None:
         shown = ", ".join(repr(pattern) for pattern in patterns)
         names = "\n".join(f"    {name}" for name in near)
-        super().__init__(f"{field}: {shown} matches no module. Patterns are plain substrings with [a-b] ranges. Near names:\n{names}")
+        super().__init__(
+            f"{field}: {shown} matches no module. Patterns are plain substrings with [a-b] ranges. Near names:\n{names}"
+        )
 
 
 class RankTooLarge(StageError):
@@ -116,12 +123,24 @@ class RankTooLarge(StageError):
         )
 
 
+class LatentsNotFinite(StageError):
+    """The autoencoder gave NaN, infinity, or values beyond the storage precision."""
+
+    def __init__(self, clip_id: str, compute_dtype: str, latent_dtype: str) -> None:
+        self.clip_id = clip_id
+        super().__init__(
+            f"the latents of {clip_id} are not finite (computed in {compute_dtype}, stored as {latent_dtype}). "
+            "Nothing of this clip was stored. Run again with --encode-precision fp32 --latent-dtype float32, "
+            "or check the weights."
+        )
+
+
 class LossNotFinite(StageError):
     """Training met NaN or infinity; the last good checkpoint is kept."""
 
     def __init__(self, step: int, clip_ids: Sequence[str], what: str = "loss") -> None:
         self.step, self.clip_ids = step, tuple(clip_ids)
         super().__init__(
-            f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. The last good checkpoint is kept. "
-            "Listen to these clips, or lower --learning-rate, or train with --base-precision bf16 or fp32."
+            f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
+            "The last good checkpoint is kept. Listen to these clips, or lower --learning-rate, or train with --base-precision bf16 or fp32."
         )

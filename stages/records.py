@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One audio with one prompt, prepared by ingest. Times are in samples at the model's rate unless named otherwise."""
+    """One audio with one prompt, prepared by ingest. Times are samples at the model's rate unless named otherwise."""
 
     clip_id: str
     """Path inside the dataset without its suffix; with `#2` and so on for further windows of a long recording."""

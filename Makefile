@@ -1,0 +1,77 @@
+# stable-audio-3-trainer. `make run` does the whole main job on the example; `make test` runs the tests.
+# Variables: DATA MODEL STEPS RANK ADAPTER NAME FLAGS, and TORCH for another build of torch.
+
+PYTHON  ?= python3
+TORCH   ?= torch==2.13.0
+VENV    := .venv
+BIN     := $(VENV)/bin
+SA3     := $(BIN)/sa3-trainer
+
+EXAMPLE := artifacts/example.zip
+DATA    ?= $(EXAMPLE)
+MODEL   ?= tiny-base
+STEPS   ?= 400
+RANK    ?= 16
+ADAPTER ?= dora-rows
+NAME    ?=
+FLAGS   ?=
+REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check types test test-slow run ingest encode train plan status parity bench accept-stage-code clean
+
+help: ## This list.
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Make .venv and install everything in it, once.
+
+# One pip call: whatever needs torch must meet the pinned build, or the newest one with its CUDA packages is drawn in.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev]"
+	@touch $@
+
+check: setup ## Format, lint, types. CI runs this first.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup ## The CPU suite: minutes, no network.
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n 2 -q
+
+test-slow: setup ## The crash and fuzz suites at full length.
+	$(BIN)/python -m pytest -m "slow" -q
+
+run: $(DATA) | setup ## The whole main job: ingest, encode, train, adapter in output/.
+	$(SA3) run $(REQUEST) --pre-encode
+
+ingest: $(DATA) | setup ## Unpack, pair captions, check, find the window.
+	$(SA3) ingest $(REQUEST)
+
+encode: $(DATA) | setup ## Latents and prompt embeddings; what the store holds is not encoded again.
+	$(SA3) encode $(REQUEST)
+
+train: encode ## Fit an adapter on the cached latents.
+	$(SA3) train $(REQUEST)
+
+plan: $(DATA) | setup ## What `make train` would do, and why.
+	$(SA3) plan $(REQUEST) --pre-encode
+
+status: setup ## What the store holds.
+	$(SA3) status
+
+parity: setup ## Every golden case under GOLDEN_DIR (default: the compact selection), as a table.
+	$(BIN)/python -m tests.parity
+
+bench: setup ## The benchmarks; each prints a table.
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+accept-stage-code: setup ## Accept changed stage code whose results are the same (else bump the stage's version).
+	$(BIN)/python -m tests.stage_code --accept
+
+clean: ## Remove outputs and unfinished work; latents and finished artifacts stay.
+	rm -rf output artifacts/scratch build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(EXAMPLE): | setup
+	@mkdir -p $(@D)
+	$(SA3) example $@

@@ -1,0 +1,186 @@
+"""The command line: options only, no logic. Nothing heavy is imported before a stage must run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.fields import FIELDS, Field
+
+app = typer.Typer(
+    name="sa3-trainer",
+    help="A zip of clips and captions in, a small, trustworthy Stable Audio 3 adapter out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+DATA_HELP = "a .zip or a folder of clips, each with a .txt caption beside it (field audio_data_url)"
+
+
+def with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the data argument, --recipe and one flag per field; values stay as typed until all are checked."""
+
+    def called(data: str | None, recipe: Path | None, json: bool, **flags: Any) -> None:
+        command(data, recipe, json, flags)
+
+    parameters = [
+        _parameter("data", Annotated[str | None, typer.Argument(help=DATA_HELP, show_default=False)], None),
+        _parameter(
+            "recipe",
+            Annotated[Path | None, typer.Option("--recipe", help="TOML file with the same fields; flags win")],
+            None,
+        ),
+        _parameter("json", Annotated[bool, typer.Option("--json", help="one JSON document on stdout")], False),
+        *(_flag(field) for field in FIELDS),
+    ]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag(field: Field) -> inspect.Parameter:
+    name = f"--{field.name.replace('_', '-')}"
+    if field.kind == "bool":
+        option = typer.Option(f"{name}/--no-{name[2:]}", help=_help(field), show_default=False)
+        return _parameter(field.name, Annotated[bool | None, option], None)
+    option = typer.Option(name, help=_help(field), show_default=False, metavar=_metavar(field))
+    kind = list[str] | None if field.kind == "names" else str | None
+    return _parameter(field.name, Annotated[kind, option], None)
+
+
+def _help(field: Field) -> str:
+    return field.help if field.default is None else f"{field.help} [{field.default}]"
+
+
+def _metavar(field: Field) -> str:
+    limits = field.limits
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']:g}..{limits['le']:g}"
+    return "NAMES" if field.kind == "names" else field.kind.upper()
+
+
+def _run(
+    last: str,
+    data: str | None,
+    recipe: Path | None,
+    as_json: bool,
+    flags: dict[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    from pipeline.recipe import read_recipe
+    from pipeline.report import Report, reported_errors
+    from pipeline.runner import run_until
+
+    with reported_errors(as_json=as_json):
+        report = Report()
+        done = run_until(last, read_recipe(data, flags, recipe, defaults), report)
+        for file in done.files:
+            report.say(f"{file}  {file.stat().st_size:,} bytes")
+        if as_json:
+            facts = {
+                name: {"fingerprint": made.fingerprint, "facts": dict(made.facts)}
+                for name, made in done.artifacts.items()
+            }
+            print(json.dumps({"artifacts": facts, "files": [str(file) for file in done.files]}, ensure_ascii=False))
+
+
+@app.command()
+@with_fields
+def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Ingest, encode and train: the whole main job. What is done already is not done again.
+
+    Example: sa3-trainer run clips.zip --model tiny-base --pre-encode --number-of-steps 500
+    """
+    _run("train", data, recipe, as_json, flags)
+
+
+@app.command()
+@with_fields
+def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Unpack, pair captions, check every clip, find the crop/pad window.
+
+    Example: sa3-trainer ingest clips.zip
+    """
+    _run("ingest", data, recipe, as_json, flags)
+
+
+@app.command()
+@with_fields
+def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Turn clips into latents and prompts into embeddings; what the store holds is not encoded again.
+
+    Example: sa3-trainer encode clips.zip --model tiny-base
+    """
+    _run("encode", data, recipe, as_json, flags)
+
+
+@app.command()
+@with_fields
+def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Fit an adapter on cached latents (encoding first what is missing).
+
+    Example: sa3-trainer train clips.zip --model tiny-base --rank 8
+    """
+    _run("train", data, recipe, as_json, flags, defaults={"pre_encode": True})
+
+
+@app.command()
+@with_fields
+def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Say what `run` would do, and why; touches nothing.
+
+    Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
+    """
+    from cache.store import Store
+    from pipeline.plan import plan as planned
+    from pipeline.recipe import read_recipe
+    from pipeline.report import plan_json, plan_lines, reported_errors
+    from pipeline.request import find
+
+    with reported_errors(as_json=as_json):
+        request = read_recipe(data, flags, recipe)
+        decided = planned(request, Store(request.store), find(request, make=False))
+        print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
+
+
+@app.command()
+def status(
+    store: Annotated[Path, typer.Option(help="folder of finished artifacts and latents")] = Path("artifacts"),
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
+) -> None:
+    """List the artifacts of a store, their sizes, and what each run used.
+
+    Example: sa3-trainer status --json
+    """
+    from cache.store import Store
+    from pipeline.report import reported_errors
+    from pipeline.status import status_json, status_lines
+
+    with reported_errors(as_json=as_json):
+        place = Store(store)
+        print(json.dumps(status_json(place), ensure_ascii=False) if as_json else "\n".join(status_lines(place)))
+
+
+@app.command()
+def example(out: Annotated[Path, typer.Argument(help="where to write the zip")]) -> None:
+    """Write the example dataset: short clips synthesised here, with captions.
+
+    Example: sa3-trainer example example.zip
+    """
+    from pipeline.example import write_example
+
+    print(write_example(out), file=sys.stderr)

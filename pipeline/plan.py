@@ -1,0 +1,209 @@
+"""What would run, and why: a recipe and a store in, one line per stage out. Reads names and receipts only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cache.fingerprint import fingerprint
+from cache.receipt import Receipt
+from cache.store import Store
+from pipeline.recipe import Recipe
+from pipeline.request import Found
+from stages.contract import Stage
+
+
+class State(Enum):
+    """Whether a stage's result is there."""
+
+    HIT = "HIT"
+    RESUME = "RESUME"
+    MISS = "MISS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One stage of a plan."""
+
+    stage: Stage[Any]
+    params: Any
+    inputs: Mapping[str, str]
+    """Fingerprints of what it reads, by name."""
+    components: Mapping[str, str]
+    """Digests of the weights it reads."""
+    fingerprint: str | None
+    """Name of its result; None while something it depends on is not there yet."""
+    identity: str | None
+    """Name of its run: the same for a longer training of the same thing."""
+    state: State
+    reason: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All that decides the result, as it is hashed."""
+        return {
+            "version": self.stage.version,
+            "params": asdict(self.params),
+            "inputs": dict(self.inputs),
+            "components": dict(self.components),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The stages of a request, in order."""
+
+    runs: tuple[StageRun, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return all(run.state is State.HIT for run in self.runs)
+
+
+def stage(name: str) -> Stage[Any]:
+    """A stage's light declaration."""
+    declared: Stage[Any] = import_module(f"stages.{name}.stage").STAGE
+    return declared
+
+
+def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Plan:
+    """Decide each stage up to `last`: hit, resume or miss, and the reason."""
+    names = ["ingest", "encode"] if last == "encode" else ["ingest"] if last == "ingest" else _training_stages(recipe)
+    runs: list[StageRun] = []
+    upstream: dict[str, str | None] = {"source": found.source.fingerprint}
+    for name in names:
+        run = _stage_run(stage(name), recipe, store, found, upstream)
+        runs.append(run)
+        upstream = {name: run.fingerprint}
+    notes = (found.why_no_weights,) if found.why_no_weights else ()
+    return Plan(runs=tuple(runs), notes=notes)
+
+
+def _training_stages(recipe: Recipe) -> list[str]:
+    return ["ingest", "encode", "train"] if recipe.values["pre_encode"] else ["ingest", "train"]
+
+
+def _stage_run(
+    declared: Stage[Any], recipe: Recipe, store: Store, found: Found, upstream: Mapping[str, str | None]
+) -> StageRun:
+    params = stage_params(declared.name, recipe, found)
+    digests = found.weights.digests if found.weights else {}
+    used = _components(declared, recipe)
+    known = all(upstream.values()) and all(name in digests for name in used)
+    inputs = {name: value or "" for name, value in upstream.items()}
+    components = {name: digests.get(name, "") for name in used}
+    bare = StageRun(
+        stage=declared,
+        params=params,
+        inputs=inputs,
+        components=components,
+        fingerprint=None,
+        identity=None,
+        state=State.MISS,
+        reason="",
+    )
+    if not known:
+        return _replaced(bare, reason=found.why_no_weights or "an earlier stage must run first")
+    return _looked_up(bare, store)
+
+
+def _components(declared: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
+    """Raw training also reads the autoencoder and the text encoder itself; cached training gets them through encode."""
+    if declared.name == "train" and not recipe.values["pre_encode"]:
+        return (*declared.components, "autoencoder", "text_encoder")
+    return declared.components
+
+
+def stage_params(name: str, recipe: Recipe, found: Found) -> Any:
+    """The params of one stage."""
+    if name == "ingest":
+        return recipe.ingest_params()
+    return recipe.encode_params() if name == "encode" else recipe.train_params(found.lora_digest)
+
+
+def _looked_up(bare: StageRun, store: Store) -> StageRun:
+    name = bare.stage.name
+    full = fingerprint(f"artifact {name}", bare.record)
+    lasting = {key: value for key, value in bare.record["params"].items() if key not in bare.stage.identity_leaves_out}
+    identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
+    receipt = store.find(name, full)
+    if receipt is not None:
+        return _replaced(bare, fingerprint=full, identity=identity, state=State.HIT, reason=_age(receipt))
+    started = any_file(store.scratch(name, identity))
+    earlier = store.receipts(name)
+    longer = [known for known in earlier if known.identity == identity]
+    if started or longer:
+        why = "stopped earlier; goes on from there" if started else _continues(longer, bare)
+        return _replaced(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
+    return _replaced(bare, fingerprint=full, identity=identity, state=State.MISS, reason=reason(bare.record, earlier))
+
+
+def _continues(known: Sequence[Receipt], run: StageRun) -> str:
+    steps = ", ".join(sorted(str(receipt.params.get("number_of_steps")) for receipt in known))
+    return f"continues the same run (number_of_steps {steps} -> {run.params.number_of_steps})"
+
+
+def any_file(directory: Path) -> bool:
+    """Whether an unfinished run left anything to go on from."""
+    return directory.is_dir() and any(path.is_file() for path in directory.rglob("*"))
+
+
+def _replaced(run: StageRun, **changes: Any) -> StageRun:
+    from dataclasses import replace
+
+    return replace(run, **changes)
+
+
+def _age(receipt: Receipt) -> str:
+    return f"finished {receipt.finished}"
+
+
+def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
+    """One line for the plan table, such as `rank 16 -> 32`: what differs from the nearest earlier result."""
+    if not earlier:
+        return "never run"
+    differences = [changes(_record_of(receipt), now) for receipt in earlier]
+    nearest = min(differences, key=len)
+    return ", ".join(nearest) or "its artifact was evicted"
+
+
+def _record_of(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "version": receipt.version,
+        "params": receipt.params,
+        "inputs": receipt.inputs,
+        "components": receipt.components,
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records, in words."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [_change(name, old.get(name), new.get(name)) for name in names]
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    room, _, leaf = name.partition(".")
+    if room == "inputs":
+        return f"{leaf} changed"
+    if room == "components":
+        return f"{leaf} weights {str(before)[:8]} -> {str(now)[:8]}"
+    return f"{leaf or room} {_shown(before)} -> {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

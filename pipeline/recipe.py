@@ -1,0 +1,218 @@
+"""A request, validated all at once: recipe TOML and flags in, params of every stage out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import FieldError, RecipeError
+from pipeline.fields import BASE_PRECISIONS, FIELDS, Field
+from stages import catalogue
+from stages.contract import Resources
+from stages.encode.stage import EncodeParams
+from stages.ingest.stage import IngestParams
+from stages.records import ModelSpec
+from stages.train.stage import TrainParams
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What was asked for, every field resolved."""
+
+    source: str
+    """`audio_data_url` as given."""
+    values: Mapping[str, Any]
+    """Every field of `pipeline.fields`, by name."""
+
+    @property
+    def model(self) -> ModelSpec:
+        return catalogue.models()[self.values["model"]]
+
+    @property
+    def store(self) -> Path:
+        return Path(self.values["store"])
+
+    @property
+    def output(self) -> Path:
+        return Path(self.values["output"])
+
+    @property
+    def name(self) -> str:
+        """Name of the output files: as asked, else the data's own."""
+        return self.values["name"] or Path(self.source).stem or "adapter"
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint folder given by flag, recipe or environment."""
+        given = self.values["weights"] or os.environ.get("SA3_WEIGHTS")
+        return Path(given) if given else None
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(**{name: self.values[name] for name in ("device", "workers", "threads", "engine")})
+
+    def ingest_params(self) -> IngestParams:
+        """What decides the manifest and the prepared audio."""
+        return IngestParams(
+            sample_rate_hz=self.model.sample_rate_hz,
+            downsampling_ratio=self.model.downsampling_ratio,
+            native_samples=self.model.native_samples,
+            duration_seconds=self.values["duration"],
+            trigger_phrase=self.values["trigger_phrase"],
+            max_clips=self.values["max_clips"],
+            skip_bad=self.values["skip_bad"],
+        )
+
+    def encode_params(self) -> EncodeParams:
+        """What decides the latents."""
+        return EncodeParams(
+            model=self.model.name,
+            latent_format=self.values["latent_format"],
+            latent_dtype=self.values["latent_dtype"],
+            compute_dtype=DTYPES[self.values["encode_precision"]],
+        )
+
+    def train_params(self, lora_checkpoint: str | None) -> TrainParams:
+        """What decides the adapter; `lora_checkpoint` is the digest of the file to continue from."""
+        same = (
+            *(
+                "model",
+                "number_of_steps",
+                "learning_rate",
+                "rank",
+                "alpha",
+                "adapter_type",
+                "adapter_dropout",
+                "include",
+                "exclude",
+            ),
+            *(
+                "batch_size",
+                "seed",
+                "base_precision",
+                "pre_encode",
+                "weight_decay",
+                "checkpoint_every",
+                "export_precision",
+            ),
+        )
+        return TrainParams(**{name: self.values[name] for name in same}, lora_checkpoint=lora_checkpoint)
+
+
+def read_recipe(
+    data: str | None,
+    flags: Mapping[str, Any],
+    recipe_file: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Merge the recipe file and the flags (flags win), and validate every field in one pass.
+
+    Args:
+        data: the positional argument; the recipe's `audio_data_url` when None.
+        flags: values by field name as typed; None means not given.
+        defaults: what this command takes where neither says anything, in place of the table's default.
+
+    Raises:
+        RecipeError: names every wrong field, its rule and the value.
+    """
+    given = dict(defaults or {}) | (_recipe_values(recipe_file) if recipe_file else {})
+    given |= {name: value for name, value in flags.items() if value is not None and value != []}
+    if data is not None:
+        given["audio_data_url"] = data
+    values = _validated(given)
+    source = values.pop("audio_data_url")
+    values["base_precision"] = BASE_PRECISIONS[values["base_precision"]]
+    return Recipe(source=source, values=values)
+
+
+def _recipe_values(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            [
+                FieldError(
+                    loc=("recipe",), type="file_missing", msg=f"cannot be read ({error.strerror})", input=str(file)
+                )
+            ]
+        ) from error
+    except ValueError as error:
+        raise RecipeError(
+            [FieldError(loc=("recipe",), type="toml_invalid", msg=f"is not valid TOML: {error}", input=str(file))]
+        ) from error
+
+
+def _validated(given: Mapping[str, Any]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    try:
+        request = _request_model().model_validate(dict(given))
+    except ValidationError as error:
+        raise RecipeError([_field_error(entry) for entry in error.errors()]) from error
+    return request.model_dump()
+
+
+def _field_error(entry: Mapping[str, Any]) -> FieldError:
+    """pydantic's entry, with near names for a field that does not exist."""
+    loc, message = tuple(entry["loc"]), str(entry["msg"])
+    if entry["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), [field.name for field in FIELDS], n=1)
+        message = "is not a field" + (f"; did you mean {near[0]}?" if near else "")
+    value = None if entry["type"] == "missing" else entry.get("input")
+    return FieldError(loc=loc, type=str(entry["type"]), msg=message[:1].lower() + message[1:], input=value)
+
+
+def _request_model() -> type[BaseModel]:
+    """The table of fields as a pydantic model, whose error types are the hosted trainer's."""
+    from pydantic import ConfigDict, create_model
+
+    entries: dict[str, Any] = {field.name: (_annotation(field), _default(field)) for field in FIELDS}
+    entries["audio_data_url"] = (str, ...)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return create_model("Request", __config__=config, **entries)
+
+
+def _default(field: Field) -> Any:
+    return field.default
+
+
+def _annotation(field: Field) -> Any:
+    from typing import Annotated, Literal
+
+    from pydantic import BeforeValidator
+    from pydantic import Field as Rule
+
+    plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "names": tuple[str, ...]}
+    kind = Literal[tuple(field.choices())] if field.choices else plain[field.kind]
+    annotation: Any = Annotated[kind, Rule(**field.limits)] if field.limits else kind
+    if field.nullable:
+        annotation = annotation | None
+        before = split_names if field.kind == "names" else _unset
+        return Annotated[annotation, BeforeValidator(before)]
+    return annotation
+
+
+def split_names(value: Any) -> Any:
+    """A list of names from a list or from one comma or space separated string; empty means unset."""
+    if value is None:
+        return None
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return value
+    names = [name for text in texts for name in text.replace(",", " ").split()]
+    return names or None
+
+
+def _unset(value: Any) -> Any:
+    """Makefiles and shells pass an unset variable as an empty string."""
+    return None if isinstance(value, str) and not value.strip() else value

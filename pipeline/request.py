@@ -1,0 +1,140 @@
+"""Find what a recipe names: the data, the weights, the adapter to continue from. Looks and digests; loads nothing."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from cache.fingerprint import digest_file
+from cache.memo import DigestMemo
+from pipeline.errors import SourceNotFound
+from pipeline.recipe import Recipe
+from stages import catalogue
+from stages.contract import Source, Weights
+from stages.errors import WeightsNotFound
+from stages.ingest.source import open_source
+from stages.models._folder import open_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a recipe names, by content."""
+
+    source: Source
+    weights: Weights | None
+    """None while the weights are not there yet (`why_no_weights` says what brings them)."""
+    why_no_weights: str = ""
+    lora_checkpoint: Path | None = None
+    lora_digest: str | None = None
+
+
+def find(recipe: Recipe, *, make: bool) -> Found:
+    """Look at the data and the weights of a recipe.
+
+    Args:
+        make: write what ships with the project (tiny-base) into the store if it is not there yet; plan does not.
+
+    Raises:
+        SourceNotFound, WeightsNotFound: with what to type next.
+    """
+    memo = DigestMemo(recipe.store / "digests.sqlite")
+    source = open_source(local_path(recipe, make=make), memo)
+    folder, why = weights_folder(recipe, make=make)
+    weights = open_folder(recipe.model.name, folder, memo) if folder else None
+    if weights is not None:
+        check_model(recipe, weights)
+    lora = lora_path(recipe)
+    digest = digest_file(lora) if lora else None
+    return Found(source=source, weights=weights, why_no_weights=why, lora_checkpoint=lora, lora_digest=digest)
+
+
+def local_path(recipe: Recipe, *, make: bool) -> Path:
+    """The zip or folder on this disk: a plain path, `file://`, or a `data:` zip written into the store."""
+    text = recipe.source
+    if text.startswith("data:"):
+        return _written_data(text, recipe.store, make=make)
+    scheme = urlparse(text).scheme
+    if scheme in ("http", "https"):
+        raise SourceNotFound(text, "addresses are not fetched yet; download the zip first")
+    path = Path(unquote(urlparse(text).path)) if scheme == "file" else Path(text)
+    if not path.exists():
+        raise SourceNotFound(text, "no such file or folder")
+    return path
+
+
+def _written_data(text: str, store: Path, *, make: bool) -> Path:
+    import hashlib
+
+    head, _, body = text.partition(",")
+    if head not in ("data:application/zip;base64", "data:application/x-zip-compressed;base64"):
+        raise SourceNotFound(head, "a data: address must begin with data:application/zip;base64,")
+    try:
+        content = base64.b64decode(body, validate=True)
+    except ValueError as error:
+        raise SourceNotFound(head, f"the base64 is damaged ({error})") from error
+    path = store / "shared" / "sources" / f"{hashlib.sha256(content).hexdigest()[:32]}.zip"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_bytes(content)
+        aside.replace(path)
+    return path
+
+
+def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
+    """The checkpoint folder, or None with what will bring it."""
+    if recipe.weights is not None:
+        return recipe.weights, ""
+    spec = recipe.model
+    if spec.repo is None:
+        return _shipped_folder(recipe, make=make)
+    place = f"weights/{spec.name}"
+    remedy = f"Download it with `hf download {spec.repo} --local-dir {place}`, then add --weights {place}."
+    raise WeightsNotFound(spec.name, "no --weights and no SA3_WEIGHTS given", remedy)
+
+
+def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
+    family = next(
+        module
+        for module in (catalogue.load("models", name) for name in catalogue.names("models"))
+        if recipe.model in module.MODELS
+    )
+    folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
+    if not (folder / "model_config.json").is_file():
+        if not make:
+            return None, f"the weights of {recipe.model.name} are made on first use"
+        family.make(folder)
+    return folder, ""
+
+
+def check_model(recipe: Recipe, weights: Weights) -> None:
+    """Refuse a folder that plainly holds another model than the one named."""
+    spec, config = recipe.model, weights.config
+    autoencoder = config["model"]["pretransform"]["config"]
+    facts = {
+        "sample rate": (int(config["sample_rate"]), spec.sample_rate_hz),
+        "downsampling ratio": (int(autoencoder["downsampling_ratio"]), spec.downsampling_ratio),
+        "latent channels": (int(config["model"]["io_channels"]), spec.latent_channels),
+        "sample size": (int(config["sample_size"]), spec.max_samples),
+    }
+    wrong = [
+        f"{name} {found} where {spec.name} has {wanted}" for name, (found, wanted) in facts.items() if found != wanted
+    ]
+    if wrong and spec.repo is not None:
+        raise WeightsNotFound(
+            str(weights.folder), "; ".join(wrong), f"Point --weights at the folder of {spec.repo}, or change --model."
+        )
+
+
+def lora_path(recipe: Recipe) -> Path | None:
+    """The adapter file to continue from."""
+    given = recipe.values["lora_checkpoint_url"]
+    if given is None:
+        return None
+    path = Path(unquote(urlparse(given).path)) if given.startswith("file://") else Path(given)
+    if given.startswith(("http://", "https://")) or not path.is_file():
+        why = "addresses are not fetched yet; download the file first" if "://" in given else "no such file"
+        raise SourceNotFound(f"lora_checkpoint_url {given}", why)
+    return path

@@ -1,0 +1,228 @@
+"""Prepared audio and prompts in, latents and prompt embeddings out; what the store holds already is not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cache.manifest import read_rows, write_rows
+from cache.shelf import Location, Shelf, in_shards
+from stages.contract import Inputs, Outcome, Weights, Workspace
+from stages.encode.stage import SILENCE_FRAMES, EncodeParams, item_key, prompt_key, silence_key
+from stages.errors import LatentsNotFinite, Stopped
+from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
+from stages.models._nets.autoencoder import Autoencoder
+from stages.models._weights import load_autoencoder, load_text_encoder
+from stages.prepared import read_prepared
+from stages.records import Clip, EncodedClip, PromptRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One item of latents to be made."""
+
+    key: str
+    clip_id: str
+    num_frames: int
+    audio: Callable[[], np.ndarray]
+    """(channels, samples) float32 at the model's rate."""
+
+
+def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
+    """Encode each clip and each prompt that the store does not hold yet, one sealed shard at a time."""
+    set_threads(work.resources.threads)
+    ingest, weights = inputs.artifacts["ingest"], _present(inputs.weights)
+    clips = read_rows(ingest.directory / "manifest.parquet", Clip)
+    keys = [
+        item_key(clip.digest, clip.crop_start, ingest.facts["audio_params"], params, weights.digests["autoencoder"])
+        for clip in clips
+    ]
+    latents = Shelf(work.shared / "latents", params.latent_format)
+    tasks = [silence_task(params, weights), *clip_tasks(clips, keys, weights, work)]
+    located, encoded = encoded_items(latents, tasks, params, weights, work)
+    prompts = encoded_prompts(Shelf(work.shared / "prompts", params.latent_format), clips, weights, work)
+    rows = [
+        encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
+        for clip, key in zip(clips, keys, strict=True)
+    ]
+    write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
+    write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
+    return Outcome(
+        facts=facts(params, ingest.facts, rows, located[tasks[0].key], encoded, prompts.num_encoded, weights)
+    )
+
+
+def facts(
+    params: EncodeParams,
+    ingested: Mapping[str, object],
+    rows: Sequence[EncodedClip],
+    silence: Location,
+    encoded: set[str],
+    num_prompts_encoded: int,
+    weights: Weights,
+) -> dict[str, object]:
+    """What later stages and people read without opening the manifest."""
+    made = sum(row.item_key in encoded for row in rows)
+    kept = ("window_samples", "window_frames", "duration_seconds", "total_seconds", "num_clips", "dataset")
+    return {
+        **{name: ingested[name] for name in kept if name in ingested},
+        "num_encoded": made,
+        "num_reused": len(rows) - made,
+        "num_prompts": len({row.prompt_key for row in rows}),
+        "num_prompts_encoded": num_prompts_encoded,
+        "latent_format": params.latent_format,
+        "latent_dtype": params.latent_dtype,
+        "latent_channels": int(weights.config["model"]["io_channels"]),
+        "num_frames": sum(row.num_frames for row in rows),
+        "silence": {
+            "item_key": silence.item_key,
+            "shard": silence.shard,
+            "row": silence.row,
+            "num_frames": silence.num_frames,
+            "checksum": silence.checksum,
+        },
+    }
+
+
+def silence_task(params: EncodeParams, weights: Weights) -> Task:
+    """The latents that fill a clip's extension into silence."""
+    autoencoder = weights.config["model"]["pretransform"]["config"]
+    shape = (int(autoencoder["io_channels"]), SILENCE_FRAMES * int(autoencoder["downsampling_ratio"]))
+    key = silence_key(params, weights.digests["autoencoder"])
+    return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, audio=lambda: np.zeros(shape, dtype=np.float32))
+
+
+def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, work: Workspace) -> list[Task]:
+    """One task per different item: two files with the same bytes are encoded once."""
+    ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    tasks: dict[str, Task] = {}
+    for clip, key in zip(clips, keys, strict=True):
+        path, stop = work.shared / clip.audio, clip.num_samples
+        audio = lambda path=path, stop=stop: read_prepared(path, 0, stop)  # noqa: E731 - bound per clip
+        tasks.setdefault(key, Task(key=key, clip_id=clip.clip_id, num_frames=-(-stop // ratio), audio=audio))
+    return list(tasks.values())
+
+
+def encoded_items(
+    shelf: Shelf, tasks: Sequence[Task], params: EncodeParams, weights: Weights, work: Workspace
+) -> tuple[dict[str, Location], set[str]]:
+    """Where every task's latents lie, and which were made now."""
+    located = shelf.locate(task.key for task in tasks)
+    pending = [task for task in tasks if task.key not in located]
+    if not pending:
+        return located, set()
+    device = pick_device(work.resources.device)
+    dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
+    encoder = load_autoencoder(weights, device, dtype)
+    sizes = [task.num_frames * encoder.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending]
+    done = 0
+    for group in in_shards(pending, sizes):
+        items = []
+        for task in group:
+            if work.should_stop():
+                raise Stopped(f"at clip {done} of {len(pending)} to encode")
+            items.append((task.key, frames_of(task, encoder, params, device, dtype)))
+            done += 1
+            work.progress(done, len(pending), task.clip_id)
+        located.update(
+            {location.item_key: location for location in shelf.write(items, shard_metadata(params, weights))}
+        )
+    return located, {task.key for task in pending}
+
+
+@torch.inference_mode()
+def frames_of(
+    task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
+) -> np.ndarray:
+    """(frames, channels) latents of one clip, with silence behind it while encoding, in the storage precision."""
+    audio_CL = torch.from_numpy(task.audio()).to(device, dtype)
+    generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
+    latents_CT = encoder.encode_clip(audio_CL, noise=generator)
+    frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
+    if not np.isfinite(frames_TC).all():
+        raise LatentsNotFinite(task.clip_id, params.compute_dtype, params.latent_dtype)
+    return np.ascontiguousarray(frames_TC)
+
+
+def shard_metadata(params: EncodeParams, weights: Weights) -> dict[str, str]:
+    """What a stranger needs to read a shard of latents."""
+    config = weights.config["model"]["pretransform"]["config"]
+    return {
+        "layout": "frames, channels",
+        "dtype": params.latent_dtype,
+        "sample_rate_hz": str(weights.config["sample_rate"]),
+        "downsampling_ratio": str(config["downsampling_ratio"]),
+        "autoencoder": weights.digests["autoencoder"],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompts:
+    """Where every prompt's hidden states lie, and how many were made now."""
+
+    rows: list[PromptRow]
+    num_encoded: int
+
+
+def encoded_prompts(shelf: Shelf, clips: Iterable[Clip], weights: Weights, work: Workspace) -> EncodedPrompts:
+    """Embed each prompt that the store does not hold yet; the text encoder is loaded only if there is one."""
+    key_of = prompt_keys(weights)
+    prompts = {key_of(prompt): prompt for prompt in dict.fromkeys(clip.prompt for clip in clips)}
+    located = shelf.locate(prompts)
+    pending = [key for key in prompts if key not in located]
+    if pending:
+        work.say(f"embedding {len(pending)} prompt{'s' if len(pending) != 1 else ''}")
+        encoder = load_text_encoder(weights, pick_device(work.resources.device))
+        for group in in_shards(pending, [encoder.max_length * 4096] * len(pending)):
+            if work.should_stop():
+                raise Stopped("while embedding prompts")
+            hidden = encoder.hidden_states([prompts[key] for key in group])
+            items = [(key, states.to("cpu", torch.float32).numpy()) for key, states in zip(group, hidden, strict=True)]
+            metadata = {"layout": "tokens, width", "text_encoder": weights.digests["text_encoder"]}
+            located.update({location.item_key: location for location in shelf.write(items, metadata)})
+    rows = [prompt_row(located[key], prompt) for key, prompt in prompts.items()]
+    return EncodedPrompts(rows=rows, num_encoded=len(pending))
+
+
+def prompt_row(location: Location, prompt: str) -> PromptRow:
+    """One line of prompts.parquet."""
+    return PromptRow(
+        prompt_key=location.item_key,
+        prompt=prompt,
+        shard=location.shard,
+        row=location.row,
+        num_tokens=location.num_frames,
+        checksum=location.checksum,
+    )
+
+
+def prompt_keys(weights: Weights) -> Callable[[str], str]:
+    """Prompt text to its key, for this checkpoint's text encoder and tokenizer settings."""
+    configs = weights.config["model"]["conditioning"]["configs"]
+    max_length = next(int(entry["config"]["max_length"]) for entry in configs if entry["type"] == "t5gemma")
+    return lambda prompt: prompt_key(prompt, weights.digests["text_encoder"], max_length)
+
+
+def encoded_row(clip: Clip, location: Location, prompt: str, weights: Weights) -> EncodedClip:
+    """One line of manifest.parquet. Latents are stored of the valid length, so every stored frame is valid."""
+    return EncodedClip(
+        clip_id=clip.clip_id,
+        item_key=location.item_key,
+        prompt_key=prompt,
+        shard=location.shard,
+        row=location.row,
+        num_frames=location.num_frames,
+        num_valid_frames=location.num_frames,
+        seconds_start=clip.crop_start // int(weights.config["sample_rate"]),
+        seconds_total=clip.seconds_total,
+        prompt=clip.prompt,
+        checksum=location.checksum,
+    )
+
+
+def _present(weights: Weights | None) -> Weights:
+    assert weights is not None, "the runner hands encode its weights"
+    return weights

@@ -1,0 +1,35 @@
+"""Which device works, in which precision, and what to say when it is not what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; `auto` takes CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads of torch; 0 leaves torch's own choice."""
+    if threads > 0:
+        torch.set_num_threads(threads)
+
+
+def usable_dtype(wanted: torch.dtype, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
+    """`wanted` where the device multiplies in it, else float32, with a line that says so."""
+    try:
+        probe = torch.ones(8, 8, device=device, dtype=wanted)
+        torch.nn.functional.linear(probe, probe)
+    except (RuntimeError, TypeError) as error:
+        say(f"{device} cannot compute in {wanted} ({error}); using float32")
+        return torch.float32
+    return wanted
