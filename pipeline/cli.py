@@ -63,14 +63,16 @@ def _flag(field: Field) -> inspect.Parameter:
 
 
 def _help(field: Field) -> str:
-    return field.help if field.default is None else f"{field.help} [{field.default}]"
+    choices = f": {', '.join(field.choices())}" if field.choices else ""
+    default = "off" if field.default is False else field.default
+    return f"{field.help}{choices}" + (f" [{default}]" if default is not None else "")
 
 
 def _metavar(field: Field) -> str:
     limits = field.limits
     if "ge" in limits and "le" in limits:
-        return f"{limits['ge']:g}..{limits['le']:g}"
-    return "NAMES" if field.kind == "names" else field.kind.upper()
+        return f"{limits['ge']}..{limits['le']}"
+    return field.kind.upper()
 
 
 def _run(

@@ -22,6 +22,25 @@ from stages.train.stage import TrainParams
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+TRAIN_FIELDS = [
+    "model",
+    "number_of_steps",
+    "learning_rate",
+    "rank",
+    "alpha",
+    "adapter_type",
+    "adapter_dropout",
+    "include",
+    "exclude",
+    "batch_size",
+    "seed",
+    "base_precision",
+    "pre_encode",
+    "weight_decay",
+    "export_precision",
+]
+"""Request fields that are params of train under the same name."""
+
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -59,7 +78,7 @@ class Recipe:
 
     @property
     def resources(self) -> Resources:
-        return Resources(**{name: self.values[name] for name in ("device", "workers", "threads", "engine")})
+        return Resources(**{field.name: self.values[field.name] for field in FIELDS if field.where == "resource"})
 
     def ingest_params(self) -> IngestParams:
         """What decides the manifest and the prepared audio."""
@@ -84,29 +103,7 @@ class Recipe:
 
     def train_params(self, lora_checkpoint: str | None) -> TrainParams:
         """What decides the adapter; `lora_checkpoint` is the digest of the file to continue from."""
-        same = (
-            *(
-                "model",
-                "number_of_steps",
-                "learning_rate",
-                "rank",
-                "alpha",
-                "adapter_type",
-                "adapter_dropout",
-                "include",
-                "exclude",
-            ),
-            *(
-                "batch_size",
-                "seed",
-                "base_precision",
-                "pre_encode",
-                "weight_decay",
-                "checkpoint_every",
-                "export_precision",
-            ),
-        )
-        return TrainParams(**{name: self.values[name] for name in same}, lora_checkpoint=lora_checkpoint)
+        return TrainParams(**{name: self.values[name] for name in TRAIN_FIELDS}, lora_checkpoint=lora_checkpoint)
 
 
 def read_recipe(
@@ -194,7 +191,7 @@ def _annotation(field: Field) -> Any:
 
     plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "names": tuple[str, ...]}
     kind = Literal[tuple(field.choices())] if field.choices else plain[field.kind]
-    annotation: Any = Annotated[kind, Rule(**field.limits)] if field.limits else kind
+    annotation: Any = Annotated[kind, Rule(**dict[str, Any](field.limits))] if field.limits else kind
     if field.nullable:
         annotation = annotation | None
         before = split_names if field.kind == "names" else _unset

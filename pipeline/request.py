@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 from cache.fingerprint import digest_file
 from cache.memo import DigestMemo
 from pipeline.errors import SourceNotFound
+from pipeline.hub import hub_folder
 from pipeline.recipe import Recipe
 from stages import catalogue
 from stages.contract import Source, Weights
@@ -90,9 +91,8 @@ def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
     spec = recipe.model
     if spec.repo is None:
         return _shipped_folder(recipe, make=make)
-    place = f"weights/{spec.name}"
-    remedy = f"Download it with `hf download {spec.repo} --local-dir {place}`, then add --weights {place}."
-    raise WeightsNotFound(spec.name, "no --weights and no SA3_WEIGHTS given", remedy)
+    folder = hub_folder(spec, download=make)
+    return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
 def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:

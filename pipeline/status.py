@@ -26,15 +26,15 @@ def status_lines(store: Store) -> list[str]:
     known = status_json(store)
     if not known["artifacts"] and not known["unfinished"]:
         return [f"{store.root} holds nothing yet; `sa3-trainer run DATA` makes the first artifact"]
-    rows = [
-        "  ".join(
-            [f"{entry['stage']:<7} {entry['fingerprint'][:12]}", f"{_size(entry['num_bytes']):>10}", entry["summary"]]
-        )
-        for entry in known["artifacts"]
-    ]
+    rows = [_row(entry) for entry in known["artifacts"]]
     unfinished = [f"unfinished {name}: the same command goes on from there" for name in known["unfinished"]]
     shared = [f"shared/{name:<10} {_size(size):>10}" for name, size in known["shared"].items()]
     return [*rows, *unfinished, *shared]
+
+
+def _row(entry: dict[str, Any]) -> str:
+    name, size = entry["fingerprint"][:12], _size(entry["num_bytes"])
+    return f"{entry['stage']:<7} {name}  {size:>10}  {entry['summary']}"
 
 
 def _artifact_json(store: Store, receipt: Receipt) -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Resources:
     """CPU threads of torch; 0 leaves torch's own choice."""
     engine: str = "loky"
     """joblib backend of ingest: `loky`, `threading`, `dask`, `ray`."""
+    checkpoint_every: int = 500
+    """Training steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept while training; the finished artifact keeps its last one."""
+    log_every: int = 50
+    """Training steps between progress lines."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,20 @@
 """What can go wrong in the workshop.
 
 StageError
+├── SourceUnreadable     the dataset is neither a readable zip nor a folder
 ├── DatasetFaults        the clips or captions are not fit to train on; every fault at once
+├── SpaceShort           the disk cannot hold the prepared audio
+├── EngineUnavailable    the joblib backend asked for cannot be started
+├── PreparedMissing      a clip's prepared audio is gone
 ├── CheckpointMismatch   a weight file does not cover its network, or covers more
+├── NetworkNotSupported  a model_config.json asks for something that is not built
 ├── WeightsNotFound      no checkpoint folder where one was promised
 ├── AdapterMismatch      an adapter file does not fit the base model
+├── AdapterNotWritable   trained values that the file's precision cannot hold
+├── AdapterOrder         adapters stacked on one layer were to be merged out of order, or used after they were taken off
+├── BasesDamaged         remembered singular vectors cannot be read
 ├── FilterMatchesNothing an include/exclude pattern names no module
+├── LayerNotAdaptable    a targeted layer that no adapter kind can be evaluated on
 ├── RankTooLarge         a rank beyond what the targeted layers allow
 ├── LatentsNotFinite     the autoencoder gave NaN or infinity
 ├── LossNotFinite        training met NaN or infinity
@@ -16,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class StageError(Exception):
@@ -63,6 +73,41 @@ class DatasetFaults(StageError):
         )
 
 
+class SourceUnreadable(StageError):
+    """The dataset is neither a readable zip nor a folder."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        self.path = path
+        super().__init__(f"{path} cannot be read as a dataset: {why}. {remedy}")
+
+
+class SpaceShort(StageError):
+    """The disk cannot hold the prepared audio; nothing was written."""
+
+    def __init__(self, where: Path, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"preparing the clips needs about {needed_bytes / 2**30:,.1f} GiB in {where}, and {free_bytes / 2**30:,.1f} GiB "
+            "are free there. Nothing was written. Make room, or choose another folder with --store, then run again."
+        )
+
+
+class EngineUnavailable(StageError):
+    """The joblib backend asked for cannot be started."""
+
+    def __init__(self, engine: str, why: str, remedy: str) -> None:
+        super().__init__(f"--engine {engine} cannot be used: {why}. {remedy}, or leave --engine out.")
+
+
+class PreparedMissing(StageError):
+    """A clip's prepared audio is gone or damaged; ingest makes it again."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path = path
+        super().__init__(
+            f"the prepared audio {path} {why}. Run `sa3-trainer ingest` on the dataset again: it makes only what is missing."
+        )
+
+
 class CheckpointMismatch(StageError):
     """A weight file and its network disagree. Lists every tensor concerned."""
 
@@ -79,6 +124,16 @@ class CheckpointMismatch(StageError):
             f"{where} does not match its model_config.json; nothing was loaded.\n  "
             + "\n  ".join(parts)
             + "\nCheck that --weights points at the folder of the model you asked for, and download it again."
+        )
+
+
+class NetworkNotSupported(StageError):
+    """A model_config.json asks for something that is not built; going on would compute something else."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"the {where} section of model_config.json: {what}. "
+            "Use one of the base models this version knows (sa3-trainer --help lists them), or correct the config."
         )
 
 
@@ -101,14 +156,61 @@ class AdapterMismatch(StageError):
         )
 
 
+class AdapterNotWritable(StageError):
+    """Adapter tensors hold values that the file's precision cannot hold; nothing was written."""
+
+    def __init__(
+        self, file: str, precision: str, *, not_finite: Sequence[str] = (), too_large: Sequence[str] = ()
+    ) -> None:
+        self.not_finite, self.too_large = tuple(not_finite), tuple(too_large)
+        parts = [
+            f"{len(names)} {what}:\n" + "\n".join(f"    {name}" for name in names)
+            for what, names in (("not finite", not_finite), (f"beyond the range of {precision}", too_large))
+            if names
+        ]
+        remedy = (
+            "Training diverged: go back to an earlier checkpoint and lower --learning-rate."
+            if not_finite
+            else "Export with --export-precision fp32, or lower --learning-rate."
+        )
+        super().__init__(f"{file} was not written; of its tensors\n  " + "\n  ".join(parts) + f"\n{remedy}")
+
+
+class AdapterOrder(StageError):
+    """Adapters were merged out of order, or used after they were taken off."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}. {remedy}")
+
+
+class BasesDamaged(StageError):
+    """A file of remembered singular vectors cannot be read."""
+
+    def __init__(self, file: str, why: str) -> None:
+        super().__init__(
+            f"{file} does not hold the singular vectors it should ({why}). "
+            "Delete this one file and run again: it is computed anew."
+        )
+
+
 class FilterMatchesNothing(StageError):
     """An include/exclude pattern names no module of the model."""
 
     def __init__(self, field: str, patterns: Sequence[str], near: Sequence[str]) -> None:
-        shown = ", ".join(repr(pattern) for pattern in patterns)
+        shown = ", ".join(repr(pattern) for pattern in patterns) or "the empty list"
         names = "\n".join(f"    {name}" for name in near)
         super().__init__(
             f"{field}: {shown} matches no module. Patterns are plain substrings with [a-b] ranges. Near names:\n{names}"
+        )
+
+
+class LayerNotAdaptable(StageError):
+    """A targeted layer that no adapter kind can be evaluated on."""
+
+    def __init__(self, layer: str, why: str) -> None:
+        super().__init__(
+            f"{layer} cannot carry an adapter: {why}. Leave it out with --exclude, "
+            "giving a part of its name that no other layer shares."
         )
 
 
@@ -142,5 +244,6 @@ class LossNotFinite(StageError):
         self.step, self.clip_ids = step, tuple(clip_ids)
         super().__init__(
             f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
-            "The last good checkpoint is kept. Listen to these clips, or lower --learning-rate, or train with --base-precision bf16 or fp32."
+            "The last good checkpoint is kept. Listen to these clips, or lower --learning-rate, "
+            "or train with --base-precision bf16 or fp32."
         )

@@ -1,0 +1,28 @@
+"""Latent formats, one per file of this folder. Light: listing them imports none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, cast
+
+from cache.errors import UnknownFormat
+
+if TYPE_CHECKING:
+    from cache.shards._protocol import ShardFormat
+
+
+def formats() -> list[str]:
+    """Names of the formats, as users write them, without importing them."""
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str) -> ShardFormat:
+    """Import one format.
+
+    Raises:
+        UnknownFormat: naming the choices.
+    """
+    if name not in formats():
+        raise UnknownFormat(name, formats())
+    return cast("ShardFormat", import_module(f"cache.shards.{name}"))

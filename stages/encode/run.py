@@ -15,6 +15,7 @@ from stages.encode.stage import SILENCE_FRAMES, EncodeParams, item_key, prompt_k
 from stages.errors import LatentsNotFinite, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
 from stages.models._nets.autoencoder import Autoencoder
+from stages.models._nets.text import TextEncoder
 from stages.models._weights import load_autoencoder, load_text_encoder
 from stages.prepared import read_prepared
 from stages.records import Clip, EncodedClip, PromptRow
@@ -119,9 +120,9 @@ def encoded_items(
     encoder = load_autoencoder(weights, device, dtype)
     sizes = [task.num_frames * encoder.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending]
     done = 0
-    for group in in_shards(pending, sizes):
+    for group in in_shards(sizes):
         items = []
-        for task in group:
+        for task in pending[group.start : group.stop]:
             if work.should_stop():
                 raise Stopped(f"at clip {done} of {len(pending)} to encode")
             items.append((task.key, frames_of(task, encoder, params, device, dtype)))
@@ -140,7 +141,7 @@ def frames_of(
     """(frames, channels) latents of one clip, with silence behind it while encoding, in the storage precision."""
     audio_CL = torch.from_numpy(task.audio()).to(device, dtype)
     generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
-    latents_CT = encoder.encode_clip(audio_CL, noise=generator)
+    latents_CT = encoder.encode_clip(audio_CL, token_noise=generator)
     frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
     if not np.isfinite(frames_TC).all():
         raise LatentsNotFinite(task.clip_id, params.compute_dtype, params.latent_dtype)
@@ -176,15 +177,24 @@ def encoded_prompts(shelf: Shelf, clips: Iterable[Clip], weights: Weights, work:
     if pending:
         work.say(f"embedding {len(pending)} prompt{'s' if len(pending) != 1 else ''}")
         encoder = load_text_encoder(weights, pick_device(work.resources.device))
-        for group in in_shards(pending, [encoder.max_length * 4096] * len(pending)):
+        for group in in_shards([encoder.max_length * 4096] * len(pending)):
             if work.should_stop():
                 raise Stopped("while embedding prompts")
-            hidden = encoder.hidden_states([prompts[key] for key in group])
-            items = [(key, states.to("cpu", torch.float32).numpy()) for key, states in zip(group, hidden, strict=True)]
+            now = pending[group.start : group.stop]
+            say_cut_prompts(encoder, [prompts[key] for key in now], work)
+            hidden = encoder.hidden_states([prompts[key] for key in now])
+            items = [(key, states.to("cpu", torch.float32).numpy()) for key, states in zip(now, hidden, strict=True)]
             metadata = {"layout": "tokens, width", "text_encoder": weights.digests["text_encoder"]}
             located.update({location.item_key: location for location in shelf.write(items, metadata)})
     rows = [prompt_row(located[key], prompt) for key, prompt in prompts.items()]
     return EncodedPrompts(rows=rows, num_encoded=len(pending))
+
+
+def say_cut_prompts(encoder: TextEncoder, prompts: Iterable[str], work: Workspace) -> None:
+    """Name every prompt whose end the text encoder does not hear."""
+    for prompt in prompts:
+        if (num_tokens := encoder.num_tokens(prompt)) > encoder.max_length:
+            work.say(f"only the first {encoder.max_length} of {num_tokens} tokens are heard of: {prompt!r}")
 
 
 def prompt_row(location: Location, prompt: str) -> PromptRow:

@@ -12,6 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -262,11 +263,24 @@ def _write_text_encoder(folder: Path) -> None:
 
 
 def _write_networks(file: Path) -> None:
+    import torch
     from safetensors.torch import save_file
 
-    from stages.models._weights import published_shapes
+    from stages.models import _weights
 
-    save_file(_random_tensors(published_shapes(model_config())), file, metadata={"format": "pt"})
+    config = model_config()
+    with torch.device("meta"):
+        networks = {
+            _weights.DENOISER: _weights.Denoiser(config),
+            _weights.CONDITIONER: _weights.Conditioner(config),
+            _weights.AUTOENCODER: _weights.Autoencoder(config),
+        }
+    shapes = {
+        prefix + name: tuple(tensor.shape)
+        for prefix, network in networks.items()
+        for name, tensor in network.state_dict().items()
+    }
+    save_file(_random_tensors(shapes), file, metadata={"format": "pt"})
 
 
 def _random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -276,55 +290,62 @@ def _random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _values(name: str, shape: tuple[int, ...]) -> Any:
-    """One tensor's start: gains one, shifts zero, products scaled by their fan-in, branch outputs at half of that."""
+    """One tensor's start: gains one, shifts zero, products scaled by their fan-in, with the exceptions listed below."""
     import numpy as np
 
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "inv_freq":
-        half = shape[0]
-        return np.power(10_000.0, -np.arange(half, dtype=np.float64) / half).astype(np.float32)
-    if (leaf in _CONSTANTS and "norm" in name) or name.endswith(_CONSTANT_NAMES):
-        return np.full(shape, _constant(name, leaf), dtype=np.float32)
-    return _uniform(name, shape) * np.float32(_bound(name, shape))
+    if name.endswith("inv_freq"):
+        return np.power(10_000.0, -np.arange(shape[0], dtype=np.float64) / shape[0]).astype(np.float32)
+    constant = _listed(_CONSTANT, name)
+    if constant is not None:
+        return np.full(shape, constant, dtype=np.float32)
+    gain = _listed(_GAIN, name)
+    return _uniform(name, shape) * np.float32((1.0 if gain is None else gain) * _bound(shape))
 
 
-_CONSTANTS = {"alpha": 0.5, "gamma": 1.0, "beta": 0.0, "weight": 0.0}
-"""Norms: DyT's slope, gains and shifts; the text encoder's RMS weights count from one, so they start at zero."""
-_CONSTANT_NAMES = ("bottleneck.scaling_factor", "bottleneck.bias", "running_std", "noise_scaling_factor", "weight_g")
+def _listed(table: Mapping[str, float], name: str) -> float | None:
+    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
 
 
-def _constant(name: str, leaf: str) -> float:
-    if name.endswith(_CONSTANT_NAMES):
-        return {
-            "scaling_factor": LATENT_SCALE,
-            "bias": 0.0,
-            "running_std": 1.0,
-            "noise_scaling_factor": 1.0,
-            "weight_g": 3.0,
-        }[leaf]
-    return _CONSTANTS[leaf]
+_CONSTANT = {
+    "*bottleneck.scaling_factor": 10.0,
+    "*bottleneck.bias": 0.0,
+    "*bottleneck.noise_scaling_factor": 1.0,
+    "*bottleneck.running_std": 1.0,
+    "*mapping.weight_g": 20.0,
+    "pretransform.*[qk]_norm.gamma": 5.0,
+    "*norm.alpha": 0.5,
+    "*norm.gamma": 1.0,
+    "*norm.beta": 0.0,
+    "*norm.weight": 0.0,
+    "*.bias": 0.0,
+}
+"""Tensors of one value; the first pattern counts. The text encoder's RMS weights count from one, so they start at zero.
+
+The autoencoder's large attention gains and mapping norm let the sound, not the learned token, decide its latents; its
+scaling factor brings the example's latents to about unit variance, as a trained softnorm does.
+"""
+
+_GAIN = {
+    "*new_tokens": 0.01,
+    "*embed_tokens.weight": 8.0,
+    "*memory_tokens": 1.0,
+    "pretransform.*to_out.weight": 3.0,
+    "*to_out.weight": 0.5,
+    "*ff.ff.2.weight": 0.5,
+    "*global_cond_embedder.2.weight": 0.5,
+    "*to_local_embed.2.weight": 0.5,
+    "*process_conv.weight": 0.5,
+    "*project_out.weight": 0.5,
+}
+"""Random tensors that start wider or narrower than variance 1 / fan-in."""
 
 
-LATENT_SCALE = 1.0
-"""Brings the example's latents to about unit variance, as softnorm's training does."""
-
-
-def _bound(name: str, shape: tuple[int, ...]) -> float:
-    """Half width of the uniform start: variance 1 / fan-in, less where a branch or a modulation joins."""
-    if len(shape) == 1:
-        return 0.05
-    fan_in = max(1, int(shape[1]) * (int(shape[2]) if len(shape) > 2 else 1))
-    bound: float = (3.0 / fan_in) ** 0.5
-    if name.endswith(("embed_tokens.weight", "memory_tokens", "new_tokens")):
-        return 1.0
-    quiet = (
-        "to_out.weight",
-        "ff.ff.2.weight",
-        "global_cond_embedder.2.weight",
-        "to_local_embed.2.weight",
-        "process_conv.weight",
-    )
-    return bound * 0.5 if name.endswith(quiet) else bound
+def _bound(shape: tuple[int, ...]) -> float:
+    """Half width of a uniform start of variance 1 / fan-in (the last dimensions but the first)."""
+    fan_in = 1
+    for size in shape[1:]:
+        fan_in *= size
+    return float((3.0 / fan_in) ** 0.5)
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> Any:

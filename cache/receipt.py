@@ -1,0 +1,102 @@
+"""The receipt of a finished artifact: what it is, what it was made from and what it holds. Light: standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ReceiptDamaged
+from cache.fingerprint import canonical
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of an artifact."""
+
+    name: str
+    """Path inside the artifact, with forward slashes."""
+    num_bytes: int
+    sha256: str
+    """`sha256:<hex>` of its bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a finished artifact says about itself. JSON values only."""
+
+    stage: str
+    fingerprint: str
+    """Names the artifact."""
+    identity: str
+    """Names the run that made it: the fingerprint, except where a longer run may go on from a shorter one."""
+    version: int
+    """The stage's version."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of what it was made from, by name."""
+    components: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the parts of the checkpoint it was made with."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions and device: recorded, never hashed into a name."""
+    started: str = ""
+    finished: str = ""
+    """ISO 8601, UTC."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.num_bytes for entry in self.files)
+
+    def to_json(self) -> str:
+        """Text for people and for `from_json`; carries a digest of itself.
+
+        Raises:
+            CannotFingerprint: a field holds what is not a JSON value, or NaN.
+        """
+        record = json.loads(canonical(self))
+        return json.dumps({**record, "check": _check(record)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, file: Path) -> Receipt:
+        """The receipt in a text; `file` is named when it is damaged.
+
+        Raises:
+            ReceiptDamaged: it is not JSON, a field is missing, unknown or of the wrong kind, or a bit has flipped.
+        """
+        try:
+            return _receipt(json.loads(text))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ReceiptDamaged(file, str(error) or type(error).__name__) from error
+
+
+def read_receipt(file: Path) -> Receipt:
+    """The receipt in a file. FileNotFoundError when there is none, ReceiptDamaged when it cannot be believed."""
+    return Receipt.from_json(file.read_bytes(), file)
+
+
+def _receipt(record: Any) -> Receipt:
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version is {version!r}, this program reads {FORMAT_VERSION}")
+    check = record.pop("check", None)
+    if check != _check(record):
+        raise ValueError("its check does not match its content")
+    wanted = {entry.name for entry in fields(Receipt)}
+    if wanted != set(record):
+        raise ValueError(f"its fields differ by {', '.join(sorted(wanted ^ set(record)))}")
+    return Receipt(**{**record, "files": tuple(FileEntry(**entry) for entry in record["files"])})
+
+
+def _check(record: Mapping[str, object]) -> str:
+    return hashlib.sha256(canonical(record)).hexdigest()

@@ -1,0 +1,123 @@
+"""Shards as Parquet: one item per row group, its bytes in one plain, uncompressed page, so that any Parquet tool reads
+them and a crop is one positioned read.
+
+The file offset of an item follows from the footer alone (Parquet format, column metadata and data pages): the page of a
+required BYTE_ARRAY in PLAIN encoding ends with a four-byte length and the bytes, so they start at
+data_page_offset + total_compressed_size - length. The length on disk is compared when a file is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.aside import written_aside
+from cache.shards._protocol import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
+
+SUFFIX = ".parquet"
+_COLUMNS = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("num_frames", pa.int64(), nullable=False),
+    pa.field("checksum", pa.string(), nullable=False),
+    pa.field("values", pa.binary(), nullable=False),
+]
+_NAMES = [column.name for column in _COLUMNS]
+_VALUES = 3
+_LENGTH_BYTES = 4
+
+
+def write(path: Path, items: Items, metadata: Mapping[str, str]) -> None:
+    """Seal items into one file; see ShardFormat.write."""
+    header = header_of(items, metadata)
+    schema = pa.schema(_COLUMNS, metadata={HEADER: header.text()})
+    with written_aside(path, keep_first=True) as file, _writer(file, schema) as writer:
+        for (key, values), frames, check in zip(items, header.num_frames, header.checksums, strict=True):
+            columns = [[key], [frames], [check], [raw(values)]]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        data_page_version="1.0",
+    )
+
+
+class Reader(ShardReader):
+    """Reads one Parquet shard; see ShardReader."""
+
+    library_errors = (*ShardReader.library_errors, pa.ArrowException)
+
+    def layout_of(self, path: Path) -> Layout:
+        """Header from the schema's metadata and the small columns; offsets from the footer."""
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_columns(file.schema_arrow)
+            index = file.read(columns=_NAMES[:_VALUES], use_threads=False)
+            header = Header.parsed(
+                file.metadata.metadata[HEADER.encode()].decode(), *(column.to_pylist() for column in index)
+            )
+            if file.metadata.num_rows != len(header.keys):
+                raise ValueError(f"it holds {file.metadata.num_rows} rows, its index {len(header.keys)}")
+            why = _not_in_place(file)
+            offsets = None if why else _offsets(path, file, header)
+            return Layout(header=header, offsets=offsets, slow_because=why or "its values are not in plain encoding")
+
+    def slow_bytes(self, path: Path, row: int) -> bytes:
+        """One item through pyarrow, whatever its encoding."""
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for number in range(file.num_row_groups):
+                num_rows = file.metadata.row_group(number).num_rows
+                if row < num_rows:
+                    return bytes(file.read_row_group(number, columns=["values"])[0][row].as_py())
+                row -= num_rows
+        raise ValueError(f"it ends before row {row}")
+
+
+def _check_columns(found: pa.Schema) -> None:
+    # Before anything else: on a column chunk of another type than its schema's, pyarrow may end the whole process.
+    if [(column.name, column.type) for column in found] != [(column.name, column.type) for column in _COLUMNS]:
+        raise ValueError(f"its columns are {', '.join(f'{column.name} {column.type}' for column in found)}")
+
+
+def _not_in_place(file: pq.ParquetFile) -> str:
+    """Why items cannot be read in place, as far as the footer tells; empty for files of our own writing.
+
+    The codec is not asked for: pyarrow ends the process on one it does not know. Unequal sizes tell as much.
+    """
+    if file.schema.column(_VALUES).max_definition_level:
+        return "its values column may hold nulls"
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        column = group.column(_VALUES)
+        if group.num_rows != 1:
+            return "a row group holds several items"
+        if column.total_compressed_size != column.total_uncompressed_size:
+            return "its values are compressed"
+    return ""
+
+
+def _offsets(path: Path, file: pq.ParquetFile, header: Header) -> tuple[int, ...] | None:
+    """Where each item's bytes start, or None when one has not its length just before it, as PLAIN encoding has."""
+    shard, offsets = OpenFile(path), []
+    for row, frames in enumerate(header.num_frames):
+        column = file.metadata.row_group(row).column(_VALUES)
+        length = frames * header.frame_bytes
+        offset = column.data_page_offset + column.total_compressed_size - length
+        written = np.zeros(1, "<u4")
+        if offset < _LENGTH_BYTES or shard.read_at(raw(written), offset - _LENGTH_BYTES) < _LENGTH_BYTES:
+            raise ValueError(f"row {row} does not lie inside the file")
+        if int(written[0]) != length:
+            return None
+        offsets.append(offset)
+    return tuple(offsets)

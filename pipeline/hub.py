@@ -1,0 +1,59 @@
+"""Published weights through huggingface_hub: its cache, its offline mode, its token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.errors import WeightsNotFound
+from stages.records import ModelSpec
+
+WANTED = ("model_config.json", "model.safetensors", "t5gemma-b-b-ul2/*")
+"""What a base model's repository must give; anything else in it is left there."""
+
+
+def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
+    """The model's snapshot in the hub's own cache; None when it is not there and must not be downloaded now.
+
+    Raises:
+        WeightsNotFound: with what to type next: accept the licence, log in, go online, or pass --weights.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    assert spec.repo is not None, "asked of published models only"
+    try:
+        return _whole(Path(snapshot_download(spec.repo, allow_patterns=list(WANTED), local_files_only=True)))
+    except (LocalEntryNotFoundError, _NotWhole):
+        return _downloaded(spec) if download else None
+
+
+class _NotWhole(Exception):
+    """A snapshot folder without all its files, as an interrupted download leaves it."""
+
+
+def _whole(folder: Path) -> Path:
+    if not all((folder / name).is_file() for name in WANTED[:2]) or not any(folder.glob(WANTED[2])):
+        raise _NotWhole
+    return folder
+
+
+def _downloaded(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repo = str(spec.repo)
+    by_hand = f"Or download the folder elsewhere and pass it with --weights (`hf download {repo} --local-dir DIR`)."
+    try:
+        return _whole(Path(snapshot_download(repo, allow_patterns=list(WANTED))))
+    except GatedRepoError as error:
+        accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`, then run again."
+        raise WeightsNotFound(repo, "its licence is not accepted by this account", f"{accept} {by_hand}") from error
+    except OfflineModeIsEnabled as error:
+        remedy = f"Unset HF_HUB_OFFLINE and run again. {by_hand}"
+        raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"the hub could not be reached or refused ({first})"
+        raise WeightsNotFound(repo, why, f"Run again later. {by_hand}") from error
+    except _NotWhole as error:
+        raise WeightsNotFound(repo, f"the repository gave no {', '.join(WANTED)}", by_hand) from error

@@ -1,0 +1,178 @@
+"""The algebra of adapted weights, without ever building one: W' = diag(p) W diag(q) + sum of L R.
+
+Every kind, and every stack of kinds, stays in this form: a low-rank move adds a term, row lengths scale p and the L,
+column lengths scale q and the R. Applying it costs the base product and two thin ones; the norms expand into products
+with W that are at most rank wide:
+
+    row j:  n_j^2 = p_j^2 sum_k W_jk^2 q_k^2  +  2 p_j L_j . (W diag(q) R^T)_j  +  L_j (R R^T) L_j^T
+
+and a column is a row of the transpose. All of it in the dtype of the adapter's parameters (float32), whatever W's is.
+
+Letters: O out features, I in features, R rank (of one term, or of all together).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EPS = 1e-12
+"""Added to a norm before dividing by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A low-rank product L R, with its products with W where those are known without a pass over W."""
+
+    left_OR: Tensor
+    right_RI: Tensor
+    weight_right_OR: Tensor | None = None
+    """W R^T."""
+    left_weight_RI: Tensor | None = None
+    """L^T W."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factored:
+    """diag(p) W diag(q) + sum of L R; p or q None stands for ones. The squares are of W alone, None where not needed."""
+
+    weight_OI: Tensor
+    row_squares_O: Tensor | None = None
+    column_squares_I: Tensor | None = None
+    p_O: Tensor | None = None
+    q_I: Tensor | None = None
+    terms: tuple[Term, ...] = ()
+
+    def moved(self, term: Term) -> Factored:
+        """This plus a low-rank term."""
+        return replace(self, terms=(*self.terms, term))
+
+    def with_row_lengths(self, length_O: Tensor) -> Factored:
+        """This, every row scaled by length / (its norm + eps)."""
+        scale_O = length_O / (self.row_norms() + EPS)
+        terms = (replace(t, left_OR=t.left_OR * scale_O[:, None], left_weight_RI=None) for t in self.terms)
+        return replace(self, p_O=scaled(scale_O, self.p_O), terms=tuple(terms))
+
+    def with_column_lengths(self, length_I: Tensor) -> Factored:
+        """This, every column scaled by length / (its norm + eps)."""
+        return self.transposed().with_row_lengths(length_I).transposed()
+
+    def transposed(self) -> Factored:
+        """The same matrix, transposed; views only."""
+        terms = tuple(
+            Term(
+                left_OR=t.right_RI.T,
+                right_RI=t.left_OR.T,
+                weight_right_OR=None if t.left_weight_RI is None else t.left_weight_RI.T,
+                left_weight_RI=None if t.weight_right_OR is None else t.weight_right_OR.T,
+            )
+            for t in self.terms
+        )
+        return Factored(
+            weight_OI=self.weight_OI.T,
+            row_squares_O=self.column_squares_I,
+            column_squares_I=self.row_squares_O,
+            p_O=self.q_I,
+            q_I=self.p_O,
+            terms=terms,
+        )
+
+    def row_norms(self) -> Tensor:
+        """(out,) 2-norms; 0 with gradient 0 where the square is 0 or, by cancellation, below."""
+        squares_O = self._squares_of_scaled_weight()
+        if self.terms:
+            left_OR, right_RI = self.low_rank()
+            weight_right_OR = torch.cat([self._weight_times(term) for term in self.terms], dim=1)
+            cross_O = scaled((left_OR * weight_right_OR).sum(dim=1), self.p_O)
+            gram_RR = right_RI @ right_RI.T
+            squares_O = squares_O + 2 * cross_O + ((left_OR @ gram_RR) * left_OR).sum(dim=1)
+        return guarded_sqrt(squares_O)
+
+    def _squares_of_scaled_weight(self) -> Tensor:
+        """Squared row norms of diag(p) W diag(q)."""
+        if self.q_I is not None:
+            squares_O = frozen_product(self.weight_OI, self.q_I.square()[None], squared=True)[:, 0]
+        else:
+            assert self.row_squares_O is not None, "a slot with magnitudes keeps the squares of its weight"
+            squares_O = self.row_squares_O
+        return squares_O if self.p_O is None else self.p_O.square() * squares_O
+
+    def _weight_times(self, term: Term) -> Tensor:
+        """W diag(q) R^T."""
+        if self.q_I is None and term.weight_right_OR is not None:
+            return term.weight_right_OR
+        return frozen_product(self.weight_OI, scaled(term.right_RI, self.q_I))
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """All terms as one: L (out, rank) and R (rank, in)."""
+        if len(self.terms) == 1:
+            return self.terms[0].left_OR, self.terms[0].right_RI
+        left_OR = torch.cat([term.left_OR for term in self.terms], dim=1)
+        return left_OR, torch.cat([term.right_RI for term in self.terms], dim=0)
+
+    def dense(self) -> Tensor:
+        """W' itself (out, in), at least in float32: for merging only."""
+        whole_OI = scaled(self.weight_OI.to(wide_dtype(self.weight_OI)), self.q_I)
+        whole_OI = whole_OI if self.p_O is None else whole_OI * self.p_O[:, None]
+        for term in self.terms:
+            whole_OI = whole_OI + term.left_OR @ term.right_RI
+        return whole_OI
+
+
+def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+    """`value * scale` along the last dimension; None stands for ones."""
+    return value if scale is None else value * scale
+
+
+def guarded_sqrt(square: Tensor) -> Tensor:
+    """sqrt where positive, else 0; the gradient is 0 there too, where that of sqrt is infinite."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
+def wide_dtype(weight: Tensor) -> torch.dtype:
+    """Of adapter parameters and norms beside this weight: float32, unless the weight itself is wider."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def squares(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of W_jk^2 over each row (out,) and each column (in,), from W as it is stored, in its wide dtype."""
+    dtype = wide_dtype(weight_OI)
+    rows_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype).square()
+    columns_I = torch.linalg.vector_norm(weight_OI, dim=0, dtype=dtype).square()
+    return rows_O, columns_I
+
+
+def frozen_product(weight_OI: Tensor, factor_KI: Tensor, *, squared: bool = False) -> Tensor:
+    """W F^T (out, K) for frozen W, or with W's entries squared, in the dtype of F.
+
+    A 16-bit W is widened for the product and again for its backward: autograd alone would keep a float32 copy of every
+    weight of the network from forward to backward.
+    """
+    product: Tensor = _FrozenProduct.apply(weight_OI, factor_KI, squared)
+    return product
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """Only the factor has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_OI: Tensor, factor_KI: Tensor, squared: bool) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        ctx.squared = squared
+        return _widened(weight_OI, factor_KI.dtype, squared) @ factor_KI.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (weight_OI,) = ctx.saved_tensors
+        (grad_OK,) = grads
+        with torch.autocast(weight_OI.device.type, enabled=False):  # backward may be called under the loop's autocast
+            return None, grad_OK.T @ _widened(weight_OI, grad_OK.dtype, ctx.squared), None
+
+
+def _widened(weight_OI: Tensor, dtype: torch.dtype, squared: bool) -> Tensor:
+    wide_OI = weight_OI.to(dtype)
+    return wide_OI.square() if squared else wide_OI

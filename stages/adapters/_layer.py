@@ -1,0 +1,189 @@
+"""A layer with adapters on it: stands where a Linear or Conv1d stood, under the same weight and bias names.
+
+`factored` computes the adapted weight, which depends on parameters only; `forward` applies it to what flows through.
+Letters: O out features, I in features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.adapters._factored import Factored, squares
+from stages.adapters._kind import Kind
+from stages.adapters._parts import Start
+from stages.errors import AdapterOrder, LayerNotAdaptable
+
+
+class Slot(nn.Module):
+    """One adapter's part on one layer."""
+
+    def __init__(self, kind: Kind, start: Start, scaling: float) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.strength = 1.0
+        magnitude = kind.magnitude.load()
+        self.uses_squares: bool = magnitude.uses_squares
+        self.basis = kind.basis.load()(
+            start, uses_weight_right=magnitude.uses_weight_right, uses_left_weight=magnitude.uses_left_weight
+        )
+        self.magnitude = magnitude(start)
+
+    def forward(self, before: Factored) -> Factored:
+        """The weight after this adapter. Strength exactly 0 leaves it alone; any other keeps the lengths in full."""
+        if self.strength == 0:
+            return before
+        return cast(Factored, self.magnitude(before.moved(self.basis.term(self.scaling * self.strength))))
+
+    def leaves(self) -> dict[str, nn.Parameter]:
+        """Trained tensors by their names in the file format."""
+        return dict(self.basis.named_parameters()) | dict(self.magnitude.named_parameters())
+
+
+class AdaptedLayer(nn.Module):
+    """The base layer's own parameters, frozen, under a stack of slots."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    row_squares_O: Tensor | None
+    column_squares_I: Tensor | None
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self._base = (base,)  # in a tuple, lest torch list its parameters a second time
+        self.register_parameter("weight", cast(nn.Parameter, base.weight))
+        self.register_parameter("bias", cast("nn.Parameter | None", base.bias))
+        self.register_buffer("row_squares_O", None, persistent=False)
+        self.register_buffer("column_squares_I", None, persistent=False)
+        self.slots = nn.ModuleList()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
+        whole = self.factored()
+        bias = self.bias if whole.p_O is None else None
+        out = self._product(self._scaled(tokens, whole.q_I), whole.weight_OI, bias)
+        out = self._scaled(out, whole.p_O)
+        if whole.terms:
+            left_OR, right_RI = whole.low_rank()
+            out = out + self._product(self._product(tokens, right_RI.to(out.dtype)), left_OR.to(out.dtype))
+        if bias is None and self.bias is not None:
+            out = out + self._along_features(self.bias).to(out.dtype)
+        return out
+
+    def factored(self) -> Factored:
+        """The adapted weight, with its norms taken in float32 whatever autocast says."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            whole = self._unadapted()
+            for slot in self.slots:
+                whole = slot(whole)
+            return whole
+
+    def merge(self, slot: Slot, *, only_check: bool = False) -> bool:
+        """Write the lowest slot into the base weight, rounded to its dtype, and take it off; False if not finite.
+
+        Raises:
+            AdapterOrder: another slot lies below: what it does could not be kept.
+        """
+        stack = self.stack()
+        if stack[0] is not slot:
+            raise AdapterOrder("another adapter was attached before this one", "Merge or detach the earlier one first.")
+        with torch.no_grad():
+            merged_OI = slot(self._unadapted()).dense().to(self.weight.dtype)
+            finite = bool(merged_OI.isfinite().all())
+            if finite and not only_check:
+                self.weight.copy_(merged_OI.view_as(self.weight))
+                self.set_slots(stack[1:])
+        return finite
+
+    def stack(self) -> list[Slot]:
+        """The slots, the one that acts on the base weight first."""
+        return cast(list[Slot], list(self.slots))
+
+    def set_slots(self, slots: list[Slot]) -> None:
+        """Replace the stack; what it remembers about the weight is computed again, for a merge may have changed it."""
+        self.slots = nn.ModuleList(slots)
+        for slot in slots:
+            slot.basis.keep_products(self._matrix())
+        needed = any(slot.uses_squares for slot in slots)
+        self.row_squares_O, self.column_squares_I = squares(self._matrix()) if needed else (None, None)
+
+    def base(self) -> nn.Module:
+        """The layer that stood here, with the parameters it has now."""
+        (base,) = self._base
+        base.register_parameter("weight", self.weight)
+        base.register_parameter("bias", self.bias)
+        return base
+
+    def _unadapted(self) -> Factored:
+        return Factored(
+            weight_OI=self._matrix(), row_squares_O=self.row_squares_O, column_squares_I=self.column_squares_I
+        )
+
+    def _matrix(self) -> Tensor:
+        return matrix_of(self.weight)
+
+    def _scaled(self, value: Tensor, scale: Tensor | None) -> Tensor:
+        """Each feature times its scale, rounded once."""
+        return value if scale is None else (value * self._along_features(scale)).to(value.dtype)
+
+    def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        raise TypeError("only its two kinds are made")
+
+    def _along_features(self, vector: Tensor) -> Tensor:
+        raise TypeError("only its two kinds are made")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
+        probe = torch.zeros(1, dtype=torch.float32)
+        if fn(probe).dtype != probe.dtype:
+            raise AdapterOrder(
+                "a network with adapters was cast to another dtype, which would round them and stale their norms",
+                "Cast the base before attaching.",
+            )
+        return cast(AdaptedLayer, super()._apply(fn, recurse))
+
+
+class AdaptedLinear(AdaptedLayer):
+    """Tokens are (..., features)."""
+
+    def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        return F.linear(tokens, matrix_OI, bias_O)
+
+    def _along_features(self, vector: Tensor) -> Tensor:
+        return vector
+
+
+class AdaptedConv1d(AdaptedLayer):
+    """A convolution of kernel 1; tokens are (batch, features, frames)."""
+
+    def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        return F.conv1d(tokens, matrix_OI[:, :, None], bias_O)
+
+    def _along_features(self, vector: Tensor) -> Tensor:
+        return vector[:, None]
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """A layer's weight as (out, in): a convolution's (out, channels, kernel) is (out, channels * kernel)."""
+    return weight.detach().flatten(1)
+
+
+def adapted(name: str, base: nn.Module) -> AdaptedLayer:
+    """The layer itself if it carries adapters already, else one that can stand in its place.
+
+    Raises:
+        LayerNotAdaptable: a convolution that is more than a product per frame.
+    """
+    if isinstance(base, AdaptedLayer):
+        return base
+    if isinstance(base, nn.Linear):
+        return AdaptedLinear(base)
+    assert isinstance(base, nn.Conv1d), "only Linear and Conv1d are targeted"
+    plain = {"kernel": base.kernel_size == (1,), "stride": base.stride == (1,), "groups": base.groups == 1}
+    odd = [what for what, holds in {**plain, "padding": base.padding in ((0,), "valid")}.items() if not holds]
+    if odd:
+        raise LayerNotAdaptable(name, f"it is a Conv1d, and its {' and '.join(odd)} make it no plain product per frame")
+    return AdaptedConv1d(base)

@@ -1,0 +1,88 @@
+"""One audio file decoded, block by block, and looked at on the way. Suffixes: N samples, C channels (two)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+
+from stages.ingest.containers import check_whole
+from stages.ingest.faults import Unfit
+
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
+LOUDEST_PEAK = 16.0
+"""Beyond this a float file is damaged or scaled as integers; up to it, it is loud and gets clamped."""
+_BLOCK_SAMPLES = 1 << 15
+_LENGTH_UNKNOWN = 1 << 62
+"""libsndfile announces a length beyond this when the file does not say."""
+
+
+class Recording:
+    """A sound file in memory. Read its `blocks` once, to the end; `check` then says whether it was fit.
+
+    Raises:
+        Unfit: not a sound file libsndfile knows, cut short, or of a rate beyond reason.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.length_known = check_whole(data)
+        try:
+            self._file = soundfile.SoundFile(io.BytesIO(data))
+        except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+            raise Unfit("audio_undecodable", why=_words(error)) from error
+        self.sample_rate_hz: int = self._file.samplerate
+        self.num_channels: int = self._file.channels
+        self.num_samples = 0
+        """Samples read so far, at the file's own rate."""
+        self.peak = 0.0
+        self._declared: int = self._file.frames
+        self.length_known &= self._declared < _LENGTH_UNKNOWN
+        if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
+            bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
+            raise Unfit("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The sound as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
+
+        Raises:
+            Unfit: the decoder fails on the way, or a sample is not finite.
+        """
+        while True:
+            block_NC = self._next_block()
+            if not len(block_NC):
+                return
+            block_CN = np.ascontiguousarray(block_NC.T[:2]) if self.num_channels > 1 else block_NC.T.repeat(2, axis=0)
+            self.num_samples += block_CN.shape[1]
+            # NaN wins over every number in numpy's min and max, so two passes find NaN, infinity and the peak.
+            peak = max(-float(block_CN.min()), float(block_CN.max()))
+            if not np.isfinite(peak) or not np.isfinite(block_CN.min()):
+                raise Unfit("not_finite")
+            self.peak = max(self.peak, peak)
+            yield block_CN
+
+    def _next_block(self) -> np.ndarray:
+        try:
+            block_NC: np.ndarray = self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise Unfit("audio_undecodable", why=_words(error)) from error
+        return block_NC
+
+    def check(self) -> None:
+        """What only the whole recording shows.
+
+        Raises:
+            Unfit: `audio_truncated` or `absurd_peak`.
+        """
+        if self.length_known and self.num_samples != self._declared:
+            why = f"its header says {self._declared:,} samples, {self.num_samples:,} could be decoded"
+            raise Unfit("audio_truncated", why=why)
+        if self.peak > LOUDEST_PEAK:
+            raise Unfit("absurd_peak", peak=self.peak)
+
+
+def _words(error: Exception) -> str:
+    """libsndfile's own words, without the address of the buffer that soundfile puts before them."""
+    words = str(getattr(error, "error_string", "") or "").strip().rstrip(".")
+    return words or "its content is damaged or is no sound"

@@ -1,0 +1,85 @@
+"""The user's zip or folder, listed and digested: what `plan` needs to name it. Light: standard library only."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cache.fingerprint import digest_file, fingerprint
+from stages.contract import Member, Source
+from stages.errors import SourceUnreadable
+from stages.ingest.archive import Listed, digest_entry, list_folder, list_zip, member_of, opened_zip
+from stages.ingest.limits import ArchiveLimits
+
+_LIST_VERSION = 1
+"""Bump when the same zip should be listed otherwise: remembered lists are then made anew."""
+
+
+class Memo(Protocol):
+    """Remembers what was found out about a file while the file stays as it is."""
+
+    def recall(self, path: Path, what: str) -> str | None: ...
+
+    def remember(self, path: Path, what: str, value: str) -> None: ...
+
+
+def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | None = None) -> Source:
+    """List a zip or folder and digest every file in it; files that cannot be read carry their fault.
+
+    Args:
+        memo: where digests are remembered: one list for a zip, one digest per file for a folder.
+        limits: what may be read; the same as the ingest params have by default.
+
+    Raises:
+        SourceUnreadable: the path is missing, or is neither a folder nor a readable zip.
+    """
+    limits = limits or ArchiveLimits()
+    if path.is_dir():
+        return _source(path, "folder", [_folder_member(listed, memo) for listed in list_folder(path, limits)])
+    if not path.exists():
+        raise SourceUnreadable(path, "there is no such file or folder", "Check the spelling of the path.")
+    if not path.is_file():
+        raise SourceUnreadable(path, "it is neither a file nor a folder", "Give a .zip or a folder.")
+    return _source(path, "zip", _zip_members(path, memo, limits))
+
+
+def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
+    names = sorted([member.name, member.digest or member.fault] for member in members)
+    return Source(path=path, kind=kind, fingerprint=fingerprint("source", {"members": names}), members=tuple(members))
+
+
+def _folder_member(listed: Listed, memo: Memo | None) -> Member:
+    def digest(one: Listed) -> str:
+        assert isinstance(one.place, Path)
+        known = memo.recall(one.place, "bytes") if memo else None
+        if known is None:
+            known = digest_file(one.place)
+            if memo:
+                memo.remember(one.place, "bytes", known)
+        return known
+
+    return member_of(listed, digest)
+
+
+def _zip_members(path: Path, memo: Memo | None, limits: ArchiveLimits) -> list[Member]:
+    what = f"zip members, version {_LIST_VERSION}, limits {limits}"
+    known = memo.recall(path, what) if memo else None
+    if known is not None:
+        return [Member(name=name, num_bytes=size, digest=digest, fault=fault) for name, size, digest, fault in json.loads(known)]
+    with opened_zip(path) as archive:
+        members = [_zip_member(archive, listed) for listed in list_zip(archive, limits)]
+    if memo:
+        rows = [[member.name, member.num_bytes, member.digest, member.fault] for member in members]
+        memo.remember(path, what, json.dumps(rows))
+    return members
+
+
+def _zip_member(archive: zipfile.ZipFile, listed: Listed) -> Member:
+    def digest(one: Listed) -> str:
+        assert isinstance(one.place, zipfile.ZipInfo)
+        return digest_entry(archive, one.place)
+
+    return member_of(listed, digest)

@@ -1,0 +1,54 @@
+"""The window of a dataset, and each clip's row against it. Light: standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.ingest.captions import Pair
+from stages.ingest.stage import IngestParams
+from stages.records import Clip
+
+if TYPE_CHECKING:
+    from stages.ingest.preparing import Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The length clips are cropped and padded to when they are read."""
+
+    num_samples: int
+    num_frames: int
+    """Latent frames that cover it."""
+
+
+def window(lengths: Iterable[int], params: IngestParams) -> Window:
+    """As long as asked for, else as the longest clip; at most the model's native length, at least one latent frame.
+
+    Args:
+        lengths: samples of every whole recording; at least one.
+    """
+    seconds = params.duration_seconds
+    wanted = max(lengths) if seconds is None else round(seconds * params.sample_rate_hz)
+    num_samples = max(params.downsampling_ratio, min(wanted, params.native_samples))
+    return Window(num_samples=num_samples, num_frames=math.ceil(num_samples / params.downsampling_ratio))
+
+
+def row(pair: Pair, prompt: str, prepared: Prepared, audio: str, against: Window, params: IngestParams) -> Clip:
+    """A clip's row: kept whole on disk, its crop or pad only counted."""
+    return Clip(
+        clip_id=pair.clip_id,
+        audio=audio,
+        digest=prepared.digest,
+        num_samples=prepared.num_samples,
+        source_sample_rate_hz=prepared.source_sample_rate_hz,
+        num_channels=prepared.num_channels,
+        crop_start=0,
+        num_samples_cut=max(0, prepared.num_samples - against.num_samples),
+        num_samples_padded=max(0, against.num_samples - prepared.num_samples),
+        seconds_total=math.ceil(prepared.num_samples_whole / params.sample_rate_hz),
+        prompt=prompt,
+        caption_source=pair.caption.name,
+    )

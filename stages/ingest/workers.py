@@ -1,0 +1,90 @@
+"""Clips prepared side by side by joblib: names go out, facts come back, and no sound travels between processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+
+import joblib
+
+from stages.contract import Resources
+from stages.errors import EngineUnavailable, Fault, StageError
+from stages.ingest.preparing import Job, Prepared, prepare
+
+Result = tuple[Job, Prepared | Fault]
+_BYTES_WORTH_A_PROCESS = 64 << 20
+"""Source bytes that keep one process about as busy as starting it takes."""
+
+
+def results(jobs: Sequence[Job], resources: Resources, should_stop: Callable[[], bool]) -> Iterator[Result]:
+    """Every job with what came of it, as they finish. Once asked to stop no further job is begun.
+
+    Raises:
+        StageError: a worker died, or could not write.
+    """
+    number = num_workers(jobs, resources)
+    if number == 1 and resources.engine in ("loky", "threading"):
+        for job in _until(should_stop, jobs):
+            yield job, prepare(job)
+    elif jobs:
+        yield from _side_by_side(jobs, number, resources.engine, should_stop)
+
+
+def num_workers(jobs: Sequence[Job], resources: Resources) -> int:
+    """As many as asked for; unasked, one per core, as far as there is work to share."""
+    if resources.workers:
+        return max(1, min(resources.workers, len(jobs)))
+    worth = sum(job.member.num_bytes for job in jobs) // _BYTES_WORTH_A_PROCESS
+    return max(1, min(joblib.cpu_count(), worth, len(jobs)))
+
+
+def _until(should_stop: Callable[[], bool], jobs: Sequence[Job]) -> Iterator[Job]:
+    for job in jobs:
+        if should_stop():
+            return
+        yield job
+
+
+def _side_by_side(jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]) -> Iterator[Result]:
+    _ready(engine)
+    calls = (joblib.delayed(_in_worker)(job) for job in _until(should_stop, jobs))
+    # joblib's ray backend cannot hand results over one by one.
+    return_as = "list" if engine == "ray" else "generator_unordered"
+    try:
+        with joblib.parallel_config(backend=engine):
+            yield from joblib.Parallel(n_jobs=number, pre_dispatch=number + 1, return_as=return_as)(calls)
+    except (joblib.externals.loky.process_executor.TerminatedWorkerError, MemoryError) as error:
+        raise StageError(
+            f"a worker of ingest was killed or ran out of memory ({type(error).__name__}). Finished clips are kept. "
+            f"Run the same command again with fewer processes, such as --workers {max(1, number // 2)}."
+        ) from error
+    finally:
+        if engine == "loky":
+            joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+
+
+def _in_worker(job: Job) -> Result:
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C goes to every process of the terminal; the parent alone decides, and lets begun clips finish.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return job, prepare(job)
+
+
+def _ready(engine: str) -> None:
+    """Start what a joblib backend beyond joblib's own needs."""
+    try:
+        if engine == "dask":
+            from distributed import get_client
+
+            get_client()
+        elif engine == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+    except ImportError as error:
+        package = {"dask": "dask[distributed]", "ray": "ray"}[engine]
+        remedy = f"Install it with `pip install '{package}'`"
+        raise EngineUnavailable(engine, f"{error.name} is not installed", remedy) from error
+    except ValueError as error:
+        raise EngineUnavailable(engine, str(error), "Start a cluster and connect a distributed.Client first") from error

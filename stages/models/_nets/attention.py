@@ -1,0 +1,121 @@
+"""Self- and cross-attention, plain and differential, around one replaceable attention function.
+
+B batch, H heads, N queries, S keys, D features of a head, W width of a token (H * D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.models._nets.rotary import Turn, rotated
+from stages.models._nets.windows import attended_in_windows
+
+
+class AttentionFunction(Protocol):
+    """softmax(q k^T / sqrt(D)) v over the keys that may be seen.
+
+    Args:
+        query_BHND, key_BHSD, value_BHSD: heads, already normed and rotated.
+        valid: bool, True where a key may be seen: (B, S), or (B, N, S) where that differs between queries; None = everywhere.
+    """
+
+    def __call__(self, query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor: ...
+
+
+def masked_attention(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
+    """The product's attention: padding keys get no softmax mass at all. Torch's own kernels, any device."""
+    mask = None if valid is None else (valid[:, None, None, :] if valid.dim() == 2 else valid[:, None])
+    return F.scaled_dot_product_attention(query_BHND, key_BHSD, value_BHSD, attn_mask=mask)
+
+
+def replace_attention(network: nn.Module, function: AttentionFunction) -> None:
+    """Let every attention of `network` use `function`; `masked_attention` is what they are built with."""
+    for module in network.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.attention = function
+
+
+MakeNorm = Callable[[int], nn.Module]
+"""A norm over the D features of a head."""
+
+
+class SelfAttention(nn.Module):
+    """Attention of tokens among themselves, with rotary positions.
+
+    Differential attention subtracts a second map with its own queries and keys (after Ye et al. 2024, arXiv:2410.05258,
+    with weight 1 and neither lambda nor a norm of its own); the fused projection then holds q, k, v, q', k'.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        make_norm: MakeNorm,
+        *,
+        differential: bool,
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        """`window`: how many tokens before and after itself a query sees; None = all."""
+        super().__init__()
+        self.num_heads, self.num_parts, self.window = num_heads, 5 if differential else 3, window
+        self.to_qkv = nn.Linear(width, self.num_parts * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
+        self.attention: AttentionFunction = masked_attention
+
+    def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
+        """(B, N, W). `valid_BN` True where a token may be looked at."""
+        query, key, value, *second = split_heads(self.to_qkv(token_BNW), self.num_parts, self.num_heads)
+        out_BHND = self._map(query, key, value, turn, valid_BN)
+        if second:
+            out_BHND = out_BHND - self._map(second[0], second[1], value, turn, valid_BN)
+        return self.to_out(merged_heads(out_BHND))  # type: ignore[no-any-return]
+
+    def _map(self, query: Tensor, key: Tensor, value: Tensor, turn: Turn, valid_BN: Tensor | None) -> Tensor:
+        query = rotated(self.q_norm(query), turn).to(value.dtype)
+        key = rotated(self.k_norm(key), turn).to(value.dtype)
+        if self.window is not None:
+            return attended_in_windows(self.attention, query, key, value, self.window)
+        return self.attention(query, key, value, valid_BN)
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to the context, without positions and without a mask.
+
+    Differential: queries q, q' and, in this order, k, k', v.
+    """
+
+    def __init__(self, width: int, num_heads: int, make_norm: MakeNorm, *, differential: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_maps = num_heads, 2 if differential else 1
+        self.to_q = nn.Linear(width, self.num_maps * width, bias=False)
+        self.to_kv = nn.Linear(width, (self.num_maps + 1) * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
+        self.attention: AttentionFunction = masked_attention
+
+    def forward(self, token_BNW: Tensor, context_BSW: Tensor) -> Tensor:
+        """(B, N, W) from tokens (B, N, W) and context (B, S, W)."""
+        queries = split_heads(self.to_q(token_BNW), self.num_maps, self.num_heads)
+        *keys, value = split_heads(self.to_kv(context_BSW), self.num_maps + 1, self.num_heads)
+        maps = [self._map(query, key, value) for query, key in zip(queries, keys, strict=True)]
+        return self.to_out(merged_heads(maps[0] - maps[1] if len(maps) == 2 else maps[0]))  # type: ignore[no-any-return]
+
+    def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.attention(self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype), value, None)
+
+
+def split_heads(token_BNF: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
+    """A fused projection as `num_parts` tensors (B, H, N, D); features of one part are head-major."""
+    batch, num_tokens, _ = token_BNF.shape
+    parts = token_BNF.view(batch, num_tokens, num_parts, num_heads, -1).unbind(dim=2)
+    return [part.transpose(1, 2) for part in parts]
+
+
+def merged_heads(head_BHND: Tensor) -> Tensor:
+    """(B, N, H * D)."""
+    return head_BHND.transpose(1, 2).flatten(2)

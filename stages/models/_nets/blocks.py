@@ -1,0 +1,47 @@
+"""Parts that both networks are made of. W is the width of a token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def sine(x: Tensor) -> Tensor:
+    """sin(pi x), the gate of the autoencoder's periodic layers."""
+    return torch.sin(math.pi * x)
+
+
+class GatedProjection(nn.Module):
+    """a * act(g) with [a, g] = W x + b: value first, gate second (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * self.activation(gate)  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Gated projection to `inner`, then back to `width`."""
+
+    def __init__(self, width: int, inner: int, activation: Activation = F.silu) -> None:
+        super().__init__()
+        # Position 1 holds nothing: published names count from the gated projection 0 to the output 2.
+        self.ff = nn.Sequential(GatedProjection(width, inner, activation), nn.Identity(), nn.Linear(inner, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x)  # type: ignore[no-any-return]
+
+
+def two_layers(num_in: int, width: int, num_out: int, *, bias: bool = True) -> nn.Sequential:
+    """Linear, SiLU, Linear."""
+    return nn.Sequential(nn.Linear(num_in, width, bias=bias), nn.SiLU(), nn.Linear(width, num_out, bias=bias))

@@ -1,0 +1,33 @@
+"""Prepared audio, read: the one thing about ingest's files that encode and train know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import PreparedMissing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_prepared(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Samples `start` to `stop` of a prepared clip: (2, n) float32, contiguous; only that part is decoded.
+
+    Args:
+        path: the file, the store's shared folder joined with `Clip.audio`.
+        stop: None, or beyond the end: to the end.
+
+    Raises:
+        PreparedMissing: the file is gone or damaged.
+    """
+    import numpy as np
+    import soundfile  # deferred: plan and status must not wait for arrays
+
+    if not path.is_file():
+        raise PreparedMissing(path, "is gone")
+    try:
+        audio_NC, _ = soundfile.read(path, start=start, stop=stop, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise PreparedMissing(path, f"is damaged ({error})") from error
+    return np.ascontiguousarray(audio_NC.T)

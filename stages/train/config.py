@@ -1,0 +1,120 @@
+"""The JSON beside an adapter: what was asked for as resolved, what was found, what came of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from stages.contract import Inputs, Weights
+from stages.records import AdapterSpec, ModelSpec
+from stages.train.evaluation import TIMESTEPS, Evaluation
+from stages.train.metrics import LOSS_WINDOW, window_means
+from stages.train.stage import TrainParams
+
+FORMAT_VERSION = 1
+_PACKAGES = ("stable-audio-3-trainer", "torch", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What is known at the end of a training, apart from params."""
+
+    spec: AdapterSpec
+    """Of the adapter, with alpha as resolved."""
+    rank_limit: int
+    """Smallest dimension of the layers that carry the adapter: what an -xs rank may be at most."""
+    num_parameters: int
+    num_layers: int
+    losses: Sequence[float]
+    """Of every step."""
+    before: Evaluation
+    after: Evaluation
+    seconds: float
+    """Spent in steps."""
+    device: str
+    precision_used: str
+    """Of the base: as asked for, or the nearest the device computes in."""
+    started: str
+    finished: str
+    """UTC, of the run that finished it."""
+
+
+def configuration(inputs: Inputs, params: TrainParams, model: ModelSpec, weights: Weights, summary: Summary) -> dict[str, Any]:
+    """All of config.json: JSON values only."""
+    return {
+        "format_version": FORMAT_VERSION,
+        **model_entry(model, weights),
+        **request_entry(params, summary),
+        "dataset": dataset_entry(inputs, model),
+        **result_entry(params, summary),
+        "device": summary.device,
+        "times": {"started": summary.started, "finished": summary.finished, "training_seconds": summary.seconds},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
+
+
+def model_entry(model: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Which base model, and where its adapters are used."""
+    return {
+        "model": model.name,
+        "inference_model": model.inference_model,
+        "base_model_repo": model.repo,
+        "base_digest": weights.digests["transformer"],
+        "weights_digests": dict(weights.digests),
+    }
+
+
+def request_entry(params: TrainParams, summary: Summary) -> dict[str, Any]:
+    """Every param, resolved."""
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(params).items()}
+    return {
+        **asked,
+        "alpha": summary.spec.alpha,
+        "base_precision_used": summary.precision_used,
+        "rank_limit": summary.rank_limit,
+    }
+
+
+def dataset_entry(inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
+    """What was trained on, by content."""
+    artifact = next(iter(inputs.artifacts.values()))
+    window_samples = int(artifact.facts["window_samples"])
+    known = artifact.facts.get("dataset")
+    return {
+        "fingerprint": inputs.source.fingerprint if inputs.source else known or artifact.fingerprint,
+        "artifact": {"stage": artifact.stage, "fingerprint": artifact.fingerprint},
+        "num_clips": int(artifact.facts["num_clips"]),
+        "duration_seconds": window_samples / model.sample_rate_hz,
+        "window_samples": window_samples,
+        "window_frames": int(artifact.facts["window_frames"]),
+    }
+
+
+def result_entry(params: TrainParams, summary: Summary) -> dict[str, Any]:
+    """What came of it. Losses of single steps differ by their timesteps, so they are averaged over windows."""
+    means = window_means(np.asarray(summary.losses, dtype=np.float64))
+    best = int(np.argmin(means))
+    return {
+        "steps_done": len(summary.losses),
+        "trainable_parameters": summary.num_parameters,
+        "adapted_layers": summary.num_layers,
+        "loss_window_steps": min(LOSS_WINDOW, len(summary.losses)),
+        "final_loss": float(means[-1]),
+        "best_loss": float(means[best]),
+        "best_loss_step": best + min(LOSS_WINDOW, len(summary.losses)),
+        "loss_before": summary.before.loss,
+        "loss_after": summary.after.loss,
+        "loss_by_timestep": by_timestep(summary),
+        "seconds_per_step": summary.seconds / len(summary.losses),
+    }
+
+
+def by_timestep(summary: Summary) -> list[Mapping[str, float]]:
+    """Loss on fixed noise at fixed timesteps, before and after."""
+    rows = zip(TIMESTEPS, summary.before.by_timestep, summary.after.by_timestep, strict=True)
+    return [{"timestep": timestep, "before": before, "after": after} for timestep, before, after in rows]

@@ -1,0 +1,94 @@
+"""From trained values to adapter files, and from an adapter file to starting values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.adapters import _file as adapter_file
+from stages.contract import Weights
+from stages.errors import AdapterMismatch
+from stages.records import AdapterSpec, ModelSpec
+from stages.train.stage import LEGACY_KINDS, TrainParams
+
+ADAPTER, TRAINED_VALUES = "adapter.safetensors", "adapter_fp32.safetensors"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def write_adapters(
+    directory: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, metadata: Mapping[str, str], precision: str
+) -> None:
+    """Write the adapter for the world, in `precision`, and the trained values in fp32; read both back and compare.
+
+    Raises:
+        AdapterMismatch: a file does not hold what was written.
+        AdapterNotWritable: a value is beyond the precision.
+    """
+    for name, dtype in ((ADAPTER, DTYPES[precision]), (TRAINED_VALUES, torch.float32)):
+        adapter_file.write(directory / name, tensors, spec, metadata, dtype)
+        compare(directory / name, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
+
+
+def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:
+    """Read an adapter file back. Raises: AdapterMismatch naming every difference."""
+    found = adapter_file.read(file)
+    differences = [f"its spec is {found.spec}, not {spec}"] if found.spec != spec else []
+    differences += [f"tensor {key} is not there" for key in expected.keys() - found.tensors.keys()]
+    differences += [f"tensor {key} is too many" for key in found.tensors.keys() - expected.keys()]
+    differences += [
+        f"tensor {key} differs"
+        for key in expected.keys() & found.tensors.keys()
+        if not torch.equal(found.tensors[key], expected[key].to(found.tensors[key].dtype))
+    ]
+    if differences:
+        raise AdapterMismatch(file.name, sorted(differences))
+
+
+def metadata_of(model: ModelSpec, weights: Weights, step: int) -> dict[str, str]:
+    """What an adapter file says of its origin, beside its spec."""
+    return {
+        "base_model": model.repo or model.name,
+        "base_model_name": model.name,
+        "base_digest": weights.digests["transformer"],
+        "step": str(step),
+    }
+
+
+def read_start(file: Path, params: TrainParams, weights: Weights, say: Callable[[str], None]) -> adapter_file.AdapterFile:
+    """The adapter to start from; it must be of the kind, rank and layers asked for.
+
+    Raises:
+        AdapterMismatch: naming every difference.
+    """
+    found = adapter_file.read(file)
+    pairs = {
+        "adapter_type": (LEGACY_KINDS.get(found.spec.kind, found.spec.kind), params.adapter_type),
+        "rank": (found.spec.rank, params.rank),
+        "include": (found.spec.include, params.include),
+        "exclude": (found.spec.exclude, params.exclude),
+    }
+    if params.alpha is not None:
+        pairs["alpha"] = (found.spec.alpha, params.alpha)
+    differences = [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
+    if differences:
+        raise AdapterMismatch(file.name, differences)
+    base = found.metadata.get("base_digest")
+    if base not in (None, weights.digests["transformer"]):
+        say(f"{file.name} was trained on other base weights ({base[:8]}, here {weights.digests['transformer'][:8]})")
+    return found
+
+
+def resolved_spec(params: TrainParams, start: adapter_file.AdapterFile | None) -> AdapterSpec:
+    """The spec of the adapter to train: alpha unset means the starting file's, else the rank."""
+    alpha = params.alpha if params.alpha is not None else start.spec.alpha if start else float(params.rank)
+    return AdapterSpec(
+        kind=params.adapter_type,
+        rank=params.rank,
+        alpha=float(alpha),
+        dropout=params.adapter_dropout,
+        include=params.include,
+        exclude=params.exclude,
+    )

@@ -1,0 +1,178 @@
+"""Step after step: one loop for every adapter kind and both sources of clips."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.contract import Workspace
+from stages.errors import LossNotFinite, Stopped
+from stages.train import checkpoint
+from stages.train.batches import Batch
+from stages.train.checkpoint import Checkpoint
+from stages.train.draws import Chance
+from stages.train.metrics import LOSS_WINDOW, History
+from stages.train.network import Network, batch_losses, loss_scale
+from stages.train.optimizer import Optimizer
+from stages.train.stage import TrainParams
+
+
+@dataclass
+class Training:
+    """A training between two steps."""
+
+    network: Network
+    optimizer: Optimizer
+    history: History
+    params: TrainParams
+    device: torch.device
+    notes: dict[str, Any]
+    """Small JSON values kept in every checkpoint; `seconds` counts the time spent in steps."""
+    step: int = 0
+    """Updates made."""
+
+    def advance(self, batch: Batch) -> None:
+        """One update."""
+        with adapter_dropout(self.params, self.step, self.device):
+            losses = batch_losses(self.network, batch, paired=self.params.optimal_transport)
+            total = losses.total(self.params.mask_loss_weight)
+            norm = self.optimizer.update(total, loss_scale(batch, self.network.denoiser.dtype))
+        self.history.add(batch.timestep_B, losses, norm)
+        self.step += 1
+
+    def as_checkpoint(self) -> Checkpoint:
+        """All of it, on the CPU."""
+        self.history.settle()
+        return Checkpoint(
+            step=self.step,
+            adapter=self.network.adapter.state(),
+            optimizer=self.optimizer.state(),
+            history={
+                "figures": torch.from_numpy(self.history.figures_S3B),
+                "norms": torch.from_numpy(self.history.norms_S),
+            },
+            notes=dict(self.notes),
+        )
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.network.adapter.load(saved.adapter, f"checkpoint of step {saved.step}")
+        self.optimizer.load(saved.optimizer)
+        self.history = History(saved.history["figures"].numpy(), saved.history["norms"].numpy())
+        self.notes = dict(saved.notes)
+        self.step = saved.step
+
+
+@contextmanager
+def adapter_dropout(params: TrainParams, step: int, device: torch.device) -> Iterator[None]:
+    """Adapters draw dropout masks from torch's global generators: seed those for one step, and put them back."""
+    if params.adapter_dropout == 0:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(Chance(params.seed).torch_at("adapter dropout", step).initial_seed())
+        yield
+
+
+@dataclass
+class Fit:
+    """A training under way in a workspace."""
+
+    training: Training
+    batch_at: Callable[[int], Batch]
+    """The batch of a step, counted from 0."""
+    work: Workspace
+    identity: str
+    """Whose checkpoints these are."""
+
+    def __post_init__(self) -> None:
+        self.total_steps = self.training.params.number_of_steps
+        self.first_step, self.started = self.training.step, time.perf_counter()
+        self.seconds_before = float(self.training.notes.get("seconds", 0.0))
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints lie."""
+        return self.work.directory / checkpoint.FOLDER
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in steps, by this run and those it goes on from."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def run(self) -> None:
+        """Train up to the step asked for; saves on schedule, at the end, and when asked to stop.
+
+        Raises:
+            Stopped: asked to; everything so far is saved.
+            LossNotFinite: a loss or gradient was NaN or infinite; that update was not made, what came before is saved.
+        """
+        self.training.network.train(True)
+        while self.training.step < self.total_steps:
+            if self.work.should_stop():
+                self.save()
+                raise Stopped(f"at step {self.training.step} of {self.total_steps}")
+            self.training.advance(self.batch_at(self.training.step).to(self.training.device))
+            self.after_step()
+
+    def after_step(self) -> None:
+        """What is due: a look at the figures, a progress line, a checkpoint."""
+        step, resources = self.training.step, self.work.resources
+        due_to_tell = step in (1, self.total_steps) or step % resources.log_every == 0
+        due_to_save = step == self.total_steps or step % resources.checkpoint_every == 0
+        # Looking makes the host wait for the device: free on the CPU, elsewhere only when there is something to tell.
+        if due_to_tell or self.training.device.type == "cpu":
+            self.refuse_broken()
+        if due_to_tell:
+            self.work.progress(step, self.total_steps, self.line())
+        if due_to_save:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step and let go of old ones. Before the first step there is nothing to save."""
+        self.refuse_broken()
+        if self.training.step > 0:
+            self.training.notes["seconds"] = self.seconds
+            checkpoint.write(self.folder, self.identity, self.training.as_checkpoint())
+            checkpoint.keep_newest(self.folder, self.work.resources.keep_checkpoints)
+
+    def refuse_broken(self) -> None:
+        """Stop at the first step whose figures are not finite, with a checkpoint of what came before it."""
+        training = self.training
+        if not bool(training.optimizer.broken):
+            return
+        training.history.settle()
+        broken, what = training.history.first_broken()
+        # The optimiser has left everything as it was before that step, however many steps ago it was.
+        training.history.cut(broken)
+        training.optimizer.mend()
+        training.step = broken
+        self.save()
+        raise LossNotFinite(broken + 1, self.batch_at(broken).clip_ids, what)
+
+    def line(self) -> str:
+        """Loss, learning rate, speed, memory and time left."""
+        training = self.training
+        training.history.settle()
+        recent = training.history.losses(training.params.mask_loss_weight, last=LOSS_WINDOW)
+        rate = (training.step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
+        left = int((self.total_steps - training.step) / rate)
+        parts = [
+            f"loss {recent.mean():.4f}",
+            f"lr {training.params.learning_rate:.2g}",
+            f"{rate:.2f} steps/s",
+            *memory_held(training.device),
+            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
+        ]
+        return "  ".join(parts)
+
+
+def memory_held(device: torch.device) -> list[str]:
+    """Most memory the device has held, where torch knows it."""
+    return [f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"] if device.type == "cuda" else []

@@ -1,0 +1,74 @@
+"""The frozen base with an adapter in it: what a step runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.adapters._base import Adapter
+from stages.models._nets.conditioning import Conditioner
+from stages.models._nets.transformer import Denoiser
+from stages.train.batches import Batch
+from stages.train.coupling import pairing
+from stages.train.objective import Losses, losses, noised, velocity
+
+# B clips, C latent channels, T frames.
+
+
+@dataclass(frozen=True)
+class Network:
+    """Denoiser and conditioner in the base precision, and the fp32 adapter attached to both."""
+
+    denoiser: Denoiser
+    conditioner: Conditioner
+    adapter: Adapter
+
+    def train(self, learning: bool) -> None:
+        """Adapter dropout is active while learning, and only then."""
+        self.denoiser.train(learning)
+        self.conditioner.train(learning)
+
+    def velocity(self, batch: Batch, noise_BCT: Tensor) -> Tensor:
+        """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision."""
+        conditioning = self.conditioner(self.conditioner.padded_prompts(batch.hidden), batch.seconds_total_B)
+        given_B1T = batch.given_BT[:, None].float()
+        predicted: Tensor = self.denoiser(
+            noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
+            batch.timestep_B,
+            conditioning,
+            given_B1T,
+            batch.latents_BCT * given_B1T,
+            # Without padding no mask is needed, and attention has a faster way.
+            padding_mask_BT=None if batch.all_real else batch.real_BT,
+            dropped_B=batch.dropped_B,
+        )
+        return predicted
+
+
+def batch_losses(network: Network, batch: Batch, *, paired: bool) -> Losses:
+    """Forward and compare.
+
+    Args:
+        paired: deal the batch's noise out by optimal transport; nothing to deal with one clip.
+    """
+    noise_BCT = batch.noise_BCT
+    if paired and len(noise_BCT) > 1:
+        noise_BCT = noise_BCT[pairing(batch.latents_BCT, noise_BCT)]
+    predicted_BCT = network.velocity(batch, noise_BCT)
+    return losses(predicted_BCT, velocity(batch.latents_BCT, noise_BCT), batch.real_BT, batch.given_BT)
+
+
+def loss_scale(batch: Batch, dtype: torch.dtype) -> float:
+    """What the loss is multiplied by before the backward pass, and gradients divided by after it.
+
+    Only fp16 needs it: one element's share of the mean loss, 1 / (B C T), is below its smallest number. The scale is
+    the power of two below B C T / 256, so that shares become about 2^-8: 16 halvings above where fp16 ends, and far
+    enough from its largest number to add up thousands of frames. It follows from the batch's shape alone, so there is
+    nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all the same, the run
+    stops and says so.
+    """
+    if dtype is not torch.float16:
+        return 1.0
+    return float(2 ** max(batch.latents_BCT.numel().bit_length() - 1 - 8, 0))

@@ -1,0 +1,145 @@
+"""What decides the adapter. Light: standard library only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stages.contract import Stage
+
+PRECISIONS = {
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "fp16",
+    "float16": "fp16",
+    "fp32": "fp32",
+    "float32": "fp32",
+}
+"""Spellings of a precision, and the one each is hashed as."""
+
+LEGACY_KINDS = {"dora": "dora-rows"}
+"""Adapter kinds under an old name: the same adapter, so the same fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams:
+    """All of it is hashed; `number_of_steps` names the artifact but not the run, so a run can go on to more steps."""
+
+    model: str
+    number_of_steps: int = 1000
+    learning_rate: float = 1e-4
+    rank: int = 16
+    alpha: float | None = None
+    """None: as the rank; when continuing from an adapter file, as that file."""
+    adapter_type: str = "dora-rows"
+    adapter_dropout: float = 0.0
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    batch_size: int = 1
+    seed: int = 42
+    base_precision: str = "bf16"
+    """Of the frozen base: `bf16`, `fp16` or `fp32`. The adapter, the loss and the optimiser are fp32."""
+    pre_encode: bool = False
+    """Train from the latents of the encode stage; otherwise from prepared audio, encoded inside the loop."""
+    lora_checkpoint: str | None = None
+    """Digest of the adapter file to start from."""
+    export_precision: str = "fp16"
+    """Of adapter.safetensors: `fp16` as the field has it, or `fp32`. adapter_fp32.safetensors is always written."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    cfg_dropout_prob: float = 0.1
+    """How often a clip is trained without its prompt (and duration token)."""
+    mask_probabilities: tuple[float, ...] = (0.1, 0.8, 0.1)
+    """Of the inpainting masks: segments, full, causal and, if there is a fourth, spans."""
+    mask_loss_weight: float = 1.0
+    """Weight of the loss on frames that were given, beside that on frames to be generated."""
+    silence_extension_seconds: float = 4.0
+    """Mean of the random stretch of silence behind a clip that is trained on as well."""
+    timestep_truncation: float = 0.075
+    """Lower bound of the truncated logistic normal that timesteps come from, 1 = clean."""
+    optimal_transport: bool = True
+    """Pair noise with clips inside a batch; without effect at batch_size 1."""
+    polarity_flip: bool = True
+    """Flip the sign of half of the clips; only where audio is encoded inside the loop."""
+    autoencoder_precision: str = "fp32"
+    """Of the autoencoder that encodes inside the loop."""
+
+    def __post_init__(self) -> None:
+        for name, value in _canonical(self).items():
+            object.__setattr__(self, name, value)
+        for name, holds, rule in _rules(self):
+            if not holds:
+                raise ValueError(f"train.{name} must be {rule}; got {getattr(self, name)!r}")
+
+
+def _canonical(params: TrainParams) -> dict[str, object]:
+    """Every field in the one form it is hashed in: two spellings of the same training get the same name."""
+    declared = {field.name: field.type for field in fields(params)}
+    values: dict[str, Any] = {name: _one_spelling(kind, getattr(params, name)) for name, kind in declared.items()}
+    values["adapter_type"] = LEGACY_KINDS.get(params.adapter_type, params.adapter_type)
+    for name in ("base_precision", "export_precision", "autoencoder_precision"):
+        values[name] = PRECISIONS.get(values[name], values[name])
+    if params.alpha is None and params.lora_checkpoint is None:
+        values["alpha"] = float(params.rank)
+    return values
+
+
+def _one_spelling(declared: object, value: object) -> object:
+    """Lists become tuples, whole numbers become floats where floats are declared."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, tuple) and "float" in str(declared):
+        return tuple(_one_spelling("float", entry) for entry in value)
+    return float(value) if str(declared).startswith("float") and isinstance(value, int) else value
+
+
+def _rules(params: TrainParams) -> list[tuple[str, bool, str]]:
+    """(field, whether it holds, the rule in words). Comparisons are False for NaN."""
+    betas, probabilities = params.betas, params.mask_probabilities
+    shares = len(probabilities) in (3, 4) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6
+    return [
+        ("model", bool(params.model), "the name of a base model"),
+        ("number_of_steps", _is_int(params.number_of_steps) and params.number_of_steps >= 1, "a whole number from 1"),
+        ("learning_rate", 0 < params.learning_rate <= 0.01, "above 0 and at most 0.01"),
+        ("rank", _is_int(params.rank) and 1 <= params.rank <= 256, "a whole number from 1 to 256"),
+        ("alpha", params.alpha is None or 0 < params.alpha < math.inf, "above 0, or unset"),
+        ("adapter_dropout", 0 <= params.adapter_dropout < 1, "from 0 to below 1"),
+        ("include", _is_names(params.include), "a list of patterns, or unset"),
+        ("exclude", _is_names(params.exclude), "a list of patterns, or unset"),
+        ("batch_size", _is_int(params.batch_size) and params.batch_size >= 1, "a whole number from 1"),
+        ("seed", _is_int(params.seed) and 0 <= params.seed < 2**31, "a whole number from 0 to 2147483647"),
+        ("base_precision", params.base_precision in PRECISIONS.values(), "bf16, fp16 or fp32"),
+        ("export_precision", params.export_precision in ("fp16", "fp32"), "fp16 or fp32"),
+        ("autoencoder_precision", params.autoencoder_precision in PRECISIONS.values(), "bf16, fp16 or fp32"),
+        ("betas", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1"),
+        ("eps", 0 < params.eps < math.inf, "above 0"),
+        ("weight_decay", 0 <= params.weight_decay < math.inf, "at least 0"),
+        ("cfg_dropout_prob", 0 <= params.cfg_dropout_prob <= 1, "from 0 to 1"),
+        ("mask_probabilities", shares, "three or four numbers from 0 that add up to 1"),
+        ("mask_loss_weight", 0 <= params.mask_loss_weight < math.inf, "at least 0"),
+        ("silence_extension_seconds", 0 <= params.silence_extension_seconds < math.inf, "at least 0"),
+        ("timestep_truncation", 0 < params.timestep_truncation < 1, "above 0 and below 1"),
+    ]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_names(value: object) -> bool:
+    return value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value))
+
+
+STAGE = Stage(
+    name="train",
+    version=1,
+    params=TrainParams,
+    inputs=("ingest", "encode"),
+    entry="stages.train.run:train",
+    components=("transformer", "conditioner"),
+    identity_leaves_out=("number_of_steps",),
+)

@@ -1,0 +1,74 @@
+"""A digest of each stage's code, kept beside its version: changed code with an unchanged version is noticed.
+
+`python -m tests.stage_code --accept` records the code as giving the same results.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from pipeline.plan import stage
+
+ROOT = Path(__file__).parents[1]
+RECORD = Path(__file__).parent / "golden" / "stage_code.json"
+CODE = {
+    "ingest": ("stages/ingest/*.py", "stages/prepared.py"),
+    "encode": (
+        "stages/encode/*.py", "stages/prepared.py", "stages/models/_weights.py", "stages/models/_nets/*.py",
+    ),
+    "train": (
+        "stages/train/*.py", "stages/prepared.py", "stages/adapters/*.py", "stages/models/_weights.py",
+        "stages/models/_nets/*.py",
+    ),
+}  # fmt: skip
+"""What decides each stage's result."""
+
+
+def without_words(tree: ast.AST) -> ast.AST:
+    """The tree without docstrings; comments are not in it anyway."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not _is_string(part)] or [ast.Pass()]
+    return tree
+
+
+def _is_string(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def digest(name: str) -> str:
+    """Over the syntax trees of a stage's files, in name order."""
+    files = sorted({path for pattern in CODE[name] for path in ROOT.glob(pattern)})
+    total = hashlib.sha256()
+    for path in files:
+        tree = without_words(ast.parse(path.read_text(encoding="utf-8")))
+        total.update(f"{path.relative_to(ROOT).as_posix()}\n{dumped(tree)}".encode())
+    return total.hexdigest()
+
+
+def dumped(node: object) -> str:
+    """A syntax tree as text, the same on every Python: fields that hold nothing are left out (versions add such)."""
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f"{type(node).__name__}({','.join(f'{name}={dumped(value)}' for name, value in fields)})"
+    return f"[{','.join(map(dumped, node))}]" if isinstance(node, list) else repr(node)
+
+
+def current() -> dict[str, dict[str, object]]:
+    """Version and code digest of every stage as it stands."""
+    return {name: {"version": stage(name).version, "code": digest(name)} for name in CODE}
+
+
+def accept() -> None:
+    """Record the code as it stands."""
+    RECORD.write_text(json.dumps(current(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "--accept" not in sys.argv:
+        sys.exit("usage: python -m tests.stage_code --accept")
+    accept()

@@ -1,0 +1,90 @@
+"""Published weights come from the hub's cache; what cannot be had is an error with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from pipeline.hub import hub_folder
+from stages.catalogue import models
+from stages.errors import WeightsNotFound
+
+SPEC = models()["small-music-base"]
+
+
+class FakeHub:
+    """Stands where snapshot_download stands; remembers what was asked."""
+
+    def __init__(self, cached: Path | None = None, online: Path | Exception | None = None) -> None:
+        self.cached, self.online, self.asked = cached, online, []
+
+    def __call__(self, repo: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        self.asked.append((repo, local_files_only))
+        if local_files_only:
+            if self.cached is None:
+                raise LocalEntryNotFoundError("not cached")
+            return str(self.cached)
+        if isinstance(self.online, Exception):
+            raise self.online
+        return str(self.online)
+
+
+def snapshot(folder: Path) -> Path:
+    for name in ("model_config.json", "model.safetensors", "t5gemma-b-b-ul2/config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def use(monkeypatch):
+    def place(hub: FakeHub) -> FakeHub:
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+        return hub
+
+    return place
+
+
+def test_a_cached_snapshot_is_used_without_asking_the_network(use, tmp_path):
+    hub = use(FakeHub(cached=snapshot(tmp_path)))
+    assert hub_folder(SPEC, download=True) == tmp_path
+    assert hub.asked == [("stabilityai/stable-audio-3-small-music-base", True)]
+
+
+def test_planning_never_downloads(use):
+    hub = use(FakeHub())
+    assert hub_folder(SPEC, download=False) is None
+    assert [local for _, local in hub.asked] == [True]
+
+
+def test_an_interrupted_download_is_gone_on_with(use, tmp_path):
+    (tmp_path / "half").mkdir()
+    hub = use(FakeHub(cached=tmp_path / "half", online=snapshot(tmp_path / "whole")))
+    assert hub_folder(SPEC, download=True) == tmp_path / "whole"
+    assert len(hub.asked) == 2
+
+
+def refusal(kind):
+    response = SimpleNamespace(headers={}, status_code=403, request=SimpleNamespace(url="", method="GET"))
+    return kind("refused", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (refusal(GatedRepoError), "Accept the licence at https://huggingface.co/stabilityai/stable-audio-3-small-music-base"),
+        (OfflineModeIsEnabled("offline"), "Unset HF_HUB_OFFLINE"),
+        (OSError("no route to host"), "no route to host"),
+        (LocalEntryNotFoundError("unreachable"), "could not be reached"),
+    ],
+    ids=["licence", "offline mode", "no network", "unreachable"],
+)
+def test_what_cannot_be_had_says_why_and_what_to_type_next(use, error, says):
+    use(FakeHub(online=error))
+    with pytest.raises(WeightsNotFound, match="--weights") as caught:
+        hub_folder(SPEC, download=True)
+    assert says in str(caught.value)

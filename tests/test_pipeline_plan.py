@@ -1,0 +1,150 @@
+"""The plan: what would run, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from cache.receipt import Receipt
+from cache.store import Store
+from pipeline.plan import State, changes, plan, reason
+from pipeline.recipe import read_recipe
+from pipeline.report import plan_lines
+from pipeline.request import Found
+from stages.contract import Source, Weights
+
+SOURCE = Source(path=None, kind="zip", fingerprint="clips", members=())
+WEIGHTS = Weights(
+    model="tiny-base",
+    folder=None,
+    config={},
+    digests={"autoencoder": "same", "transformer": "dit", "conditioner": "cond", "text_encoder": "text"},
+)
+
+
+def found(**changed) -> Found:
+    return Found(**({"source": SOURCE, "weights": WEIGHTS} | changed))
+
+
+def planned(store, *, last="train", found=found(), **flags):
+    return plan(read_recipe("clips.zip", {"model": "tiny-base", "pre_encode": True, **flags}), store, found, last)
+
+
+@dataclass
+class Finished:
+    """Puts the receipts of a plan into a store, as if its stages had run."""
+
+    store: Store
+
+    def __call__(self, decided) -> None:
+        for run in decided.runs:
+            scratch = self.store.scratch(run.stage.name, run.identity)
+            scratch.mkdir(parents=True)
+            (scratch / "result").write_text("done")
+            receipt = Receipt(
+                stage=run.stage.name,
+                fingerprint=run.fingerprint,
+                identity=run.identity,
+                version=run.stage.version,
+                params=run.record["params"],
+                inputs=dict(run.inputs),
+                components=dict(run.components),
+                finished="2026-01-01T00:00:00+00:00",
+            )
+            self.store.commit(run.stage.name, run.fingerprint, scratch, receipt)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def finished(store) -> Finished:
+    return Finished(store)
+
+
+def states(decided) -> list[str]:
+    return [run.state.value for run in decided.runs]
+
+
+def test_an_empty_store_plans_every_stage_as_never_run(store):
+    decided = planned(store)
+    assert [(run.stage.name, run.state, run.reason) for run in decided.runs] == [
+        (name, State.MISS, "never run") for name in ("ingest", "encode", "train")
+    ]
+
+
+def test_planning_writes_nothing(store):
+    planned(store)
+    assert not store.root.exists()
+
+
+def test_raw_training_needs_no_encode_stage(store):
+    assert [run.stage.name for run in planned(store, pre_encode=False).runs] == ["ingest", "train"]
+
+
+def test_what_is_finished_is_a_hit(store, finished):
+    finished(planned(store))
+    assert planned(store).nothing_to_do
+
+
+def test_a_changed_rank_misses_train_alone_and_says_so(store, finished):
+    finished(planned(store))
+    decided = planned(store, rank=32, alpha=16)
+    assert states(decided) == ["HIT", "HIT", "MISS"]
+    assert decided.runs[-1].reason == "rank 16 -> 32"
+
+
+def test_other_weights_miss_what_reads_them_and_name_the_component(store, finished):
+    finished(planned(store))
+    other = Weights(model="tiny-base", folder=None, config={}, digests={**WEIGHTS.digests, "autoencoder": "same-l"})
+    decided = planned(store, found=found(weights=other))
+    assert states(decided) == ["HIT", "MISS", "MISS"]
+    assert decided.runs[1].reason == "autoencoder weights same -> same-l"
+
+
+def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finished):
+    finished(planned(store, rank=4, seed=1, learning_rate=1e-3))
+    finished(planned(store, rank=8, alpha=8))
+    assert planned(store, rank=8, alpha=8, seed=5).runs[-1].reason == "seed 42 -> 5"
+
+
+def test_an_evicted_artifact_is_said_to_be_evicted():
+    record = {"version": 1, "params": {"rank": 4}, "inputs": {}, "components": {}}
+    receipt = Receipt(stage="train", fingerprint="f", identity="i", version=1, params={"rank": 4})
+    assert reason(record, [receipt]) == "its artifact was evicted"
+
+
+def test_an_unfinished_run_is_resumed(store, finished):
+    decided = planned(store)
+    scratch = store.scratch("ingest", decided.runs[0].identity)
+    scratch.mkdir(parents=True)
+    assert planned(store).runs[0].state is State.MISS
+    (scratch / "started").write_text("x")
+    assert planned(store).runs[0].state is State.RESUME
+
+
+def test_more_steps_continue_a_finished_run(store, finished):
+    finished(planned(store, number_of_steps=1000))
+    run = planned(store, number_of_steps=1500).runs[-1]
+    assert (run.state, run.reason) == (State.RESUME, "continues the same run (number_of_steps 1000 -> 1500)")
+
+
+def test_weights_that_are_not_there_yet_leave_their_stages_unnamed_with_a_reason(store):
+    decided = planned(store, found=found(weights=None, why_no_weights="made on first use"))
+    assert [run.fingerprint is None for run in decided.runs] == [False, True, True]
+    assert decided.runs[1].reason == "made on first use"
+    assert "made on first use" in plan_lines(decided)[-1]
+
+
+def test_two_spellings_of_one_request_have_one_fingerprint(store):
+    names = [planned(store, base_precision=text).runs[-1].fingerprint for text in ("bf16", "bfloat16")]
+    assert names[0] == names[1]
+
+
+def test_changes_are_told_in_the_users_words():
+    before = {"version": 1, "params": {"duration": None, "rank": 4}, "inputs": {"ingest": "a"}, "components": {}}
+    now = {"version": 2, "params": {"duration": 5.0, "rank": 4}, "inputs": {"ingest": "b"}, "components": {}}
+    assert changes(before, now) == ["version 1 -> 2", "duration unset -> 5.0", "ingest changed"]

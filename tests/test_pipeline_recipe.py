@@ -1,0 +1,145 @@
+"""A request is validated all at once, from flags and from a recipe file alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.fields import FIELDS, REQUEST
+from pipeline.recipe import read_recipe, split_names
+
+HOSTED_DEFAULTS = {
+    "model": "medium-base",
+    "number_of_steps": 1000,
+    "learning_rate": 1e-4,
+    "rank": 16,
+    "adapter_type": "dora-rows",
+    "duration": None,
+    "batch_size": 1,
+    "seed": 42,
+    "base_precision": "bf16",
+    "include": None,
+    "exclude": None,
+    "lora_checkpoint_url": None,
+    "pre_encode": False,
+}
+
+
+def recipe_error(**flags):
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("clips.zip", flags)
+    return caught.value
+
+
+def test_the_hosted_fields_have_the_hosted_names_and_defaults():
+    assert {field.name: field.default for field in REQUEST} == HOSTED_DEFAULTS
+    assert {name: read_recipe("clips.zip", {}).values[name] for name in HOSTED_DEFAULTS} == HOSTED_DEFAULTS
+
+
+def test_every_wrong_field_is_named_in_one_error():
+    error = recipe_error(rank="0", number_of_steps="many", learning_rate="0", model="huge", duration="0.5", seed="-1")
+    assert {entry.loc[-1] for entry in error.errors} == {
+        "rank", "number_of_steps", "learning_rate", "model", "duration", "seed",
+    }  # fmt: skip
+    assert "rank: input should be greater than or equal to 1; got '0'" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("rank", 257, "less_than_equal"),
+        ("rank", 0, "greater_than_equal"),
+        ("number_of_steps", 20_001, "less_than_equal"),
+        ("learning_rate", 0, "greater_than"),
+        ("learning_rate", 0.011, "less_than_equal"),
+        ("learning_rate", "nan", "finite_number"),
+        ("duration", 381, "less_than_equal"),
+        ("batch_size", 9, "less_than_equal"),
+        ("seed", 2**31, "less_than_equal"),
+        ("base_precision", "int4", "literal_error"),
+        ("adapter_type", "qlora", "literal_error"),
+        ("pre_encode", "maybe", "bool_parsing"),
+    ],
+)
+def test_a_value_out_of_range_has_the_hosted_error_type(field, value, kind):
+    (entry,) = recipe_error(**{field: value}).errors
+    assert (entry.loc, entry.type) == ((field,), kind)
+
+
+def test_an_unknown_field_is_refused_with_a_near_name(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('audio_data_url = "clips.zip"\nadaptor_type = "lora"\n')
+    with pytest.raises(RecipeError, match=r"adaptor_type: is not a field; did you mean adapter_type\?"):
+        read_recipe(None, {}, file)
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_a_commands_default(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('audio_data_url = "clips.zip"\nrank = 4\nseed = 7\npre_encode = false\n')
+    recipe = read_recipe(None, {"rank": "8"}, file, defaults={"pre_encode": True})
+    assert (recipe.values["rank"], recipe.values["seed"], recipe.values["pre_encode"]) == (8, 7, False)
+    assert read_recipe("clips.zip", {}, defaults={"pre_encode": True}).values["pre_encode"] is True
+
+
+def test_a_request_without_data_says_so():
+    with pytest.raises(RecipeError, match="audio_data_url"):
+        read_recipe(None, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("self_attn, ff", ("self_attn", "ff")),
+        (["self_attn", "layers.[0-3]. ff"], ("self_attn", "layers.[0-3].", "ff")),
+        ("", None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_include_is_a_list_or_one_comma_or_space_separated_string(given, names):
+    found = split_names(given)
+    assert (tuple(found) if found else found) == names
+    assert read_recipe("clips.zip", {"include": given}).values["include"] == names
+
+
+def test_both_spellings_of_a_precision_are_one_request():
+    assert (
+        read_recipe("c.zip", {"base_precision": "bfloat16"}).values
+        == read_recipe("c.zip", {"base_precision": "bf16"}).values
+    )
+
+
+def test_an_empty_string_from_a_makefile_variable_means_unset():
+    assert read_recipe("clips.zip", {"name": "", "duration": ""}).values["duration"] is None
+    assert read_recipe("data/clips.zip", {"name": ""}).name == "clips"
+
+
+def test_a_recipe_file_that_is_not_toml_is_named(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text("rank = = 3")
+    with pytest.raises(RecipeError, match="is not valid TOML"):
+        read_recipe("clips.zip", {}, file)
+
+
+def test_every_field_reaches_a_stage_a_place_or_a_resource():
+    """No option is accepted and ignored: changing any request field changes a stage's params."""
+    other = {
+        "int": 3, "float": 0.005, "bool": True, "str": "words", "names": ["ff"],
+    }  # fmt: skip
+    base = read_recipe("clips.zip", {})
+
+    def params(recipe):
+        return (recipe.ingest_params(), recipe.encode_params(), recipe.train_params(None), recipe.resources)
+
+    for field in FIELDS:
+        if field.where == "place" or field.name == "lora_checkpoint_url":
+            continue
+        value = (
+            next(choice for choice in field.choices() if choice != field.default)
+            if field.choices
+            else other[field.kind]
+        )
+        value = 2.0 if field.name == "duration" else value
+        value = "dora-cols" if field.name == "adapter_type" else "fp32" if field.name == "base_precision" else value
+        changed = read_recipe("clips.zip", {field.name: value})
+        assert params(changed) != params(base), field.name
