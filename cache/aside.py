@@ -45,7 +45,7 @@ def written_aside(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         sweep(final.parent)
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -116,7 +116,7 @@ def _trained(facts: Mapping[str, Any]) -> str:
     before, after = facts["loss_before"], facts["loss_after"]
     change = f"{100 * (after / before - 1):+.1f} %"
     losses = f"{before:.4f} before, {after:.4f} after ({change})"
-    return f"{facts['steps']} steps; mean loss on fixed noise and timesteps {losses}"
+    return f"{facts['steps_done']} steps; mean loss on fixed noise and timesteps {losses}"
 
 
 @contextmanager

@@ -76,6 +76,8 @@ class Member:
     digest: str | None
     """`sha256:...` of its bytes; None when it could not be read (then `fault` says why)."""
     fault: str | None = None
+    packed_bytes: int | None = None
+    """Its size inside the zip; None in a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -236,7 +236,7 @@ class ShardReader(ABC):
         except self.library_errors as error:
             raise ShardDamaged(self.path, str(error).strip() or type(error).__name__) from error
 
-    library_errors: tuple[type[Exception], ...] = (ValueError, KeyError, TypeError, OSError, RuntimeError)
+    library_errors: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, OSError, RuntimeError)
     """What the format's library raises for a file it cannot make sense of."""
 
 

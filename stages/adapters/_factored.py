@@ -37,7 +37,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Factored:
-    """diag(p) W diag(q) + sum of L R; p or q None stands for ones. The squares are of W alone, None where not needed."""
+    """diag(p) W diag(q) + sum of L R; None for p or q is ones. The squares are of W alone, None where not needed."""
 
     weight_OI: Tensor
     row_squares_O: Tensor | None = None

@@ -41,7 +41,7 @@ class FreeBasis(nn.Module):
     A is drawn on the generator's device (the CPU by default) and then moved: one seed, one start, on every device.
 
     Dropout: in training, A is multiplied by one dropout mask over the input features, drawn anew for every evaluation
-    of the weight and shared by all tokens. It comes from torch's global generator of the parameter's device: the trainer
+    of the weight and shared by all tokens. It comes from torch's global generator of the parameter's device: a trainer
     seeds and restores that one, and activation checkpointing replays it, so a recomputed layer sees the same mask.
     """
 

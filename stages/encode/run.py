@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cache.manifest import read_rows, write_rows
+from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, item_key, prompt_key, silence_key
@@ -76,7 +77,7 @@ def facts(
         "num_prompts_encoded": num_prompts_encoded,
         "latent_format": params.latent_format,
         "latent_dtype": params.latent_dtype,
-        "latent_channels": int(weights.config["model"]["io_channels"]),
+        "latent_channels": width_of(weights),
         "num_frames": sum(row.num_frames for row in rows),
         "silence": {
             "item_key": silence.item_key,
@@ -112,6 +113,7 @@ def encoded_items(
 ) -> tuple[dict[str, Location], set[str]]:
     """Where every task's latents lie, and which were made now."""
     located = shelf.locate(task.key for task in tasks)
+    located.update(copied_items(shelf, [task.key for task in tasks if task.key not in located], params, weights))
     pending = [task for task in tasks if task.key not in located]
     if not pending:
         return located, set()
@@ -134,6 +136,24 @@ def encoded_items(
     return located, {task.key for task in pending}
 
 
+def copied_items(shelf: Shelf, keys: Sequence[str], params: EncodeParams, weights: Weights) -> dict[str, Location]:
+    """Items that lie in a shard of another format: the same latents, so copied instead of encoded."""
+    copied: dict[str, Location] = {}
+    for other in (Shelf(shelf.folder, format) for format in formats() if format != shelf.format):
+        found = list(other.locate(key for key in keys if key not in copied).values())
+        sizes = [where.num_frames * width_of(weights) * np.dtype(params.latent_dtype).itemsize for where in found]
+        for group in in_shards(sizes):
+            items = [(where.item_key, other.read(where)) for where in found[group.start : group.stop]]
+            written = shelf.write(items, shard_metadata(params, weights))
+            copied.update({location.item_key: location for location in written})
+    return copied
+
+
+def width_of(weights: Weights) -> int:
+    """Latent channels."""
+    return int(weights.config["model"]["io_channels"])
+
+
 @torch.inference_mode()
 def frames_of(
     task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
@@ -142,7 +162,8 @@ def frames_of(
     audio_CL = torch.from_numpy(task.audio()).to(device, dtype)
     generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
     latents_CT = encoder.encode_clip(audio_CL, token_noise=generator)
-    frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
+    with np.errstate(over="ignore"):  # said below, by name
+        frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
     if not np.isfinite(frames_TC).all():
         raise LatentsNotFinite(task.clip_id, params.compute_dtype, params.latent_dtype)
     return np.ascontiguousarray(frames_TC)

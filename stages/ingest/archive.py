@@ -1,11 +1,12 @@
 """The files of a zip or folder: names, limits, one file read whole. Light: standard library only.
 
-Nothing is ever unpacked to disk and no name from an archive becomes a path, so a hostile name can do no harm here; it is
-refused all the same, because a dataset with such names was not made in good faith.
+Nothing is ever unpacked to disk and no name from an archive becomes a path, so a hostile name can do no harm here; it
+is refused all the same, because a dataset with such names was not made in good faith.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import stat
@@ -14,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cache.fingerprint import digest_bytes, digest_stream
 from stages.contract import Member
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import Unfit, as_text
-from stages.ingest.limits import ArchiveLimits
+from stages.ingest.limits import ArchiveLimits, over_limit, over_total
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _ENCRYPTED, _UTF8 = 0x1, 0x800
@@ -35,8 +36,8 @@ _OTHER_ARCHIVES = {
     b"\xfd7zX": "an xz archive",
     b"PK\x03\x04": "a zip that is cut short or damaged",
 }
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""What reading a damaged or unusual zip member raises; LZMAError and the like are subclasses or OSError."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error)
+"""What reading a damaged or unusual zip member raises (NotImplementedError, an unknown method, is a RuntimeError)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def _safe_name(name: str) -> tuple[str, Unfit | None]:
     if name.startswith(("/", "\\")) or _DRIVE.match(name):
         return name, Unfit("absolute_name")
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    return "/".join(parts), Unfit("path_traversal") if ".." in parts else None
+    return "/".join(parts) or name, Unfit("path_traversal") if ".." in parts else None
 
 
 def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Unfit | None:
@@ -139,12 +140,7 @@ def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Unfit | None:
         return Unfit("symlink")
     if entry.flag_bits & _ENCRYPTED:
         return Unfit("encrypted")
-    if entry.file_size > limits.max_member_bytes:
-        return Unfit("member_too_large", size=entry.file_size, limit=limits.max_member_bytes)
-    ratio = entry.file_size / max(1, entry.compress_size)
-    if entry.file_size >= limits.ratio_floor_bytes and ratio > limits.max_compression_ratio:
-        return Unfit("compression_ratio", ratio=ratio, limit=limits.max_compression_ratio)
-    return None
+    return over_limit(entry.file_size, entry.compress_size, limits)
 
 
 def list_folder(root: Path, limits: ArchiveLimits) -> list[Listed]:
@@ -182,9 +178,7 @@ def _listed_file(entry: os.DirEntry[str], parts: tuple[str, ...], limits: Archiv
         unfit = Unfit("symlink")
     elif not stat.S_ISREG(status.st_mode):
         unfit = Unfit("not_a_file")  # opening a pipe would wait for ever
-    elif status.st_size > limits.max_member_bytes:
-        unfit = Unfit("member_too_large", size=status.st_size, limit=limits.max_member_bytes)
-    return _listed_path(path, parts, status.st_size, unfit)
+    return _listed_path(path, parts, status.st_size, unfit or over_limit(status.st_size, None, limits))
 
 
 def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, unfit: Unfit | None) -> Listed:
@@ -198,23 +192,21 @@ def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, unfit: Unfi
 
 def _within_total(found: list[Listed], limits: ArchiveLimits) -> list[Listed]:
     """Sorted by name; if all together are too large, none may be read."""
-    found = sorted(found, key=lambda listed: listed.name)
-    total = sum(listed.num_bytes for listed in found)
-    if total <= limits.max_total_bytes:
-        return found
-    unfit = Unfit("archive_too_large", size=total, limit=limits.max_total_bytes)
-    return [Listed(name=one.name, num_bytes=one.num_bytes, place=one.place, unfit=one.unfit or unfit) for one in found]
+    unread = over_total(sum(listed.num_bytes for listed in found), limits)
+    return [replace(one, unfit=one.unfit or unread) for one in sorted(found, key=lambda listed: listed.name)]
 
 
 def member_of(listed: Listed, digest: Callable[[Listed], str]) -> Member:
     """The file with its digest, or with the fault that keeps it from being read."""
+    packed = listed.place.compress_size if isinstance(listed.place, zipfile.ZipInfo) else None
+    member = Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=None)
     unfit = listed.unfit
     if unfit is None:
         try:
-            return Member(name=listed.name, num_bytes=listed.num_bytes, digest=digest(listed))
+            return replace(member, digest=digest(listed))
         except _DAMAGE as error:
             unfit = Unfit("member_unreadable", why=reason(error))
-    return Member(name=listed.name, num_bytes=listed.num_bytes, digest=None, fault=as_text(unfit.fault(listed.name)))
+    return replace(member, fault=as_text(unfit.fault(listed.name)))
 
 
 def reason(error: Exception) -> str:
@@ -227,7 +219,7 @@ def reason(error: Exception) -> str:
 def digest_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     """`sha256:...` of one entry's bytes, read to the end so that its CRC is checked too; memory stays small."""
     with archive.open(entry) as file:
-        return digest_stream(file)  # type: ignore[arg-type]
+        return digest_stream(file)
 
 
 def read_member(source: Path, kind: str, member: Member) -> bytes:
@@ -255,7 +247,7 @@ def _zip_bytes(source: Path, name: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _kept_open(source: Path, size: int, mtime_ns: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """A zip and its entries by our names, kept between clips: reading a long list of contents costs more than a clip."""
+    """A zip and its entries by our names, kept between clips: a long list of contents costs more than a clip."""
     archive = zipfile.ZipFile(source)
     listed = list_zip(archive, ArchiveLimits())
     return archive, {one.name: one.place for one in listed if isinstance(one.place, zipfile.ZipInfo)}

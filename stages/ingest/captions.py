@@ -12,11 +12,13 @@ from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.faults import ARCHIVE_WIDE, Unfit, fault, note, of_member
 
-READABLE = frozenset(".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64".split())
+READABLE = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"} | {
+    *(".au", ".snd", ".caf", ".w64", ".rf64")
+}
 """Suffixes that are decoded."""
-UNREADABLE = frozenset(
-    ".m4a .m4b .aac .alac .wma .ape .wv .tta .tak .mpc .ac3 .eac3 .dts .dsf .dff .amr .3gp .ra .mka .weba".split()
-)
+UNREADABLE = {".m4a", ".m4b", ".aac", ".alac", ".wma", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3"} | {
+    *(".dts", ".dsf", ".dff", ".amr", ".3gp", ".ra", ".mka", ".weba")
+}
 """Audio all the same: leaving it out unsaid would lose a clip."""
 CAPTION = ".txt"
 
@@ -60,10 +62,11 @@ def pair(members: Sequence[Member]) -> Pairing:
     doubled = [*_duplicates(audio), *_duplicates(captions)]
     lonely = [*_alone(audio, captions, "caption_missing"), *_alone(captions, audio, "audio_missing")]
     hostile, notes = _others(others)
-    unread = {found.member for found in carried + foreign} | _repeated(members)
+    unread = {m.name for m in audio + captions if m.fault} | {found.member for found in foreign} | _repeated(members)
     unpaired = unread | {found.member for found in doubled}
     by_stem = {_key(member.name): member for member in captions if member.name not in unpaired}
-    pairs = [Pair(audio=m, caption=by_stem[_key(m.name)]) for m in audio if m.name not in unpaired and _key(m.name) in by_stem]
+    whole = [m for m in audio if m.name not in unpaired and _key(m.name) in by_stem]
+    pairs = [Pair(audio=m, caption=by_stem[_key(m.name)]) for m in whole]
     return Pairing(
         pairs=tuple(sorted(pairs, key=lambda one: one.clip_id)),
         audio=tuple(member for member in audio if member.name not in unread),
@@ -95,7 +98,7 @@ def _others(members: Sequence[Member]) -> tuple[list[Fault], list[Fault]]:
 
 
 def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
-    """Files whose names differ at most in suffix and case: on some systems they are one file, and they share a caption."""
+    """Files whose names differ at most in suffix and case: they share a caption, and on some systems are one file."""
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         groups[_key(member.name).casefold()].append(member)

@@ -1,4 +1,4 @@
-"""Is a file as long as its container says? Decoders are content with what is there; this looks. Light: standard library only.
+"""Is a file as long as its container says? Decoders are content with what is there. Light: standard library only.
 
 Sources: the RIFF/WAVE and AIFF chunk layouts (Microsoft/IBM 1991; Apple AIFF 1.3), RFC 3533 (Ogg pages).
 """

@@ -37,8 +37,7 @@ MESSAGES = {
         "same name ending in .txt."
     ),
     "too_many_clips": (
-        "it has {count} clips, over the limit of {limit}; no audio was read. Split the dataset, or raise "
-        "--max-clips."
+        "it has {count} clips, over the limit of {limit}; no audio was read. Split the dataset, or raise --max-clips."
     ),
     # names and captions
     "duplicate_name": (
@@ -97,9 +96,6 @@ ARCHIVE_WIDE = frozenset(
 )
 """Faults that leaving out clips does not mend: they end the run even with skip_bad."""
 
-BEFORE_DECODING = frozenset({"archive_too_large", "too_many_clips"})
-"""Limits that decoding everything first would make pointless."""
-
 
 class Unfit(Exception):
     """Raised by whoever looks at one file and finds a fault; turned into a `Fault` where the file's name is known."""
@@ -129,11 +125,11 @@ def as_text(found: Fault) -> str:
 
 
 def of_member(member: Member) -> Fault | None:
-    """The fault a member carries."""
+    """The fault a member carries; one of the whole dataset is not repeated for each file."""
     if member.fault is None:
         return None
     type, _, msg = member.fault.partition(": ")
-    return Fault(member=member.name, type=type, msg=msg)
+    return Fault(member="" if type == "archive_too_large" else member.name, type=type, msg=msg)
 
 
 def in_order(faults: Iterable[Fault]) -> list[Fault]:

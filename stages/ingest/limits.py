@@ -1,13 +1,17 @@
-"""Bounds on what a dataset's archive may ask of this machine. Light: standard library only."""
+"""Bounds on what a dataset may ask of this machine, checked against what it declares. Light: standard library only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from stages.contract import Member
+from stages.ingest.faults import Unfit, as_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveLimits:
-    """Checked against what the archive declares before anything of it is unpacked."""
+    """What may be read, and unpacked."""
 
     max_member_bytes: int = 2 << 30
     """Unpacked size of one file: three hours of 16 bit stereo. A file is read whole into memory."""
@@ -16,5 +20,35 @@ class ArchiveLimits:
     max_compression_ratio: float = 200.0
     """Unpacked over packed size of one file of a zip; sound hardly packs, a bomb packs a thousandfold."""
 
-    ratio_floor_bytes = 1 << 20
-    """Files smaller than this when unpacked are let through at any ratio: a second of silence packs as well as a bomb."""
+
+RATIO_FLOOR_BYTES = 1 << 20
+"""Files smaller than this unpacked are let through at any ratio: a second of silence packs as well as a bomb."""
+
+
+def over_limit(num_bytes: int, packed_bytes: int | None, limits: ArchiveLimits) -> Unfit | None:
+    """Why one file may not be read, going by its declared sizes."""
+    if num_bytes > limits.max_member_bytes:
+        return Unfit("member_too_large", size=num_bytes, limit=limits.max_member_bytes)
+    ratio = num_bytes / max(1, packed_bytes) if packed_bytes is not None else 1.0
+    if num_bytes >= RATIO_FLOOR_BYTES and ratio > limits.max_compression_ratio:
+        return Unfit("compression_ratio", ratio=ratio, limit=limits.max_compression_ratio)
+    return None
+
+
+def over_total(total_bytes: int, limits: ArchiveLimits) -> Unfit | None:
+    """Why none of the files may be read."""
+    if total_bytes > limits.max_total_bytes:
+        return Unfit("archive_too_large", size=total_bytes, limit=limits.max_total_bytes)
+    return None
+
+
+def within(members: Sequence[Member], limits: ArchiveLimits) -> list[Member]:
+    """The members, those beyond these limits with their fault: the dataset may have been listed under wider ones."""
+    unread = over_total(sum(member.num_bytes for member in members), limits)
+    return [_judged(member, unread or over_limit(member.num_bytes, member.packed_bytes, limits)) for member in members]
+
+
+def _judged(member: Member, unfit: Unfit | None) -> Member:
+    if unfit is None or member.fault is not None:
+        return member
+    return replace(member, digest=None, fault=as_text(unfit.fault(member.name)))

@@ -1,7 +1,7 @@
 """Sample-rate conversion: resampy's `kaiser_best` filter evaluated exactly at the rational phases, as matrix products.
 
-With to/from reduced to L/M, output m sits at input position m M/L. The positions repeat every M inputs, so L rows of taps
-serve the whole signal: output = frames of input @ taps. Nothing is interpolated in time at run time and no compiler is started.
+With to/from reduced to L/M, output m sits at input position m M/L. The places between inputs repeat every M inputs, so
+L columns of taps serve the whole signal: output = frames of input @ taps. Any two rates are served so, odd ones too.
 
 Suffixes: C channels, N samples, K samples of one input frame, P output phases of one period.
 Method: Smith, "Digital Audio Resampling" (bandlimited interpolation with a tabulated window); the table is resampy's.
@@ -24,12 +24,12 @@ _SMALLEST_PERIOD = 64
 _PHASES_AT_ONCE = 48
 """Outputs of one matrix product. Neighbouring phases share most of their inputs; phases far apart share none."""
 _CHUNK_SAMPLES = 1 << 16
-"""Input samples per round and channel. Fixed, so that the same signal always meets the same matrix shapes and rounds alike."""
+"""Input samples per round and channel. Fixed: the same signal meets the same matrix shapes, and rounds alike."""
 _KEPT_TAPS = 1 << 24
 """Taps (float32) kept from round to round; a ratio that needs more computes them afresh in each round."""
 _PRODUCT_SIZE = 1 << 18
-"""Multiplications of one matrix product at most. BLAS libraries compute products this small in the calling thread, so the
-samples do not depend on how many threads or workers there are."""
+"""Multiplications of one matrix product at most. BLAS libraries compute products this small in the calling thread, so
+the samples do not depend on how many threads or workers there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def ratio_of(from_hz: int, to_hz: int) -> Ratio:
     """The reduced ratio and the block geometry it leads to."""
     divisor = math.gcd(from_hz, to_hz)
     up, down = to_hz // divisor, from_hz // divisor
-    _, table_step, num_zeros = _window()
+    _, _, num_zeros = _window()
     reach = math.ceil(num_zeros * max(1.0, down / up)) + 1
     repeats = max(1, math.ceil(_SMALLEST_PERIOD / down))
     return Ratio(up=up, down=down, reach=reach, num_inputs=repeats * down, num_outputs=repeats * up)
@@ -169,7 +169,7 @@ def _fresh_phases(ratio: Ratio) -> Iterator[Phases]:
         stop = min(start + _PHASES_AT_ONCE, ratio.num_outputs)
         first = start * ratio.down // ratio.up
         inputs = slice(first, (stop - 1) * ratio.down // ratio.up + 2 * ratio.reach + 1)
-        # Index `reach` of the frame is the row's first own input, so an input's place on the time axis is index - reach.
+        # Index `reach` of the frame is the row's first own input, so an input's time is its index - reach.
         times_K1 = np.arange(inputs.start, inputs.stop, dtype=np.int64)[:, None] - ratio.reach
         # Exact in integers: the distance between input and output in units of 1/L input samples.
         distance_KP = np.abs(times_K1 * ratio.up - np.arange(start, stop, dtype=np.int64) * ratio.down)

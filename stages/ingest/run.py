@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stages.contract import Inputs, Member, Outcome, Source, Workspace
 from stages.errors import DatasetFaults, Fault, SpaceShort, Stopped
 from stages.ingest.archive import forget_open_archives, read_member
 from stages.ingest.captions import Pair, Pairing, pair, prompt_of
-from stages.ingest.faults import ARCHIVE_WIDE, BEFORE_DECODING, Unfit, as_record, fault, in_order, note
+from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order, note
+from stages.ingest.limits import within
 from stages.ingest.preparing import Job, Prepared, check_length, kept_facts, needed_bytes, prepared_place
 from stages.ingest.stage import IngestParams, audio_params
 from stages.ingest.window import Window, row, window
@@ -32,6 +34,18 @@ class Found:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
+    def add(self, members: Sequence[Member], result: Prepared | Fault, params: IngestParams) -> None:
+        """Keep what came of one audio file, for every member that holds the same bytes."""
+        for member in members:
+            if isinstance(result, Fault):
+                self.faults.append(replace(result, member=member.name))
+                continue
+            self.prepared[member.name] = result
+            try:
+                check_length(result.num_samples_whole, params)  # kept facts may stem from a shorter latent frame
+            except Unfit as unfit:
+                self.faults.append(unfit.fault(member.name))
+
 
 def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     """Pair, check and prepare every clip of a dataset.
@@ -46,17 +60,16 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     """
     source = inputs.source
     assert source is not None, "ingest is planned with a source"
+    pairing = pair(within(source.members, params.limits))
     try:
-        pairing = pair(source.members)
         found = _look(source, pairing, params, work)
     finally:
         forget_open_archives()
-    faults = in_order([*pairing.faults, *found.faults])
-    clips = _usable(pairing.pairs, found, faults)
-    faults += [*_too_few(clips, params)]
-    refused = [one for one in faults if one.type in ARCHIVE_WIDE] if params.skip_bad else faults
-    if refused:
-        raise DatasetFaults(in_order(refused))
+    clips = _usable(pairing.pairs, found)
+    usable = len(clips) if params.skip_bad else pairing.num_audio
+    faults = in_order([*pairing.faults, *found.faults, *_too_few(usable, params)])
+    if faults and not (params.skip_bad and ARCHIVE_WIDE.isdisjoint(one.type for one in faults)):
+        raise DatasetFaults(faults)
     notes = in_order([*pairing.notes, *_notes(found.prepared, params)])
     _say(work, "left out", faults)
     _say(work, "noted", notes)
@@ -64,10 +77,10 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
 
 
 def _look(source: Source, pairing: Pairing, params: IngestParams, work: Workspace) -> Found:
-    """Read every caption and prepare every audio file, unless a limit forbids to begin."""
-    found = Found(faults=list(_over_limits(source.members, pairing, params)))
-    if {one.type for one in found.faults} & BEFORE_DECODING:
-        return found
+    """Read every caption and prepare every audio file, unless there are too many to begin."""
+    if pairing.num_audio > params.max_clips:
+        return Found(faults=[fault("", "too_many_clips", count=pairing.num_audio, limit=params.max_clips)])
+    found = Found()
     for member in pairing.captions:
         try:
             found.prompts[member.name] = prompt_of(read_member(source.path, source.kind, member), params.trigger_phrase)
@@ -77,54 +90,35 @@ def _look(source: Source, pairing: Pairing, params: IngestParams, work: Workspac
     return found
 
 
-def _over_limits(members: Sequence[Member], pairing: Pairing, params: IngestParams) -> Iterable[Fault]:
-    total = sum(member.num_bytes for member in members)
-    if total > params.max_total_bytes:
-        yield fault("", "archive_too_large", size=total, limit=params.max_total_bytes)
-    if pairing.num_audio > params.max_clips:
-        yield fault("", "too_many_clips", count=pairing.num_audio, limit=params.max_clips)
-
-
 def _prepare_all(
     source: Source, members: Sequence[Member], params: IngestParams, work: Workspace, found: Found
 ) -> None:
-    """Prepare what is not prepared yet; report each clip as it is done."""
+    """Prepare what is not prepared yet, the same bytes once, and report each clip as it is done."""
+    same: dict[str, list[Member]] = defaultdict(list)
     for member in members:
-        facts = kept_facts(work.shared, str(member.digest), params)
-        if facts is not None:
-            _note_prepared(member, facts, params, found)
-    left = _left(source, members, params, work, found)
-    work.progress(len(members) - len(left), len(members))
-    _check_space(work.shared, [job.member for job in left], params)
-    num_done = 0
-    for job, result in results(left, work.resources, work.should_stop):
-        num_done += 1
-        work.progress(len(members) - len(left) + num_done, len(members), job.member.name)
-        if isinstance(result, Fault):
-            found.faults.append(result)
+        same[str(member.digest)].append(member)
+    jobs: list[Job] = []
+    for digest, ones in same.items():
+        facts = kept_facts(work.shared, digest, params)
+        if facts is None:
+            jobs.append(Job(source=source.path, kind=source.kind, member=ones[0], shared=work.shared, params=params))
         else:
-            _note_prepared(job.member, result, params, found)
-    if num_done < len(left):
-        raise Stopped(f"after preparing {len(members) - len(left) + num_done} of {len(members)} clips")
+            found.add(ones, facts, params)
+    _check_space(work.shared, [job.member for job in jobs], params)
+    num_done = len(members) - sum(len(same[str(job.member.digest)]) for job in jobs)
+    work.progress(num_done, len(members))
+    with closing(results(_largest_first(jobs), work.resources, work.should_stop)) as finished:
+        for job, result in finished:
+            ones = same[str(job.member.digest)]
+            found.add(ones, result, params)
+            num_done += len(ones)
+            work.progress(num_done, len(members), job.member.name)
+    if num_done < len(members):
+        raise Stopped(f"after preparing {num_done} of {len(members)} clips")
 
 
-def _note_prepared(member: Member, facts: Prepared, params: IngestParams, found: Found) -> None:
-    found.prepared[member.name] = facts
-    try:
-        check_length(facts.num_samples_whole, params)  # facts may be from a run with a shorter latent frame
-    except Unfit as unfit:
-        found.faults.append(unfit.fault(member.name))
-
-
-def _left(
-    source: Source, members: Sequence[Member], params: IngestParams, work: Workspace, found: Found
-) -> list[Job]:
-    """Clips still to prepare, largest first so that no worker is left with one at the end."""
-    jobs = [
-        Job(source=source.path, kind=source.kind, member=member, shared=work.shared, params=params)
-        for member in members
-        if member.name not in found.prepared
-    ]
+def _largest_first(jobs: Sequence[Job]) -> list[Job]:
+    """So that no worker is left alone with a long clip at the end."""
     return sorted(jobs, key=lambda job: (-job.member.num_bytes, job.member.name))
 
 
@@ -136,21 +130,16 @@ def _check_space(shared: Path, members: list[Member], params: IngestParams) -> N
         raise SpaceShort(shared, needed, free)
 
 
-def _usable(pairs: Sequence[Pair], found: Found, faults: Sequence[Fault]) -> list[Pair]:
-    """Clips neither of whose files has a fault."""
-    bad = {one.member for one in faults}
-    return [
-        one
-        for one in pairs
-        if one.audio.name in found.prepared
-        and one.caption.name in found.prompts
-        and not bad & {one.audio.name, one.caption.name}
-    ]
+def _usable(pairs: Sequence[Pair], found: Found) -> list[Pair]:
+    """Clips whose audio is prepared and whose caption is read, neither with a fault."""
+    bad = {one.member for one in found.faults}
+    fit = (found.prepared.keys() | found.prompts.keys()) - bad
+    return [one for one in pairs if {one.audio.name, one.caption.name} <= fit]
 
 
-def _too_few(clips: Sequence[Pair], params: IngestParams) -> Iterable[Fault]:
-    if len(clips) < params.min_clips:
-        yield fault("", "too_few_clips", count=len(clips), limit=params.min_clips)
+def _too_few(count: int, params: IngestParams) -> Iterable[Fault]:
+    if count < params.min_clips:
+        yield fault("", "too_few_clips", count=count, limit=params.min_clips)
 
 
 def _notes(prepared: Mapping[str, Prepared], params: IngestParams) -> Iterable[Fault]:

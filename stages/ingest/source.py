@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -68,12 +69,11 @@ def _zip_members(path: Path, memo: Memo | None, limits: ArchiveLimits) -> list[M
     what = f"zip members, version {_LIST_VERSION}, limits {limits}"
     known = memo.recall(path, what) if memo else None
     if known is not None:
-        return [Member(name=name, num_bytes=size, digest=digest, fault=fault) for name, size, digest, fault in json.loads(known)]
+        return [Member(**values) for values in json.loads(known)]
     with opened_zip(path) as archive:
         members = [_zip_member(archive, listed) for listed in list_zip(archive, limits)]
     if memo:
-        rows = [[member.name, member.num_bytes, member.digest, member.fault] for member in members]
-        memo.remember(path, what, json.dumps(rows))
+        memo.remember(path, what, json.dumps([asdict(member) for member in members]))
     return members
 
 

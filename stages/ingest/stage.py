@@ -56,7 +56,8 @@ class IngestParams:
 
 def _rules(params: IngestParams) -> Iterator[tuple[str, bool, str]]:
     """(field, whether it holds, the rule in words), field by field."""
-    for name in ("sample_rate_hz", "downsampling_ratio", "min_clips", "max_clips", "max_member_bytes", "max_total_bytes"):
+    counts = ("sample_rate_hz", "downsampling_ratio", "min_clips", "max_clips", "max_member_bytes", "max_total_bytes")
+    for name in counts:
         yield name, _is_count(getattr(params, name)), "a whole number of at least 1"
     native = params.native_samples
     yield "native_samples", _is_count(native) and native >= params.downsampling_ratio, "at least one latent frame"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from importlib import import_module
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
@@ -17,7 +21,9 @@ _BYTES_WORTH_A_PROCESS = 64 << 20
 """Source bytes that keep one process about as busy as starting it takes."""
 
 
-def results(jobs: Sequence[Job], resources: Resources, should_stop: Callable[[], bool]) -> Iterator[Result]:
+def results(
+    jobs: Sequence[Job], resources: Resources, should_stop: Callable[[], bool]
+) -> Generator[Result, None, None]:
     """Every job with what came of it, as they finish. Once asked to stop no further job is begun.
 
     Raises:
@@ -46,26 +52,30 @@ def _until(should_stop: Callable[[], bool], jobs: Sequence[Job]) -> Iterator[Job
         yield job
 
 
-def _side_by_side(jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]) -> Iterator[Result]:
+def _side_by_side(
+    jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]
+) -> Generator[Result, None, None]:
     _ready(engine)
     calls = (joblib.delayed(_in_worker)(job) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
+    side_by_side = joblib.Parallel(
+        n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1
+    )
     try:
-        with joblib.parallel_config(backend=engine):
-            yield from joblib.Parallel(n_jobs=number, pre_dispatch=number + 1, return_as=return_as)(calls)
-    except (joblib.externals.loky.process_executor.TerminatedWorkerError, MemoryError) as error:
+        yield from side_by_side(calls)
+    except (BrokenProcessPool, MemoryError) as error:
         raise StageError(
             f"a worker of ingest was killed or ran out of memory ({type(error).__name__}). Finished clips are kept. "
             f"Run the same command again with fewer processes, such as --workers {max(1, number // 2)}."
         ) from error
     finally:
         if engine == "loky":
-            joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+            get_reusable_executor().shutdown(wait=True)
 
 
 def _in_worker(job: Job) -> Result:
-    if multiprocessing.parent_process() is not None:
+    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
         # Ctrl-C goes to every process of the terminal; the parent alone decides, and lets begun clips finish.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return job, prepare(job)
@@ -75,13 +85,9 @@ def _ready(engine: str) -> None:
     """Start what a joblib backend beyond joblib's own needs."""
     try:
         if engine == "dask":
-            from distributed import get_client
-
-            get_client()
+            import_module("distributed").get_client()
         elif engine == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
+            import_module("ray.util.joblib").register_ray()
     except ImportError as error:
         package = {"dask": "dask[distributed]", "ray": "ray"}[engine]
         remedy = f"Install it with `pip install '{package}'`"

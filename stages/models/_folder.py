@@ -109,13 +109,13 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 def _digests(file: Path, prefixes: Mapping[str, str], memo: Memo | None) -> dict[str, str]:
     """One digest per prefix over (name, dtype, shape, bytes) of its tensors in name order, remembered for this file."""
     what = "tensors:" + ",".join(prefixes.values())
-    kept = memo.recall(file, what) if memo else None
+    kept = memo.recall(file, what) if memo is not None else None
     if kept is not None:
         found: dict[str, str] = json.loads(kept)
         return found
     entries, start = _header(file)
     found = {part: _tensors_digest(file, entries, start, prefix) for part, prefix in prefixes.items()}
-    if memo:
+    if memo is not None:
         memo.remember(file, what, json.dumps(found))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +43,10 @@ def load_conditioner(
 def load_autoencoder(
     weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Autoencoder:
-    """The autoencoder of a whole model or of a stand-alone autoencoder folder, frozen, in eval mode. Raises as `load_denoiser`."""
+    """The autoencoder of a whole model or of a stand-alone autoencoder folder, frozen, in eval mode.
+
+    Raises as `load_denoiser`.
+    """
     return _load(weights, Autoencoder, AUTOENCODER, device, dtype)
 
 
@@ -83,8 +86,8 @@ def matched(where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]
         prefix: of this component's names in a whole model's file; a stand-alone autoencoder has none.
 
     Raises:
-        CheckpointMismatch: unless the component's part of the file and the network cover each other exactly. A tensor that
-            belongs to no component counts as extra.
+        CheckpointMismatch: unless the component's part of the file and the network cover each other exactly. A tensor
+            that belongs to no component counts as extra.
     """
     if prefix == AUTOENCODER and not any(name.startswith(prefix) for name in shapes):
         prefix = ""
@@ -104,7 +107,7 @@ def matched(where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]
 
 
 def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
-    """Stored name per wanted name, and the stored names that fill nothing. An exact name wins over a shortened one."""
+    """Stored name per wanted name, and the stored names that fill nothing; exact names win over shortened ones."""
     sources: dict[str, str] = {}
     extra = []
     for name in sorted(stored, key=lambda name: name not in wanted):
@@ -116,12 +119,11 @@ def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict
     return sources, extra
 
 
-def remapped(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a stored name stands for: itself, or itself without one dotted component that is not the first.
+def remapped(name: str, known: Container[str]) -> str | None:
+    """The known name that a stored name stands for: itself, or itself without one dotted component.
 
-    Older files carry one more level; the first component that can be left out is.
+    Older files carry one more level. The first component stays; of the others the first that can be left out is.
     """
-    known = known if isinstance(known, Mapping | set | frozenset) else set(known)
     if name in known:
         return name
     components = name.split(".")

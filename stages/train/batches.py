@@ -56,7 +56,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def clip_order(chance: Chance, num_clips: int, batch_size: int, step: int) -> list[int]:
@@ -79,9 +80,8 @@ def batch_at(step: int, clips: Clips, prompts: Prompts, params: TrainParams, cha
     """
     indices = clip_order(chance, len(clips.subjects), params.batch_size, step)
     subjects = [clips.subjects[index] for index in indices]
-    crops, flips = chance.at("crop", step), chance.at("flip", step)
-    starts = [crop_start(crops, subject.size, clips.window) for subject in subjects]
-    flipped = coins(flips, len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
+    starts = crops(clips, indices, chance.at("crop", step))
+    flipped = coins(chance.at("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
     real = real_frames(clips, indices, params, chance.at("silence", step))
     num_frames = int(real.max())
     excerpts = [clips.read(*choice) for choice in zip(indices, starts, flipped.tolist(), strict=True)]
@@ -102,6 +102,11 @@ def batch_at(step: int, clips: Clips, prompts: Prompts, params: TrainParams, cha
         hidden=tuple(prompts.of([subject.prompt_key for subject in subjects])),
         all_real=bool((real == num_frames).all()),
     )
+
+
+def crops(clips: Clips, indices: Sequence[int], generator: np.random.Generator) -> list[int]:
+    """Where each excerpt starts, in the source's units."""
+    return [crop_start(generator, clips.subjects[index].size, clips.window) for index in indices]
 
 
 def real_frames(

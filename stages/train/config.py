@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.contract import Inputs, Weights
-from stages.records import AdapterSpec, ModelSpec
+from stages.records import AdapterSpec
 from stages.train.evaluation import TIMESTEPS, Evaluation
+from stages.train.job import Job
 from stages.train.metrics import LOSS_WINDOW, window_means
-from stages.train.stage import TrainParams
 
 FORMAT_VERSION = 1
 _PACKAGES = ("stable-audio-3-trainer", "torch", "safetensors", "numpy")
@@ -36,7 +35,6 @@ class Summary:
     after: Evaluation
     seconds: float
     """Spent in steps."""
-    device: str
     precision_used: str
     """Of the base: as asked for, or the nearest the device computes in."""
     started: str
@@ -44,58 +42,56 @@ class Summary:
     """UTC, of the run that finished it."""
 
 
-def configuration(inputs: Inputs, params: TrainParams, model: ModelSpec, weights: Weights, summary: Summary) -> dict[str, Any]:
+def configuration(job: Job, summary: Summary) -> dict[str, Any]:
     """All of config.json: JSON values only."""
     return {
         "format_version": FORMAT_VERSION,
-        **model_entry(model, weights),
-        **request_entry(params, summary),
-        "dataset": dataset_entry(inputs, model),
-        **result_entry(params, summary),
-        "device": summary.device,
+        **model_entry(job),
+        **request_entry(job, summary),
+        "dataset": dataset_entry(job),
+        **result_entry(summary),
+        "device": str(job.device),
         "times": {"started": summary.started, "finished": summary.finished, "training_seconds": summary.seconds},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
 
 
-def model_entry(model: ModelSpec, weights: Weights) -> dict[str, Any]:
+def model_entry(job: Job) -> dict[str, Any]:
     """Which base model, and where its adapters are used."""
     return {
-        "model": model.name,
-        "inference_model": model.inference_model,
-        "base_model_repo": model.repo,
-        "base_digest": weights.digests["transformer"],
-        "weights_digests": dict(weights.digests),
+        "model": job.model.name,
+        "inference_model": job.model.inference_model,
+        "base_model_repo": job.model.repo,
+        "base_digest": job.weights.digests["transformer"],
+        "weights_digests": dict(job.weights.digests),
     }
 
 
-def request_entry(params: TrainParams, summary: Summary) -> dict[str, Any]:
-    """Every param, resolved."""
-    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(params).items()}
+def request_entry(job: Job, summary: Summary) -> dict[str, Any]:
+    """Every param, resolved, and the duration found."""
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.params).items()}
     return {
         **asked,
+        "duration": int(job.artifact.facts["window_samples"]) / job.model.sample_rate_hz,
         "alpha": summary.spec.alpha,
         "base_precision_used": summary.precision_used,
         "rank_limit": summary.rank_limit,
     }
 
 
-def dataset_entry(inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
+def dataset_entry(job: Job) -> dict[str, Any]:
     """What was trained on, by content."""
-    artifact = next(iter(inputs.artifacts.values()))
-    window_samples = int(artifact.facts["window_samples"])
-    known = artifact.facts.get("dataset")
+    artifact, source = job.artifact, job.inputs.source
     return {
-        "fingerprint": inputs.source.fingerprint if inputs.source else known or artifact.fingerprint,
+        "fingerprint": source.fingerprint if source else artifact.facts.get("dataset", artifact.fingerprint),
         "artifact": {"stage": artifact.stage, "fingerprint": artifact.fingerprint},
         "num_clips": int(artifact.facts["num_clips"]),
-        "duration_seconds": window_samples / model.sample_rate_hz,
-        "window_samples": window_samples,
+        "window_samples": int(artifact.facts["window_samples"]),
         "window_frames": int(artifact.facts["window_frames"]),
     }
 
 
-def result_entry(params: TrainParams, summary: Summary) -> dict[str, Any]:
+def result_entry(summary: Summary) -> dict[str, Any]:
     """What came of it. Losses of single steps differ by their timesteps, so they are averaged over windows."""
     means = window_means(np.asarray(summary.losses, dtype=np.float64))
     best = int(np.argmin(means))

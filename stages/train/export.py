@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stages.adapters import _file as adapter_file
-from stages.contract import Weights
 from stages.errors import AdapterMismatch
-from stages.records import AdapterSpec, ModelSpec
+from stages.records import AdapterSpec
+from stages.train.job import DTYPES, Job
 from stages.train.stage import LEGACY_KINDS, TrainParams
 
 ADAPTER, TRAINED_VALUES = "adapter.safetensors", "adapter_fp32.safetensors"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def write_adapters(
@@ -47,22 +46,25 @@ def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> No
         raise AdapterMismatch(file.name, sorted(differences))
 
 
-def metadata_of(model: ModelSpec, weights: Weights, step: int) -> dict[str, str]:
+def metadata_of(job: Job, step: int) -> dict[str, str]:
     """What an adapter file says of its origin, beside its spec."""
     return {
-        "base_model": model.repo or model.name,
-        "base_model_name": model.name,
-        "base_digest": weights.digests["transformer"],
+        "base_model": job.model.repo or job.model.name,
+        "base_model_name": job.model.name,
+        "base_digest": job.weights.digests["transformer"],
         "step": str(step),
     }
 
 
-def read_start(file: Path, params: TrainParams, weights: Weights, say: Callable[[str], None]) -> adapter_file.AdapterFile:
-    """The adapter to start from; it must be of the kind, rank and layers asked for.
+def read_start(job: Job) -> adapter_file.AdapterFile | None:
+    """The adapter to start from, if one was given; it must be of the kind, rank and layers asked for.
 
     Raises:
         AdapterMismatch: naming every difference.
     """
+    if job.params.lora_checkpoint is None:
+        return None
+    file, params = job.inputs.files["lora_checkpoint"], job.params
     found = adapter_file.read(file)
     pairs = {
         "adapter_type": (LEGACY_KINDS.get(found.spec.kind, found.spec.kind), params.adapter_type),
@@ -75,9 +77,9 @@ def read_start(file: Path, params: TrainParams, weights: Weights, say: Callable[
     differences = [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
     if differences:
         raise AdapterMismatch(file.name, differences)
-    base = found.metadata.get("base_digest")
-    if base not in (None, weights.digests["transformer"]):
-        say(f"{file.name} was trained on other base weights ({base[:8]}, here {weights.digests['transformer'][:8]})")
+    base, ours = found.metadata.get("base_digest"), job.weights.digests["transformer"]
+    if base is not None and base != ours:
+        job.work.say(f"{file.name} was trained on other base weights: {base[:8]}, here {ours[:8]}")
     return found
 
 

@@ -81,9 +81,8 @@ def _summary(verdicts: list[Verdict]) -> None:
         if "no checker" not in verdict.trouble:
             print(f"\n{verdict.family} {verdict.case} failed:\n{verdict.failures()}")
     unknown = sum("no checker" in verdict.trouble for verdict in failed)
-    print(
-        f"\n{len(verdicts) - len(failed)} passed, {len(failed) - unknown} failed, {unknown} unknown, {len(loose)} tensors loose"
-    )
+    counts = f"{len(verdicts) - len(failed)} passed, {len(failed) - unknown} failed, {unknown} unknown"
+    print(f"\n{counts}; {len(loose)} tensors by the loose tolerance")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cases of the conditioning: `conditioning` and `timestep_features`. Also what other checkers need to condition a batch."""
+"""Cases `conditioning` and `timestep_features`; and what other checkers need to condition a batch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The parity frame: recorded inputs and outputs of the public reference against our networks, adapters and training step.
+"""The parity frame: what the public reference recorded, against our networks, adapters and training step.
 
 A golden folder holds family folders; a family folder holds `index.json`, `model_config.json`, `model.safetensors`, the
-text encoder's folder, `cases/*.safetensors` and `adapters/*.safetensors`. The frame knows that layout and nothing else: no
-sizes, seeds or family names, so another set of the same layout runs unchanged.
+text encoder's folder, `cases/*.safetensors` and `adapters/*.safetensors`. The frame knows that layout and nothing else:
+no sizes, seeds or family names, so another set of the same layout runs unchanged.
 
 Every module beside this one registers checkers by a regular expression on the whole case name:
 
@@ -10,8 +10,8 @@ Every module beside this one registers checkers by a regular expression on the w
     def encoded(family: Family, case: Case) -> Iterator[Comparison]:
         yield compare(case, "latents_raw", autoencoder.encode(case.tensors["audio"]))
 
-Besides the recorded cases, files of a family that hold expectations of their own are cases too, named `file:<stem>` with
-the parsed JSON as params: `file:adapter_filters`, `file:statistics`, and `file:preencode` for the folder of that name.
+Besides the recorded cases, files of a family that hold expectations of their own are cases too, named `file:<stem>`
+with the parsed JSON as params: `file:adapter_filters`, `file:statistics`, and `file:preencode` for that folder.
 
 A case fails when no checker knows it, when a checker raises, when a comparison fails, and when a recorded output that
 states a tolerance was compared by nobody.

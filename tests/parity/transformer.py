@@ -1,4 +1,4 @@
-"""Cases of the diffusion transformer: `dit_forward`, `dit_cfg`, `distribution_shift`. Also what other checkers need of it."""
+"""Cases of the diffusion transformer: `dit_*` and `distribution_shift`; and what other checkers need of it."""
 
 from __future__ import annotations
 

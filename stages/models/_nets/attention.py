@@ -20,7 +20,7 @@ class AttentionFunction(Protocol):
 
     Args:
         query_BHND, key_BHSD, value_BHSD: heads, already normed and rotated.
-        valid: bool, True where a key may be seen: (B, S), or (B, N, S) where that differs between queries; None = everywhere.
+        valid: bool, True where a key may be seen: (B, S), or (B, N, S) where that differs between queries; None = all.
     """
 
     def __call__(self, query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor: ...
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         out_BHND = self._map(query, key, value, turn, valid_BN)
         if second:
             out_BHND = out_BHND - self._map(second[0], second[1], value, turn, valid_BN)
-        return self.to_out(merged_heads(out_BHND))  # type: ignore[no-any-return]
+        return self.to_out(merged_heads(out_BHND))
 
     def _map(self, query: Tensor, key: Tensor, value: Tensor, turn: Turn, valid_BN: Tensor | None) -> Tensor:
         query = rotated(self.q_norm(query), turn).to(value.dtype)
@@ -103,7 +103,7 @@ class CrossAttention(nn.Module):
         queries = split_heads(self.to_q(token_BNW), self.num_maps, self.num_heads)
         *keys, value = split_heads(self.to_kv(context_BSW), self.num_maps + 1, self.num_heads)
         maps = [self._map(query, key, value) for query, key in zip(queries, keys, strict=True)]
-        return self.to_out(merged_heads(maps[0] - maps[1] if len(maps) == 2 else maps[0]))  # type: ignore[no-any-return]
+        return self.to_out(merged_heads(maps[0] - maps[1] if len(maps) == 2 else maps[0]))
 
     def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.attention(self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype), value, None)

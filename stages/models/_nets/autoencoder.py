@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleDict({"0": Downsampling(config), "2": nn.Linear(config.width, config.latent_channels)})
 
     def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
-        return self.layers["2"](self.layers["0"](patch_BCL, token_noise)).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.layers["2"](self.layers["0"](patch_BCL, token_noise)).transpose(1, 2)
 
 
 class Decoder(nn.Module):
@@ -57,13 +57,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({"1": nn.Linear(config.latent_channels, config.width), "3": Upsampling(config)})
 
     def forward(self, feature_BCT: Tensor, token_noise: Noise) -> Tensor:
-        return self.layers["3"](self.layers["1"](feature_BCT.transpose(1, 2)), token_noise)  # type: ignore[no-any-return]
+        return self.layers["3"](self.layers["1"](feature_BCT.transpose(1, 2)), token_noise)
 
 
 class Autoencoder(nn.Module):
     """The autoencoder of a model_config.json, of a whole model or of a stand-alone autoencoder file.
 
-    Always used frozen: `encode` and `decode` take no gradients. Audio is float, (batch, channels, samples), at `sample_rate`.
+    Always used frozen: `encode` and `decode` take no gradients. Audio is float, (batch, channels, samples), at
+    `sample_rate` hertz.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ class Autoencoder(nn.Module):
     def decode(self, latents_BCT: Tensor, noise: DecodeNoise = SILENT) -> Tensor:
         """Audio (B, A, L). L is T * downsampling_ratio, with chunked attention rounded up to whole chunks.
 
-        Noise tensors have the shapes (B, C, T) and (B * T, patches of a frame, W), T after that rounding.
+        Noise tensors have the shapes (B, C, T) and (B * T', patches of a frame, W), T' being T after that rounding.
         """
         feature_BCT = self.bottleneck.decode(latents_BCT.to(self.dtype), noise.bottleneck)
         audio_BAL = self.unpatched(self.decoder(feature_BCT, noise.tokens))
@@ -140,7 +141,10 @@ class Autoencoder(nn.Module):
         overlap_frames: int = OVERLAP_FRAMES,
         token_noise: Noise = None,
     ) -> Tensor:
-        """Latents in bounded memory. From one chunk on, exactly floor(L / downsampling_ratio) frames; below, as `encode`."""
+        """Latents in bounded memory.
+
+        From one chunk on T is floor(L / downsampling_ratio); a shorter signal is encoded as `encode` does.
+        """
         ratio, total = self.downsampling_ratio, audio_BAL.shape[-1]
         if total < chunk_frames * ratio:
             return self.encode(audio_BAL, token_noise)
@@ -157,7 +161,10 @@ class Autoencoder(nn.Module):
         overlap_frames: int = OVERLAP_FRAMES,
         noise: DecodeNoise = SILENT,
     ) -> Tensor:
-        """Audio in bounded memory. From one chunk on, exactly T * downsampling_ratio samples; below, as `decode`."""
+        """Audio in bounded memory.
+
+        From one chunk on L is T * downsampling_ratio; a shorter signal is decoded as `decode` does.
+        """
         ratio, total = self.downsampling_ratio, latents_BCT.shape[-1]
         if total < chunk_frames:
             return self.decode(latents_BCT, noise)
@@ -176,8 +183,8 @@ class Autoencoder(nn.Module):
     ) -> list[Tensor]:
         """`encode_clip` of several clips (A, L_i) in one batch.
 
-        A clip's latents depend neither on its neighbours nor on how far the batch pads it: enough silence follows every clip
-        that nothing behind it, the end of the batch included, reaches its frames through the encoder's local attention.
+        A clip's latents depend neither on its neighbours nor on how far the batch pads it: so much silence follows
+        every clip that nothing behind it, the end of the batch included, reaches its frames through local attention.
 
         Args:
             chunk_frames: encode in chunks of this many frames, for bounded memory; equal up to rounding.
@@ -195,7 +202,7 @@ class Autoencoder(nn.Module):
         return [latents_CT[:, :frames] for latents_CT, frames in zip(latents_BCT, num_frames, strict=True)]
 
     def _whole_chunks(self, num_frames: int, chunk_frames: int) -> int:
-        """`num_frames` rounded up so that chunks overlapping by all the influence there is end exactly with the signal."""
+        """`num_frames` rounded up so that chunks, overlapping by twice the silence, end exactly with the signal."""
         overlap = 2 * self.silence_frames
         if chunk_frames <= overlap or chunk_frames % self.frame_unit:
             rule = f"above {overlap} and a multiple of {self.frame_unit}"

@@ -27,7 +27,7 @@ class GatedProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * self.activation(gate)  # type: ignore[no-any-return]
+        return value * self.activation(gate)
 
 
 class FeedForward(nn.Module):
@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
         self.ff = nn.Sequential(GatedProjection(width, inner, activation), nn.Identity(), nn.Linear(inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ff(x)  # type: ignore[no-any-return]
+        return self.ff(x)
 
 
 def two_layers(num_in: int, width: int, num_out: int, *, bias: bool = True) -> nn.Sequential:

@@ -43,7 +43,7 @@ class NumberEmbedding(nn.Module):
         self.embedding = nn.Sequential(ExpoFeatures(DURATION_FEATURES), nn.Linear(DURATION_FEATURES, width))
 
     def forward(self, number_B: Tensor) -> Tensor:
-        return self.embedding(number_B)  # type: ignore[no-any-return]
+        return self.embedding(number_B)
 
 
 class NumberConditioner(nn.Module):
@@ -59,11 +59,11 @@ class NumberConditioner(nn.Module):
     def forward(self, number_B: Tensor, dtype: torch.dtype) -> Tensor:
         fraction_B = (number_B.float().clamp(self.lowest, self.highest) - self.lowest) / (self.highest - self.lowest)
         # Rounded before the features, as the published models were trained: at the top they turn 10000 times per unit.
-        return self.embedder(fraction_B.to(dtype))  # type: ignore[no-any-return]
+        return self.embedder(fraction_B.to(dtype))
 
 
 class Conditioner(nn.Module):
-    """The trained parts of the conditioning: the padding vector and the duration's embedding. The text encoder is not in it."""
+    """The trained parts of the conditioning: padding vector and duration embedding. The text encoder is not in it."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -78,7 +78,9 @@ class Conditioner(nn.Module):
     @property
     def padding_vector(self) -> Tensor:
         """(D,), what the checkpoint learned for positions without a token."""
-        return self.conditioners["prompt"].padding_embedding  # type: ignore[no-any-return]
+        prompt = self.conditioners["prompt"]
+        assert isinstance(prompt, LearnedPadding)
+        return prompt.padding_embedding
 
     def padded_prompts(self, hidden: Sequence[Tensor], *, learned_padding: bool = True) -> Tensor:
         """(B, L, D): each prompt's hidden states of its valid tokens (n_i, D), then the padding vector.

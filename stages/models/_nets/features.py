@@ -17,11 +17,12 @@ LOWEST, HIGHEST = 0.5, 10000.0
 
 @lru_cache(maxsize=16)
 def _frequencies(num_features: int, device: torch.device) -> Tensor:
-    # Always computed on the CPU: an exponential that differs in its last bit moves the phase at the top by 0.04 rad, and
-    # every device should see the same features.
-    ramp_K = torch.linspace(0, 1, num_features // 2, dtype=torch.float32)
-    frequency_K = (ramp_K * (math.log(HIGHEST) - math.log(LOWEST)) + math.log(LOWEST)).exp()
-    return frequency_K.to(device)
+    # Always computed on the CPU: an exponential that differs in its last bit moves the phase at the top by 0.04 rad,
+    # and all devices should see the same. Kept for later calls, so never as a tensor of inference mode.
+    with torch.inference_mode(False):
+        ramp_K = torch.linspace(0, 1, num_features // 2, dtype=torch.float32, device="cpu")
+        frequency_K = (ramp_K * (math.log(HIGHEST) - math.log(LOWEST)) + math.log(LOWEST)).exp()
+        return frequency_K.to(device)
 
 
 def expo_features(number_B: Tensor, num_features: int) -> Tensor:

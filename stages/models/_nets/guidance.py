@@ -56,7 +56,7 @@ def guided_velocity(
     """
     given = (inpaint_mask_B1T, masked_latents_BCT, padding_mask_BT)
     if not guidance.acts_at(timestep_B[0].item()):
-        return denoiser(noised_BCT, timestep_B, conditioning, *given)  # type: ignore[no-any-return]
+        return denoiser(noised_BCT, timestep_B, conditioning, *given)
     context_BSD = conditioning.context_BSD
     other_BSD = torch.zeros_like(context_BSD) if negative_context_BSD is None else negative_context_BSD.to(context_BSD)
     doubled = Conditioning(torch.cat([context_BSD, other_BSD]), _twice(conditioning.global_BD))

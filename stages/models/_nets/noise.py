@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Noise = Tensor | torch.Generator | Literal["draw"] | None
-"""Unit normals: None = no noise; a tensor of exactly the shape needed; a generator to draw from; "draw" = torch's own."""
+"""Unit normals: none at all, a tensor of exactly the shape needed, a generator to draw from, or torch's own draw."""
 
 
 def unit_normals(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor | None:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * gamma, in float32, returned in the dtype of x (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """y = x / sqrt(mean(x^2) + eps) * gamma in float32, returned in the dtype of x.
+
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

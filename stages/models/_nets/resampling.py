@@ -1,7 +1,7 @@
 """The autoencoder's resampling stage: patches to latent frames, or back, by a transformer over interleaved tokens.
 
-B batch, L patches, T latent frames, C channels, W width of a token, S stride (patches per frame), G = S + 1 tokens of a frame.
-Each frame's group holds its S patch tokens and its one frame token; the side that is not given starts as a learned token.
+B batch, L patches, T latent frames, C channels, N tokens of width W, S stride (patches of a frame), G = S + 1 tokens.
+A frame's group holds its S patch tokens and its one frame token; the side that is not given starts as a learned token.
 """
 
 from __future__ import annotations
@@ -72,8 +72,25 @@ class StageConfig:
 
 
 _READ = frozenset(
-    "in_channels out_channels channels c_mults strides latent_dim transformer_depths differential dyt dim_heads "
-    "variable_stride chunk_size chunk_midpoint_shift sliding_window sinusoidal_blocks conv_mapping mask_noise".split()
+    {
+        "in_channels",
+        "out_channels",
+        "channels",
+        "c_mults",
+        "strides",
+        "latent_dim",
+        "transformer_depths",
+        "differential",
+        "dyt",
+        "dim_heads",
+        "variable_stride",
+        "chunk_size",
+        "chunk_midpoint_shift",
+        "sliding_window",
+        "sinusoidal_blocks",
+        "conv_mapping",
+        "mask_noise",
+    }
 )
 
 
@@ -134,11 +151,14 @@ class ResamplingBlock(nn.Module):
 
     def forward(self, token_BNW: Tensor) -> Tensor:
         token_BNW = token_BNW + self.self_attn(self.pre_norm(token_BNW), self.rope(token_BNW.shape[1]))
-        return token_BNW + self.ff(self.ff_norm(token_BNW))  # type: ignore[no-any-return]
+        return token_BNW + self.ff(self.ff_norm(token_BNW))
 
 
 class WeightNormConv(nn.Module):
-    """Convolution over time with w = g v / |v| per output channel, length kept (Salimans & Kingma 2016, arXiv:1602.07868)."""
+    """Convolution over time that keeps the length, with w = g v / |v| per output channel.
+
+    Source: Salimans & Kingma 2016, arXiv:1602.07868.
+    """
 
     def __init__(self, num_in: int, num_out: int, kernel: int) -> None:
         super().__init__()
@@ -162,7 +182,7 @@ class ResamplingStage(nn.Module):
         self.transformers = nn.ModuleList(ResamplingBlock(config, layer) for layer in range(config.depth))
 
     def new_tokens_for(self, batch: int, num_frames: int, num_new: int, noise: Noise) -> Tensor:
-        """(B, T, num_new, W): the learned token, plus `mask_noise` times the given normals of shape (B * T, num_new, W)."""
+        """(B, T, num_new, W): the learned token, plus `mask_noise` times normals of shape (B * T, num_new, W)."""
         token = self.new_tokens.expand(batch * num_frames, num_new, self.config.width)
         if self.config.noise_scale > 0:
             normals = unit_normals(noise, tuple(token.shape), token)
@@ -178,7 +198,7 @@ class ResamplingStage(nn.Module):
         token_BNW = _through_chunks(self.transformers[:half], token_BNW, size)
         if not self.config.midpoint_shift:
             return token_BNW
-        # The first and last half chunks are doubled, so that the moved chunks are whole; the copies take part and are dropped.
+        # The outer half chunks are doubled, so that the moved chunks are whole; the copies take part and are dropped.
         shift = size // 2
         doubled = torch.cat([token_BNW[:, :shift], token_BNW, token_BNW[:, -shift:]], dim=1)
         return _through_chunks(self.transformers[half:], doubled, size)[:, shift:-shift]
@@ -214,7 +234,7 @@ class Upsampling(ResamplingStage):
         group_BTGW = torch.cat([frame_BTW[:, :, None], new_BTSW], dim=2)
         token_BNW = self.transformed(group_BTGW.flatten(1, 2))
         patch_BLW = token_BNW.unflatten(1, (num_frames, -1))[:, :, 1:].flatten(1, 2)
-        return self.mapping(patch_BLW.transpose(1, 2))  # type: ignore[no-any-return]
+        return self.mapping(patch_BLW.transpose(1, 2))
 
 
 def _through(blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
@@ -224,6 +244,6 @@ def _through(blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
 
 
 def _through_chunks(blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
-    """Through blocks that each see `size` tokens at a time; N is a multiple of it. Rotary positions restart in each chunk."""
+    """Through blocks that see `size` tokens at a time; N is a multiple of it. Rotary positions restart in each."""
     folded = token_BNW.reshape(-1, size, token_BNW.shape[-1])
     return _through(blocks, folded).reshape(token_BNW.shape)

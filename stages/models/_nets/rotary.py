@@ -23,8 +23,8 @@ class Turn(NamedTuple):
 class Rotary(nn.Module):
     """Angles from a stored table of frequencies.
 
-    The table is a buffer that is cast with the network: in bfloat16 its frequencies are rounded, published checkpoints are
-    trained and used with them so, and the angles below are float32 products with the rounded values on purpose.
+    The table is a buffer that is cast with the network: in bfloat16 its frequencies are rounded. Published checkpoints
+    are trained and used so, hence the angles below are float32 products with the rounded values on purpose.
     """
 
     inv_freq: Tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ def generation_frames(
     max_samples: int,
     headroom_seconds: float = HEADROOM_SECONDS,
 ) -> int:
-    """Latent frames T of a batch: the longest duration and headroom, rounded up to an even number, at most `max_samples`."""
+    """Latent frames T of a batch: the longest duration and headroom, rounded up to an even number.
+
+    Never more than `max_samples` hold.
+    """
     num_samples = int((max(seconds) + headroom_seconds) * sample_rate_hz)
     even_frames = 2 * math.ceil(math.ceil(num_samples / downsampling_ratio) / 2)
     return min(even_frames, max_samples // downsampling_ratio)
@@ -89,7 +93,10 @@ def runge_kutta_4(velocity: Velocity, noise_BCT: Tensor, schedule_BK1: Tensor) -
 
 
 def dpm_solver_plus_plus(velocity: Velocity, noise_BCT: Tensor, schedule_BK1: Tensor) -> Tensor:
-    """Second-order multistep solver on the predicted data, first order at both ends (Lu et al. 2022, arXiv:2211.01095)."""
+    """Second-order multistep solver on the predicted data, first order at both ends.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, DPM-Solver++(2M).
+    """
     x_BCT, before_BCT = noise_BCT, noise_BCT
     half_logsnr_BK1 = ((1 - schedule_BK1).clamp(min=1e-10) / schedule_BK1.clamp(min=1e-10)).log()
     width_BK = half_logsnr_BK1.diff(dim=1)
@@ -129,7 +136,7 @@ SAMPLERS: Mapping[str, Sampler] = {
 def _steps(schedule_BK1: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Timesteps before and after each step, (B,) each."""
     columns = schedule_BK1.unbind(dim=1)
-    return list(zip(columns, columns[1:], strict=False))
+    return list(pairwise(columns))
 
 
 def _wide(value_B: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def shifted(timestep: Tensor, num_frames: Tensor, options: Mapping[str, Any] | N
     Args:
         timestep: in [0, 1], 1 = noise.
         num_frames: effective length of each item, in latent frames.
-        options: a config's `distribution_shift_options`: `type` full (also when it is missing), flux, logsnr or none, and
-            that type's own settings. None leaves the timesteps alone.
+        options: a config's `distribution_shift_options`: `type` full (also when it is missing), flux, logsnr or none,
+            and that type's own settings. None leaves the timesteps alone.
 
     Raises:
         NetworkNotSupported: another type, or a setting that the type does not have.
@@ -50,7 +50,9 @@ def full(
     max_length: float = 4096,
     use_sine: bool = False,
 ) -> Tensor:
-    """e^mu t / (1 + (e^mu - 1) t), mu linear in the clamped length (Esser et al. 2024, arXiv:2403.03206, section 5.3.2).
+    """e^mu t / (1 + (e^mu - 1) t), mu linear in the clamped length.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
 
     Args:
         use_sine: afterwards t <- sin(pi t / 2).
@@ -85,7 +87,7 @@ def logsnr(
     rate: float = 0.0,
     logsnr_end: float = 2.0,
 ) -> Tensor:
-    """t whose log signal-to-noise ratio falls linearly from `logsnr_end` at 0 to one that depends on the length at 1."""
+    """The t whose log signal-to-noise ratio falls linearly from `logsnr_end` to one that depends on the length."""
     start = anchor_logsnr - rate * torch.log2(num_frames / anchor_length)
     moved = torch.sigmoid(-(logsnr_end - timestep * (logsnr_end - start)))
     moved = torch.where(timestep <= 0, torch.zeros_like(moved), moved)

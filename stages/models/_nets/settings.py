@@ -1,6 +1,6 @@
 """Reading a model_config.json: every option is used, known to mean nothing here, or refused.
 
-Networks are sized by the config alone. An option that would change the result and is not built is an error, never ignored.
+Networks are sized by the config alone. An option that would change the result and is not built is an error.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ class Chunk:
 def chunks(total: int, unit: int, chunk_frames: int, overlap_frames: int) -> list[Chunk]:
     """The chunks of a signal of `total` units, at `unit` units per latent frame; `total` holds at least one chunk.
 
-    A hop is a chunk less the overlap. When the last regular chunk does not end with the signal, one more is laid against the
-    end: its start need not lie on a frame, its destination does. Half the overlap is dropped at every inner edge.
+    A hop is a chunk less the overlap. When the last regular chunk does not end with the signal, one more is laid
+    against the end: its start need not lie on a frame, its destination does. Half the overlap is dropped at every
+    inner edge.
 
     Raises:
         ValueError: an overlap that is not smaller than the chunk, or a signal shorter than a chunk.

@@ -5,7 +5,8 @@ B prompts, L token positions (the prompt conditioner's max_length), D hidden wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ _OTHER_HALF = ("decoder.", "model.decoder.", "lm_head.")
 
 
 class TextEncoder:
-    """Tokenizer and encoder half of a T5Gemma folder, in the dtype it is stored in. No nn.Module: nothing casts or trains it."""
+    """Tokenizer and encoder half of a T5Gemma folder, in the dtype it is stored in.
+
+    Not an nn.Module of ours, so that nothing casts it, saves it or puts an adapter on it.
+    """
 
     def __init__(self, folder: Path, max_length: int, device: str | torch.device = "cpu") -> None:
         """Read the folder; needs no network.
@@ -68,11 +72,11 @@ class TextEncoder:
     @torch.no_grad()
     def encoded(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Last hidden states (B, L, D); what stands at padding positions has no meaning."""
-        return self.encoder(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state  # type: ignore[no-any-return]
+        return self.encoder(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
 
 
 def _encoder(folder: Path) -> Any:
-    """The encoder of either file layout (encoder alone, or encoder-decoder), frozen; every tensor of it from the file."""
+    """The encoder of either file layout (alone, or in an encoder-decoder), frozen; every tensor of it from the file."""
     from transformers import AutoConfig, T5GemmaEncoderModel
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -95,20 +99,17 @@ def _encoder(folder: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-class _quiet_transformers:
-    """The library reports the unused decoder at length; we judge the report ourselves."""
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """The library reports the unused decoder at length; we judge its report ourselves."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.before = logging.get_verbosity()
-        self.bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.before)
-        if self.bars:
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()

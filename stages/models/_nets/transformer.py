@@ -1,7 +1,7 @@
 """The diffusion transformer: noised latents, timestep and conditioning to a velocity.
 
-B batch, C latent channels, T latent frames, M memory tokens, N = M + T tokens, W width, S context tokens, D conditioning width,
-L = C + 1 local channels (the inpaint mask, then the given latents).
+B batch, C latent channels, T latent frames, M memory tokens, N = M + T tokens of width W, S context tokens,
+D conditioning width, L = C + 1 local channels (the inpaint mask, then the given latents).
 """
 
 from __future__ import annotations
@@ -47,9 +47,27 @@ class TransformerConfig:
 
 
 _READ = frozenset(
-    "io_channels embed_dim depth num_heads cond_token_dim global_cond_dim local_add_cond_dim global_cond_type "
-    "timestep_features_type timestep_features_dim timestep_features_logsnr attn_kwargs norm_type norm_kwargs ff_kwargs "
-    "num_memory_tokens patch_size project_cond_tokens project_global_cond".split()
+    {
+        "io_channels",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "cond_token_dim",
+        "global_cond_dim",
+        "local_add_cond_dim",
+        "global_cond_type",
+        "timestep_features_type",
+        "timestep_features_dim",
+        "timestep_features_logsnr",
+        "attn_kwargs",
+        "norm_type",
+        "norm_kwargs",
+        "ff_kwargs",
+        "num_memory_tokens",
+        "patch_size",
+        "project_cond_tokens",
+        "project_global_cond",
+    }
 )
 
 
@@ -94,8 +112,8 @@ def _require_built_options(where: str, options: Mapping[str, Any]) -> None:
 class TransformerBlock(nn.Module):
     """Modulated self-attention, cross-attention, the local condition, modulated feed-forward; each added to its input.
 
-    Modulation is adaLN (Peebles & Xie 2023, arXiv:2212.09748): scale and shift before a branch, a gate behind it, from one
-    vector for all layers plus this layer's own offset. The gate is sigmoid(1 - gate).
+    Modulation is adaLN (Peebles & Xie 2023, arXiv:2212.09748): scale and shift before a branch, a gate behind it, from
+    one vector for all layers plus this layer's own offset. The gate is sigmoid(1 - gate).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -129,7 +147,7 @@ class TransformerBlock(nn.Module):
         num_memory = token_BNW.shape[1] - local_BTL.shape[1]
         token_BNW = token_BNW + F.pad(self.to_local_embed(local_BTL), (0, 0, num_memory, 0))
         moved = self.ff(self.ff_norm(token_BNW) * (1 + ff_scale) + ff_shift)
-        return token_BNW + torch.sigmoid(1 - ff_gate) * moved  # type: ignore[no-any-return]
+        return token_BNW + torch.sigmoid(1 - ff_gate) * moved
 
 
 class TokenTransformer(nn.Module):
@@ -158,12 +176,12 @@ class TokenTransformer(nn.Module):
         turn = self.rotary_pos_emb(token_BNW.shape[1])
         for layer in self.layers:
             token_BNW = self._through(layer, token_BNW, context_BSW, modulation_B1W6, local_BTL, turn, valid_BN)
-        return self.project_out(token_BNW[:, num_memory:])  # type: ignore[no-any-return]
+        return self.project_out(token_BNW[:, num_memory:])
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        return layer(*inputs)  # type: ignore[no-any-return]
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 class DiffusionTransformer(nn.Module):
@@ -181,8 +199,8 @@ class DiffusionTransformer(nn.Module):
         self.postprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
 
     def timestep_embedding(self, timestep_B: Tensor) -> Tensor:
-        """(B, W). The timestep is rounded to the network's dtype before its features are taken: published models were trained so."""
-        return self.to_timestep_embed(expo_features(timestep_B, self.num_timestep_features))  # type: ignore[no-any-return]
+        """(B, W) of a timestep in the network's dtype: published models were trained with it rounded so."""
+        return self.to_timestep_embed(expo_features(timestep_B, self.num_timestep_features))
 
     def forward(
         self,
@@ -199,11 +217,11 @@ class DiffusionTransformer(nn.Module):
         local_BTL, frame_BTC = local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
         out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, padding_mask_BT)
         out_BCT = out_BTC.transpose(1, 2)
-        return out_BCT + self.postprocess_conv(out_BCT)  # type: ignore[no-any-return]
+        return out_BCT + self.postprocess_conv(out_BCT)
 
 
 class Denoiser(nn.Module):
-    """The diffusion transformer as callers meet it: any dtype in, the network's dtype out, dropout of the context, inpainting.
+    """The diffusion transformer as callers meet it: any dtype in, the network's own inside and out.
 
     Its parameter names start with `model.`, as the published names of adapters do.
     """
@@ -244,7 +262,7 @@ class Denoiser(nn.Module):
             context_BSD = context_BSD.masked_fill(dropped_B[:, None, None], 0)
         cast = Conditioning(context_BSD, conditioning.global_BD.to(dtype))
         local_BLT = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
-        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)  # type: ignore[no-any-return]
+        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)
 
     def _local(self, like_BCT: Tensor, mask_B1T: Tensor | None, given_BCT: Tensor | None) -> Tensor:
         """(B, 1 + C, T): mask, then given latents."""

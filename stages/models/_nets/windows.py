@@ -1,4 +1,4 @@
-"""Attention in a band around each token, without an N x N mask: queries in blocks, each with the keys its band can reach.
+"""Attention in a band around each token without an N x N mask: blocks of queries, with the keys their band can reach.
 
 B batch, H heads, N tokens, D features of a head, G blocks, Q queries of a block, S keys of a block.
 """
@@ -45,7 +45,7 @@ def window_mask(num_tokens: int, size: int, window: tuple[int, int], device: tor
     key_S = torch.arange(size + sum(window), device=device) - window[0]
     near_QS = (key_S >= query_Q - window[0]) & (key_S <= query_Q + window[1])
     exists_GQS = (block_G + key_S >= 0) & (block_G + key_S < num_tokens)
-    # Queries beyond the end fill up the last block and are cut off again; they may see anything, or their softmax would be empty.
+    # Queries beyond the end only fill up the last block; they may see anything, or their softmax would be empty.
     return near_QS & (exists_GQS | (block_G + query_Q >= num_tokens))
 
 

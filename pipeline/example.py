@@ -1,0 +1,355 @@
+"""Writes the small example dataset: clips synthesised here, a caption beside each, as one zip.
+
+The clips come in the formats, rates and lengths real collections come in, so the example also shows what ingest does.
+Light at import; arrays are loaded by the function that needs them. Suffixes: N samples, C channels (two).
+
+Sources: Karplus and Strong (1983) for the plucked strings; Chowning (1973) for the bells; RFC 3533 for Ogg pages.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_DATE = (2024, 1, 1, 0, 0, 0)
+"""Of every file in the zip: the same bytes whenever it is written."""
+_OGG_SERIAL = b"sa3t"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sketch:
+    """One clip of the example: how it sounds, and how it is stored."""
+
+    name: str
+    caption: str
+    rate_hz: int
+    seconds: float
+    voice: Callable[[Any, float, int], Any]
+    """(generator, seconds, rate) -> (n, 2) float64, any level."""
+    subtype: str = "PCM_16"
+
+
+def write_example(path: Path) -> Path:
+    """Write the example dataset as a zip; on one machine always the same bytes.
+
+    Args:
+        path: where; an existing file is replaced once the new one is whole.
+
+    Raises:
+        PipelineError: the folder cannot be written.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(aside, "w") as archive:
+            for number, sketch in enumerate(_sketches()):
+                _add(archive, sketch.name, _sound(sketch, seed=number))
+                caption = str(Path(sketch.name).with_suffix(".txt").as_posix())
+                _add(archive, caption, sketch.caption.encode() + b"\n")
+        aside.replace(path)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be written ({error.strerror}). Choose another place for it.") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _DATE)
+    entry.external_attr = 0o644 << 16
+    packs = name.endswith((".wav", ".txt"))
+    archive.writestr(entry, content, zipfile.ZIP_DEFLATED if packs else zipfile.ZIP_STORED, 9 if packs else None)
+
+
+def _sketches() -> Sequence[_Sketch]:
+    """Fourteen clips; chords and scales are MIDI note numbers."""
+    am, f, c, g = (57, 60, 64, 69), (53, 57, 60, 65), (48, 55, 64, 67), (55, 59, 62, 67)
+    pentatonic = (57, 60, 62, 64, 67, 69)
+    return (
+        _Sketch(
+            name="guitar/arpeggio_slow.wav",
+            caption="Slow fingerpicked nylon guitar arpeggio in A minor, warm and intimate, 70 BPM",
+            rate_hz=44100,
+            seconds=7.0,
+            voice=_plucked([am, f], 70),
+        ),
+        _Sketch(
+            name="guitar/arpeggio_bright.flac",
+            caption="Bright steel string guitar arpeggio, C major to G major, hopeful folk, 110 BPM",
+            rate_hz=48000,
+            seconds=4.5,
+            voice=_plucked([c, g], 110, damping=0.4992),
+        ),
+        _Sketch(
+            name="guitar/harp_run.mp3",
+            caption="Celtic harp run on a pentatonic scale, airy and clear, solo",
+            rate_hz=44100,
+            seconds=6.0,
+            voice=_plucked([pentatonic, pentatonic[::-1]], 150),
+            subtype="MPEG_LAYER_III",
+        ),
+        _Sketch(
+            name="guitar/bass_riff.wav",
+            caption="Plucked electric bass riff in A, dry, funky, 96 BPM",
+            rate_hz=22050,
+            seconds=5.0,
+            voice=_plucked([(33, 33, 36, 38), (33, 40, 38, 36)], 96, damping=0.497),
+        ),
+        _Sketch(
+            name="bells/tower.flac",
+            caption="Large church bell struck three times, long metallic decay, distant",
+            rate_hz=32000,
+            seconds=9.0,
+            voice=_bells((45, 45, 45), every=2.6, decay=3.5),
+        ),
+        _Sketch(
+            name="bells/music_box.ogg",
+            caption="Delicate music box melody in C major, lullaby, nostalgic",
+            rate_hz=44100,
+            seconds=8.0,
+            voice=_bells((84, 88, 91, 88, 84, 86, 89, 86, 83, 84), every=0.6, decay=1.1),
+            subtype="VORBIS",
+        ),
+        _Sketch(
+            name="bells/kalimba.wav",
+            caption="Kalimba pattern, pentatonic, soft wooden attack, playful, 100 BPM",
+            rate_hz=96000,
+            seconds=2.5,
+            voice=_bells((69, 72, 76, 79, 76, 72), every=0.3, decay=0.4),
+            subtype="FLOAT",
+        ),
+        _Sketch(
+            name="bells/glass_chimes.mp3",
+            caption="Glass wind chimes in a light breeze, sparse, shimmering, ambient texture",
+            rate_hz=48000,
+            seconds=10.0,
+            voice=_bells((93, 96, 91, 98, 95, 100, 93), every=1.2, decay=1.8),
+            subtype="MPEG_LAYER_III",
+        ),
+        _Sketch(
+            name="drums/four_on_the_floor.wav",
+            caption="Four on the floor house drum loop, punchy kick, open hats, 124 BPM",
+            rate_hz=44100,
+            seconds=4.0,
+            voice=_drums("x...x...x...x...", "....x.......x...", "..x...x...x...x.", 124),
+        ),
+        _Sketch(
+            name="drums/boom_bap.flac",
+            caption="Boom bap hip hop drum break, dusty snare, lazy swing, 88 BPM",
+            rate_hz=44100,
+            seconds=5.5,
+            voice=_drums("x..x......x.x...", "....x.......x..x", "x.x.x.x.x.x.x.x.", 88),
+        ),
+        _Sketch(
+            name="drums/half_time.ogg",
+            caption="Half time drum pattern, deep kick and wide snare, spacious, 70 BPM",
+            rate_hz=48000,
+            seconds=6.9,
+            voice=_drums("x.....x.........", "........x.......", "x...x...x...x.x.", 70),
+            subtype="VORBIS",
+        ),
+        _Sketch(
+            name="pads/warm.ogg",
+            caption="Warm analog synth pad, slow attack, A minor to F major, dreamy ambient",
+            rate_hz=44100,
+            seconds=12.0,
+            voice=_pad([am, f]),
+            subtype="VORBIS",
+        ),
+        _Sketch(
+            name="pads/organ drone.flac",
+            caption="Sustained organ drone on a fifth, solemn, slowly evolving",
+            rate_hz=22050,
+            seconds=6.0,
+            voice=_pad([(45, 52, 57)]),
+            subtype="PCM_16",
+        ),
+        _Sketch(
+            name="pads/short_swell.wav",
+            caption="Short cinematic string swell in C major, rising, hopeful",
+            rate_hz=48000,
+            seconds=2.0,
+            voice=_pad([c]),
+            subtype="PCM_24",
+        ),
+    )
+
+
+def _sound(sketch: _Sketch, seed: int) -> bytes:
+    """One clip as the bytes of its file."""
+    import numpy as np
+    import soundfile
+
+    audio_NC = sketch.voice(np.random.default_rng(seed), sketch.seconds, sketch.rate_hz)
+    audio_NC = 0.7 * audio_NC / np.abs(audio_NC).max()
+    buffer = io.BytesIO()
+    form = {"wav": "WAV", "flac": "FLAC", "mp3": "MP3", "ogg": "OGG"}[sketch.name.rpartition(".")[2]]
+    soundfile.write(buffer, audio_NC.astype(np.float32), sketch.rate_hz, format=form, subtype=sketch.subtype)
+    return _undated(buffer.getvalue())
+
+
+def _undated(content: bytes) -> bytes:
+    """The file without what libsndfile takes from the clock: the date of a WAV's peak, the serial number of an Ogg."""
+    if content.startswith(b"RIFF") and b"PEAK" in content[:200]:
+        place = content.index(b"PEAK") + 12
+        return content[:place] + bytes(4) + content[place + 4 :]
+    return _renumbered(content) if content.startswith(b"OggS") else content
+
+
+def _renumbered(content: bytes) -> bytes:
+    """An Ogg stream under our own serial number, every page's checksum made anew."""
+    pages, place = [], 0
+    while place < len(content):
+        lacing = content[place + 27 : place + 27 + content[place + 26]]
+        end = place + 27 + len(lacing) + sum(lacing)
+        page = content[place : place + 14] + _OGG_SERIAL + content[place + 18 : place + 22] + bytes(4)
+        page += content[place + 26 : end]
+        pages.append(page[:22] + _ogg_crc(page).to_bytes(4, "little") + page[26:])
+        place = end
+    return b"".join(pages)
+
+
+_MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+def _ogg_crc(page: bytes) -> int:
+    """Ogg's checksum: the polynomial of zlib's crc32 with the bits the other way round, from zero, not inverted."""
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def _hz(note: int) -> float:
+    """Frequency of a MIDI note."""
+    return float(440.0 * 2 ** ((note - 69) / 12))
+
+
+def _mixed(
+    notes: Sequence[tuple[float, np.ndarray, float]], seconds: float, rate_hz: int, room: float = 0.25
+) -> np.ndarray:
+    """Notes as (start in seconds, samples, place from 0 left to 1 right), faded out at the end, with a little echo."""
+    import numpy as np
+
+    num_samples = round(seconds * rate_hz)
+    audio_NC = np.zeros((num_samples, 2))
+    for start, note_N, place in notes:
+        first = round(start * rate_hz)
+        part_N = note_N[: max(0, num_samples - first)]
+        audio_NC[first : first + len(part_N)] += part_N[:, None] * np.sqrt([1 - place, place])
+    for delay_seconds, level in ((0.031, room), (0.073, room * 0.6), (0.127, room * 0.4)):
+        delay = round(delay_seconds * rate_hz)
+        audio_NC[delay:] += level * audio_NC[:-delay, ::-1]
+    fade = round(0.05 * rate_hz)
+    audio_NC[-fade:] *= np.linspace(1, 0, fade)[:, None]
+    return audio_NC
+
+
+def _plucked(bars: Sequence[Sequence[int]], beats_per_minute: float, damping: float = 0.4985) -> Any:
+    """Strings plucked one after the other in eighth notes: a burst of noise that a delay line smooths (Karplus-Strong)."""
+
+    def string(random: Any, note: int, seconds: float, rate_hz: int) -> np.ndarray:
+        import numpy as np
+
+        period = max(2, round(rate_hz / _hz(note) - 0.5))
+        turn_N = random.uniform(-1, 1, period)
+        turn_N -= turn_N.mean()
+        turns = [turn_N]
+        for _ in range(int(seconds * rate_hz / period)):
+            turn_N = damping * (turn_N + np.roll(turn_N, 1))
+            turns.append(turn_N)
+        return np.concatenate(turns)
+
+    def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
+        eighth = 30 / beats_per_minute
+        order = [note for bar in bars for note in (*bar, *bar[-2:0:-1])]
+        count = int(seconds / eighth)
+        notes = [
+            (n * eighth, string(random, order[n % len(order)], 2.5, rate_hz), 0.35 + 0.3 * (n % 2)) for n in range(count)
+        ]
+        return _mixed(notes, seconds, rate_hz)
+
+    return voice
+
+
+def _bells(melody: Sequence[int], every: float, decay: float) -> Any:
+    """Inharmonic frequency modulation whose brightness dies faster than its tone (Chowning)."""
+
+    def bell(note: int, seconds: float, rate_hz: int) -> np.ndarray:
+        import numpy as np
+
+        time_N = np.arange(round(seconds * rate_hz)) / rate_hz
+        turn_N = 2 * np.pi * _hz(note) * time_N
+        bright_N = 2.2 * np.exp(-3 * time_N / decay)
+        tone_N = np.sin(turn_N + bright_N * np.sin(1.4 * turn_N)) + 0.4 * np.sin(2.76 * turn_N)
+        return tone_N * np.exp(-time_N / decay) * np.minimum(1, time_N / 0.002)
+
+    def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
+        notes = []
+        for number, note in enumerate(melody):
+            start = number * every + random.uniform(0, 0.02)
+            notes.append((start, bell(note, min(4 * decay, seconds), rate_hz), random.uniform(0.3, 0.7)))
+        return _mixed([one for one in notes if one[0] < seconds], seconds, rate_hz, room=0.35)
+
+    return voice
+
+
+def _drums(kick: str, snare: str, hat: str, beats_per_minute: float) -> Any:
+    """Three patterns of sixteenths (x hits), as often as they fit."""
+
+    def hits(random: Any, rate_hz: int) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        time_N = np.arange(round(0.4 * rate_hz)) / rate_hz
+        noise_N = random.standard_normal(time_N.size)
+        sweep_N = 2 * np.pi * (50 * time_N + 90 * 0.04 * (1 - np.exp(-time_N / 0.04)))
+        return {
+            "kick": np.sin(sweep_N) * np.exp(-time_N / 0.12),
+            "snare": (0.5 * noise_N + np.sin(2 * np.pi * 190 * time_N)) * np.exp(-time_N / 0.07) * 0.6,
+            "hat": np.diff(noise_N, prepend=0.0, n=2)[: time_N.size] * np.exp(-time_N / 0.025) * 0.12,
+        }
+
+    def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
+        sixteenth, sounds = 15 / beats_per_minute, hits(random, rate_hz)
+        parts = (("kick", kick, 0.5), ("snare", snare, 0.45), ("hat", hat, 0.65))
+        notes = [
+            (number * sixteenth, sounds[name] * random.uniform(0.85, 1.0), place)
+            for number in range(int(seconds / sixteenth))
+            for name, pattern, place in parts
+            if pattern[number % len(pattern)] == "x"
+        ]
+        return _mixed(notes, seconds, rate_hz, room=0.08)
+
+    return voice
+
+
+def _pad(chords: Sequence[Sequence[int]]) -> Any:
+    """Slightly detuned partials that fade in and out, one chord after the other."""
+
+    def chord(notes: Sequence[int], seconds: float, rate_hz: int) -> np.ndarray:
+        import numpy as np
+
+        time_N = np.arange(round(seconds * rate_hz)) / rate_hz
+        swell_N = np.sin(np.pi * time_N / seconds) ** 0.6
+        sound_N = np.zeros(time_N.size)
+        for note in notes:
+            for partial in range(1, 6):
+                for detune in (0.997, 1.003):
+                    sound_N += np.sin(2 * np.pi * _hz(note) * detune * partial * time_N + note) / partial**1.7
+        return sound_N * swell_N * (1 + 0.15 * np.sin(2 * np.pi * 0.4 * time_N))
+
+    def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
+        each = seconds / len(chords)
+        notes = [(n * each, chord(notes, each, rate_hz), 0.4 + 0.2 * (n % 2)) for n, notes in enumerate(chords)]
+        return _mixed(notes, seconds, rate_hz, room=0.4)
+
+    return voice

@@ -1,0 +1,92 @@
+"""What a training learns from: clips, prompts and the shift for length, from either kind of artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cache.shelf import Shelf
+from stages.errors import NetworkNotSupported
+from stages.models._nets.schedule import shifted
+from stages.models._weights import load_autoencoder
+from stages.train.batches import Batch, batch_at, clip_order, crops
+from stages.train.clips import Clips, LiveLatents, StoredLatents
+from stages.train.draws import Chance
+from stages.train.job import Job
+from stages.train.prompts import Prompts, embedded_prompts, stored_prompts
+from stages.train.stage import TrainParams
+
+_TRAINED = {
+    "diffusion_objective": "rectified_flow",
+    "use_effective_length_for_schedule": True,
+    "mask_padding_attention": True,
+}
+"""Options of the diffusion section that are trained in one way only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Batches of any step, at any time."""
+
+    clips: Clips
+    prompts: Prompts
+    params: TrainParams
+    shift_options: Mapping[str, Any] | None
+
+    @property
+    def chance(self) -> Chance:
+        """Where every draw comes from."""
+        return Chance(self.params.seed)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        return batch_at(step, self.clips, self.prompts, self.params, self.chance, self.shift)
+
+    def shift(self, timestep_B: Tensor, num_frames_B: Tensor) -> Tensor:
+        """Timesteps moved towards noise for long clips."""
+        return shifted(timestep_B, num_frames_B, self.shift_options)
+
+    def seen(self, step: int) -> tuple[list[str], list[int]]:
+        """Clip ids and first samples of a step's batch, without making it."""
+        indices = clip_order(self.chance, len(self.clips.subjects), self.params.batch_size, step)
+        starts = crops(self.clips, indices, self.chance.at("crop", step))
+        ids = [self.clips.subjects[index].clip_id for index in indices]
+        return ids, [start * self.clips.samples_per_unit for start in starts]
+
+
+def examples_of(job: Job) -> Examples:
+    """From the encode artifact, or from prepared audio.
+
+    Raises:
+        NetworkNotSupported: the config asks for a training this is not.
+    """
+    options = shift_options(job.weights.config)
+    clips, prompts = stored_examples(job) if job.params.pre_encode else live_examples(job)
+    return Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
+
+
+def stored_examples(job: Job) -> tuple[Clips, Prompts]:
+    """Stored latents and prompt embeddings: neither autoencoder nor text encoder is opened."""
+    shared, kind = job.work.shared, job.artifact.facts["latent_format"]
+    latents, prompts = (Shelf(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
+    return StoredLatents(job.artifact, latents, job.model), stored_prompts(job.artifact, prompts, job.device)
+
+
+def live_examples(job: Job) -> tuple[Clips, Prompts]:
+    """Prepared audio, encoded when it is read; prompts embedded now, and the text encoder let go."""
+    autoencoder = load_autoencoder(job.weights, job.device, job.dtype(job.params.autoencoder_precision))
+    clips = LiveLatents(job.artifact, job.work.shared, job.model, autoencoder)
+    return clips, embedded_prompts((row.prompt for row in clips.rows), job.weights, job.device)
+
+
+def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The config's shift of training timesteps; refuses what the objective here is not."""
+    diffusion = config["model"]["diffusion"]
+    for name, only in _TRAINED.items():
+        if diffusion.get(name, only) != only:
+            raise NetworkNotSupported("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")
+    options: Mapping[str, Any] | None = diffusion.get("distribution_shift_options")
+    return options

@@ -1,0 +1,68 @@
+"""What a training was asked to do, and with what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from cache.fingerprint import fingerprint
+from stages import catalogue
+from stages.contract import Artifact, Inputs, Weights, Workspace
+from stages.models._device import pick_device, usable_dtype
+from stages.records import ModelSpec
+from stages.train.draws import Chance
+from stages.train.stage import STAGE, TrainParams
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One call of the stage."""
+
+    inputs: Inputs
+    params: TrainParams
+    work: Workspace
+    weights: Weights
+    model: ModelSpec
+    device: torch.device
+
+    @classmethod
+    def of(cls, inputs: Inputs, params: TrainParams, work: Workspace) -> Job:
+        """Settle the model and the device."""
+        assert inputs.weights is not None, "the runner hands train its weights"
+        return cls(
+            inputs=inputs,
+            params=params,
+            work=work,
+            weights=inputs.weights,
+            model=catalogue.models()[params.model],
+            device=pick_device(work.resources.device),
+        )
+
+    @property
+    def chance(self) -> Chance:
+        """Where every draw comes from."""
+        return Chance(self.params.seed)
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the clips are read from."""
+        return self.inputs.artifacts["encode" if self.params.pre_encode else "ingest"]
+
+    @property
+    def identity(self) -> str:
+        """Names the run whatever its number of steps: only its own checkpoints may be gone on from."""
+        params = {name: value for name, value in asdict(self.params).items() if name not in STAGE.identity_leaves_out}
+        record = {
+            "version": STAGE.version,
+            "params": params,
+            "artifact": self.artifact.fingerprint,
+            "weights": dict(self.weights.digests),
+        }
+        return fingerprint("training", record)
+
+    def dtype(self, precision: str) -> torch.dtype:
+        """A precision asked for, or the nearest that works on the device, which is then said."""
+        return usable_dtype(DTYPES[precision], self.device, self.work.say)

@@ -1,0 +1,69 @@
+"""A training before its first step, or where an earlier run of it left off."""
+
+from __future__ import annotations
+
+from math import prod
+
+from stages.adapters._base import Adapter, attach
+from stages.adapters._svd import BasesFolder
+from stages.models._weights import load_conditioner, load_denoiser
+from stages.train import checkpoint
+from stages.train.export import read_start, resolved_spec
+from stages.train.job import Job
+from stages.train.loop import Training
+from stages.train.metrics import History
+from stages.train.network import Network
+from stages.train.optimizer import Optimizer
+
+
+def new_training(job: Job) -> Training:
+    """Base in its precision, adapter on top: at the base model's own output, or at the adapter file to go on from."""
+    network = new_network(job)
+    return Training(
+        network=network,
+        optimizer=Optimizer(network.adapter.named_parameters(), job.params),
+        history=History.empty(job.params.batch_size),
+        params=job.params,
+        device=job.device,
+        notes={},
+    )
+
+
+def new_network(job: Job) -> Network:
+    """The adapter is attached after the cast: its magnitudes are norms of the weights as the layers use them."""
+    start = read_start(job)
+    dtype = job.dtype(job.params.base_precision)
+    denoiser = load_denoiser(job.weights, job.device, dtype)
+    conditioner = load_conditioner(job.weights, job.device, dtype)
+    adapter = attach(
+        (denoiser, conditioner),
+        resolved_spec(job.params, start),
+        generator=job.chance.torch_at("adapter", 0),
+        bases_cache=BasesFolder(job.work.shared / "bases"),
+    )
+    if start is not None:
+        adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
+    return Network(denoiser, conditioner, adapter)
+
+
+def rank_limit(network: Network) -> int:
+    """Smallest dimension of the layers that carry the adapter."""
+    adapted = {f"{name}.weight" for name in network.adapter.layer_names()}
+    roots = (network.denoiser, network.conditioner)
+    weights = {name: weight for root in roots for name, weight in root.named_parameters()}
+    return min(min(weight.shape[0], prod(weight.shape[1:])) for name, weight in weights.items() if name in adapted)
+
+
+def num_parameters(adapter: Adapter) -> int:
+    """Trained values."""
+    return sum(parameter.numel() for parameter in adapter.named_parameters().values())
+
+
+def resume(training: Training, job: Job) -> None:
+    """Go on from the newest usable checkpoint, of this workspace or of an earlier, shorter artifact of the same run."""
+    places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
+    folders = [place / checkpoint.FOLDER for place in places]
+    saved = checkpoint.newest(folders, job.identity, job.params.number_of_steps, job.work.say)
+    if saved is not None:
+        training.restore(saved)
+        job.work.say(f"going on from step {saved.step}")

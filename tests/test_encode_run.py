@@ -1,0 +1,227 @@
+"""Encode: latents of the valid length, made once per content, whatever stopped the run before."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cache.manifest import read_rows, write_rows
+from cache.shelf import Location, Shelf
+from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
+from stages.encode import run as encoding
+from stages.encode.stage import EncodeParams, item_key
+from stages.errors import LatentsNotFinite, Stopped
+from stages.models import tiny
+from stages.models._folder import open_folder
+from stages.models._weights import load_autoencoder
+from stages.records import Clip, EncodedClip, PromptRow
+
+AUDIO_PARAMS = {"sample_rate_hz": 44_100}
+FRAME = 4096
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Weights:
+    folder = tmp_path_factory.mktemp("weights") / tiny.folder_name()
+    tiny.make(folder)
+    return open_folder("tiny-base", folder)
+
+
+def clip(name: str, num_samples: int, prompt: str) -> Clip:
+    return Clip(
+        clip_id=name,
+        audio=f"prepared/{name}.flac",
+        digest=f"sha256:{name}",
+        num_samples=num_samples,
+        source_sample_rate_hz=44_100,
+        num_channels=2,
+        crop_start=0,
+        num_samples_cut=0,
+        num_samples_padded=0,
+        seconds_total=-(-num_samples // 44_100),
+        prompt=prompt,
+        caption_source=f"{name}.txt",
+    )
+
+
+CLIPS = [clip("a", 3 * FRAME, "first"), clip("b", 2 * FRAME + 1, "second"), clip("c", 5 * FRAME, "first")]
+
+
+class Place:
+    """An ingest artifact, a shared folder and workspaces under one root."""
+
+    def __init__(self, root: Path, weights: Weights, clips: list[Clip]) -> None:
+        self.root, self.weights, self.clips = root, weights, clips
+        self.said: list[str] = []
+        self.shared = root / "shared"
+        (self.shared / "prepared").mkdir(parents=True, exist_ok=True)
+        for index, entry in enumerate(clips):
+            noise = np.random.default_rng(index).uniform(-0.5, 0.5, (entry.num_samples, 2))
+            soundfile.write(self.shared / entry.audio, noise, 44_100, subtype="PCM_24")
+        (root / "ingest").mkdir(exist_ok=True)
+        write_rows(root / "ingest" / "manifest.parquet", clips, Clip)
+
+    def encode(self, params: EncodeParams | None = None, *, stop_after: int | None = None):
+        directory = self.root / "encode"
+        directory.mkdir(exist_ok=True)
+        asked = iter(range(10_000))
+        work = Workspace(
+            directory=directory,
+            shared=self.shared,
+            resources=Resources(device="cpu", threads=1),
+            say=self.said.append,
+            should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
+        )
+        facts = {
+            "audio_params": AUDIO_PARAMS,
+            "window_samples": 5 * FRAME,
+            "window_frames": 5,
+            "num_clips": len(self.clips),
+        }
+        ingest = Artifact(stage="ingest", fingerprint="f", directory=self.root / "ingest", facts=facts)
+        inputs = Inputs(artifacts={"ingest": ingest}, weights=self.weights)
+        return encoding.encode(inputs, params or EncodeParams(model="tiny-base"), work)
+
+    def rows(self) -> list[EncodedClip]:
+        return read_rows(self.root / "encode" / "manifest.parquet", EncodedClip)
+
+    def latents(self, row: EncodedClip, format: str = "parquet") -> np.ndarray:
+        location = Location(
+            item_key=row.item_key, shard=row.shard, row=row.row, num_frames=row.num_frames, checksum=row.checksum
+        )
+        return Shelf(self.shared / "latents", format).read(location)
+
+    def files(self) -> dict[str, bytes]:
+        found = [*self.shared.glob("*/*.parquet"), *(self.root / "encode").glob("*.parquet")]
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def place(tmp_path, weights) -> Place:
+    return Place(tmp_path, weights, CLIPS)
+
+
+def test_each_clip_has_latents_of_its_own_valid_length(place):
+    place.encode()
+    assert [(row.clip_id, row.num_frames, row.num_valid_frames) for row in place.rows()] == [
+        ("a", 3, 3), ("b", 3, 3), ("c", 5, 5),
+    ]  # fmt: skip
+    assert [place.latents(row).shape for row in place.rows()] == [(3, 32), (3, 32), (5, 32)]
+
+
+def test_stored_latents_are_the_autoencoders_own_in_half_precision(place):
+    place.encode()
+    audio = torch.from_numpy(soundfile.read(place.shared / CLIPS[1].audio, dtype="float32")[0].T.copy())
+    expected = load_autoencoder(place.weights).encode_clip(audio).T.numpy()
+    np.testing.assert_array_equal(place.latents(place.rows()[1]), expected.astype(np.float16))
+
+
+def test_a_second_encode_makes_nothing(place):
+    place.encode()
+    facts = place.encode().facts
+    assert (facts["num_encoded"], facts["num_reused"], facts["num_prompts_encoded"]) == (0, 3, 0)
+
+
+def test_a_prompt_shared_by_two_clips_is_embedded_once(place):
+    facts = place.encode().facts
+    assert (facts["num_prompts"], facts["num_prompts_encoded"]) == (2, 2)
+    rows = read_rows(place.root / "encode" / "prompts.parquet", PromptRow)
+    assert [row.prompt for row in rows] == ["first", "second"]
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4])
+def test_a_stopped_encode_goes_on_to_the_same_bytes(tmp_path, weights, stop_after, monkeypatch):
+    monkeypatch.setattr(encoding, "in_shards", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
+    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole.encode()
+    with pytest.raises(Stopped):
+        stopped.encode(stop_after=stop_after)
+    stopped.encode()
+    assert stopped.files() == whole.files()
+
+
+def test_a_stopped_encode_encodes_no_sealed_clip_twice(place, monkeypatch):
+    monkeypatch.setattr(encoding, "in_shards", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
+    seen, frames_of = [], encoding.frames_of
+    monkeypatch.setattr(
+        encoding, "frames_of", lambda task, *rest: (seen.append(task.clip_id), frames_of(task, *rest))[1]
+    )
+    with pytest.raises(Stopped):
+        place.encode(stop_after=2)
+    place.encode()
+    assert seen == ["silence", "a", "b", "c"]
+
+
+def test_another_format_gets_copies_of_the_same_latents_and_encodes_nothing(place):
+    place.encode()
+    parquet = [place.latents(row) for row in place.rows()]
+    facts = place.encode(EncodeParams(model="tiny-base", latent_format="hdf5")).facts
+    assert (facts["num_encoded"], facts["num_reused"]) == (0, 3)
+    for row, expected in zip(place.rows(), parquet, strict=True):
+        np.testing.assert_array_equal(place.latents(row, "hdf5"), expected)
+
+
+def test_silence_is_stored_with_its_place_in_the_facts(place):
+    silence = place.encode().facts["silence"]
+    frames = Shelf(place.shared / "latents").read(Location(**silence))
+    assert frames.shape == (64, 32)
+    # Silence repeats itself after its first frames: any longer silence follows from what is stored.
+    np.testing.assert_allclose(frames[8:], np.broadcast_to(frames[8], frames[8:].shape), atol=2e-3)
+
+
+def test_encoder_noise_is_a_param_and_drawn_from_the_clips_key(place):
+    quiet = EncodeParams(model="tiny-base")
+    noisy = replace(quiet, encoder_noise=True)
+    keys = [item_key("sha256:a", 0, AUDIO_PARAMS, params, "same") for params in (quiet, noisy)]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"digest": "sha256:z"}, {"crop_start": 1}, {"audio": {"x": 1}}, {"autoencoder": "other"}], ids=str
+)
+def test_an_item_key_changes_with_everything_that_decides_the_latents(change):
+    base = {"digest": "sha256:a", "crop_start": 0, "audio": AUDIO_PARAMS, "autoencoder": "same"}
+
+    def key(digest, crop_start, audio, autoencoder):
+        return item_key(digest, crop_start, audio, EncodeParams(model="tiny-base"), autoencoder)
+
+    assert key(**base) != key(**{**base, **change})
+
+
+def test_an_item_key_does_not_change_with_the_container_or_the_models_name():
+    keys = {
+        item_key("sha256:a", 0, AUDIO_PARAMS, EncodeParams(model=model, latent_format=kind), "same")
+        for model in ("small-music-base", "small-sfx-base")
+        for kind in ("parquet", "hdf5")
+    }
+    assert len(keys) == 1
+
+
+def test_latents_beyond_half_precision_are_an_error_that_names_the_clip(tmp_path, weights):
+    folder = tmp_path / "loud"
+    shutil.copytree(weights.folder, folder)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["pretransform.model.bottleneck.scaling_factor"].fill_(1e9)
+    save_file(tensors, folder / "model.safetensors")
+    place = Place(tmp_path, open_folder("tiny-base", folder), CLIPS)
+    with pytest.raises(LatentsNotFinite, match="--latent-dtype float32"):
+        place.encode()
+
+
+def test_a_prompt_that_is_cut_is_said(tmp_path, weights):
+    place = Place(tmp_path, weights, [clip("a", FRAME, "long " * 60)])
+    place.encode()
+    assert any("only the first 128 of" in line for line in place.said)
+
+
+def test_an_unknown_latent_format_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"encode.latent_format must be one of hdf5, parquet; got 'zarr'"):
+        EncodeParams(model="tiny-base", latent_format="zarr")

@@ -1,0 +1,159 @@
+"""A checkpoint folder is named by its content, without loading it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.errors import WeightsNotFound
+from stages.models import tiny
+from stages.models._folder import open_folder, tensor_shapes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / tiny.folder_name()
+    tiny.make(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return dict(open_folder("tiny-base", folder).digests)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def rewrite(file: Path, **options) -> None:
+    """Save the tensors again, with a change."""
+    tensors = load_file(file)
+    change = options.pop("change", None)
+    if change:
+        change(tensors)
+    save_file(tensors, file, **options)
+
+
+def test_tiny_base_is_the_same_bytes_each_time(made, tmp_path):
+    tiny.make(tmp_path / "again")
+    files = [
+        "model.safetensors",
+        "model_config.json",
+        f"{tiny.TEXT_FOLDER}/model.safetensors",
+        f"{tiny.TEXT_FOLDER}/tokenizer.json",
+    ]
+    assert [(made / name).read_bytes() for name in files] == [
+        (tmp_path / "again" / name).read_bytes() for name in files
+    ]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_no_tensor_of_tiny_base_is_left_without_a_value(made):
+    for file in (made / "model.safetensors", made / tiny.TEXT_FOLDER / "model.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
+
+
+def test_where_the_tensors_lie_in_the_file_changes_no_name(folder):
+    before = digests(folder)
+    rewrite(folder / "model.safetensors", metadata={"written": "again"})
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "component"),
+    [
+        ("model.model.transformer.project_in.weight", "transformer"),
+        ("pretransform.model.bottleneck.bias", "autoencoder"),
+        ("conditioner.conditioners.prompt.padding_embedding", "conditioner"),
+    ],
+)
+def test_one_changed_value_renames_its_component_alone(folder, tensor, component):
+    before = digests(folder)
+    rewrite(folder / "model.safetensors", change=lambda tensors: tensors[tensor].view(-1)[0].add_(1e-6))
+    assert changed(before, digests(folder)) == {component}
+
+
+def test_a_changed_config_renames_the_component_it_shapes(folder):
+    before = digests(folder)
+    config = json.loads((folder / "model_config.json").read_text())
+    config["model"]["diffusion"]["config"]["num_heads"] = 4
+    (folder / "model_config.json").write_text(json.dumps(config))
+    assert changed(before, digests(folder)) == {"transformer"}
+
+
+def test_where_a_text_encoder_was_downloaded_from_changes_no_name(folder):
+    before = digests(folder)
+    config = json.loads((folder / "model_config.json").read_text())
+    config["model"]["conditioning"]["configs"][0]["config"]["repo_id"] = "elsewhere/else"
+    (folder / "model_config.json").write_text(json.dumps(config))
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_another_tokenizer_or_config_is_another_text_encoder(folder, file):
+    before = digests(folder)
+    path = folder / tiny.TEXT_FOLDER / file
+    path.write_text(path.read_text() + "\n")
+    assert changed(before, digests(folder)) == {"text_encoder"}
+
+
+def test_the_encoder_half_has_one_name_whichever_file_layout_holds_it(folder):
+    file = folder / tiny.TEXT_FOLDER / "model.safetensors"
+    before = digests(folder)
+    whole = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file({**whole, "model.decoder.norm.weight": torch.zeros(3)}, file)
+    assert digests(folder) == before
+
+
+class CountingMemo(dict):
+    """Remembers; counts what had to be read."""
+
+    def recall(self, path, what):
+        return self.get((path, what))
+
+    def remember(self, path, what, value):
+        self[path, what] = value
+
+
+def test_digests_are_remembered_and_not_read_again(folder, monkeypatch):
+    memo = CountingMemo()
+    first = open_folder("tiny-base", folder, memo)
+    monkeypatch.setattr("stages.models._folder._tensors_digest", lambda *args: pytest.fail("read again"))
+    assert open_folder("tiny-base", folder, memo).digests == first.digests
+
+
+def test_shapes_come_from_the_header_alone(folder):
+    shapes = tensor_shapes(folder / "model.safetensors")
+    assert shapes["model.model.transformer.memory_tokens"] == (8, 128)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is not there"),
+        (lambda folder: (folder / "model_config.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "not a safetensors file"),
+        (lambda folder: shorten(folder / "model.safetensors"), "shorter than its header says"),
+        (lambda folder: shutil.rmtree(folder / tiny.TEXT_FOLDER), "holds no .safetensors file"),
+    ],
+    ids=["no weights", "config is not JSON", "not safetensors", "cut short", "no text encoder"],
+)
+def test_a_folder_that_is_not_whole_is_an_error_that_names_the_file(folder, damage, says):
+    damage(folder)
+    with pytest.raises(WeightsNotFound, match=says):
+        open_folder("tiny-base", folder)
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
