@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cache.aside import written_aside
 from cache.errors import ManifestDamaged, ManifestMismatch
+from cache.footer import check_footer, seal_footer
 
 R = TypeVar("R")
 ROW_GROUP_ROWS = 8192
@@ -31,10 +32,12 @@ def write_rows(path: Path, rows: Iterable[object], row_type: type) -> int:
         WriteFailed: the disk is full or the folder refuses.
     """
     schema, waiting, count = _schema(row_type), iter(rows), 0
-    with written_aside(path) as file, _writer(file, schema) as writer:
-        while group := list(islice(waiting, ROW_GROUP_ROWS)):
-            writer.write_batch(_batch(path, group, row_type, schema))
-            count += len(group)
+    with written_aside(path) as file:
+        with _writer(file, schema) as writer:
+            while group := list(islice(waiting, ROW_GROUP_ROWS)):
+                writer.write_batch(_batch(path, group, row_type, schema))
+                count += len(group)
+        seal_footer(file)
     return count
 
 
@@ -53,12 +56,13 @@ def iter_rows(path: Path, row_type: type[R], batch: int = 1024) -> Iterator[R]:
     """
     with path.open("rb") as file:
         try:
+            check_footer(file)
             table = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(path, table.schema_arrow, row_type)
             for columns in table.iter_batches(batch_size=batch, use_threads=False):
                 for values in columns.to_pylist():
                     yield row_type(**values)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise ManifestDamaged(path, str(error)) from error
 
 

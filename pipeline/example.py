@@ -27,7 +27,11 @@ _DATE = (2024, 1, 1, 0, 0, 0)
 _OGG_SERIAL = b"sa3t"
 
 
-@dataclass(frozen=True, kw_only=True)
+Voice = Callable[[Any, float, int], Any]
+"""(random generator, seconds, rate in Hz) -> (n, 2) float64 of any level."""
+
+
+@dataclass(frozen=True)
 class _Sketch:
     """One clip of the example: how it sounds, and how it is stored."""
 
@@ -35,8 +39,7 @@ class _Sketch:
     caption: str
     rate_hz: int
     seconds: float
-    voice: Callable[[Any, float, int], Any]
-    """(generator, seconds, rate) -> (n, 2) float64, any level."""
+    voice: Voice
     subtype: str = "PCM_16"
 
 
@@ -53,7 +56,7 @@ def write_example(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(aside, "w") as archive:
-            for number, sketch in enumerate(_sketches()):
+            for number, sketch in enumerate(_SKETCHES):
                 _add(archive, sketch.name, _sound(sketch, seed=number))
                 caption = str(Path(sketch.name).with_suffix(".txt").as_posix())
                 _add(archive, caption, sketch.caption.encode() + b"\n")
@@ -69,121 +72,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(name, _DATE)
     entry.external_attr = 0o644 << 16
     packs = name.endswith((".wav", ".txt"))
-    archive.writestr(entry, content, zipfile.ZIP_DEFLATED if packs else zipfile.ZIP_STORED, 9 if packs else None)
-
-
-def _sketches() -> Sequence[_Sketch]:
-    """Fourteen clips; chords and scales are MIDI note numbers."""
-    am, f, c, g = (57, 60, 64, 69), (53, 57, 60, 65), (48, 55, 64, 67), (55, 59, 62, 67)
-    pentatonic = (57, 60, 62, 64, 67, 69)
-    return (
-        _Sketch(
-            name="guitar/arpeggio_slow.wav",
-            caption="Slow fingerpicked nylon guitar arpeggio in A minor, warm and intimate, 70 BPM",
-            rate_hz=44100,
-            seconds=7.0,
-            voice=_plucked([am, f], 70),
-        ),
-        _Sketch(
-            name="guitar/arpeggio_bright.flac",
-            caption="Bright steel string guitar arpeggio, C major to G major, hopeful folk, 110 BPM",
-            rate_hz=48000,
-            seconds=4.5,
-            voice=_plucked([c, g], 110, damping=0.4992),
-        ),
-        _Sketch(
-            name="guitar/harp_run.mp3",
-            caption="Celtic harp run on a pentatonic scale, airy and clear, solo",
-            rate_hz=44100,
-            seconds=6.0,
-            voice=_plucked([pentatonic, pentatonic[::-1]], 150),
-            subtype="MPEG_LAYER_III",
-        ),
-        _Sketch(
-            name="guitar/bass_riff.wav",
-            caption="Plucked electric bass riff in A, dry, funky, 96 BPM",
-            rate_hz=22050,
-            seconds=5.0,
-            voice=_plucked([(33, 33, 36, 38), (33, 40, 38, 36)], 96, damping=0.497),
-        ),
-        _Sketch(
-            name="bells/tower.flac",
-            caption="Large church bell struck three times, long metallic decay, distant",
-            rate_hz=32000,
-            seconds=9.0,
-            voice=_bells((45, 45, 45), every=2.6, decay=3.5),
-        ),
-        _Sketch(
-            name="bells/music_box.ogg",
-            caption="Delicate music box melody in C major, lullaby, nostalgic",
-            rate_hz=44100,
-            seconds=8.0,
-            voice=_bells((84, 88, 91, 88, 84, 86, 89, 86, 83, 84), every=0.6, decay=1.1),
-            subtype="VORBIS",
-        ),
-        _Sketch(
-            name="bells/kalimba.wav",
-            caption="Kalimba pattern, pentatonic, soft wooden attack, playful, 100 BPM",
-            rate_hz=96000,
-            seconds=2.5,
-            voice=_bells((69, 72, 76, 79, 76, 72), every=0.3, decay=0.4),
-            subtype="FLOAT",
-        ),
-        _Sketch(
-            name="bells/glass_chimes.mp3",
-            caption="Glass wind chimes in a light breeze, sparse, shimmering, ambient texture",
-            rate_hz=48000,
-            seconds=10.0,
-            voice=_bells((93, 96, 91, 98, 95, 100, 93), every=1.2, decay=1.8),
-            subtype="MPEG_LAYER_III",
-        ),
-        _Sketch(
-            name="drums/four_on_the_floor.wav",
-            caption="Four on the floor house drum loop, punchy kick, open hats, 124 BPM",
-            rate_hz=44100,
-            seconds=4.0,
-            voice=_drums("x...x...x...x...", "....x.......x...", "..x...x...x...x.", 124),
-        ),
-        _Sketch(
-            name="drums/boom_bap.flac",
-            caption="Boom bap hip hop drum break, dusty snare, lazy swing, 88 BPM",
-            rate_hz=44100,
-            seconds=5.5,
-            voice=_drums("x..x......x.x...", "....x.......x..x", "x.x.x.x.x.x.x.x.", 88),
-        ),
-        _Sketch(
-            name="drums/half_time.ogg",
-            caption="Half time drum pattern, deep kick and wide snare, spacious, 70 BPM",
-            rate_hz=48000,
-            seconds=6.9,
-            voice=_drums("x.....x.........", "........x.......", "x...x...x...x.x.", 70),
-            subtype="VORBIS",
-        ),
-        _Sketch(
-            name="pads/warm.ogg",
-            caption="Warm analog synth pad, slow attack, A minor to F major, dreamy ambient",
-            rate_hz=44100,
-            seconds=12.0,
-            voice=_pad([am, f]),
-            subtype="VORBIS",
-        ),
-        _Sketch(
-            name="pads/organ drone.flac",
-            caption="Sustained organ drone on a fifth, solemn, slowly evolving",
-            rate_hz=22050,
-            seconds=6.0,
-            voice=_pad([(45, 52, 57)]),
-            subtype="PCM_16",
-        ),
-        _Sketch(
-            name="pads/short_swell.wav",
-            caption="Short cinematic string swell in C major, rising, hopeful",
-            rate_hz=48000,
-            seconds=2.0,
-            voice=_pad([c]),
-            subtype="PCM_24",
-        ),
-    )
+    archive.writestr(entry, content, zipfile.ZIP_DEFLATED if packs else zipfile.ZIP_STORED)
 
 
 def _sound(sketch: _Sketch, seed: int) -> bytes:
@@ -244,7 +133,8 @@ def _mixed(
     audio_NC = np.zeros((num_samples, 2))
     for start, note_N, place in notes:
         first = round(start * rate_hz)
-        part_N = note_N[: max(0, num_samples - first)]
+        part_N = note_N * np.minimum(1, np.arange(note_N.size, 0, -1) / (0.05 * rate_hz))
+        part_N = part_N[: max(0, num_samples - first)]
         audio_NC[first : first + len(part_N)] += part_N[:, None] * np.sqrt([1 - place, place])
     for delay_seconds, level in ((0.031, room), (0.073, room * 0.6), (0.127, room * 0.4)):
         delay = round(delay_seconds * rate_hz)
@@ -254,34 +144,38 @@ def _mixed(
     return audio_NC
 
 
-def _plucked(bars: Sequence[Sequence[int]], beats_per_minute: float, damping: float = 0.4985) -> Any:
-    """Strings plucked one after the other in eighth notes: a burst of noise that a delay line smooths (Karplus-Strong)."""
+def _plucked(bars: Sequence[Sequence[int]], beats_per_minute: float, damping: float = 0.4985) -> Voice:
+    """Strings plucked one after the other in eighths: bursts of noise that a delay line smooths (Karplus-Strong)."""
 
     def string(random: Any, note: int, seconds: float, rate_hz: int) -> np.ndarray:
         import numpy as np
 
-        period = max(2, round(rate_hz / _hz(note) - 0.5))
+        period = round(rate_hz / _hz(note) - 0.5)  # the smoothing delays by the other half sample
         turn_N = random.uniform(-1, 1, period)
         turn_N -= turn_N.mean()
         turns = [turn_N]
         for _ in range(int(seconds * rate_hz / period)):
-            turn_N = damping * (turn_N + np.roll(turn_N, 1))
+            before_N = np.concatenate([turn_N[-1:], turn_N[:-1]])
+            turn_N = damping * (turn_N + before_N)
             turns.append(turn_N)
-        return np.concatenate(turns)
+        string_N = np.concatenate(turns)
+        in_tune = _hz(note) * (period + 0.5) / rate_hz
+        return np.interp(np.arange(0, string_N.size - 1, in_tune), np.arange(string_N.size), string_N)
 
     def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
         eighth = 30 / beats_per_minute
         order = [note for bar in bars for note in (*bar, *bar[-2:0:-1])]
         count = int(seconds / eighth)
         notes = [
-            (n * eighth, string(random, order[n % len(order)], 2.5, rate_hz), 0.35 + 0.3 * (n % 2)) for n in range(count)
+            (n * eighth, string(random, order[n % len(order)], 2.0, rate_hz), 0.35 + 0.3 * (n % 2))
+            for n in range(count)
         ]
         return _mixed(notes, seconds, rate_hz)
 
     return voice
 
 
-def _bells(melody: Sequence[int], every: float, decay: float) -> Any:
+def _bells(melody: Sequence[int], every: float, decay: float) -> Voice:
     """Inharmonic frequency modulation whose brightness dies faster than its tone (Chowning)."""
 
     def bell(note: int, seconds: float, rate_hz: int) -> np.ndarray:
@@ -303,7 +197,7 @@ def _bells(melody: Sequence[int], every: float, decay: float) -> Any:
     return voice
 
 
-def _drums(kick: str, snare: str, hat: str, beats_per_minute: float) -> Any:
+def _drums(kick: str, snare: str, hat: str, beats_per_minute: float) -> Voice:
     """Three patterns of sixteenths (x hits), as often as they fit."""
 
     def hits(random: Any, rate_hz: int) -> dict[str, np.ndarray]:
@@ -315,7 +209,7 @@ def _drums(kick: str, snare: str, hat: str, beats_per_minute: float) -> Any:
         return {
             "kick": np.sin(sweep_N) * np.exp(-time_N / 0.12),
             "snare": (0.5 * noise_N + np.sin(2 * np.pi * 190 * time_N)) * np.exp(-time_N / 0.07) * 0.6,
-            "hat": np.diff(noise_N, prepend=0.0, n=2)[: time_N.size] * np.exp(-time_N / 0.025) * 0.12,
+            "hat": np.diff(noise_N, prepend=(0.0, 0.0), n=2) * np.exp(-time_N / 0.025) * 0.12,
         }
 
     def voice(random: Any, seconds: float, rate_hz: int) -> np.ndarray:
@@ -332,7 +226,7 @@ def _drums(kick: str, snare: str, hat: str, beats_per_minute: float) -> Any:
     return voice
 
 
-def _pad(chords: Sequence[Sequence[int]]) -> Any:
+def _pad(chords: Sequence[Sequence[int]]) -> Voice:
     """Slightly detuned partials that fade in and out, one chord after the other."""
 
     def chord(notes: Sequence[int], seconds: float, rate_hz: int) -> np.ndarray:
@@ -353,3 +247,79 @@ def _pad(chords: Sequence[Sequence[int]]) -> Any:
         return _mixed(notes, seconds, rate_hz, room=0.4)
 
     return voice
+
+
+_AM, _F, _C, _G = (57, 60, 64, 69), (53, 57, 60, 65), (48, 55, 64, 67), (55, 59, 62, 67)
+_PENTATONIC = (57, 60, 62, 64, 67, 69)
+_SKETCHES = (
+    _Sketch(
+        "guitar/arpeggio_slow.wav",
+        "Slow fingerpicked nylon guitar arpeggio in A minor, warm and intimate, 70 BPM",
+        *(44100, 5.5, _plucked([_AM, _F], 70)),
+    ),
+    _Sketch(
+        "guitar/arpeggio_bright.flac",
+        "Bright steel string guitar arpeggio, C major to G major, hopeful folk, 110 BPM",
+        *(48000, 4.5, _plucked([_C, _G], 110, damping=0.4992)),
+    ),
+    _Sketch(
+        "guitar/harp_run.mp3",
+        "Celtic harp run up and down a pentatonic scale, airy and clear, solo",
+        *(44100, 6.0, _plucked([_PENTATONIC, _PENTATONIC[::-1]], 150), "MPEG_LAYER_III"),
+    ),
+    _Sketch(
+        "guitar/bass_riff.wav",
+        "Plucked electric bass riff in A, dry, funky, 96 BPM",
+        *(22050, 5.0, _plucked([(33, 33, 36, 38), (33, 40, 38, 36)], 96, damping=0.497)),
+    ),
+    _Sketch(
+        "bells/tower.flac",
+        "Large church bell struck three times, long metallic decay, distant",
+        *(32000, 9.0, _bells((45, 45, 45), every=2.6, decay=3.5)),
+    ),
+    _Sketch(
+        "bells/music_box.ogg",
+        "Delicate music box melody in C major, lullaby, nostalgic",
+        *(44100, 8.0, _bells((84, 88, 91, 88, 84, 86, 89, 86, 83, 84), every=0.6, decay=1.1), "VORBIS"),
+    ),
+    _Sketch(
+        "bells/kalimba.wav",
+        "Kalimba pattern, pentatonic, soft wooden attack, playful, 100 BPM",
+        *(96000, 2.2, _bells((69, 72, 76, 79, 76, 72), every=0.3, decay=0.4), "FLOAT"),
+    ),
+    _Sketch(
+        "bells/glass_chimes.mp3",
+        "Glass wind chimes in a light breeze, sparse, shimmering, ambient texture",
+        *(48000, 10.0, _bells((93, 96, 91, 98, 95, 100, 93), every=1.2, decay=1.8), "MPEG_LAYER_III"),
+    ),
+    _Sketch(
+        "drums/four_on_the_floor.wav",
+        "Four on the floor house drum loop, punchy kick, open hats, 124 BPM",
+        *(44100, 4.0, _drums("x...x...x...x...", "....x.......x...", "..x...x...x...x.", 124)),
+    ),
+    _Sketch(
+        "drums/boom_bap.flac",
+        "Boom bap hip hop drum break, dusty snare, laid back, 88 BPM",
+        *(44100, 5.5, _drums("x..x......x.x...", "....x.......x..x", "x.x.x.x.x.x.x.x.", 88)),
+    ),
+    _Sketch(
+        "drums/half_time.ogg",
+        "Half time drum pattern, deep kick and wide snare, spacious, 70 BPM",
+        *(48000, 6.9, _drums("x.....x.........", "........x.......", "x...x...x...x.x.", 70), "VORBIS"),
+    ),
+    _Sketch(
+        "pads/warm.ogg",
+        "Warm analog synth pad, slow attack, A minor to F major, dreamy ambient",
+        *(44100, 12.0, _pad([_AM, _F]), "VORBIS"),
+    ),
+    _Sketch(
+        "pads/organ drone.flac",
+        "Sustained organ drone on a fifth, solemn, slowly swelling",
+        *(22050, 6.0, _pad([(45, 52, 57)])),
+    ),
+    _Sketch(
+        "pads/short_swell.wav",
+        "Short cinematic string swell in C major, rising, hopeful",
+        *(48000, 2.0, _pad([_C]), "PCM_24"),
+    ),
+)

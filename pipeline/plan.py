@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +58,6 @@ class Plan:
     """The stages of a request, in order."""
 
     runs: tuple[StageRun, ...]
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def nothing_to_do(self) -> bool:
@@ -78,10 +77,25 @@ def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Pla
     upstream: dict[str, str | None] = {"source": found.source.fingerprint}
     for name in names:
         run = _stage_run(stage(name), recipe, store, found, upstream)
+        if name == "encode" and run.state is not State.HIT and run.fingerprint:
+            run = _replaced(run, reason=f"{run.reason}; {to_encode(run, recipe, store, found)}")
         runs.append(run)
         upstream = {name: run.fingerprint}
-    notes = (found.why_no_weights,) if found.why_no_weights else ()
-    return Plan(runs=tuple(runs), notes=notes)
+    return Plan(runs=tuple(runs))
+
+
+def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
+    """How many of the clips have no latents in the store yet, by content."""
+    from cache.registry import Registry
+    from stages.encode.stage import item_key
+    from stages.ingest.captions import READABLE, suffix
+    from stages.ingest.stage import audio_params
+
+    audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
+    digests = {member.digest for member in found.source.members if suffix(member.name) in READABLE and member.digest}
+    keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
+    here = Registry(store.shared / "latents" / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
+    return f"{len(keys) - len(here)} of {len(keys)} clips to encode"
 
 
 def _training_stages(recipe: Recipe) -> list[str]:
@@ -133,7 +147,9 @@ def _looked_up(bare: StageRun, store: Store) -> StageRun:
     identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
     receipt = store.find(name, full)
     if receipt is not None:
-        return _replaced(bare, fingerprint=full, identity=identity, state=State.HIT, reason=_age(receipt))
+        return _replaced(
+            bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}"
+        )
     started = any_file(store.scratch(name, identity))
     earlier = store.receipts(name)
     longer = [known for known in earlier if known.identity == identity]
@@ -157,10 +173,6 @@ def _replaced(run: StageRun, **changes: Any) -> StageRun:
     from dataclasses import replace
 
     return replace(run, **changes)
-
-
-def _age(receipt: Receipt) -> str:
-    return f"finished {receipt.finished}"
 
 
 def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:

@@ -76,8 +76,7 @@ class Report:
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan as a table."""
-    lines = [f"{run.stage.name:<7} {run.state.value:<7} {run.reason}" for run in plan.runs]
-    return [*lines, *plan.notes]
+    return [f"{run.stage.name:<7} {run.state.value:<7} {run.reason}" for run in plan.runs]
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def find(recipe: Recipe, *, make: bool) -> Found:
     Raises:
         SourceNotFound, WeightsNotFound: with what to type next.
     """
-    memo = DigestMemo(recipe.store / "digests.sqlite")
+    memo = DigestMemo(recipe.store / "digests.sqlite") if make else ReadOnlyMemo(recipe.store / "digests.sqlite")
     source = open_source(local_path(recipe, make=make), memo)
     folder, why = weights_folder(recipe, make=make)
     weights = open_folder(recipe.model.name, folder, memo) if folder else None
@@ -49,6 +49,13 @@ def find(recipe: Recipe, *, make: bool) -> Found:
     lora = lora_path(recipe)
     digest = digest_file(lora) if lora else None
     return Found(source=source, weights=weights, why_no_weights=why, lora_checkpoint=lora, lora_digest=digest)
+
+
+class ReadOnlyMemo(DigestMemo):
+    """Recalls and adds nothing: what a plan looks with."""
+
+    def remember(self, path: Path, what: str, value: str) -> None:
+        """Leave the store as it is."""
 
 
 def local_path(recipe: Recipe, *, make: bool) -> Path:

@@ -54,6 +54,11 @@ class Resources:
     log_every: int = 50
     """Training steps between progress lines."""
 
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:

@@ -16,7 +16,7 @@ def free(leaves: Leaves, weight_OI: Tensor) -> Tensor:
 
 
 def between_singular_vectors(leaves: Leaves, weight_OI: Tensor) -> Tensor:
-    """U M Z^T, with U and Z from the float32 SVD of the base weight and the largest entry of each column of U positive."""
+    """U M Z^T, U and Z from the float32 SVD of the base weight, the largest entry of each column of U positive."""
     rank = leaves["M_xs"].shape[0]
     U, _, Vh = torch.linalg.svd(weight_OI.float(), full_matrices=False)
     for column in range(U.shape[1]):

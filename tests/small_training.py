@@ -1,4 +1,4 @@
-"""A training small enough for tests: the golden tiny network as base, clips of random latents, artifacts made by hand."""
+"""A training small enough for tests: the golden tiny network as base, random latents, artifacts made by hand."""
 
 from __future__ import annotations
 
@@ -37,17 +37,23 @@ def params(**changes: Any) -> TrainParams:
     return TrainParams(**{**usual, "learning_rate": 1e-3, "pre_encode": True, **changes})
 
 
-def encoded(shared: Path, directory: Path, lengths: Sequence[int], window: int | None = None, dtype: str = "float32") -> Artifact:
+def encoded(
+    shared: Path, directory: Path, lengths: Sequence[int], window: int | None = None, dtype: str = "float32"
+) -> Artifact:
     """An encode artifact of random latents, one clip per length in frames, each with a prompt of its own.
 
     Clip i is `clip<i>`; silence is 0.25 everywhere.
     """
     generator = np.random.default_rng(5)
     latents, prompts = Shelf(shared / "latents"), Shelf(shared / "prompts")
-    frames = [(f"{n:064x}", generator.standard_normal((size, CHANNELS)).astype(dtype)) for n, size in enumerate(lengths)]
+    frames = [
+        (f"{n:064x}", generator.standard_normal((size, CHANNELS)).astype(dtype)) for n, size in enumerate(lengths)
+    ]
     silence = [("5" * 64, np.full((8, CHANNELS), 0.25, dtype=dtype))]
     places = latents.write(frames, {})
-    texts = [(f"{n + 1000:064x}", generator.standard_normal((3 + n, WIDTH)).astype("float32")) for n in range(len(lengths))]
+    texts = [
+        (f"{n + 1000:064x}", generator.standard_normal((3 + n, WIDTH)).astype("float32")) for n in range(len(lengths))
+    ]
     hidden = prompts.write(texts, {})
     directory.mkdir(parents=True, exist_ok=True)
     rows = [clip_row(n, place, texts[n][0]) for n, place in enumerate(places)]
@@ -61,7 +67,9 @@ def encoded(shared: Path, directory: Path, lengths: Sequence[int], window: int |
         "latent_format": "parquet",
         "silence": vars_of(latents.write(silence, {})[0]),
     }
-    return Artifact(stage="encode", fingerprint=f"{'-'.join(map(str, lengths))}/{window}", directory=directory, facts=facts)
+    return Artifact(
+        stage="encode", fingerprint=f"{'-'.join(map(str, lengths))}/{window}", directory=directory, facts=facts
+    )
 
 
 def clip_row(number: int, place: Location, prompt_key: str) -> EncodedClip:

@@ -12,9 +12,13 @@ from pipeline.plan import State, changes, plan, reason
 from pipeline.recipe import read_recipe
 from pipeline.report import plan_lines
 from pipeline.request import Found
-from stages.contract import Source, Weights
+from stages.contract import Member, Source, Weights
 
-SOURCE = Source(path=None, kind="zip", fingerprint="clips", members=())
+MEMBERS = tuple(
+    Member(name=name, num_bytes=1, digest=f"sha256:{name}")
+    for name in ("a.wav", "a.txt", "b.FLAC", "b.txt", "cover.png")
+)
+SOURCE = Source(path=None, kind="zip", fingerprint="clips", members=MEMBERS)
 WEIGHTS = Weights(
     model="tiny-base",
     folder=None,
@@ -72,7 +76,9 @@ def states(decided) -> list[str]:
 def test_an_empty_store_plans_every_stage_as_never_run(store):
     decided = planned(store)
     assert [(run.stage.name, run.state, run.reason) for run in decided.runs] == [
-        (name, State.MISS, "never run") for name in ("ingest", "encode", "train")
+        ("ingest", State.MISS, "never run"),
+        ("encode", State.MISS, "never run; 2 of 2 clips to encode"),
+        ("train", State.MISS, "never run"),
     ]
 
 
@@ -102,7 +108,7 @@ def test_other_weights_miss_what_reads_them_and_name_the_component(store, finish
     other = Weights(model="tiny-base", folder=None, config={}, digests={**WEIGHTS.digests, "autoencoder": "same-l"})
     decided = planned(store, found=found(weights=other))
     assert states(decided) == ["HIT", "MISS", "MISS"]
-    assert decided.runs[1].reason == "autoencoder weights same -> same-l"
+    assert decided.runs[1].reason == "autoencoder weights same -> same-l; 2 of 2 clips to encode"
 
 
 def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finished):

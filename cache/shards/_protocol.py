@@ -220,13 +220,17 @@ class ShardReader(ABC):
     def _opened(self) -> Layout:
         if self._pid != os.getpid():
             with self._lock:
-                self._file = OpenFile(self.path)
-                self._layout = self._guarded(lambda: self.layout_of(self.path))
-                self._pid = os.getpid()
-                self._checked = set()
-            if self._layout.offsets is None:
-                warnings.warn(f"{self.path}: {self._layout.slow_because}; crops read whole items", stacklevel=3)
+                if self._pid != os.getpid():
+                    self._open()
         return self._layout
+
+    def _open(self) -> None:
+        self._file = OpenFile(self.path)
+        self._layout = self._guarded(lambda: self.layout_of(self.path))
+        self._checked = set()
+        self._pid = os.getpid()
+        if self._layout.offsets is None:
+            warnings.warn(f"{self.path}: {self._layout.slow_because}; crops read whole items", stacklevel=2)
 
     def _guarded(self, look: Any) -> Any:
         try:

@@ -8,17 +8,16 @@ data_page_offset + total_compressed_size - length. The length on disk is compare
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache.aside import written_aside
+from cache.footer import check_footer, seal_footer
 from cache.shards._protocol import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
 
 SUFFIX = ".parquet"
@@ -31,9 +30,6 @@ _COLUMNS = [
 _NAMES = [column.name for column in _COLUMNS]
 _VALUES = 3
 _LENGTH_BYTES = 4
-_TAIL_BYTES = 8
-"""Every Parquet file ends with its footer's length and PAR1."""
-_MARK = b"footer crc32 "
 
 
 def write(path: Path, items: Items, metadata: Mapping[str, str]) -> None:
@@ -46,7 +42,7 @@ def write(path: Path, items: Items, metadata: Mapping[str, str]) -> None:
                 columns = [[key], [frames], [check], [raw(values)]]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        _seal_footer(file)
+        seal_footer(file)
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -68,7 +64,8 @@ class Reader(ShardReader):
 
     def layout_of(self, path: Path) -> Layout:
         """Header from the schema's metadata and the small columns; offsets from the footer."""
-        _check_footer(path)
+        with path.open("rb") as file:
+            check_footer(file)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow)
             index = file.read(columns=_NAMES[:_VALUES], use_threads=False)
@@ -122,34 +119,3 @@ def _offsets(path: Path, file: pq.ParquetFile, header: Header) -> tuple[int, ...
             raise ValueError(f"row {row} does not lie where its footer says")
         offsets.append(offset)
     return tuple(offsets)
-
-
-def _seal_footer(file: BinaryIO) -> None:
-    """Put the footer's crc32 before it, where every reader looks past it.
-
-    Parquet itself does not protect its footer, and pyarrow may end the whole process on a flipped bit there. Bytes
-    between the last page and the footer belong to nobody: the footer is found from the end, pages by their offsets.
-    """
-    file.seek(-_footer_bytes(file), os.SEEK_END)
-    footer = file.read()
-    file.seek(-len(footer), os.SEEK_END)
-    file.write(_MARK + zlib.crc32(footer).to_bytes(4, "little") + footer)
-
-
-def _check_footer(path: Path) -> None:
-    """Compare the footer with the crc32 before it. A file of another program has none, and pyarrow must judge it."""
-    with path.open("rb") as file:
-        seal_bytes = len(_MARK) + 4
-        file.seek(-_footer_bytes(file) - seal_bytes, os.SEEK_END)
-        seal, footer = file.read(seal_bytes), file.read()
-    if seal.startswith(_MARK) and int.from_bytes(seal[len(_MARK) :], "little") != zlib.crc32(footer):
-        raise ValueError("its footer does not match its checksum")
-
-
-def _footer_bytes(file: BinaryIO) -> int:
-    """Bytes of the footer with the length and the magic word that end the file."""
-    file.seek(-_TAIL_BYTES, os.SEEK_END)
-    tail = file.read()
-    if not tail.endswith(b"PAR1"):
-        raise ValueError("it does not end as a Parquet file does")
-    return int.from_bytes(tail[:4], "little") + len(tail)

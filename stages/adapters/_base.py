@@ -164,7 +164,7 @@ def attach(
         ValueError: the spec contradicts itself.
     """
     kind = _checked_kind(spec, bases)
-    found = {target.name: target for root in roots for target in _layers(root)}
+    found = _layers_of(roots)
     shapes = {name: _shape(target.layer) for name, target in found.items()}
     spec_rank_limit(spec, shapes)
     targets = [found[name] for name in selected(found, spec.include, spec.exclude)]
@@ -196,6 +196,16 @@ def _checked_kind(spec: AdapterSpec, bases: object) -> Kind:
     if bases is not None and not kind.basis.singular:
         raise ValueError(f"singular vectors were given for {spec.kind}, which uses none")
     return kind
+
+
+def _layers_of(roots: Sequence[nn.Module]) -> dict[str, _Target]:
+    """Layers of all roots by name; file keys tell the roots apart by these names alone."""
+    found: dict[str, _Target] = {}
+    for target in (target for root in roots for target in _layers(root)):
+        if target.name in found:
+            raise ValueError(f"two of the networks have a layer called {target.name}")
+        found[target.name] = target
+    return found
 
 
 def _layers(root: nn.Module) -> Iterator[_Target]:

@@ -169,8 +169,7 @@ class _FrozenProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         (weight_OI,) = ctx.saved_tensors
         (grad_OK,) = grads
-        with torch.autocast(weight_OI.device.type, enabled=False):  # backward may be called under the loop's autocast
-            return None, grad_OK.T @ _widened(weight_OI, grad_OK.dtype, ctx.squared), None
+        return None, grad_OK.T @ _widened(weight_OI, grad_OK.dtype, ctx.squared), None
 
 
 def _widened(weight_OI: Tensor, dtype: torch.dtype, squared: bool) -> Tensor:

@@ -42,10 +42,10 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
         item_key(clip.digest, clip.crop_start, ingest.facts["audio_params"], params, weights.digests["autoencoder"])
         for clip in clips
     ]
-    latents = Shelf(work.shared / "latents", params.latent_format)
+    latents = Shelf(work.shared / "latents", params.latent_format, work.say)
     tasks = [silence_task(params, weights), *clip_tasks(clips, keys, weights, work)]
     located, encoded = encoded_items(latents, tasks, params, weights, work)
-    prompts = encoded_prompts(Shelf(work.shared / "prompts", params.latent_format), clips, weights, work)
+    prompts = encoded_prompts(Shelf(work.shared / "prompts", params.latent_format, work.say), clips, weights, work)
     rows = [
         encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)

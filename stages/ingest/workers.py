@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from importlib import import_module
 
 import joblib
@@ -32,7 +34,7 @@ def results(
     number = num_workers(jobs, resources)
     if number == 1 and resources.engine in ("loky", "threading"):
         for job in _until(should_stop, jobs):
-            yield job, prepare(job)
+            yield _done(job)
     elif jobs:
         yield from _side_by_side(jobs, number, resources.engine, should_stop)
 
@@ -56,7 +58,8 @@ def _side_by_side(
     jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     _ready(engine)
-    calls = (joblib.delayed(_in_worker)(job) for job in _until(should_stop, jobs))
+    call = _done_in_own_process if engine == "loky" else _done
+    calls = (joblib.delayed(call)(job) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
     side_by_side = joblib.Parallel(
@@ -74,11 +77,28 @@ def _side_by_side(
             get_reusable_executor().shutdown(wait=True)
 
 
-def _in_worker(job: Job) -> Result:
-    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
-        # Ctrl-C goes to every process of the terminal; the parent alone decides, and lets begun clips finish.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _done(job: Job) -> Result:
     return job, prepare(job)
+
+
+def _done_in_own_process(job: Job) -> Result:
+    _settle_in()
+    return _done(job)
+
+
+@cache
+def _settle_in() -> None:
+    """Once per process of the pool: leave Ctrl-C to the parent, and do not outlive it."""
+    # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun clips finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent: one that was killed cannot say so, and idle workers hold memory."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _ready(engine: str) -> None:

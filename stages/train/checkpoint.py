@@ -60,7 +60,7 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
     Args:
         identity: whose run it is; only the same run may go on from it.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    final = directory_of(folder, checkpoint.step)
     aside = folder / f"{final.name}{_UNFINISHED}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -79,6 +79,11 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
     aside.replace(final)
     fsync_directory(folder)
     return final
+
+
+def directory_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
 
 
 def read(directory: Path, identity: str) -> Checkpoint:

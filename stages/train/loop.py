@@ -120,6 +120,9 @@ class Fit:
                 raise Stopped(f"at step {self.training.step} of {self.total_steps}")
             self.training.advance(self.batch_at(self.training.step).to(self.training.device))
             self.after_step()
+        if not checkpoint.directory_of(self.folder, self.training.step).is_dir():
+            # All steps were done elsewhere, by the run this one goes on from.
+            self.save()
 
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""

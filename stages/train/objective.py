@@ -52,14 +52,12 @@ def losses(predicted_BCT: Tensor, velocity_BCT: Tensor, real_BT: Tensor, given_B
         real_BT: bool, frames that are trained on (the clip and its extension into silence).
         given_BT: bool, frames handed to the network as context.
     """
-    error_BT = (predicted_BCT.float() - velocity_BCT).square().sum(dim=1)
-    channels = predicted_BCT.shape[1]
-    return Losses(
-        _masked_mean(error_BT, real_BT & ~given_BT, channels), _masked_mean(error_BT, real_BT & given_BT, channels)
-    )
+    # Taken out before squaring: a padding frame may hold anything, and its gradient must be 0 all the same.
+    difference_BCT = torch.where(real_BT[:, None], predicted_BCT.float() - velocity_BCT, 0.0)
+    error_BT, channels = difference_BCT.square().sum(dim=1), predicted_BCT.shape[1]
+    generated_B = _masked_mean(error_BT, real_BT & ~given_BT, channels)
+    return Losses(generated_B, _masked_mean(error_BT, real_BT & given_BT, channels))
 
 
 def _masked_mean(error_BT: Tensor, where_BT: Tensor, channels: int) -> Tensor:
-    # where, not a product: what stands at a padding frame has no meaning and may be anything.
-    total_B = torch.where(where_BT, error_BT, 0.0).sum(dim=1)
-    return total_B / (channels * where_BT.sum(dim=1) + _FLOOR)
+    return (error_BT * where_BT).sum(dim=1) / (channels * where_BT.sum(dim=1) + _FLOOR)

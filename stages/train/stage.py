@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from stages import catalogue
 from stages.contract import Stage
 
 PRECISIONS = {
@@ -99,6 +100,7 @@ def _one_spelling(declared: object, value: object) -> object:
 
 def _rules(params: TrainParams) -> list[tuple[str, bool, str]]:
     """(field, whether it holds, the rule in words). Comparisons are False for NaN."""
+    kinds = catalogue.adapter_kinds()
     betas, probabilities = params.betas, params.mask_probabilities
     shares = len(probabilities) in (3, 4) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6
     return [
@@ -107,6 +109,7 @@ def _rules(params: TrainParams) -> list[tuple[str, bool, str]]:
         ("learning_rate", 0 < params.learning_rate <= 0.01, "above 0 and at most 0.01"),
         ("rank", _is_int(params.rank) and 1 <= params.rank <= 256, "a whole number from 1 to 256"),
         ("alpha", params.alpha is None or 0 < params.alpha < math.inf, "above 0, or unset"),
+        ("adapter_type", params.adapter_type in kinds, f"one of {', '.join(kinds)}"),
         ("adapter_dropout", 0 <= params.adapter_dropout < 1, "from 0 to below 1"),
         ("include", _is_names(params.include), "a list of patterns, or unset"),
         ("exclude", _is_names(params.exclude), "a list of patterns, or unset"),

@@ -1,4 +1,4 @@
-"""What every adapter kind promises, held against the plain dense weight; a new file in the folder is held to it at once."""
+"""What every adapter kind promises, held against the plain dense weight; a new file is held to it at once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_outputs_and_all_gradients_are_those_of_the_dense_weight(kind, strength)
     our_grads = torch.autograd.grad(ours, [tokens, *parameters.values()], cotangent)
     wanted_grads = torch.autograd.grad(wanted, [tokens, *twins.values()], cotangent)
     for name, ours_one, wanted_one in zip(["tokens", *parameters], our_grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours_one, wanted_one, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours_one, wanted_one, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @every_kind
@@ -132,7 +134,11 @@ def test_strength_zero_gives_the_base_to_the_bit(kind):
 @every_kind
 def test_detach_gives_back_the_very_same_modules(kind):
     net, tokens = network(torch.float32), some_tokens(torch.float32)
-    before, modules, output = {k: v.clone() for k, v in net.state_dict().items()}, dict(net.named_modules()), net(tokens)
+    before, modules, output = (
+        {k: v.clone() for k, v in net.state_dict().items()},
+        dict(net.named_modules()),
+        net(tokens),
+    )
     adapter = shaken(net, kind)
     net(tokens)
 

@@ -35,7 +35,7 @@ class StageConfig:
     latent_channels: int
     stride: int
     depth: int
-    num_heads: int
+    head_width: int
     differential: bool
     num_sine_layers: int
     mapping_kernel: int
@@ -47,6 +47,11 @@ class StageConfig:
     """The second half of the layers uses chunks moved by half their length."""
     window_frames: tuple[int, int] | None
     """Frames seen before and after; None with chunks."""
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_width
 
     @property
     def pad_unit(self) -> int:
@@ -109,7 +114,7 @@ def stage_config(where: str, config: Mapping[str, Any]) -> StageConfig:
         latent_channels=options["latent_dim"],
         stride=sole(where, options, "strides"),
         depth=sole(where, options, "transformer_depths"),
-        num_heads=width // options["dim_heads"],
+        head_width=options["dim_heads"],
         differential=bool(options.get("differential", False)),
         num_sine_layers=sole(where, options, "sinusoidal_blocks", 0),
         mapping_kernel=3 if options.get("conv_mapping", False) else 1,
@@ -123,6 +128,8 @@ def stage_config(where: str, config: Mapping[str, Any]) -> StageConfig:
 
 
 def _refuse_odd_spans(where: str, read: StageConfig) -> None:
+    if read.width % read.head_width:
+        raise NetworkNotSupported(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
     if read.chunk_patches is None and read.window_frames is None:
         raise NetworkNotSupported(where, "it has neither chunk_size nor sliding_window")
     if read.chunk_patches is not None:
@@ -147,7 +154,7 @@ class ResamplingBlock(nn.Module):
         # Counted from the end, and one fewer than the option says: with 8 of 12 layers, layers 5 to 11.
         periodic = config.depth - layer < config.num_sine_layers
         self.ff = FeedForward(config.width, FEED_FORWARD_MULTIPLE * config.width, sine if periodic else F.silu)
-        self.rope = Rotary(config.width // config.num_heads // 2)
+        self.rope = Rotary(config.head_width // 2)
 
     def forward(self, token_BNW: Tensor) -> Tensor:
         token_BNW = token_BNW + self.self_attn(self.pre_norm(token_BNW), self.rope(token_BNW.shape[1]))

@@ -14,8 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from stages.models._nets.attention import AttentionFunction
 
-QUERIES_PER_BLOCK = 68
-"""Work grows with the block, copies of keys shrink with it; four latent frames measured well."""
+KEYS_PER_BLOCK = 96
+"""Small blocks copy each key more often, large ones compute more that the mask drops; kernels want a multiple of 8."""
 
 
 def attended_in_windows(
@@ -26,7 +26,7 @@ def attended_in_windows(
     Memory and work are linear in N.
     """
     batch, num_heads, num_tokens, _ = query_BHND.shape
-    size = min(QUERIES_PER_BLOCK, num_tokens)
+    size = min(max(KEYS_PER_BLOCK - sum(window), sum(window)), num_tokens)
     num_blocks = -(-num_tokens // size)
     filling = num_blocks * size - num_tokens
     query_block = _blocks(F.pad(query_BHND, (0, 0, 0, filling)), size, size)

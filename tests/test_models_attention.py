@@ -1,0 +1,114 @@
+"""Attention: masks, windows, positions, and the one function that can be replaced."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.models._nets.attention import CrossAttention, SelfAttention, masked_attention, replace_attention
+from stages.models._nets.autoencoder import Autoencoder
+from stages.models._nets.rotary import Rotary, rotated
+from stages.models._nets.transformer import Denoiser
+from stages.models._nets.windows import attended_in_windows, window_mask
+from tests.small_networks import config, denoiser_inputs, randomised
+
+
+def heads(num_tokens: int, seed: int, batch: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 3, num_tokens, 8, generator=generator) for _ in range(3)]
+
+
+@given(num_tokens=st.integers(1, 200), before=st.integers(0, 40), after=st.integers(0, 40), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_windows_give_what_a_full_band_mask_gives(num_tokens, before, after, seed):
+    query, key, value = heads(num_tokens, seed)
+    distance = torch.arange(num_tokens) - torch.arange(num_tokens)[:, None]
+    band = (distance >= -before) & (distance <= after)
+
+    out = attended_in_windows(masked_attention, query, key, value, (before, after))
+
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value, attn_mask=band))
+
+
+def test_every_token_in_the_middle_sees_thirty_five_keys_and_the_ends_are_clipped():
+    seen = window_mask(170, 85, (17, 17), torch.device("cpu")).flatten(0, 1).sum(dim=1)
+    assert seen[17:-17].unique().tolist() == [35]
+    assert seen[0] == seen[-1] == 18
+
+
+def test_the_window_mask_grows_linearly_with_the_signal():
+    sizes = [window_mask(62 * blocks, 62, (17, 17), torch.device("cpu")).numel() for blocks in (1, 10, 100)]
+    assert sizes == [62 * 96, 10 * 62 * 96, 100 * 62 * 96]
+
+
+def test_a_key_outside_the_mask_has_no_influence_at_all():
+    query, key, value = heads(10, 0)
+    valid = torch.arange(10) < torch.tensor([[6], [10]])
+    before = masked_attention(query, key, value, valid)
+
+    key[0, :, 6:], value[0, :, 6:] = 1e4, -1e4
+
+    assert torch.equal(masked_attention(query, key, value, valid), before)
+
+
+def test_a_mask_may_differ_between_queries():
+    query, key, value = heads(5, 0)
+    own = torch.eye(5, dtype=torch.bool).expand(2, 5, 5)
+    torch.testing.assert_close(masked_attention(query, key, value, own), value)
+
+
+def test_a_replaced_function_reaches_every_attention_of_the_denoiser_and_both_maps_of_a_differential_one():
+    read = config(differential=True)
+    network = randomised(Denoiser(read))
+    depth = read["model"]["diffusion"]["config"]["depth"]
+    seen = []
+
+    def counting(query, key, value, valid):
+        seen.append(valid is None)
+        return masked_attention(query, key, value, valid)
+
+    replace_attention(network, counting)
+    network(**denoiser_inputs(read, 2, 6), padding_mask_BT=torch.ones(2, 6, dtype=torch.bool))
+
+    assert seen == [False, False, True, True] * depth
+
+
+def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
+    for windowed in (False, True):
+        network = randomised(Autoencoder(config(windowed=windowed)))
+        calls = []
+        replace_attention(network, lambda q, k, v, valid, calls=calls: calls.append(1) or masked_attention(q, k, v, valid))
+        network.decode(network.encode(torch.randn(1, 2, 8192)))
+        assert len(calls) == 2 * (4 + 4)
+
+
+def test_no_attention_is_called_past_the_replaceable_function():
+    network = Denoiser(config())
+    attentions = [module for module in network.modules() if isinstance(module, SelfAttention | CrossAttention)]
+    assert len(attentions) == 2 * len(network.model.transformer.layers)
+    assert all(module.attention is masked_attention for module in attentions)
+
+
+def test_rotation_depends_on_the_distance_of_two_positions_alone():
+    turn = Rotary(32)(50)
+    query, key = torch.randn(2, 1, 1, 1, 64)
+    at = lambda position: type(turn)(turn.cos_NR[position : position + 1], turn.sin_NR[position : position + 1])  # noqa: E731
+    score = lambda i, j: (rotated(query, at(i)) * rotated(key, at(j))).sum()  # noqa: E731
+    torch.testing.assert_close(score(7, 3), score(44, 40), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(score(7, 3), score(7, 4))
+
+
+def test_only_the_first_features_turn():
+    turned = rotated(torch.ones(1, 1, 5, 64), Rotary(32)(5))
+    assert torch.equal(turned[..., 32:], torch.ones(1, 1, 5, 32))
+    assert not torch.equal(turned[0, 0, 1, :32], torch.ones(32))
+
+
+def test_rotary_frequencies_are_rounded_with_the_network():
+    network = Denoiser(config()).to(torch.bfloat16)
+    rope = network.model.transformer.rotary_pos_emb
+    assert rope.inv_freq[:4].tolist() == [1.0, 0.5625, 0.31640625, 0.177734375]
+    torch.testing.assert_close(rope(4001).sin_NR[4000, 1], torch.tensor(4000 * 0.5625).sin(), atol=1e-5, rtol=0)
+    assert rope(10).cos_NR.dtype == torch.float32

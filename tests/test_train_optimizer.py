@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stages.train.optimizer import Optimizer
+from stages.train.stage import TrainParams
+
+
+def parameters(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in (("a", (3, 4)), ("b", (5,)))}
+
+
+def params(**changes):
+    return TrainParams(model="tiny-base", **{"learning_rate": 1e-2, **changes})
+
+
+def loss_of(tensors, factor=1.0):
+    return sum((tensor * factor).sin().sum() for tensor in tensors.values())
+
+
+def values(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_an_update_is_the_textbook_s():
+    tensors = parameters()
+    before, optimizer = values(tensors), Optimizer(tensors, params(weight_decay=0.1, betas=(0.9, 0.95)))
+    optimizer.update(loss_of(tensors))
+    for name, start in before.items():
+        gradient = start.cos()
+        # After one step both bias-corrected moments are the gradient and its square.
+        expected = start * (1 - 1e-2 * 0.1) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(tensors[name].detach(), expected)
+
+
+def test_an_update_returns_the_norm_of_the_whole_gradient():
+    tensors = parameters()
+    expected = torch.cat([tensor.detach().cos().flatten() for tensor in tensors.values()]).norm()
+    torch.testing.assert_close(Optimizer(tensors, params()).update(loss_of(tensors)), expected)
+
+
+def test_gradients_do_not_pile_up():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    optimizer.update(loss_of(tensors))
+    assert all(tensor.grad is None for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("scale", [2.0**-3, 2.0**12])
+def test_scaling_the_loss_by_a_power_of_two_changes_no_bit(scale):
+    plain, scaled = parameters(), parameters()
+    for tensors, factor in ((plain, 1.0), (scaled, scale)):
+        optimizer = Optimizer(tensors, params())
+        norms = [optimizer.update(loss_of(tensors), factor) for _ in range(3)]
+        assert optimizer.broken.item() is False
+        assert all(norm.isfinite() for norm in norms)
+    assert same(values(plain), values(scaled))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(poison):
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    optimizer.update(loss_of(tensors))
+    before, moments = values(tensors), optimizer.state()
+    optimizer.update(loss_of(tensors) * poison)
+    assert bool(optimizer.broken)
+    optimizer.update(loss_of(tensors))
+    assert same(values(tensors), before)
+    assert same(optimizer.state(), moments)
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_refused_as_well():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    before = values(tensors)
+    # d/dx sqrt(x) at 0 is infinite, its value is 0.
+    optimizer.update((tensors["b"] - tensors["b"].detach()).sqrt().sum())
+    assert bool(optimizer.broken)
+    assert same(values(tensors), before)
+
+
+def test_a_mended_optimiser_goes_on_as_if_nothing_had_happened():
+    spoiled, plain = parameters(), parameters()
+    for tensors in (spoiled, plain):
+        optimizer = Optimizer(tensors, params())
+        optimizer.update(loss_of(tensors))
+        if tensors is spoiled:
+            optimizer.update(loss_of(tensors) * float("nan"))
+            optimizer.mend()
+        optimizer.update(loss_of(tensors))
+    assert same(values(spoiled), values(plain))
+
+
+def test_a_device_without_the_guard_refuses_the_update_on_the_host():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    optimizer.guarded = False
+    before = values(tensors)
+    optimizer.update(loss_of(tensors) * float("nan"))
+    assert same(values(tensors), before)
+    optimizer.mend()
+    optimizer.update(loss_of(tensors))
+    assert not same(values(tensors), before)
+
+
+def test_moments_taken_back_go_on_to_the_same_bit():
+    whole, stopped = parameters(), parameters()
+    optimizer = Optimizer(whole, params())
+    for _ in range(4):
+        optimizer.update(loss_of(whole))
+
+    first = Optimizer(stopped, params())
+    for _ in range(2):
+        first.update(loss_of(stopped))
+    state, resumed = first.state(), {name: nn.Parameter(tensor) for name, tensor in values(stopped).items()}
+    second = Optimizer(resumed, params())
+    second.load(state)
+    for _ in range(2):
+        second.update(loss_of(resumed))
+
+    assert same(values(resumed), values(whole))
+    assert same(second.state(), optimizer.state())
+
+
+def test_moments_written_down_do_not_move_with_training():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    optimizer.update(loss_of(tensors))
+    state = optimizer.state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    optimizer.update(loss_of(tensors))
+    assert same(state, kept)
