@@ -37,7 +37,7 @@ check: setup ## Format, lint, types. CI runs this first.
 	$(BIN)/mypy
 
 test: setup ## The CPU suite: minutes, no network.
-	$(BIN)/python -m pytest -m "not gpu and not slow" -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 2 -q
 
 test-slow: setup ## The crash and fuzz suites at full length.
 	$(BIN)/python -m pytest -m "slow" -q

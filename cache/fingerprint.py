@@ -30,7 +30,7 @@ def canonical(value: object) -> bytes:
 
 def fingerprint(tag: str, record: Mapping[str, object]) -> str:
     """64 hex digits over the tag (what kind of thing is named) and the record (all that decides it)."""
-    return hashlib.sha256(canonical([tag, record])).hexdigest()
+    return hashlib.sha256(b"[%b,%b]" % (canonical(tag), canonical(record))).hexdigest()
 
 
 def digest_bytes(data: bytes | bytearray | memoryview) -> str:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 R = TypeVar("R")
 BUSY_SECONDS = 30.0
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # ERROR: its tables are not ours
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""ERROR: its tables are not ours. Without a code: a message about damage that cannot be decoded."""
 _UNUSABLE = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
@@ -83,8 +84,8 @@ class Ledger:
     def _healed(self, action: Callable[[sqlite3.Connection], R]) -> R:
         try:
             return action(self._open())
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in _DAMAGED:
                 self.discard(f"is damaged ({error})")
             elif code in _UNUSABLE:

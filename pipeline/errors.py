@@ -24,6 +24,11 @@ class FieldError:
     msg: str
     input: object = None
 
+    @property
+    def shown_input(self) -> str:
+        """The value as it came, unless the message tells it."""
+        return "" if self.input is None else f"; got {self.input!r}"
+
     def as_json(self) -> dict[str, object]:
         """loc, type, msg, input; `loc` begins with `body` as the hosted trainer's does."""
         return {"loc": ["body", *self.loc], "type": self.type, "msg": self.msg, "input": self.input}
@@ -34,9 +39,7 @@ class RecipeError(PipelineError):
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = tuple(errors)
-        lines = [
-            f"  {'.'.join(str(part) for part in error.loc)}: {error.msg}; got {error.input!r}" for error in self.errors
-        ]
+        lines = [f"  {'.'.join(map(str, error.loc))}: {error.msg}{error.shown_input}" for error in self.errors]
         count = "1 field is" if len(self.errors) == 1 else f"{len(self.errors)} fields are"
         super().__init__(
             "\n".join([f"{count} wrong:", *lines, "`sa3-trainer run --help` lists every field with its range."])

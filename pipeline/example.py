@@ -3,7 +3,7 @@
 The clips come in the formats, rates and lengths real collections come in, so the example also shows what ingest does.
 Light at import; arrays are loaded by the function that needs them. Suffixes: N samples, C channels (two).
 
-Sources: Karplus and Strong (1983) for the plucked strings; Chowning (1973) for the bells; RFC 3533 for Ogg pages.
+Sources: Karplus and Strong (1983) for the plucked strings; Chowning (1973) for the bells.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from stages.ingest.containers import ogg_checksum, ogg_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _DATE = (2024, 1, 1, 0, 0, 0)
 """Of every file in the zip: the same bytes whenever it is written."""
 _OGG_SERIAL = b"sa3t"
+_BLOCK_SAMPLES = 4096
+"""At a time: libsndfile's Vorbis encoder keeps a whole block on the stack, and a long one ends the process."""
 
 
 Voice = Callable[[Any, float, int], Any]
@@ -84,7 +86,9 @@ def _sound(sketch: _Sketch, seed: int) -> bytes:
     audio_NC = 0.7 * audio_NC / np.abs(audio_NC).max()
     buffer = io.BytesIO()
     form = {"wav": "WAV", "flac": "FLAC", "mp3": "MP3", "ogg": "OGG"}[sketch.name.rpartition(".")[2]]
-    soundfile.write(buffer, audio_NC.astype(np.float32), sketch.rate_hz, format=form, subtype=sketch.subtype)
+    with soundfile.SoundFile(buffer, "w", sketch.rate_hz, 2, sketch.subtype, format=form) as file:
+        for start in range(0, len(audio_NC), _BLOCK_SAMPLES):
+            file.write(audio_NC[start : start + _BLOCK_SAMPLES].astype(np.float32))
     return _undated(buffer.getvalue())
 
 
@@ -98,24 +102,10 @@ def _undated(content: bytes) -> bytes:
 
 def _renumbered(content: bytes) -> bytes:
     """An Ogg stream under our own serial number, every page's checksum made anew."""
-    pages, place = [], 0
-    while place < len(content):
-        lacing = content[place + 27 : place + 27 + content[place + 26]]
-        end = place + 27 + len(lacing) + sum(lacing)
-        page = content[place : place + 14] + _OGG_SERIAL + content[place + 18 : place + 22] + bytes(4)
-        page += content[place + 26 : end]
-        pages.append(page[:22] + _ogg_crc(page).to_bytes(4, "little") + page[26:])
-        place = end
-    return b"".join(pages)
-
-
-_MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
-
-
-def _ogg_crc(page: bytes) -> int:
-    """Ogg's checksum: the polynomial of zlib's crc32 with the bits the other way round, from zero, not inverted."""
-    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
+    pages = [
+        content[start : start + 14] + _OGG_SERIAL + content[start + 18 : stop] for start, stop in ogg_pages(content)
+    ]
+    return b"".join(page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:] for page in pages)
 
 
 def _hz(note: int) -> float:

@@ -44,7 +44,8 @@ class Report:
             self.say("nothing to do: every result is in the store")
 
     def progress_of(self, stage: str) -> Callable[..., None]:
-        """A progress function for one stage's workspace."""
+        """A progress function for one stage's workspace; its first call is always shown."""
+        self._last = 0.0
 
         def progress(done: int, total: int, note: str = "") -> None:
             self._draw(f"{stage:<7} {done}/{total}  {note}".rstrip(), last=done >= total)

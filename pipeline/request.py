@@ -9,14 +9,16 @@ from urllib.parse import unquote, urlparse
 
 from cache.fingerprint import digest_file
 from cache.memo import DigestMemo
-from pipeline.errors import SourceNotFound
+from pipeline.errors import FieldError, RecipeError, SourceNotFound
 from pipeline.hub import hub_folder
 from pipeline.recipe import Recipe
 from stages import catalogue
+from stages.adapters._targets import layer_shapes, spec_rank_limit
 from stages.contract import Source, Weights
-from stages.errors import WeightsNotFound
+from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
 from stages.ingest.source import open_source
-from stages.models._folder import open_folder
+from stages.models._folder import open_folder, tensor_shapes
+from stages.records import AdapterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ def find(recipe: Recipe, *, make: bool) -> Found:
     weights = open_folder(recipe.model.name, folder, memo) if folder else None
     if weights is not None:
         check_model(recipe, weights)
+        check_adapter(recipe, weights)
     lora = lora_path(recipe)
     digest = digest_file(lora) if lora else None
     return Found(source=source, weights=weights, why_no_weights=why, lora_checkpoint=lora, lora_digest=digest)
@@ -133,6 +136,28 @@ def check_model(recipe: Recipe, weights: Weights) -> None:
         raise WeightsNotFound(
             str(weights.folder), "; ".join(wrong), f"Point --weights at the folder of {spec.repo}, or change --model."
         )
+
+
+def check_adapter(recipe: Recipe, weights: Weights) -> None:
+    """Refuse a rank or a pattern that the model's layers do not allow, from the checkpoint's header alone.
+
+    Raises:
+        RecipeError: naming the field, as for any other value out of range.
+    """
+    values = recipe.values
+    spec = AdapterSpec(
+        kind=values["adapter_type"],
+        rank=values["rank"],
+        alpha=values["alpha"] or float(values["rank"]),
+        include=values["include"],
+        exclude=values["exclude"],
+    )
+    try:
+        spec_rank_limit(spec, layer_shapes(tensor_shapes(weights.folder / "model.safetensors")))
+    except RankTooLarge as error:
+        raise RecipeError([FieldError(loc=("rank",), type="less_than_equal", msg=str(error))]) from error
+    except FilterMatchesNothing as error:
+        raise RecipeError([FieldError(loc=(error.field,), type="matches_nothing", msg=str(error))]) from error
 
 
 def lora_path(recipe: Recipe) -> Path | None:

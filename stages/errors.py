@@ -197,6 +197,7 @@ class FilterMatchesNothing(StageError):
     """An include/exclude pattern names no module of the model."""
 
     def __init__(self, field: str, patterns: Sequence[str], near: Sequence[str]) -> None:
+        self.field = field
         shown = ", ".join(repr(pattern) for pattern in patterns) or "the empty list"
         names = "\n".join(f"    {name}" for name in near)
         super().__init__(

@@ -25,7 +25,9 @@ PARAMS = IngestParams(native_samples=4 * RATE)
 """A model of four seconds."""
 
 
-def tone(seconds: float = 0.5, *, hz: float = 440.0, rate: int = RATE, level: float = 0.3, channels: int = 2) -> np.ndarray:
+def tone(
+    seconds: float = 0.5, *, hz: float = 440.0, rate: int = RATE, level: float = 0.3, channels: int = 2
+) -> np.ndarray:
     """(n, channels) float32: a sine whose level falls from channel to channel."""
     time_N = np.arange(round(seconds * rate)) / rate
     sine_N = level * np.sin(2 * np.pi * hz * time_N)
@@ -34,8 +36,10 @@ def tone(seconds: float = 0.5, *, hz: float = 440.0, rate: int = RATE, level: fl
 
 def sound(audio: np.ndarray | None = None, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:
     """The bytes of a sound file."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone() if audio is None else audio, rate, format=form, subtype=subtype)
+    buffer, audio = io.BytesIO(), tone() if audio is None else audio
+    with soundfile.SoundFile(buffer, "w", rate, audio.shape[1], subtype, format=form) as file:
+        for start in range(0, len(audio), 4096):  # libsndfile's Vorbis encoder overflows the stack on long blocks
+            file.write(audio[start : start + 4096])
     return buffer.getvalue()
 
 

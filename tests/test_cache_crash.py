@@ -91,7 +91,7 @@ def test_a_killed_manifest_is_the_old_one_or_the_new_one(tmp_path, kills):
             assert [row.row for row in rows] == list(range(rows[0].num_tokens))
 
     write_rows(file, [], PromptRow)
-    assert os.listdir(tmp_path) == [file.name]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -171,7 +171,8 @@ from tests import writers_to_kill as writers
 
 folder = Path(sys.argv[1])
 items = [("k", np.random.default_rng(0).standard_normal((4000, 16)).astype("float32"))]
-rows = [PromptRow(prompt_key=str(n), prompt=f"rain {n}" * 9, shard="s", row=n, num_tokens=1, checksum="0") for n in range(999)]
+row = dict(prompt="rain " * 9, shard="s", num_tokens=1, checksum="0")
+rows = [PromptRow(prompt_key=f"{n:032x}", row=n, **row) for n in range(999)]
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
 attempts = {name: lambda name=name: load(name).write(folder / name / "shard", items, {}) for name in formats()}
 attempts["manifest"] = lambda: write_rows(folder / "manifest" / "m.parquet", rows, PromptRow)

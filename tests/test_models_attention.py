@@ -79,7 +79,9 @@ def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
     for windowed in (False, True):
         network = randomised(Autoencoder(config(windowed=windowed)))
         calls = []
-        replace_attention(network, lambda q, k, v, valid, calls=calls: calls.append(1) or masked_attention(q, k, v, valid))
+        replace_attention(
+            network, lambda q, k, v, valid, calls=calls: calls.append(1) or masked_attention(q, k, v, valid)
+        )
         network.decode(network.encode(torch.randn(1, 2, 8192)))
         assert len(calls) == 2 * (4 + 4)
 

@@ -140,9 +140,7 @@ sizes = {"chunk": st.integers(1, 40), "data": st.data()}
 def test_chunks_cover_every_frame_and_stay_inside(total, chunk, data):
     overlap = data.draw(st.integers(0, chunk - 1))
     total = max(total, chunk)
-    written = [
-        frame.destination + local for frame in chunks(total, 1, chunk, overlap) for local in frame.kept
-    ]
+    written = [frame.destination + local for frame in chunks(total, 1, chunk, overlap) for local in frame.kept]
     assert set(written) == set(range(total))
 
 

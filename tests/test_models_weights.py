@@ -120,7 +120,9 @@ def test_of_several_levels_that_can_be_left_out_the_first_is():
 
 
 def test_a_file_with_one_more_level_loads(tmp_path, stored):
-    older = {name.replace("model.model.transformer.", "model.model.inner.transformer."): t for name, t in stored.items()}
+    older = {
+        name.replace("model.model.transformer.", "model.model.inner.transformer."): t for name, t in stored.items()
+    }
     network = load_denoiser(weights(tmp_path, older))
     assert torch.equal(network.model.transformer.memory_tokens, stored["model.model.transformer.memory_tokens"])
 
@@ -183,7 +185,9 @@ def test_the_large_autoencoder_has_seven_periodic_layers_in_its_decoder_and_none
 
 
 def test_linear_layers_come_in_the_order_adapters_are_drawn_in():
-    names = [name for name, module in published("medium-base")[DENOISER].named_modules() if hasattr(module, "in_features")]
+    names = [
+        name for name, module in published("medium-base")[DENOISER].named_modules() if hasattr(module, "in_features")
+    ]
     assert names[:6] == [f"model.{part}.{at}" for part in _EMBEDDERS for at in (0, 2)]
     assert names[6:14] == [f"model.transformer.layers.0.{part}" for part in _LAYER]
     assert names[-4:] == [f"model.transformer.{part}" for part in _TAIL]

@@ -76,7 +76,10 @@ def refusal(kind):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (refusal(GatedRepoError), "Accept the licence at https://huggingface.co/stabilityai/stable-audio-3-small-music-base"),
+        (
+            refusal(GatedRepoError),
+            "Accept the licence at https://huggingface.co/stabilityai/stable-audio-3-small-music-base",
+        ),
         (OfflineModeIsEnabled("offline"), "Unset HF_HUB_OFFLINE"),
         (OSError("no route to host"), "no route to host"),
         (LocalEntryNotFoundError("unreachable"), "could not be reached"),

@@ -1,4 +1,4 @@
-"""Programs that write without end (or until they are done), for tests that kill them: `python writers_to_kill.py WHAT ...`.
+"""Programs that write, for tests that kill them: `python writers_to_kill.py WHAT ...`.
 
 Each prints `ready` once its imports are done, so that a kill falls into its work.
 """

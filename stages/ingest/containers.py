@@ -6,6 +6,7 @@ Sources: the RIFF/WAVE and AIFF chunk layouts (Microsoft/IBM 1991; Apple AIFF 1.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 from stages.ingest.faults import Unfit
@@ -58,17 +59,47 @@ def _chunks(data: bytes, order: str, end: int) -> Iterator[tuple[bytes, int, int
 
 
 def _ogg(data: bytes) -> bool:
-    """The last page must be whole and marked as the end of its stream."""
-    page = data.rfind(b"OggS")
-    header = data[page : page + 27]
-    if len(header) < 27:
-        raise Unfit("audio_truncated", why="its last page is cut")
-    lacing = data[page + 27 : page + 27 + header[26]]
-    if len(lacing) < header[26] or page + 27 + len(lacing) + sum(lacing) > len(data):
-        raise Unfit("audio_truncated", why="its last page is cut")
-    if not header[5] & _LAST_PAGE:
+    """Every page whole and as it was written, the last one marked as the end of its stream."""
+    flags = 0
+    for number, (start, stop) in enumerate(ogg_pages(data)):
+        page = data[start:stop]
+        if int.from_bytes(page[22:26], "little") != ogg_checksum(page):
+            raise Unfit("audio_undecodable", why=f"page {number} does not match its checksum")
+        flags = page[5]
+    if not flags & _LAST_PAGE:
         raise Unfit("audio_truncated", why="its last page is not the end of the stream")
     return True
+
+
+def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of every page. What follows the last page of a stream, such as a foreign tag, is no page.
+
+    Raises:
+        Unfit: the data ends inside a page, or something else lies between pages. (Decoders skip it without a word.)
+    """
+    start, ended = 0, False
+    while start < len(data):
+        header = data[start : start + 27]
+        if not header.startswith(b"OggS"):
+            if ended:
+                return
+            raise Unfit("audio_undecodable", why=f"there is no page at byte {start:,}")
+        lacing = data[start + 27 : start + 27 + header[26]] if len(header) == 27 else b""
+        stop = start + 27 + len(lacing) + sum(lacing)
+        if stop > len(data) or len(lacing) < header[-1]:
+            raise Unfit("audio_truncated", why="its last page is cut")
+        yield start, stop
+        start, ended = stop, bool(header[5] & _LAST_PAGE)
+
+
+_MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+def ogg_checksum(page: bytes) -> int:
+    """Of a page, its own checksum field counted as zero: zlib's polynomial, bits mirrored, from zero, not inverted."""
+    plain = page[:22] + bytes(4) + page[26:]
+    mirrored = zlib.crc32(plain.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def _short(declared: int, there: int) -> Unfit:

@@ -95,6 +95,8 @@ class Fit:
         self.total_steps = self.training.params.number_of_steps
         self.first_step, self.started = self.training.step, time.perf_counter()
         self.seconds_before = float(self.training.notes.get("seconds", 0.0))
+        # Looking makes the host wait for the device: free on the CPU, elsewhere only when there is something to tell.
+        self.looks_at_every_step = self.training.device.type == "cpu"
 
     @property
     def folder(self) -> Path:
@@ -129,8 +131,7 @@ class Fit:
         step, resources = self.training.step, self.work.resources
         due_to_tell = step in (1, self.total_steps) or step % resources.log_every == 0
         due_to_save = step == self.total_steps or step % resources.checkpoint_every == 0
-        # Looking makes the host wait for the device: free on the CPU, elsewhere only when there is something to tell.
-        if due_to_tell or self.training.device.type == "cpu":
+        if due_to_tell or self.looks_at_every_step:
             self.refuse_broken()
         if due_to_tell:
             self.work.progress(step, self.total_steps, self.line())

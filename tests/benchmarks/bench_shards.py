@@ -87,9 +87,7 @@ def main() -> None:
         for name in formats():
             figures[name] = format_figures(Path(folder) / name, name, clips, long)
     plain = figures[".npy"]
-    print(
-        f"{len(clips)} clips, {total_bytes(clips) / 1e6:.0f} MB fp16; crop = {CROP_FRAMES} frames; times .npy in brackets"
-    )
+    print(f"{len(clips)} clips, {total_bytes(clips) / 1e6:.0f} MB fp16; crop = {CROP_FRAMES} frames; (times .npy)")
     print(f"{'':8}  {'write MB/s':>16}  {'clip us':>16}  {'crop us':>16}")
     for name, row in figures.items():
         cells = [f"{value:8.0f} ({value / base:4.2f})" for value, base in zip(row, plain, strict=True)]

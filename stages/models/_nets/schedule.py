@@ -1,6 +1,6 @@
 """Shifts of the timestep towards noise, by length: for training timesteps and for sampling schedules.
 
-All are monotonic and keep 0 and 1. Timesteps and numbers of frames broadcast against each other.
+All keep 0 and 1. Timesteps and numbers of frames broadcast against each other.
 """
 
 from __future__ import annotations

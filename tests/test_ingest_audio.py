@@ -1,0 +1,175 @@
+"""Sound files decoded and looked at: every format in, every damage noticed."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from stages.ingest.audio import Recording
+from stages.ingest.containers import check_whole
+from stages.ingest.faults import Unfit
+from tests.small_datasets import RATE, sound, tone
+
+FORMS = [
+    ("WAV", "PCM_16", RATE),
+    ("WAV", "PCM_24", 48000),
+    ("WAV", "FLOAT", 96000),
+    ("WAV", "PCM_U8", 22050),
+    ("FLAC", "PCM_16", RATE),
+    ("AIFF", "PCM_24", 48000),
+    ("MP3", "MPEG_LAYER_III", RATE),
+    ("OGG", "VORBIS", 32000),
+    ("OGG", "OPUS", 48000),
+]
+
+
+def noisy(rate: int, seconds: float = 2.0, channels: int = 2) -> np.ndarray:
+    """A tone in noise: something that every codec fills its frames with."""
+    audio = tone(seconds, rate=rate, channels=channels)
+    return audio + np.random.default_rng(0).uniform(-0.05, 0.05, audio.shape).astype(np.float32)
+
+
+def decoded(data: bytes) -> tuple[Recording, np.ndarray]:
+    recording = Recording(data)
+    blocks = list(recording.blocks())
+    recording.check()
+    return recording, np.concatenate(blocks, axis=1)
+
+
+def fault(data: bytes) -> str:
+    with pytest.raises(Unfit) as caught:
+        decoded(data)
+    return caught.value.type
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
+def test_every_format_is_decoded_to_its_end(form, subtype, rate):
+    audio = noisy(rate)
+    recording, audio_CN = decoded(sound(audio, rate, form, subtype))
+    assert (recording.sample_rate_hz, recording.num_channels, recording.num_samples) == (rate, 2, len(audio))
+    assert recording.length_known
+    assert np.corrcoef(audio_CN[0], audio[:, 0])[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_mono_is_doubled_and_of_many_channels_the_first_two_are_kept(channels):
+    audio = tone(0.2, channels=channels)
+    recording, audio_CN = decoded(sound(audio, RATE, "WAV", "FLOAT"))
+    assert recording.num_channels == channels
+    assert audio_CN.shape == (2, len(audio)) and audio_CN.flags.c_contiguous
+    assert np.array_equal(audio_CN, audio[:, [0, min(1, channels - 1)]].T)
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
+def test_a_file_cut_at_half_is_noticed_in_every_format(form, subtype, rate):
+    data = sound(noisy(rate), rate, form, subtype)
+    assert fault(data[: len(data) // 2]) in {"audio_truncated", "audio_undecodable"}
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"), [(form, subtype) for form, subtype, _ in FORMS if form in ("WAV", "AIFF")]
+)
+def test_a_pcm_file_that_lacks_its_last_samples_is_noticed(form, subtype):
+    data = sound(noisy(RATE), RATE, form, subtype)
+    assert fault(data[:-4]) == "audio_truncated"
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
+@pytest.mark.parametrize("num_bytes", [0, 3, 20])
+def test_a_stub_of_a_file_is_noticed(form, subtype, rate, num_bytes):
+    assert fault(sound(noisy(rate), rate, form, subtype)[:num_bytes]) in {"audio_truncated", "audio_undecodable"}
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), [one for one in FORMS if one[0] in ("FLAC", "OGG")])
+def test_flipped_bytes_are_noticed_where_the_format_can_show_them(form, subtype, rate):
+    data = bytearray(sound(noisy(rate, 4.0), rate, form, subtype))
+    for place in np.random.default_rng(1).integers(len(data) // 4, len(data) - 200, 200):
+        data[place] ^= 0x5A
+    assert fault(bytes(data)) in {"audio_truncated", "audio_undecodable"}
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), [one for one in FORMS if one[0] in ("FLAC", "OGG")])
+def test_a_second_half_of_zeros_is_noticed_where_the_format_can_show_it(form, subtype, rate):
+    data = sound(noisy(rate), rate, form, subtype)
+    assert fault(data[: len(data) // 2] + bytes(len(data) - len(data) // 2)) in {"audio_truncated", "audio_undecodable"}
+
+
+def test_an_ogg_page_cut_at_its_end_is_noticed():
+    data = sound(noisy(RATE), RATE, "OGG", "VORBIS")
+    with pytest.raises(Unfit, match="audio_truncated"):
+        check_whole(data[:-1])
+
+
+def test_text_under_a_sound_suffix_cannot_be_decoded():
+    assert fault(b"this is no sound at all, just words " * 50) == "audio_undecodable"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sample_that_is_no_number_is_noticed_wherever_it_is(value):
+    for place in (0, 40_000, -1):
+        audio = tone(2.0)
+        audio[place, 1] = value
+        assert fault(sound(audio, RATE, "WAV", "FLOAT")) == "not_finite"
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected"), [(15.0, None), (-15.0, None), (17.0, "absurd_peak"), (-1e6, "absurd_peak")]
+)
+def test_loud_is_let_through_and_absurd_is_not(peak, expected):
+    audio = tone(0.5)
+    audio[100, 0] = peak
+    data = sound(audio, RATE, "WAV", "FLOAT")
+    if expected:
+        assert fault(data) == expected
+    else:
+        assert decoded(data)[0].peak == 15.0
+
+
+@pytest.mark.parametrize("rate", [1, 1999, 768_001, 2**31 - 1])
+def test_a_rate_beyond_reason_is_refused(rate):
+    data = bytearray(sound(tone(0.2)))
+    struct.pack_into("<I", data, 24, rate)
+    assert fault(bytes(data)) == "sample_rate_unsupported"
+
+
+def test_what_libsndfile_says_is_passed_on_without_addresses():
+    with pytest.raises(Unfit) as caught:
+        Recording(b"nonsense" * 20)
+    message = caught.value.fault("a.wav").msg
+    assert "0x" not in message and "BytesIO" not in message
+
+
+def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_said_to_be_unknown():
+    data = bytearray(sound(tone(0.5)))
+    struct.pack_into("<I", data, 4, 0xFFFFFFFF)
+    struct.pack_into("<I", data, data.index(b"data") + 4, 0xFFFFFFFF)
+    recording, audio_CN = decoded(bytes(data))
+    assert not recording.length_known
+    assert audio_CN.shape[1] == len(tone(0.5))
+
+
+def test_a_header_that_counts_itself_and_bytes_behind_the_end_are_no_damage():
+    data = bytearray(sound(tone(0.5)))
+    struct.pack_into("<I", data, 4, len(data))
+    assert check_whole(bytes(data))
+    assert check_whole(sound(tone(0.5)) + b"\xff" * 100)
+
+
+def test_chunks_before_the_sound_are_stepped_over():
+    plain = sound(tone(0.5))
+    listed = plain[:12] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\x00" + plain[12:]
+    listed = listed[:4] + struct.pack("<I", len(listed) - 8) + listed[8:]
+    assert check_whole(listed)
+    with pytest.raises(Unfit, match="audio_truncated"):
+        check_whole(listed[:-1000])
+
+
+def test_blocks_add_up_to_the_whole_file():
+    audio = noisy(RATE, 3.0)
+    data = sound(audio, RATE, "FLAC", "PCM_24")
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert np.array_equal(decoded(data)[1], whole.T)

@@ -1,0 +1,133 @@
+"""Which caption belongs to which audio, and the prompt it gives."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.contract import Member
+from stages.ingest.captions import READABLE, UNREADABLE, pair, prompt_of
+from stages.ingest.faults import Unfit
+
+
+def members(*names: str, **faults: str) -> list[Member]:
+    return [Member(name=name, num_bytes=1, digest=f"sha256:{name}") for name in names]
+
+
+def unreadable(name: str, fault: str) -> Member:
+    return Member(name=name, num_bytes=1, digest=None, fault=f"{fault}: so it is.")
+
+
+def types(names: list[Member]) -> list[tuple[str, str]]:
+    return sorted((fault.member, fault.type) for fault in pair(names).faults)
+
+
+@given(
+    stems=st.sets(
+        st.text(st.characters(categories=["Ll", "Nd", "Lo"]), min_size=1, max_size=8).map(
+            lambda text: unicodedata.normalize("NFC", text)
+        ),
+        min_size=1,
+        max_size=6,
+    ).filter(lambda stems: len({stem.casefold() for stem in stems}) == len(stems)),
+    folder=st.sampled_from(["", "a/", "a b/c/"]),
+    suffix=st.sampled_from(sorted(READABLE)),
+)
+def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, folder, suffix):
+    names = [f"{folder}{stem}{ending}" for stem in stems for ending in (suffix.upper(), ".txt")]
+    found = pair(members(*names))
+    assert [(one.clip_id, one.audio.name, one.caption.name) for one in found.pairs] == [
+        (f"{folder}{stem}", f"{folder}{stem}{suffix.upper()}", f"{folder}{stem}.txt") for stem in sorted(stems)
+    ]
+    assert not found.faults and not found.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.wav"], [("a.wav", "caption_missing")]),
+        (["a.txt"], [("a.txt", "audio_missing")]),
+        (["a/k.wav", "b/k.txt"], [("a/k.wav", "caption_missing"), ("b/k.txt", "audio_missing")]),
+        (["a.wav", "A.txt"], [("A.txt", "audio_missing"), ("a.wav", "caption_missing")]),
+        (["k.wav", "k.flac", "k.txt"], [("k.flac", "duplicate_name"), ("k.wav", "duplicate_name")]),
+        (
+            ["k.wav", "k.txt", "K.wav", "K.txt"],
+            [(name, "duplicate_name") for name in ("K.txt", "K.wav", "k.txt", "k.wav")],
+        ),
+        (["k.wav", "k.wav", "k.txt"], [("k.wav", "duplicate_name")] * 2),
+        (["a/k.wav", "a/k.txt", "b/k.wav", "b/k.txt"], []),
+        (["song.m4a", "song.txt"], [("song.m4a", "format_unsupported")]),
+        (["song.wma"], [("song.wma", "caption_missing"), ("song.wma", "format_unsupported")]),
+    ],
+)
+def test_files_that_fit_nowhere_are_faults(names, expected):
+    assert types(members(*names)) == expected
+
+
+@pytest.mark.parametrize("suffix", sorted(UNREADABLE))
+def test_an_unreadable_format_comes_with_the_command_that_mends_it(suffix):
+    (fault,) = pair(members(f"a/song{suffix}", "a/song.txt")).faults
+    assert f"ffmpeg -i a/song{suffix} a/song.wav" in fault.msg
+
+
+def test_a_caption_that_differs_in_case_is_pointed_out():
+    faults = pair(members("Kick.wav", "kick.txt")).faults
+    assert all("differs in upper and lower case" in fault.msg for fault in faults)
+
+
+def test_composed_and_decomposed_accents_are_one_name():
+    names = [unicodedata.normalize("NFD", "é.wav"), unicodedata.normalize("NFC", "é.txt")]
+    assert len(pair(members(*names)).pairs) == 1
+
+
+def test_other_files_are_mentioned_and_hostile_ones_are_faults():
+    found = pair(
+        [*members("a.wav", "a.txt", "notes.md"), unreadable("x.bin", "encrypted"), unreadable("../y", "path_traversal")]
+    )
+    assert [(note.member, note.type) for note in found.notes] == [("notes.md", "other_file"), ("x.bin", "unread_file")]
+    assert [(fault.member, fault.type) for fault in found.faults] == [("../y", "path_traversal")]
+
+
+def test_a_clip_with_an_unreadable_file_is_no_pair_and_the_file_is_not_missing():
+    found = pair(
+        [*members("a.wav", "b.txt"), unreadable("a.txt", "encrypted"), unreadable("b.wav", "member_unreadable")]
+    )
+    assert not found.pairs
+    assert sorted(fault.type for fault in found.faults) == ["encrypted", "member_unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("data", "prompt"),
+    [
+        (b"a drum loop", "a drum loop"),
+        (b"\xef\xbb\xbf a drum loop\r\n", "a drum loop"),
+        ("Gitarre, schön\n\nzweite Zeile ".encode(), "Gitarre, schön\n\nzweite Zeile"),
+    ],
+)
+def test_a_caption_is_its_text_without_mark_and_margins(data, prompt):
+    assert prompt_of(data, None) == prompt
+
+
+@pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf", "\u200b\u2060 \ufeff".encode(), b"\x00\x00"])
+def test_a_caption_without_visible_text_is_empty(data):
+    with pytest.raises(Unfit, match="caption_empty"):
+        prompt_of(data, None)
+
+
+@pytest.mark.parametrize("data", ["schön".encode("latin-1"), "drums".encode("utf-16"), b"\xc3"])
+def test_a_caption_in_another_encoding_is_refused(data):
+    with pytest.raises(Unfit, match="caption_not_utf8") as caught:
+        prompt_of(data, None)
+    looks_like_utf16 = "UTF-16" in caught.value.fault("a.txt").msg
+    assert looks_like_utf16 == data.startswith(b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [("a loop", "zxq style, a loop"), ("a loop, ZXQ style", "a loop, ZXQ style")],
+)
+def test_the_trigger_phrase_is_put_before_captions_that_lack_it(caption, prompt):
+    assert prompt_of(caption.encode(), " zxq style ") == prompt

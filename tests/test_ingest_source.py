@@ -1,0 +1,274 @@
+"""A zip or folder named by what is in it; members that cannot be read say why."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import unicodedata
+import zipfile
+import zlib
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cache.fingerprint import digest_bytes
+from stages.errors import SourceUnreadable
+from stages.ingest import source as source_module
+from stages.ingest.archive import forget_open_archives, read_member
+from stages.ingest.faults import Unfit
+from stages.ingest.limits import ArchiveLimits
+from stages.ingest.source import open_source
+from tests.small_datasets import counted, folder, zipped
+
+FILES = {"b.txt": b"caption", "a/one.wav": b"\x00" * 40, "a/two.wav": b"\x01" * 50}
+JUNK = {
+    "__MACOSX/a/._one.wav": b"x",
+    "a/._one.wav": b"x",
+    ".DS_Store": b"x",
+    ".git/config": b"x",
+    "a/Thumbs.db": b"x",
+    "desktop.ini": b"x",
+}
+
+
+class Notebook:
+    """A memo that keeps everything it is told for ever."""
+
+    def __init__(self) -> None:
+        self.notes: dict[tuple[Path, str], str] = {}
+
+    def recall(self, path: Path, what: str) -> str | None:
+        return self.notes.get((path, what))
+
+    def remember(self, path: Path, what: str, value: str) -> None:
+        self.notes[path, what] = value
+
+
+def odd_zip(path: Path, entry: zipfile.ZipInfo, content: bytes = b"content") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(entry, content)
+    return path
+
+
+def fault_types(path: Path, **limits) -> dict[str, str | None]:
+    members = open_source(path, limits=ArchiveLimits(**limits)).members
+    return {member.name: member.fault.partition(":")[0] if member.fault else None for member in members}
+
+
+@pytest.mark.parametrize("pack", ["zip", "folder"])
+def test_members_are_listed_in_order_with_the_digest_of_their_bytes(tmp_path, pack):
+    path = zipped(tmp_path / "d.zip", FILES) if pack == "zip" else folder(tmp_path / "d", FILES)
+    source = open_source(path)
+    assert source.kind == pack
+    assert [(member.name, member.num_bytes, member.digest) for member in source.members] == [
+        (name, len(FILES[name]), digest_bytes(FILES[name])) for name in sorted(FILES)
+    ]
+
+
+def test_a_zip_and_the_folder_it_was_made_of_have_one_name(tmp_path):
+    packed = zipped(tmp_path / "elsewhere.zip", FILES, zipfile.ZIP_DEFLATED)
+    assert open_source(packed).fingerprint == open_source(folder(tmp_path / "d", FILES)).fingerprint
+
+
+def test_neither_place_nor_date_nor_order_nor_what_systems_leave_behind_changes_the_name(tmp_path):
+    plain = zipped(tmp_path / "a.zip", FILES)
+    other = zipped(tmp_path / "b.zip", {**JUNK, **dict(reversed(FILES.items()))})
+    os.utime(other, (1, 1))
+    assert open_source(plain).fingerprint == open_source(other).fingerprint
+    assert len(open_source(folder(tmp_path / "d", {**FILES, **JUNK})).members) == len(FILES)
+
+
+@pytest.mark.parametrize("change", [{"b.txt": b"Caption"}, {"c.txt": b"caption"}], ids=["content", "one more"])
+def test_another_content_has_another_name(tmp_path, change):
+    before = open_source(zipped(tmp_path / "a.zip", FILES)).fingerprint
+    assert open_source(zipped(tmp_path / "b.zip", {**FILES, **change})).fingerprint != before
+
+
+def test_a_zip_that_is_remembered_is_not_read(tmp_path, monkeypatch):
+    path, memo, read = zipped(tmp_path / "d.zip", FILES), Notebook(), []
+    monkeypatch.setattr(source_module, "digest_entry", counted(source_module.digest_entry, read))
+    first = open_source(path, memo)
+    assert len(read) == len(FILES)
+    assert open_source(path, memo) == first
+    assert len(read) == len(FILES)
+    assert len(memo.notes) == 1, "one list for the whole zip"
+
+
+def test_of_a_folder_only_the_files_that_are_not_remembered_are_read(tmp_path, monkeypatch):
+    path, memo, read = folder(tmp_path / "d", FILES), Notebook(), []
+    monkeypatch.setattr(source_module, "digest_file", counted(source_module.digest_file, read))
+    first = open_source(path, memo)
+    del memo.notes[path / "b.txt", "bytes"]
+    assert open_source(path, memo) == first
+    assert [file.name for file in read] == ["one.wav", "two.wav", "b.txt", "b.txt"]
+
+
+def test_other_limits_do_not_take_what_was_remembered_under_these(tmp_path):
+    path, memo = zipped(tmp_path / "d.zip", FILES), Notebook()
+    assert all(member.digest for member in open_source(path, memo).members)
+    assert any(member.fault for member in open_source(path, memo, ArchiveLimits(max_member_bytes=45)).members)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("../out.wav", "path_traversal"),
+        ("a/../../out.wav", "path_traversal"),
+        ("a\\..\\..\\out.wav", "path_traversal"),
+        ("/etc/out.wav", "absolute_name"),
+        ("C:\\out.wav", "absolute_name"),
+        ("\\\\server\\out.wav", "absolute_name"),
+    ],
+)
+def test_names_that_lead_out_of_the_archive_are_faults(tmp_path, name, fault):
+    members = open_source(odd_zip(tmp_path / "d.zip", zipfile.ZipInfo(name))).members
+    assert [(member.digest, member.fault.partition(":")[0]) for member in members] == [(None, fault)]
+
+
+def test_a_link_is_not_followed(tmp_path):
+    entry = zipfile.ZipInfo("link.wav")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    assert fault_types(odd_zip(tmp_path / "d.zip", entry, b"/etc/hostname")) == {"link.wav": "symlink"}
+    root = folder(tmp_path / "d", FILES)
+    (root / "c.wav").symlink_to(root / "b.txt")
+    (root / "more").symlink_to(root / "a")
+    assert fault_types(root) == {
+        "a/one.wav": None,
+        "a/two.wav": None,
+        "b.txt": None,
+        "c.wav": "symlink",
+        "more": "symlink",
+    }
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(folder(tmp_path / "d", FILES) / "pipe.wav")
+    assert fault_types(tmp_path / "d")["pipe.wav"] == "not_a_file"
+
+
+def test_an_encrypted_member_says_so(tmp_path):
+    path = zipped(tmp_path / "d.zip", {"a.wav": b"content"})
+    content = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + place] |= 1
+    path.write_bytes(content)
+    assert fault_types(path) == {"a.wav": "encrypted"}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_flipped_byte_in_one_member_leaves_the_others(tmp_path, compression):
+    files = {"a.wav": os.urandom(5000), "b.wav": b"whole"}
+    path = zipped(tmp_path / "d.zip", files, compression)
+    content = bytearray(path.read_bytes())
+    content[2500] ^= 0x40
+    path.write_bytes(content)
+    assert fault_types(path) == {"a.wav": "member_unreadable", "b.wav": None}
+
+
+def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
+    read: list[object] = []
+    monkeypatch.setattr(source_module, "digest_entry", counted(source_module.digest_entry, read))
+    path = zipped(tmp_path / "d.zip", {"bomb.wav": bytes(4 << 20), "a.txt": b"x" * 60}, zipfile.ZIP_DEFLATED)
+    assert fault_types(path) == {"a.txt": None, "bomb.wav": "compression_ratio"}
+    assert fault_types(path, max_member_bytes=100) == {"a.txt": None, "bomb.wav": "member_too_large"}
+    assert len(read) == 2
+    assert fault_types(path, max_total_bytes=100)["a.txt"] == "archive_too_large"
+    assert len(read) == 2
+
+
+def test_a_member_that_lies_about_its_size_is_not_unpacked_beyond_it(tmp_path):
+    path = zipped(tmp_path / "d.zip", {"a.wav": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", content, content.index(signature) + place, 1000)
+    path.write_bytes(content)
+    assert fault_types(path) == {"a.wav": "member_unreadable"}
+
+
+def test_a_name_is_read_as_its_writer_meant_it(tmp_path):
+    name = "Größe.wav"
+    flagged = odd_zip(tmp_path / "flagged.zip", zipfile.ZipInfo(name))
+    bare = tmp_path / "bare.zip"
+    bare.write_bytes(unflagged(zipped(bare, {name: b"content"}).read_bytes()))
+    latin = tmp_path / "latin.zip"
+    latin.write_bytes(zipped(latin, {"Gr__e.wav": b"content"}).read_bytes().replace(b"Gr__e", b"Gr\xf6\xdfe"))
+    assert [member.name for member in open_source(flagged).members] == [name]
+    assert [member.name for member in open_source(bare).members] == [name]
+    assert list(fault_types(latin).values()) == ["name_not_utf8"]
+
+
+def test_the_unicode_path_field_of_info_zip_is_understood(tmp_path):
+    entry = zipfile.ZipInfo("Gr_e.wav")
+    body = b"\x01" + struct.pack("<I", zlib.crc32(b"Gr_e.wav")) + "Größe.wav".encode()
+    entry.extra = struct.pack("<HH", 0x7075, len(body)) + body
+    assert [member.name for member in open_source(odd_zip(tmp_path / "d.zip", entry)).members] == ["Größe.wav"]
+
+
+def test_a_file_whose_name_is_not_utf8_says_so(tmp_path, monkeypatch):
+    """Some systems refuse to write such a name, so the listing is given one."""
+    root = folder(tmp_path / "d", {"plain.wav": b"x"})
+    with os.scandir(root) as scanned:
+        plain = next(scanned)
+    odd = SimpleNamespace(name=os.fsdecode(b"Gr\xf6\xdfe.wav"), path=plain.path, is_dir=plain.is_dir, stat=plain.stat)
+    monkeypatch.setattr(os, "scandir", lambda folder: nullcontext([odd]))
+    assert fault_types(root) == {"Gr\\xf6\\xdfe.wav": "name_not_utf8"}
+
+
+@pytest.mark.parametrize("name", ["a\\b.wav", "./a/b.wav", "a//b.wav"])
+def test_names_are_given_with_plain_forward_slashes(tmp_path, name):
+    assert [member.name for member in open_source(odd_zip(tmp_path / "d.zip", zipfile.ZipInfo(name))).members] == [
+        "a/b.wav"
+    ]
+
+
+def test_a_member_reads_back_as_it_was_listed_or_not_at_all(tmp_path):
+    for number, path in enumerate((zipped(tmp_path / "d.zip", FILES), folder(tmp_path / "d", FILES))):
+        source = open_source(path)
+        for member in source.members:
+            assert read_member(path, source.kind, member) == FILES[member.name]
+        if number == 0:
+            zipped(path, {**FILES, "b.txt": b"another"})
+        else:
+            folder(path, {"b.txt": b"another"})
+        with pytest.raises(Unfit, match="member_changed"):
+            read_member(path, source.kind, source.members[-1])
+    forget_open_archives()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04 and then nothing", "cut short"),
+        (b"Rar!\x1a\x07\x00", "RAR"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"hello", "not a zip"),
+        (b"", "not a zip"),
+    ],
+)
+def test_what_is_no_zip_is_refused_by_name_with_a_remedy(tmp_path, content, words):
+    path = tmp_path / "d.zip"
+    path.write_bytes(content)
+    with pytest.raises(SourceUnreadable, match=words) as caught:
+        open_source(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_path_is_refused(tmp_path):
+    with pytest.raises(SourceUnreadable, match="no such file or folder"):
+        open_source(tmp_path / "nowhere.zip")
+
+
+def test_accents_are_kept_as_they_are_written(tmp_path):
+    name = unicodedata.normalize("NFD", "é.wav")
+    assert [member.name for member in open_source(zipped(tmp_path / "d.zip", {name: b"x"})).members] == [name]
+
+
+def unflagged(content: bytes) -> bytes:
+    """The zip without the flag that its names are UTF-8."""
+    plain = bytearray(content)
+    for signature, place in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+        plain[plain.index(signature) + place] &= ~0x08
+    return bytes(plain)
