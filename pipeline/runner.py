@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.plan import Plan, StageRun, State, plan
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.request import Found, find
-from stages.contract import Artifact, Inputs, Workspace
+from stages.contract import Artifact, Inputs, Outcome, Workspace
 
 _VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 
@@ -42,82 +42,95 @@ def run_until(last: str, recipe: Recipe, report: Report) -> Done:
     found = find(recipe, make=True)
     decided = plan(recipe, store, found, last)
     report.show_plan(decided)
-    artifacts: dict[str, Artifact] = {}
     with stop_requests() as stop:
-        for number, run in enumerate(decided.runs):
-            receipt = _receipt_of(run, store, found, recipe, artifacts, report, stop)
-            artifacts[run.stage.name] = _artifact(store, receipt)
-            report.finished(run, receipt, hit=decided.runs[number].state is State.HIT)
-    files = copy_outputs(artifacts["train"], recipe) if last == "train" else ()
-    return Done(plan=decided, artifacts=artifacts, files=files)
+        walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)
+        for run in decided.runs:
+            walk.finish(run)
+    files = copy_outputs(walk.artifacts["train"], recipe) if last == "train" else ()
+    return Done(plan=decided, artifacts=walk.artifacts, files=files)
 
 
-def _receipt_of(
-    run: StageRun,
-    store: Store,
-    found: Found,
-    recipe: Recipe,
-    artifacts: Mapping[str, Artifact],
-    report: Report,
-    stop: StopFlag,
-) -> Receipt:
-    assert run.fingerprint is not None and run.identity is not None, "weights are found before the plan is walked"
-    name = run.stage.name
-    known = store.find(name, run.fingerprint)
-    if known is not None:
-        return known
-    with store.hold(name, run.identity):
-        # Another process may have finished it while this one waited for its turn.
-        known = store.find(name, run.fingerprint)
-        return known or _run_stage(run, store, found, recipe, artifacts, report, stop)
+@dataclass(kw_only=True)
+class Walk:
+    """One pass through a plan, stage by stage."""
+
+    recipe: Recipe
+    store: Store
+    found: Found
+    report: Report
+    stop: StopFlag
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """What is there so far, by stage."""
+
+    def finish(self, run: StageRun) -> None:
+        """Have one stage's artifact, by finding it or by making it."""
+        receipt = self.known(run) or self.made(run)
+        self.artifacts[run.stage.name] = Artifact(
+            stage=receipt.stage,
+            fingerprint=receipt.fingerprint,
+            directory=self.store.directory(receipt.stage, receipt.fingerprint),
+            facts=receipt.facts,
+        )
+        self.report.finished(run, receipt, hit=run.state is State.HIT)
+
+    def known(self, run: StageRun) -> Receipt | None:
+        """The receipt of the artifact, if it is finished."""
+        assert run.fingerprint is not None, "weights are found before a plan is walked"
+        return self.store.find(run.stage.name, run.fingerprint)
+
+    def made(self, run: StageRun) -> Receipt:
+        """Run the stage as the only writer of its run, and commit."""
+        name = run.stage.name
+        with self.store.hold(name, str(run.identity)):
+            # Another process may have finished it between the look-up and the hold.
+            if (known := self.known(run)) is not None:
+                return known
+            work, started = self.workspace(run), now()
+            outcome = run.stage.load()(self.inputs(run), run.params, work)
+            self.report.end_progress()
+            receipt = receipt_of(run, outcome, started)
+            return self.store.commit(name, receipt.fingerprint, work.directory, receipt)
+
+    def workspace(self, run: StageRun) -> Workspace:
+        """Where a stage writes: a folder named after its run, so that running again is resuming."""
+        scratch = self.store.scratch(run.stage.name, str(run.identity))
+        scratch.mkdir(parents=True, exist_ok=True)
+        return Workspace(
+            directory=scratch,
+            shared=self.store.shared,
+            resources=self.recipe.resources,
+            continued_from=_earlier(run, self.store),
+            progress=self.report.progress_of(run.stage.name),
+            say=self.report.say,
+            should_stop=self.stop.is_set,
+        )
+
+    def inputs(self, run: StageRun) -> Inputs:
+        """What a stage may read."""
+        lora = self.found.lora_checkpoint
+        return Inputs(
+            artifacts={name: made for name, made in self.artifacts.items() if name in run.inputs},
+            source=self.found.source,
+            weights=self.found.weights,
+            files={"lora_checkpoint": lora} if lora else {},
+        )
 
 
-def _run_stage(
-    run: StageRun,
-    store: Store,
-    found: Found,
-    recipe: Recipe,
-    artifacts: Mapping[str, Artifact],
-    report: Report,
-    stop: StopFlag,
-) -> Receipt:
-    assert run.fingerprint is not None and run.identity is not None
-    name = run.stage.name
-    scratch = store.scratch(name, run.identity)
-    scratch.mkdir(parents=True, exist_ok=True)
-    work = Workspace(
-        directory=scratch,
-        shared=store.shared,
-        resources=recipe.resources,
-        continued_from=_earlier(run, store),
-        progress=report.progress_of(name),
-        say=report.say,
-        should_stop=stop.is_set,
-    )
-    inputs = Inputs(
-        artifacts={key: value for key, value in artifacts.items() if key in run.inputs},
-        source=found.source,
-        weights=found.weights,
-        files={"lora_checkpoint": found.lora_checkpoint} if found.lora_checkpoint else {},
-    )
-    started = now()
-    outcome = run.stage.load()(inputs, run.params, work)
-    report.end_progress()
-    receipt = Receipt(
-        stage=name,
-        fingerprint=run.fingerprint,
-        identity=run.identity,
+def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
+    """What a finished stage will be known by; the store adds the files."""
+    return Receipt(
+        stage=run.stage.name,
+        fingerprint=str(run.fingerprint),
+        identity=str(run.identity),
         version=run.stage.version,
         params=run.record["params"],
         inputs=dict(run.inputs),
         components=dict(run.components),
         facts=dict(outcome.facts),
-        files=(),
         environment=environment(),
         started=started,
         finished=now(),
     )
-    return store.commit(name, run.fingerprint, scratch, receipt)
 
 
 def _earlier(run: StageRun, store: Store) -> Path | None:
@@ -133,15 +146,6 @@ def _earlier(run: StageRun, store: Store) -> Path | None:
         return None
     longest = max(shorter, key=lambda receipt: int(receipt.params["number_of_steps"]))
     return store.directory(run.stage.name, longest.fingerprint)
-
-
-def _artifact(store: Store, receipt: Receipt) -> Artifact:
-    return Artifact(
-        stage=receipt.stage,
-        fingerprint=receipt.fingerprint,
-        directory=store.directory(receipt.stage, receipt.fingerprint),
-        facts=receipt.facts,
-    )
 
 
 def copy_outputs(artifact: Artifact, recipe: Recipe) -> tuple[Path, ...]:

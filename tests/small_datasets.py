@@ -86,6 +86,7 @@ def run(data: Path, work: Workspace, **params: Any) -> tuple[Outcome, list[Clip]
 def faults(data: Path, place: Path, **params: Any) -> list[tuple[str, str]]:
     """(member, type) of every fault ingest finds; fails when it finds none."""
     work = workspace(place)
+    (work.directory / MANIFEST).unlink(missing_ok=True)
     try:
         run(data, work, **params)
     except DatasetFaults as error:

@@ -242,6 +242,18 @@ def test_a_merge_beyond_the_base_precision_is_refused_whole():
     assert len(net.inner[0].slots) == 1
 
 
+def test_merging_an_adapter_in_training_leaves_its_dropout_out():
+    net = Net().double()
+    adapter = shaken(net, AdapterSpec(kind="dora-rows", rank=2, alpha=2.0, dropout=0.5))
+    adapter.train(False)
+    output = net(tokens().double())
+    adapter.train(True)
+
+    adapter.merge()
+
+    torch.testing.assert_close(net(tokens().double()), output, rtol=0, atol=1e-12)
+
+
 def test_an_adapter_that_was_taken_off_cannot_be_used():
     adapter = shaken(Net(), LORA)
     adapter.detach()

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from stages.adapters._base import attach
 from stages.adapters._factored import guarded_sqrt
+from stages.catalogue import adapter_kinds
 from stages.errors import AdapterOrder
 from stages.records import AdapterSpec
 from tests.dense_adapters import Net, shake
@@ -75,6 +77,35 @@ def test_no_full_precision_copy_of_a_16_bit_weight_is_kept_for_the_backward(kind
 
     assert (torch.bfloat16, 1200) in kept
     assert (torch.float32, 1200) not in kept
+
+
+class NewMatrices(TorchDispatchMode):
+    """Names of the operations that make a tensor as large as the weight, views of the weight aside."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.made = weight, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() >= self.weight.numel():
+                ours = tensor.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr()
+                self.made += [] if ours else [func.overloadpacket.__name__]
+        return out
+
+
+@pytest.mark.parametrize("kind", adapter_kinds())
+def test_no_adapted_weight_is_ever_built(kind):
+    net, adapter = one_layer(AdapterSpec(kind=kind, rank=2, alpha=1.0), 40, 30)
+    tokens = torch.randn(3, 40, requires_grad=True)
+
+    with NewMatrices(net[0].weight) as watch:
+        net(tokens).square().sum().backward()
+
+    # The columns of a weight whose rows were scaled need its entries squared: a passing thing, not kept.
+    both = {"magnitude_r", "magnitude_c"} <= {key.rpartition(".")[2] for key in adapter.named_parameters()}
+    assert set(watch.made) == ({"pow"} if both else set())
 
 
 def test_one_dropout_mask_over_input_features_multiplies_a():

@@ -54,7 +54,7 @@ def test_rows_read_back_as_they_were_written(file, rows):
     assert read_rows(file, Row) == rows
 
 
-def test_the_same_rows_give_the_same_bytes_whatever_they_come_from(file, tmp_path, monkeypatch):
+def test_the_same_rows_give_the_same_bytes_whatever_they_come_from(file, tmp_path):
     write_rows(file, ROWS, Row)
     write_rows(tmp_path / "again.parquet", (replace(row) for row in ROWS), Row)
     assert file.read_bytes() == (tmp_path / "again.parquet").read_bytes()
@@ -70,19 +70,6 @@ def test_many_rows_are_written_and_read_in_groups(file, monkeypatch):
 def test_other_parquet_programs_read_it(file):
     write_rows(file, ROWS, Row)
     assert pq.read_table(file).column("count").to_pylist() == list(range(20))
-
-
-def test_rows_are_read_one_batch_at_a_time(file, monkeypatch):
-    monkeypatch.setattr(manifest, "ROW_GROUP_ROWS", 3)
-    write_rows(file, ROWS, Row)
-    rows = iter_rows(file, Row, batch=3)
-    assert next(rows) == ROWS[0]
-    content = bytearray(file.read_bytes())
-    content[content.index(b"clip 19") :][:4] = b"CLIP"
-    content[content.index(b"clip 19") + 6] ^= 1
-    file.write_bytes(content)  # damage in the last group is met only there
-    with pytest.raises(ManifestDamaged):
-        list(rows)
 
 
 def test_every_column_that_does_not_fit_is_listed(file):

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from stages.contract import Inputs, Resources
 from stages.errors import DatasetFaults, SpaceShort
-from stages.ingest import preparing, run as run_module
+from stages.ingest import preparing
+from stages.ingest import run as run_module
 from stages.ingest.audio import Recording
 from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
 from stages.ingest.resampling import resample
@@ -134,7 +135,7 @@ def test_the_native_window_has_the_published_number_of_frames():
 
 
 def test_each_row_says_its_crop_or_pad_against_the_window(tmp_path):
-    files = {**clips("short", seconds=0.5), **{name: data for name, data in clips("long", seconds=2.0).items()}}
+    files = {**clips("short", seconds=0.5), **clips("long", seconds=2.0)}
     data = folder(tmp_path / "d", files)
     _, rows = run(data, workspace(tmp_path), duration_seconds=1.0)
     assert {row.clip_id: (row.num_samples_cut, row.num_samples_padded, row.seconds_total) for row in rows} == {
@@ -355,7 +356,9 @@ def test_too_many_clips_are_refused_before_any_is_decoded(tmp_path, decoded):
 
 
 def test_limits_hold_although_the_dataset_was_listed_under_wider_ones(tmp_path, decoded):
-    files = {**clips("a", "b"), "bomb.wav": sound(np.zeros((400_000, 2))), "bomb.txt": b"bomb"}
+    nearly_empty = np.zeros((400_000, 2))
+    nearly_empty[:4000] = np.random.default_rng(0).uniform(-1, 1, (4000, 2))
+    files = {**clips("a", "b"), "bomb.wav": sound(nearly_empty), "bomb.txt": b"bomb"}
     data = zipped(tmp_path / "d.zip", files, zipfile.ZIP_DEFLATED)
     assert faults(data, tmp_path, max_compression_ratio=50.0) == [("bomb.wav", "compression_ratio")]
     assert faults(data, tmp_path, max_member_bytes=200_000) == [("bomb.wav", "member_too_large")]
@@ -404,7 +407,7 @@ def test_every_fault_says_what_is_wrong_and_what_to_do(type):
     said = fault("a.wav", type, **facts)
     assert len(re.findall(r"[.]( |$)", said.msg)) >= 2, "one sentence each"
     assert said.as_json() == {"loc": ["body", "audio_data_url", "a.wav"], "type": type, "msg": said.msg}
-    assert ARCHIVE_WIDE <= set(MESSAGES)
+    assert set(MESSAGES) >= ARCHIVE_WIDE
 
 
 def tree(root) -> dict[str, bytes]:

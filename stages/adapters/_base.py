@@ -122,6 +122,7 @@ class Adapter:
             AdapterNotWritable: a merged weight is beyond the range of its dtype; nothing was changed.
         """
         places = self._attached()
+        self.train(False)  # lest a dropout mask be merged
         beyond = [place.target.name for place in places if not place.layer.merge(place.slot, only_check=True)]
         if beyond:
             precision = str(places[0].layer.weight.dtype).removeprefix("torch.")

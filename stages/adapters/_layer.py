@@ -45,7 +45,7 @@ class Slot(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """The base layer's own parameters, frozen, under a stack of slots."""
+    """A Linear's own parameters, frozen, under a stack of slots. Tokens are (..., features)."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -106,8 +106,8 @@ class AdaptedLayer(nn.Module):
     def set_slots(self, slots: list[Slot]) -> None:
         """Replace the stack; what it remembers about the weight is computed again, for a merge may have changed it."""
         self.slots = nn.ModuleList(slots)
-        for slot in slots:
-            slot.basis.keep_products(self._matrix())
+        for basis in (slot.basis for slot in slots if slot.basis.knows_weight):
+            basis.keep_products(self._matrix())
         needed = any(slot.uses_squares for slot in slots)
         self.row_squares_O, self.column_squares_I = squares(self._matrix()) if needed else (None, None)
 
@@ -131,10 +131,11 @@ class AdaptedLayer(nn.Module):
         return value if scale is None else (value * self._along_features(scale)).to(value.dtype)
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        raise TypeError("only its two kinds are made")
+        return F.linear(tokens, matrix_OI, bias_O)
 
     def _along_features(self, vector: Tensor) -> Tensor:
-        raise TypeError("only its two kinds are made")
+        """Shaped to be multiplied with tokens, feature by feature."""
+        return vector
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         probe = torch.zeros(1, dtype=torch.float32)
@@ -146,18 +147,8 @@ class AdaptedLayer(nn.Module):
         return cast(AdaptedLayer, super()._apply(fn, recurse))
 
 
-class AdaptedLinear(AdaptedLayer):
-    """Tokens are (..., features)."""
-
-    def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        return F.linear(tokens, matrix_OI, bias_O)
-
-    def _along_features(self, vector: Tensor) -> Tensor:
-        return vector
-
-
 class AdaptedConv1d(AdaptedLayer):
-    """A convolution of kernel 1; tokens are (batch, features, frames)."""
+    """The same for a convolution of kernel 1. Tokens are (batch, features, frames)."""
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         return F.conv1d(tokens, matrix_OI[:, :, None], bias_O)
@@ -180,10 +171,10 @@ def adapted(name: str, base: nn.Module) -> AdaptedLayer:
     if isinstance(base, AdaptedLayer):
         return base
     if isinstance(base, nn.Linear):
-        return AdaptedLinear(base)
+        return AdaptedLayer(base)
     assert isinstance(base, nn.Conv1d), "only Linear and Conv1d are targeted"
     plain = {"kernel": base.kernel_size == (1,), "stride": base.stride == (1,), "groups": base.groups == 1}
-    odd = [what for what, holds in {**plain, "padding": base.padding in ((0,), "valid")}.items() if not holds]
+    odd = [what for what, holds in {**plain, "padding": base.padding in ((0,), "valid", "same")}.items() if not holds]
     if odd:
         raise LayerNotAdaptable(name, f"it is a Conv1d, and its {' and '.join(odd)} make it no plain product per frame")
     return AdaptedConv1d(base)

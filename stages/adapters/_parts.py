@@ -45,6 +45,9 @@ class FreeBasis(nn.Module):
     seeds and restores that one, and activation checkpointing replays it, so a recomputed layer sees the same mask.
     """
 
+    knows_weight = False
+    """Nothing here depends on the weight's values."""
+
     def __init__(self, start: Start, *, uses_weight_right: bool, uses_left_weight: bool) -> None:
         super().__init__()
         num_out, num_in = start.weight_OI.shape
@@ -54,9 +57,6 @@ class FreeBasis(nn.Module):
         self.dropout = start.dropout
         self.lora_A = nn.Parameter(A_RI.to(start.weight_OI.device))
         self.lora_B = nn.Parameter(torch.zeros(num_out, start.rank, dtype=start.dtype, device=start.weight_OI.device))
-
-    def keep_products(self, weight_OI: Tensor) -> None:
-        """Nothing here is remembered about the weight."""
 
     def term(self, scaling: float) -> Term:
         """L = scaling B, R = A (with its dropout mask)."""
@@ -71,6 +71,9 @@ class SvdBasis(nn.Module):
 
     U and Z never change, so neither do W Z and U^T W: norms need no pass over W, unless rows weight the columns.
     """
+
+    knows_weight = True
+    """`keep_products` must be called for the weight, and again when that changes."""
 
     U: Tensor
     V: Tensor

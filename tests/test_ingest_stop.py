@@ -1,0 +1,170 @@
+"""Stopped anywhere, also by kill -9, and run again: the same bytes as an uninterrupted run, and no clip prepared twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from stages.contract import Resources
+from stages.errors import Stopped
+from stages.ingest import workers
+from stages.ingest.run import MANIFEST
+from tests.small_datasets import clips, counted, folder, run, sound, tone, workspace, zipped
+
+NAMES = [f"clip{number}" for number in range(8)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return zipped(tmp_path / "d.zip", clips(*NAMES, rate=48000, seconds=1.0))
+
+
+def everything(place: Path) -> dict[str, bytes]:
+    """Manifest and prepared files."""
+    files = [place / "scratch" / MANIFEST, *sorted((place / "shared").rglob("*"))]
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+def prepared(place: Path) -> dict[str, int]:
+    """Clips that are wholly prepared, and when."""
+    return {path.name: path.stat().st_mtime_ns for path in (place / "shared").rglob("*.json")}
+
+
+@pytest.mark.parametrize(
+    "resources", [Resources(workers=1), Resources(workers=2, engine="threading")], ids=["one", "two"]
+)
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_stopped_run_goes_on_without_preparing_a_clip_twice(tmp_path, data, monkeypatch, resources, after):
+    seen: list[workers.Job] = []
+    monkeypatch.setattr(workers, "prepare", counted(workers.prepare, seen))
+    asked = count()
+    stopping = workspace(tmp_path / "stopped", resources, should_stop=lambda: next(asked) >= after)
+    with pytest.raises(Stopped, match=f"after preparing {after} of {len(NAMES)} clips; run the same command again"):
+        run(data, stopping)
+    assert len(seen) == len(prepared(tmp_path / "stopped")) == after
+    run(data, workspace(tmp_path / "stopped", resources))
+    assert len(seen) == len(NAMES)
+    assert len({job.member.name for job in seen}) == len(NAMES)
+
+    run(data, workspace(tmp_path / "whole"))
+    assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from stages.contract import Resources
+from tests.small_datasets import run, workspace
+data, place, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+run(data, workspace(place, Resources(workers=number), progress=lambda *_: time.sleep(0.02)))
+"""
+
+
+def started(data: Path, place: Path, workers: int) -> subprocess.Popen[bytes]:
+    """The run in a process group of its own."""
+    command = [sys.executable, "-c", RUN, str(data), str(place), str(workers)]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+
+
+def waited_for(what) -> bool:
+    """True once `what()` holds; False after twenty seconds."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if what():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_kill_9_leaves_nothing_half_made_and_the_next_run_goes_on(tmp_path, data):
+    place, kept = tmp_path / "killed", {}
+    for num_clips in (1, 4, 6):
+        process = started(data, place, workers=1)
+        assert waited_for(lambda: len(prepared(place)) >= num_clips)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        assert not (place / "scratch" / MANIFEST).exists()
+        now = prepared(place)
+        assert kept.items() <= now.items(), "a clip that was whole was made again"
+        kept = now
+    assert len(kept) < len(NAMES), "the last kill came too late to show anything"
+    run(data, workspace(place))
+    assert kept.items() <= prepared(place).items()
+
+    run(data, workspace(tmp_path / "whole"))
+    assert everything(place) == everything(tmp_path / "whole")
+
+
+def test_workers_end_with_a_run_that_is_killed_and_leave_no_trace(tmp_path, data):
+    place = tmp_path / "killed"
+    process = started(data, place, workers=2)
+    assert waited_for(lambda: len(prepared(place)) >= 2)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert waited_for(lambda: not any(is_alive(child) for child in children))
+    run(data, workspace(place))
+
+    run(data, workspace(tmp_path / "whole"))
+    assert everything(place) == everything(tmp_path / "whole")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_ctrl_c_in_a_terminal_lets_begun_clips_finish(tmp_path, data):
+    """The terminal signals workers too; only the run itself may heed it."""
+    code = RUN.replace("import sys, time", "import signal, sys, time").replace(
+        "run(data, workspace(",
+        "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\nrun(data, workspace(",
+    )
+    code = code.replace("progress=", "should_stop=lambda: bool(asked), progress=")
+    place = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(data), str(place), "2"], start_new_session=True, stderr=subprocess.PIPE
+    )
+    assert waited_for(lambda: len(prepared(place)) >= 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 1
+    assert "stages.errors.Stopped: stopped after preparing" in said
+    assert 2 <= len(prepared(place)) < len(NAMES)
+    assert not list((place / "shared").rglob("*.tmp"))
+
+
+def test_a_worker_that_dies_is_an_error_with_a_remedy(tmp_path):
+    files = clips("a", "b", "c", "d")
+    data = folder(tmp_path / "d", {**files, "fatal.wav": sound(tone(0.5)), "fatal.txt": b"x"})
+    code = RUN.replace("run(data", KILLER + "run(data")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(data), str(tmp_path / "w"), "2"], capture_output=True, text=True
+    )
+    assert "stages.errors.StageError: a worker of ingest was killed" in process.stderr
+    assert "--workers 1" in process.stderr
+
+
+KILLER = """
+import os, signal, threading
+def kill_a_worker():
+    own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+    def workers():
+        return [int(pid) for pid in Path(own).read_text().split() if "popen_loky" in Path(f"/proc/{pid}/cmdline").read_text()]
+    while not workers():
+        time.sleep(0.01)
+    os.kill(workers()[0], signal.SIGKILL)
+threading.Thread(target=kill_a_worker, daemon=True).start()
+"""

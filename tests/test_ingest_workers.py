@@ -1,0 +1,59 @@
+"""How many workers there are, and backends that are not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import joblib
+import pytest
+
+from stages.contract import Member, Resources
+from stages.errors import EngineUnavailable, StageError
+from stages.ingest import preparing
+from stages.ingest.preparing import Job
+from stages.ingest.workers import num_workers
+from tests.small_datasets import PARAMS, clips, folder, run, workspace
+
+
+def jobs(count: int, num_bytes: int) -> list[Job]:
+    members = [Member(name=f"{number}.wav", num_bytes=num_bytes, digest="sha256:00") for number in range(count)]
+    return [Job(source=Path("d"), kind="zip", member=member, shared=Path("s"), params=PARAMS) for member in members]
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "num_bytes", "expected"),
+    [(3, 10, 1, 3), (3, 2, 1, 2), (0, 10, 1000, 1), (0, 100, 10**8, 4), (0, 3, 10**9, 3), (0, 0, 0, 1), (5, 0, 0, 1)],
+)
+def test_as_many_workers_as_asked_for_else_as_there_is_work_for(monkeypatch, asked, count, num_bytes, expected):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
+    assert num_workers(jobs(count, num_bytes), Resources(workers=asked)) == expected
+
+
+@pytest.mark.parametrize(("engine", "package"), [("dask", r"dask\[distributed\]"), ("ray", "ray")])
+def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install(tmp_path, monkeypatch, engine, package):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    data = folder(tmp_path / "d", clips("a", "b"))
+    with pytest.raises(EngineUnavailable, match=f"pip install '{package}'"):
+        run(data, workspace(tmp_path, Resources(engine=engine)))
+
+
+def test_a_disk_that_refuses_is_an_error_that_survives_the_way_back_from_a_worker(tmp_path):
+    data = folder(tmp_path / "d", clips("a", "b", "c"))
+    work = workspace(tmp_path, Resources(workers=2))
+    (work.shared).mkdir()
+    (work.shared / "prepared").write_text("a file where a folder should be")
+    with pytest.raises(StageError, match="could not be written"):
+        run(data, work)
+
+
+def test_a_failed_write_leaves_no_facts_behind(tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        raise preparing.CacheError("the disk is full")
+
+    monkeypatch.setattr(preparing, "write_aside", full)
+    with pytest.raises(StageError, match="the disk is full"):
+        run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
+    assert not list((tmp_path / "shared").rglob("*.*"))

@@ -1,0 +1,56 @@
+"""The example dataset: what a first run is made of."""
+
+from __future__ import annotations
+
+import io
+import time
+import zipfile
+from pathlib import PurePosixPath
+
+import pytest
+import soundfile
+
+from pipeline.errors import PipelineError
+from pipeline.example import write_example
+from tests.small_datasets import run, workspace
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    return write_example(tmp_path_factory.mktemp("example") / "example.zip")
+
+
+def test_it_is_the_same_zip_byte_for_byte_whenever_it_is_written(example, tmp_path):
+    time.sleep(max(0.0, 1.1 - (time.time() - example.stat().st_mtime)))  # a clock second later, for what dates itself
+    assert write_example(tmp_path / "deep" / "again.zip").read_bytes() == example.read_bytes()
+
+
+def test_it_is_small_and_varied(example):
+    assert example.stat().st_size < 6 << 20
+    with zipfile.ZipFile(example) as archive:
+        names = archive.namelist()
+        found = [soundfile.info(io.BytesIO(archive.read(name))) for name in names if not name.endswith(".txt")]
+    assert 12 <= len(found) <= 14
+    assert {one.samplerate for one in found} == {22050, 32000, 44100, 48000, 96000}
+    assert {one.format for one in found} == {"WAV", "FLAC", "MP3", "OGG"}
+    assert {one.subtype for one in found} >= {"PCM_16", "PCM_24", "FLOAT"}
+    assert all(2.0 <= one.duration <= 12.0 for one in found) and len({round(one.duration) for one in found}) > 6
+    assert {PurePosixPath(name).parent.name for name in names} == {"guitar", "bells", "drums", "pads"}
+
+
+def test_every_clip_of_it_passes_ingest_without_a_word(example, tmp_path):
+    outcome, rows = run(example, workspace(tmp_path), native_samples=120 * 44100)
+    assert outcome.facts["warnings"] == outcome.facts["skipped"] == []
+    assert len({row.prompt for row in rows}) == len(rows) == outcome.facts["num_clips"]
+    assert all(len(row.prompt.split()) >= 5 for row in rows)
+    assert outcome.facts["window_samples"] == 12 * 44100
+
+
+def test_a_place_that_cannot_be_written_is_an_error_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(PipelineError, match="Choose another place"):
+        write_example(tmp_path / "file" / "example.zip")
+    (tmp_path / "taken.zip").mkdir()
+    with pytest.raises(PipelineError, match="Choose another place"):
+        write_example(tmp_path / "taken.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.zip"]

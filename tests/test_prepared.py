@@ -1,0 +1,48 @@
+"""Prepared audio read back, whole or in part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.errors import PreparedMissing
+from stages.prepared import read_prepared
+
+NUM_SAMPLES = 30_000
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prepared") / "clip.flac"
+    audio_NC = np.random.default_rng(0).uniform(-0.9, 0.9, (NUM_SAMPLES, 2)).astype(np.float32)
+    soundfile.write(path, audio_NC, 44100, subtype="PCM_24")
+    return path
+
+
+def test_a_clip_is_two_rows_of_float32(clip):
+    audio_CN = read_prepared(clip)
+    assert audio_CN.shape == (2, NUM_SAMPLES)
+    assert audio_CN.dtype == np.float32 and audio_CN.flags.c_contiguous
+
+
+@given(bounds=st.tuples(st.integers(0, NUM_SAMPLES), st.integers(0, NUM_SAMPLES + 10_000)).map(sorted))
+@settings(deadline=None, max_examples=30)
+def test_a_part_is_that_part_of_the_whole(clip, bounds):
+    start, stop = bounds
+    start = min(start, NUM_SAMPLES)
+    assert np.array_equal(read_prepared(clip, start, stop), read_prepared(clip)[:, start:stop])
+
+
+def test_a_file_that_is_gone_says_how_it_comes_back(tmp_path):
+    with pytest.raises(PreparedMissing, match=r"is gone. Run `sa3-trainer ingest`"):
+        read_prepared(tmp_path / "gone.flac")
+
+
+def test_a_damaged_file_is_no_audio(clip, tmp_path):
+    broken = tmp_path / "broken.flac"
+    broken.write_bytes(clip.read_bytes()[:20_000])
+    with pytest.raises(PreparedMissing, match="is damaged"):
+        read_prepared(broken)
