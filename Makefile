@@ -18,7 +18,7 @@ FLAGS   ?=
 REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check types test test-slow run ingest encode train plan status parity bench accept-stage-code clean
+.PHONY: help setup check test test-slow run ingest encode train plan status parity bench accept-stage-code clean
 
 help: ## This list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

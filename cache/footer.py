@@ -1,8 +1,9 @@
-"""A checksum for the footer of a Parquet file. Light: standard library only.
+"""A checksum inside a Parquet file for what the format leaves unguarded. Light: standard library only.
 
-Parquet protects its pages but not its footer, and pyarrow may end the whole process on a flipped bit there. Ours is
-guarded by a crc32 written between the last page and the footer. Those bytes belong to nobody: by the format, the footer
-is found from the file's end and pages by the offsets in it, so every reader looks past them.
+Parquet protects the content of its pages, but neither their headers nor the footer: on a flipped bit there pyarrow may
+read fewer rows without a word, or end the whole process. Ours carry a crc32 between the last page and the footer. Those
+bytes belong to nobody: by the format, the footer is found from the file's end and pages by the offsets in it, so every
+reader looks past them.
 """
 
 from __future__ import annotations
@@ -11,42 +12,60 @@ import os
 import zlib
 from typing import BinaryIO
 
-MARK = b"footer crc32 "
-_SEAL_BYTES = len(MARK) + 4
+FOOTER_ONLY, WHOLE_FILE = b"footer crc32 ", b"file crc32   "
+_SEAL_BYTES = len(WHOLE_FILE) + 4
 _TAIL_BYTES = 8
 """The footer's length and the word PAR1 end every file."""
+_BLOCK_BYTES = 2**20
 
 
-def seal_footer(file: BinaryIO) -> None:
-    """Put the checksum into a file that was just written; open for reading and writing."""
-    file.seek(-_footer_bytes(file), os.SEEK_END)
+def seal(file: BinaryIO, guarded: bytes = WHOLE_FILE) -> None:
+    """Put the checksum into a file that was just written; open for reading and writing.
+
+    Args:
+        guarded: FOOTER_ONLY where the content has checksums of its own and is not to be read as a whole.
+    """
+    start = _footer_start(file)
+    file.seek(start)
     footer = file.read()
-    file.seek(-len(footer), os.SEEK_END)
-    file.write(MARK + zlib.crc32(footer).to_bytes(4, "little") + footer)
+    check = _crc32(file, start, footer, guarded)
+    file.seek(start)
+    file.write(guarded + check.to_bytes(4, "little") + footer)
 
 
-def check_footer(file: BinaryIO) -> None:
-    """Compare the footer with its checksum. A file of another program has none: its reader must judge it.
+def check_seal(file: BinaryIO) -> None:
+    """Compare a file with its checksum. A file of another program has none: its reader must judge it.
 
     Raises:
         ValueError: they differ, or the file has no whole footer.
     """
-    num_bytes = _footer_bytes(file)
-    if file.seek(0, os.SEEK_END) < num_bytes + _SEAL_BYTES:
-        raise ValueError("it is cut")
-    file.seek(-num_bytes - _SEAL_BYTES, os.SEEK_END)
-    seal, footer = file.read(_SEAL_BYTES), file.read()
+    start = _footer_start(file)
+    file.seek(max(start - _SEAL_BYTES, 0))
+    stored = file.read(min(start, _SEAL_BYTES))
+    footer, guarded = file.read(), stored[:-4]
+    if guarded in (FOOTER_ONLY, WHOLE_FILE):
+        check = _crc32(file, start - _SEAL_BYTES, footer, guarded)
+        if int.from_bytes(stored[-4:], "little") != check:
+            raise ValueError("its content does not match its checksum")
     file.seek(0)
-    if seal.startswith(MARK) and int.from_bytes(seal[len(MARK) :], "little") != zlib.crc32(footer):
-        raise ValueError("its footer does not match its checksum")
 
 
-def _footer_bytes(file: BinaryIO) -> int:
-    """Bytes of the footer together with the tail. ValueError when there is no tail."""
-    if file.seek(0, os.SEEK_END) < _TAIL_BYTES:
-        raise ValueError("it is cut")
-    file.seek(-_TAIL_BYTES, os.SEEK_END)
+def _crc32(file: BinaryIO, end: int, footer: bytes, guarded: bytes) -> int:
+    """crc32 of the footer, and of all before `end` when that is guarded too."""
+    check = zlib.crc32(footer)
+    if guarded == WHOLE_FILE:
+        file.seek(0)
+        for start in range(0, end, _BLOCK_BYTES):
+            check = zlib.crc32(file.read(min(_BLOCK_BYTES, end - start)), check)
+    return check
+
+
+def _footer_start(file: BinaryIO) -> int:
+    """Where the footer begins. ValueError when there is no whole footer."""
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(num_bytes - _TAIL_BYTES, 0))
     tail = file.read()
-    if not tail.endswith(b"PAR1"):
-        raise ValueError("it does not end as a Parquet file does")
-    return int.from_bytes(tail[:4], "little") + _TAIL_BYTES
+    start = num_bytes - _TAIL_BYTES - int.from_bytes(tail[:4], "little")
+    if not tail.endswith(b"PAR1") or start < 0:
+        raise ValueError("it is cut, or no Parquet file")
+    return start

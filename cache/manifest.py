@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cache.aside import written_aside
 from cache.errors import ManifestDamaged, ManifestMismatch
-from cache.footer import check_footer, seal_footer
+from cache.footer import check_seal, seal
 
 R = TypeVar("R")
 ROW_GROUP_ROWS = 8192
@@ -37,7 +37,7 @@ def write_rows(path: Path, rows: Iterable[object], row_type: type) -> int:
             while group := list(islice(waiting, ROW_GROUP_ROWS)):
                 writer.write_batch(_batch(path, group, row_type, schema))
                 count += len(group)
-        seal_footer(file)
+        seal(file)
     return count
 
 
@@ -56,7 +56,7 @@ def iter_rows(path: Path, row_type: type[R], batch: int = 1024) -> Iterator[R]:
     """
     with path.open("rb") as file:
         try:
-            check_footer(file)
+            check_seal(file)
             table = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(path, table.schema_arrow, row_type)
             for columns in table.iter_batches(batch_size=batch, use_threads=False):

@@ -9,13 +9,14 @@ Sources: Karplus and Strong (1983) for the plucked strings; Chowning (1973) for 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache.aside import written_aside
+from cache.errors import WriteFailed
 from pipeline.errors import PipelineError
 from stages.ingest.containers import ogg_checksum, ogg_pages
 
@@ -54,19 +55,13 @@ def write_example(path: Path) -> Path:
     Raises:
         PipelineError: the folder cannot be written.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(aside, "w") as archive:
+        with written_aside(path) as file, zipfile.ZipFile(file, "w") as archive:
             for number, sketch in enumerate(_SKETCHES):
                 _add(archive, sketch.name, _sound(sketch, seed=number))
-                caption = str(Path(sketch.name).with_suffix(".txt").as_posix())
-                _add(archive, caption, sketch.caption.encode() + b"\n")
-        aside.replace(path)
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be written ({error.strerror}). Choose another place for it.") from error
-    finally:
-        aside.unlink(missing_ok=True)
+                _add(archive, f"{sketch.name.rpartition('.')[0]}.txt", sketch.caption.encode() + b"\n")
+    except WriteFailed as error:
+        raise PipelineError(f"{path} cannot be written ({error.__cause__}). Choose another place for it.") from error
     return path
 
 

@@ -32,7 +32,7 @@ class Stage(Generic[P]):
     def load(self) -> Callable[[Inputs, P, Workspace], Outcome]:
         """The stage's function; this import is what may load torch."""
         module, function = self.entry.split(":")
-        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+        return getattr(import_module(module), function)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,9 @@ def test_a_write_that_fails_says_which_file_why_and_how_much_room_is_left(tmp_pa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(WriteFailed, match=r"a\.bin could not be written: No space left on device \([\d,]+ MiB are free"):
+    with pytest.raises(
+        WriteFailed, match=r"a\.bin could not be written: No space left on device \([\d,]+ MiB are free"
+    ):
         write_aside(tmp_path / "a.bin", b"x")
     assert names(tmp_path) == []
 

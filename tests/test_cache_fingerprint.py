@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from cache.errors import CannotFingerprint
 from cache.fingerprint import canonical, digest_bytes, digest_file, digest_stream, fingerprint
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé水\n")
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé水\n")
+)
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text("abé"), inner), max_leaves=12)
 
 
@@ -75,7 +77,19 @@ def test_one_and_one_point_zero_and_true_are_three_names():
 
 @pytest.mark.parametrize(
     "value",
-    [Path("a"), math.nan, math.inf, {1, 2}, b"x", Kind.LORA, np.float64(1), np.int64(1), Changeable(1), Params, "\ud800"],
+    [
+        Path("a"),
+        math.nan,
+        math.inf,
+        {1, 2},
+        b"x",
+        Kind.LORA,
+        np.float64(1),
+        np.int64(1),
+        Changeable(1),
+        Params,
+        "\ud800",
+    ],
     ids=repr,
 )
 def test_what_could_mean_different_things_is_refused_with_its_place(value):

@@ -36,7 +36,9 @@ def test_what_is_entered_is_found_by_the_next(tmp_path, told):
     assert told == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be looked at" * 200, b"SQLite format 3\0"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a database, but long enough to be looked at" * 200, b"SQLite format 3\0"]
+)
 def test_a_damaged_file_is_made_anew_with_a_said_line(tmp_path, told, content):
     file = tmp_path / "l.sqlite"
     file.write_bytes(content)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.errors import ShardDamaged
-from cache.footer import MARK
+from cache.footer import FOOTER_ONLY
 from cache.shards import hdf5, parquet
 
 ITEMS = [(f"{n:032x}", np.random.default_rng(n).standard_normal((n * 30, 8)).astype("float16")) for n in range(4)]
@@ -38,7 +38,10 @@ def rewritten(path, **options):
 def test_other_parquet_programs_read_our_shards(ours):
     table = pq.read_table(ours)
     assert table.column("num_frames").to_pylist() == [0, 30, 60, 90]
-    assert [np.frombuffer(value.as_py(), "float16").reshape(-1, 8).shape for value in table.column("values")][3] == (90, 8)
+    assert [np.frombuffer(value.as_py(), "float16").reshape(-1, 8).shape for value in table.column("values")][3] == (
+        90,
+        8,
+    )
     assert table.column("values")[2].as_py() == ITEMS[2][1].tobytes()
 
 
@@ -96,10 +99,10 @@ def test_a_length_that_is_not_before_its_item_is_damage(ours):
 
 def test_a_wrong_footer_is_noticed_before_the_library_sees_it(ours, monkeypatch):
     content = bytearray(ours.read_bytes())
-    content[content.index(MARK) + len(MARK) + 40] ^= 1
+    content[content.index(FOOTER_ONLY) + 60] ^= 1
     ours.write_bytes(content)
     monkeypatch.setattr(pq, "ParquetFile", lambda *given, **options: pytest.fail("the library was asked"))
-    with pytest.raises(ShardDamaged, match="its footer does not match its checksum"):
+    with pytest.raises(ShardDamaged, match="its content does not match its checksum"):
         parquet.Reader(ours).read(0)
 
 

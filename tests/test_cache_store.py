@@ -225,7 +225,11 @@ def test_sizes_are_given_per_artifact_pool_and_unfinished_run(store):
 
 
 def test_a_second_holder_in_the_same_process_is_refused_too(store):
-    with store.hold("encode", NAME), pytest.raises(HeldByAnother, match=f"process {os.getpid()}"), store.hold("encode", NAME):
+    with (
+        store.hold("encode", NAME),
+        pytest.raises(HeldByAnother, match=f"process {os.getpid()}"),
+        store.hold("encode", NAME),
+    ):
         pass
     with store.hold("encode", NAME):
         pass

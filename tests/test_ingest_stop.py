@@ -1,4 +1,4 @@
-"""Stopped anywhere, also by kill -9, and run again: the same bytes as an uninterrupted run, and no clip prepared twice."""
+"""Stopped anywhere, also by kill -9, and run again: the bytes of an uninterrupted run, and no clip prepared twice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_kill_9_leaves_nothing_half_made_and_the_next_run_goes_on(tmp_path, data
     place, kept = tmp_path / "killed", {}
     for num_clips in (1, 4, 6):
         process = started(data, place, workers=1)
-        assert waited_for(lambda: len(prepared(place)) >= num_clips)
+        assert waited_for(lambda wanted=num_clips: len(prepared(place)) >= wanted)
         process.kill()
         process.wait()
         process.stderr.close()
@@ -162,7 +162,8 @@ import os, signal, threading
 def kill_a_worker():
     own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
     def workers():
-        return [int(pid) for pid in Path(own).read_text().split() if "popen_loky" in Path(f"/proc/{pid}/cmdline").read_text()]
+        children = [int(pid) for pid in Path(own).read_text().split()]
+        return [pid for pid in children if "popen_loky" in Path(f"/proc/{pid}/cmdline").read_text()]
     while not workers():
         time.sleep(0.01)
     os.kill(workers()[0], signal.SIGKILL)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache.aside import written_aside
-from cache.footer import check_footer, seal_footer
+from cache.footer import FOOTER_ONLY, check_seal, seal
 from cache.shards._protocol import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
 
 SUFFIX = ".parquet"
@@ -42,7 +42,7 @@ def write(path: Path, items: Items, metadata: Mapping[str, str]) -> None:
                 columns = [[key], [frames], [check], [raw(values)]]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        seal_footer(file)
+        seal(file, FOOTER_ONLY)
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -65,7 +65,7 @@ class Reader(ShardReader):
     def layout_of(self, path: Path) -> Layout:
         """Header from the schema's metadata and the small columns; offsets from the footer."""
         with path.open("rb") as file:
-            check_footer(file)
+            check_seal(file)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow)
             index = file.read(columns=_NAMES[:_VALUES], use_threads=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,19 @@ from stages.models._nets.text import TextEncoder
 from stages.models._weights import load_autoencoder, load_text_encoder
 from stages.prepared import read_prepared
 from stages.records import Clip, EncodedClip, PromptRow
+
+
+class Item(Protocol):
+    """Latents to be stored, whether they are encoded or read."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def clip_id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Item)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +59,8 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
     latents = Shelf(work.shared / "latents", params.latent_format, work.say)
     tasks = [silence_task(params, weights), *clip_tasks(clips, keys, weights, work)]
     located, encoded = encoded_items(latents, tasks, params, weights, work)
-    prompts = encoded_prompts(Shelf(work.shared / "prompts", params.latent_format, work.say), clips, weights, work)
+    shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
+    prompts = encoded_prompts(shelf, (clip.prompt for clip in clips), weights, work)
     rows = [
         encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)
@@ -121,19 +136,45 @@ def encoded_items(
     dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
     encoder = load_autoencoder(weights, device, dtype)
     sizes = [task.num_frames * encoder.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending]
+    made = sealed(
+        shelf,
+        pending,
+        sizes,
+        lambda task: frames_of(task, encoder, params, device, dtype),
+        shard_metadata(params, weights),
+        work,
+    )
+    return located | made, set(made)
+
+
+def sealed(
+    shelf: Shelf,
+    tasks: Sequence[T],
+    sizes: Sequence[int],
+    frames: Callable[[T], np.ndarray],
+    metadata: Mapping[str, str],
+    work: Workspace,
+) -> dict[str, Location]:
+    """Make every task's (frames, channels) latents and seal them, one shard at a time.
+
+    Args:
+        sizes: bytes of each, for where a shard ends.
+
+    Raises:
+        Stopped: asked to, between two clips; the shards sealed so far stay.
+    """
+    located: dict[str, Location] = {}
     done = 0
     for group in in_shards(sizes):
         items = []
-        for task in pending[group.start : group.stop]:
+        for task in tasks[group.start : group.stop]:
             if work.should_stop():
-                raise Stopped(f"at clip {done} of {len(pending)} to encode")
-            items.append((task.key, frames_of(task, encoder, params, device, dtype)))
+                raise Stopped(f"at clip {done} of {len(tasks)} to encode")
+            items.append((task.key, frames(task)))
             done += 1
-            work.progress(done, len(pending), task.clip_id)
-        located.update(
-            {location.item_key: location for location in shelf.write(items, shard_metadata(params, weights))}
-        )
-    return located, {task.key for task in pending}
+            work.progress(done, len(tasks), task.clip_id)
+        located.update({location.item_key: location for location in shelf.write(items, metadata)})
+    return located
 
 
 def copied_items(shelf: Shelf, keys: Sequence[str], params: EncodeParams, weights: Weights) -> dict[str, Location]:
@@ -189,10 +230,10 @@ class EncodedPrompts:
     num_encoded: int
 
 
-def encoded_prompts(shelf: Shelf, clips: Iterable[Clip], weights: Weights, work: Workspace) -> EncodedPrompts:
+def encoded_prompts(shelf: Shelf, texts: Iterable[str], weights: Weights, work: Workspace) -> EncodedPrompts:
     """Embed each prompt that the store does not hold yet; the text encoder is loaded only if there is one."""
     key_of = prompt_keys(weights)
-    prompts = {key_of(prompt): prompt for prompt in dict.fromkeys(clip.prompt for clip in clips)}
+    prompts = {key_of(prompt): prompt for prompt in dict.fromkeys(texts)}
     located = shelf.locate(prompts)
     pending = [key for key in prompts if key not in located]
     if pending:

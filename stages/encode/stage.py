@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cache.fingerprint import fingerprint
@@ -10,6 +11,7 @@ from stages.contract import Stage
 
 SILENCE_FRAMES = 64
 """Frames of encoded silence kept; beyond its first frames silence repeats itself, so any length follows from these."""
+LATENT_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,35 @@ class EncodeParams:
     """Draw the encoder's new-token noise (seeded by the clip's key). Off: latents do not depend on chance."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("latent_format", tuple(formats())),
-            ("latent_dtype", ("float16", "float32")),
-            ("compute_dtype", ("float32", "bfloat16", "float16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"encode.{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        _check_choice("latent_format", self.latent_format, formats())
+        _check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
+        _check_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16", "float16"))
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"encode.{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportParams:
+    """What decides the artifact when latents come from a pre-encoded folder. All of it is hashed."""
+
+    model: str
+    native_samples: int
+    """The model's native length in samples: the window is at most that long."""
+    latent_format: str = "parquet"
+    latent_dtype: str = "float16"
+    """Storage precision of the latents: `float16` or `float32`."""
+    duration_seconds: float | None = None
+    """The window clips are cropped and padded to when they are read; None: the longest clip of the folder."""
+    max_clips: int = 2000
+    skip_bad: bool = False
+    """Go on without the clips that have faults; faults of the folder itself still end the run."""
+
+    def __post_init__(self) -> None:
+        _check_choice("latent_format", self.latent_format, formats())
+        _check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
 
 
 STAGE = Stage(
@@ -43,6 +67,16 @@ STAGE = Stage(
     entry="stages.encode.run:encode",
     components=("autoencoder", "text_encoder"),
 )
+
+IMPORT = Stage(
+    name="encode",
+    version=1,
+    params=ImportParams,
+    inputs=(),
+    entry="stages.encode.imported:import_folder",
+    components=("autoencoder", "text_encoder"),
+)
+"""The same kind of artifact, from a folder of the reference's pre-encoding tool instead of prepared audio."""
 
 
 def item_key(digest: str, crop_start: int, audio_params: object, params: EncodeParams, autoencoder: str) -> str:
@@ -66,6 +100,15 @@ def item_key(digest: str, crop_start: int, audio_params: object, params: EncodeP
 def silence_key(params: EncodeParams, autoencoder: str) -> str:
     """Name of the latents of silence."""
     return item_key("silence", 0, {"frames": SILENCE_FRAMES}, params, autoencoder)
+
+
+def imported_key(digest: str, latent_dtype: str) -> str:
+    """Name of latents that were read, not encoded: by their own values, for nothing is known of what they are from.
+
+    Args:
+        digest: of shape and float32 values.
+    """
+    return fingerprint("imported latents", {"version": IMPORT.version, "values": digest, "latent_dtype": latent_dtype})
 
 
 def prompt_key(prompt: str, text_encoder: str, max_length: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,9 +56,9 @@ class Recording:
                 return
             block_CN = np.ascontiguousarray(block_NC.T[:2]) if self.num_channels > 1 else block_NC.T.repeat(2, axis=0)
             self.num_samples += block_CN.shape[1]
-            # NaN wins over every number in numpy's min and max, so two passes find NaN, infinity and the peak.
+            # NaN wins over every number in numpy's min and max, so these two find NaN, infinity and the peak.
             peak = max(-float(block_CN.min()), float(block_CN.max()))
-            if not np.isfinite(peak) or not np.isfinite(block_CN.min()):
+            if not math.isfinite(peak):
                 raise Unfit("not_finite")
             self.peak = max(self.peak, peak)
             yield block_CN

@@ -16,8 +16,9 @@ from functools import lru_cache
 
 import numpy as np
 
-FILTER = "kaiser_best"
-LENGTH_RULE = "ceil(n * to / from)"
+from stages.ingest.stage import RESAMPLERS
+
+FILTER = RESAMPLERS["resampy"]["filter"]
 
 _SMALLEST_PERIOD = 64
 """Inputs per frame at least: a shorter period is repeated, or the matrix products would be too thin to be fast."""

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import cache
 from importlib import import_module
 
 import joblib
@@ -58,12 +57,12 @@ def _side_by_side(
     jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     _ready(engine)
-    call = _done_in_own_process if engine == "loky" else _done
-    calls = (joblib.delayed(call)(job) for job in _until(should_stop, jobs))
+    calls = (joblib.delayed(_done)(job) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
+    own_processes = {"initializer": _settle_in, "initargs": (os.getpid(),)} if engine == "loky" else {}
     side_by_side = joblib.Parallel(
-        n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1
+        n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1, **own_processes
     )
     try:
         yield from side_by_side(calls)
@@ -81,17 +80,12 @@ def _done(job: Job) -> Result:
     return job, prepare(job)
 
 
-def _done_in_own_process(job: Job) -> Result:
-    _settle_in()
-    return _done(job)
-
-
-@cache
-def _settle_in() -> None:
-    """Once per process of the pool: leave Ctrl-C to the parent, and do not outlive it."""
+def _settle_in(parent: int) -> None:
+    """First act of each process of our own: leave Ctrl-C to the parent, and do not outlive it."""
     # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun clips finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if os.name == "posix":  # elsewhere a process keeps its parent's number after the parent is gone
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

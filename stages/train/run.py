@@ -20,6 +20,7 @@ from stages.train.export import metadata_of, write_adapters
 from stages.train.job import DTYPES, Job
 from stages.train.loop import Fit, Training
 from stages.train.metrics import ClipRow, StepRow, clip_rows, step_rows
+from stages.train.repeatable import repeatable
 from stages.train.stage import TrainParams
 from stages.train.start import new_training, num_parameters, rank_limit, resume
 
@@ -48,7 +49,8 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     if "before" not in training.notes:
         training.notes["before"] = evaluated(training, examples)
     fit = Fit(training, examples.batch, work, job.identity)
-    fit.run()
+    with repeatable(job.device):
+        fit.run()
     summary = summarised(training, examples, fit.seconds, started)
     config = configuration(job, summary)
     leave(work.directory, training, examples, metadata_of(job, training.step), config)

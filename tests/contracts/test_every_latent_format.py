@@ -64,6 +64,10 @@ def test_items_read_back_bit_for_bit_in_their_order(format, path, dtype):
         reader.verify(row)
 
 
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @WITH_FILES
 @given(data=st.data())
 def test_any_crop_is_the_slice_of_the_item(format, path, data):
@@ -182,7 +186,9 @@ def test_a_reader_is_sent_to_another_process_by_its_path_and_opens_there(format,
     format.write(path, items, {})
     reader = format.Reader(path)
     reader.read(0)
-    code = "import pickle, sys; r = pickle.load(sys.stdin.buffer); print(r.checksums[3], r.read(3, 1, 2).tobytes().hex())"
+    code = (
+        "import pickle, sys; r = pickle.load(sys.stdin.buffer); print(r.checksums[3], r.read(3, 1, 2).tobytes().hex())"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, input=pickle.dumps(reader), capture_output=True, check=True
     )
@@ -293,12 +299,12 @@ def test_a_reader_that_nobody_holds_closes_its_file(format, path):
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
     format.write(path, items_of(), {})
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     readers = [format.Reader(path) for _ in range(5)]
     assert all(len(reader.read(0)) == 40 for reader in readers)
-    assert len(os.listdir("/proc/self/fd")) == before + 5
+    assert open_files() == before + 5
     del readers
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_an_unknown_format_names_the_choices():

@@ -1,0 +1,296 @@
+"""A pre-encoded folder, as the reference's pre-encoding tool writes it, read with every fault of every file found.
+
+    0000000000.npy    (channels, frames) latents of a clip, float32: batch number in six digits, then item in four
+    0000000000.json   its prompt, lengths and padding mask
+    silence.npy       (1, channels, frames) latents of silence
+
+C latent channels, T frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cache.fingerprint import digest_bytes
+from stages.contract import Member, Source
+from stages.errors import Fault
+
+SILENCE = "silence.npy"
+FIELDS = (
+    *("path", "relpath", "timestamps", "seconds_start", "seconds_total"),
+    *("padding_mask", "sample_rate", "load_time", "prompt"),
+)
+"""What the tool writes of a clip, in its order."""
+READ = ("relpath", "seconds_start", "seconds_total", "padding_mask", "sample_rate", "prompt")
+"""What is read of it; the others say where the file lay and how long it took."""
+_NUMBERED = re.compile(r"\d{10}")
+"""What the tool calls the files of a clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What latents must look like to be of one model."""
+
+    model: str
+    channels: int
+    sample_rate_hz: int
+    dtype: str
+    """They must be finite in this storage precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderClip:
+    """One clip of the folder; its latents are read when asked for."""
+
+    clip_id: str
+    """The folder's own name for it, `relpath`; with `#2` and so on where several clips have the same."""
+    file: Path
+    member: Member
+    digest: str
+    """Of shape and float32 values of the valid frames."""
+    num_frames: int
+    """Valid frames."""
+    num_padding_frames: int
+    seconds_start: int
+    seconds_total: int
+    prompt: str
+
+    def frames(self) -> np.ndarray:
+        """(T, C) float32, contiguous, the valid frames only.
+
+        Raises:
+            Unfit: the file is not what it was when the folder was looked through.
+        """
+        frames_TC = _valid(_array(_content(self.file, self.member)), self.num_frames)
+        if digest_of(frames_TC) != self.digest:
+            raise Unfit("file_changed", "it changed while the folder was read; run again")
+        return frames_TC
+
+
+@dataclass(kw_only=True)
+class Folder:
+    """What a pre-encoded folder holds."""
+
+    clips: list[FolderClip] = field(default_factory=list)
+    silence_TC: np.ndarray | None = None
+    """(T, C) float32."""
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a person should know about clips that are used."""
+
+
+class Unfit(Exception):
+    """One file, or one field of it, is not as it should be."""
+
+    def __init__(self, type: str, msg: str) -> None:
+        super().__init__(msg)
+        self.type, self.msg = type, msg
+
+
+def read_folder(source: Source, shape: Shape) -> Folder:
+    """Look through the whole folder: every file is opened, and every value of it seen."""
+    members = {member.name: member for member in source.members}
+    arrays = [name for name in members if name.endswith(".npy") and PurePosixPath(name).name != SILENCE]
+    stems = [name.removesuffix(".npy") for name in arrays]
+    found = Folder()
+    fields: Counter[str] = Counter()
+    for stem in stems:
+        try:
+            found.clips.append(_clip(source.path, members, stem, shape, fields))
+        except Unfit as unfit:
+            found.faults.append(Fault(member=f"{stem}.npy", type=unfit.type, msg=unfit.msg))
+    found.faults += _lonely(members, stems)
+    try:
+        found.silence_TC = _silence(source.path, members, shape)
+    except Unfit as unfit:
+        found.faults.append(Fault(member=SILENCE, type=unfit.type, msg=unfit.msg))
+    found.clips = _named_apart(found.clips)
+    found.notes = list(_notes(members, stems, found.clips, fields))
+    return found
+
+
+def digest_of(frames_TC: np.ndarray) -> str:
+    """`sha256:...` of shape and values, whatever file they came from."""
+    stored = np.ascontiguousarray(frames_TC, dtype="<f4")
+    total = hashlib.sha256(json.dumps(stored.shape).encode())
+    total.update(stored.data)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _clip(root: Path, members: Mapping[str, Member], stem: str, shape: Shape, fields: Counter[str]) -> FolderClip:
+    about = _metadata(root, members, f"{stem}.json")
+    fields.update(about.keys() - set(FIELDS))
+    facts = _checked(about, shape)
+    member = members[f"{stem}.npy"]
+    latents_CT = _array(_content(root / member.name, member))
+    num_valid = _num_valid(facts["padding_mask"])
+    _check_latents(latents_CT, len(facts["padding_mask"]), shape)
+    return FolderClip(
+        clip_id=facts["relpath"],
+        file=root / member.name,
+        member=member,
+        digest=digest_of(_valid(latents_CT, num_valid)),
+        num_frames=num_valid,
+        num_padding_frames=latents_CT.shape[1] - num_valid,
+        seconds_start=int(facts["seconds_start"]),
+        seconds_total=int(facts["seconds_total"]),
+        prompt=facts["prompt"].strip(),
+    )
+
+
+def _metadata(root: Path, members: Mapping[str, Member], name: str) -> dict[str, Any]:
+    if name not in members:
+        raise Unfit("metadata_missing", f"{name} is not there; encode this clip again, or take its .npy away")
+    try:
+        about = json.loads(_content(root / name, members[name]))
+    except ValueError as error:
+        raise Unfit("metadata_unreadable", f"{name} is not JSON ({error})") from error
+    if not isinstance(about, dict):
+        raise Unfit("metadata_unreadable", f"{name} holds no JSON object")
+    return about
+
+
+def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
+    """The metadata, once every field that is read is there and makes sense."""
+    missing = [name for name in READ if name not in about]
+    if missing:
+        raise Unfit("field_missing", f"its metadata lacks {', '.join(missing)}")
+    mask, prompt, rate = about["padding_mask"], about["prompt"], about["sample_rate"]
+    rules = [
+        ("relpath", isinstance(about["relpath"], str) and about["relpath"], "a file name"),
+        ("prompt", isinstance(prompt, str) and prompt.strip(), "some text"),
+        ("seconds_start", _is_whole(about["seconds_start"], 0), "a whole number from 0"),
+        ("seconds_total", _is_whole(about["seconds_total"], 1), "a whole number from 1"),
+        ("sample_rate", rate == shape.sample_rate_hz, f"{shape.sample_rate_hz}, that of {shape.model}"),
+        ("padding_mask", _is_prefix(mask), "a list of ones, at least one, and then zeros"),
+    ]
+    wrong = [f"its {name} must be {rule}; it is {_shown(about[name])}" for name, holds, rule in rules if not holds]
+    if wrong:
+        raise Unfit("field_invalid", "; ".join(wrong))
+    return about
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer() and value >= least
+
+
+def _is_prefix(mask: object) -> bool:
+    if not isinstance(mask, list) or not all(value in (0, 1) for value in mask):
+        return False
+    num_valid = _num_valid(mask)
+    return num_valid > 0 and not any(mask[num_valid:])
+
+
+def _num_valid(mask: Sequence[int]) -> int:
+    """Frames before the first zero."""
+    return next((place for place, value in enumerate(mask) if not value), len(mask))
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndarray:
+    if SILENCE not in members:
+        raise Unfit("silence_missing", "it is not there; without it a clip cannot be followed by silence")
+    latents_1CT = _array(_content(root / SILENCE, members[SILENCE]))
+    if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1:
+        raise Unfit("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")
+    _check_latents(latents_1CT[0], latents_1CT.shape[2], shape)
+    return _valid(latents_1CT[0], latents_1CT.shape[2])
+
+
+def _content(file: Path, member: Member) -> bytes:
+    """The bytes the folder was named by."""
+    if member.fault is not None:
+        type, _, msg = member.fault.partition(": ")
+        raise Unfit(type, msg or type)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise Unfit("file_unreadable", f"{file.name} cannot be read ({error.strerror})") from error
+    if digest_bytes(content) != member.digest:
+        raise Unfit("file_changed", f"{file.name} changed while the folder was read; run again")
+    return content
+
+
+def _array(content: bytes) -> np.ndarray:
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise Unfit("latents_unreadable", f"it is no whole .npy array of numbers ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise Unfit("latents_unreadable", "it holds no array of floating point numbers")
+    return array
+
+
+def _check_latents(latents_CT: np.ndarray, num_frames: int, shape: Shape) -> None:
+    if latents_CT.ndim != 2 or latents_CT.shape[0] != shape.channels:
+        wanted = f"({shape.channels}, frames), as latents of {shape.model} are"
+        raise Unfit("latents_misshapen", f"it is {latents_CT.shape}, not {wanted}")
+    if latents_CT.shape[1] != num_frames or num_frames == 0:
+        raise Unfit("mask_misshapen", f"it has {latents_CT.shape[1]} frames, its padding_mask {num_frames}")
+    if not np.isfinite(latents_CT).all():
+        raise Unfit("latents_not_finite", "it holds NaN or infinity")
+    if np.abs(latents_CT).max() > np.finfo(shape.dtype).max:
+        raise Unfit("latents_too_large", f"it holds values beyond {shape.dtype}; use --latent-dtype float32")
+
+
+def _valid(latents_CT: np.ndarray, num_frames: int) -> np.ndarray:
+    """(T, C) float32, contiguous, of the first frames."""
+    return np.ascontiguousarray(latents_CT[:, :num_frames].T, dtype=np.float32)
+
+
+def _lonely(members: Iterable[str], stems: Sequence[str]) -> Iterator[Fault]:
+    for name in _metadata_alone(members, stems):
+        if _NUMBERED.fullmatch(PurePosixPath(name).stem):
+            missing = f"{PurePosixPath(name).stem}.npy is not there; encode this clip again, or take its .json away"
+            yield Fault(member=name, type="latents_missing", msg=missing)
+
+
+def _named_apart(clips: Sequence[FolderClip]) -> list[FolderClip]:
+    """Clips of the same file, such as two crops of it, numbered in the order of the folder."""
+    taken: set[str] = set()
+    named = []
+    for clip in clips:
+        names = (f"{clip.clip_id}#{number}" if number > 1 else clip.clip_id for number in count(1))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        named.append(replace(clip, clip_id=name))
+    return named
+
+
+def _metadata_alone(members: Iterable[str], stems: Sequence[str]) -> list[str]:
+    return [name for name in members if name.endswith(".json") and name.removesuffix(".json") not in set(stems)]
+
+
+def _notes(
+    members: Iterable[str], stems: Sequence[str], clips: Sequence[FolderClip], fields: Mapping[str, int]
+) -> Iterator[str]:
+    alone = [name for name in _metadata_alone(members, stems) if not _NUMBERED.fullmatch(PurePosixPath(name).stem)]
+    others = sorted([name for name in members if not name.endswith((".npy", ".json"))] + alone)
+    if others:
+        yield f"not read: {_listed(others)}"
+    if fields:
+        yield f"metadata that is not taken over: {_listed(sorted(fields))}"
+    padded = [clip.clip_id for clip in clips if clip.num_padding_frames]
+    if padded:
+        total = sum(clip.num_padding_frames for clip in clips)
+        yield f"{total} frames of padding left out, behind {len(padded)} clips: {_listed(padded)}"
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,212 @@
+"""Latents that the reference's pre-encoding tool made, read into an artifact like those of our own encoding.
+
+Such a folder does not say which autoencoder made it, and two autoencoders may have as many channels. What it does hold
+is that autoencoder's silence: it is compared with our own encoding of silence, and a folder whose silence is plainly
+another one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cache.manifest import write_rows
+from cache.shelf import Location, Shelf
+from stages.contract import Inputs, Outcome, Weights, Workspace
+from stages.encode.folder import Folder, FolderClip, Shape, Unfit, digest_of, read_folder
+from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task, width_of
+from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
+from stages.errors import DatasetFaults, Fault
+from stages.models._device import set_threads
+from stages.records import EncodedClip, PromptRow
+
+ANOTHER_AUTOENCODER = 0.5
+"""Relative difference of silence from which latents are refused. New-token noise makes about 0.002 of it, 16-bit
+arithmetic about 0.01, the missing silence behind the last frame of a short silence.npy about 0.01; unrelated
+autoencoders make 1 or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One item of latents to be stored."""
+
+    key: str
+    clip_id: str
+    num_frames: int
+    clip: FolderClip | None
+    """None for silence."""
+    silence_TC: np.ndarray
+
+    def frames(self) -> np.ndarray:
+        """(T, C) float32. Raises: Unfit."""
+        return self.silence_TC if self.clip is None else self.clip.frames()
+
+
+def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outcome:
+    """Take over the latents of a pre-encoded folder; prompts are embedded here, as for our own latents.
+
+    Items are named by their values: the same latents in two folders are stored once.
+
+    Raises:
+        DatasetFaults: naming every file of the folder that is not as it should be.
+        Stopped: asked to, between two clips.
+    """
+    set_threads(work.resources.threads)
+    source, weights = inputs.source, inputs.weights
+    assert source is not None and weights is not None, "the runner hands an import its folder and its weights"
+    folder = read_folder(source, shape_of(weights, params))
+    difference = silence_difference(folder, params, weights, work)
+    checked(folder, params, difference)
+    assert folder.silence_TC is not None, "a folder without silence is refused"
+    for note in [*(f"left out: {one.member}: {one.msg}" for one in folder.faults), *folder.notes]:
+        work.say(note)
+    tasks = tasks_of(folder, folder.silence_TC, params)
+    located = stored(tasks, params, weights, work)
+    shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
+    prompts = encoded_prompts(shelf, (clip.prompt for clip in folder.clips), weights, work)
+    key_of = prompt_keys(weights)
+    rows = [row_of(task.clip, located[task.key], key_of(task.clip.prompt)) for task in tasks if task.clip is not None]
+    write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
+    write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
+    read = window(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
+    made = facts(params, read, rows, located[tasks[0].key], set(), prompts.num_encoded, weights)
+    return Outcome(facts=made | {"origin": origin(source.fingerprint, folder, difference, weights)})
+
+
+def shape_of(weights: Weights, params: ImportParams) -> Shape:
+    """What latents of this model look like."""
+    rate = int(weights.config["sample_rate"])
+    return Shape(model=params.model, channels=width_of(weights), sample_rate_hz=rate, dtype=params.latent_dtype)
+
+
+def checked(folder: Folder, params: ImportParams, difference: float | None) -> None:
+    """Refuse a folder with faults, or one that --skip-bad cannot mend.
+
+    Raises:
+        DatasetFaults.
+    """
+    whole = [Fault(member="", type=type, msg=msg) for type, msg in _faults_of_all(folder, params, difference)]
+    bound = [fault for fault in folder.faults if folder.silence_TC is None and fault.member == "silence.npy"]
+    if whole or bound or (folder.faults and not params.skip_bad):
+        raise DatasetFaults(whole + folder.faults)
+
+
+def _faults_of_all(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
+    """(type, message) of what is wrong with the folder as a whole."""
+    found = []
+    if not folder.clips and not folder.faults:
+        found.append(("too_few_clips", "it holds no .npy of a clip; give the folder the pre-encoding tool wrote"))
+    elif not folder.clips:
+        found.append(("too_few_clips", "no clip of it can be used"))
+    if len(folder.clips) > params.max_clips:
+        found.append(("too_many_clips", f"it holds {len(folder.clips)} clips; raise --max-clips ({params.max_clips})"))
+    if difference is not None and difference > ANOTHER_AUTOENCODER:
+        said = f"its silence differs from that of {params.model}'s autoencoder by {difference:.0%}"
+        found.append(("autoencoder_differs", f"{said}: another autoencoder made it. Choose that model, or encode again"))
+    return found
+
+
+def silence_difference(folder: Folder, params: ImportParams, weights: Weights, work: Workspace) -> float | None:
+    """Norm of (their silence - ours) over the norm of ours, over the frames both have; None without their silence."""
+    if folder.silence_TC is None:
+        return None
+    alike = EncodeParams(model=params.model, latent_format=params.latent_format, latent_dtype="float32")
+    task, shelf = silence_task(alike, weights), Shelf(work.shared / "latents", params.latent_format, work.say)
+    located, _ = encoded_items(shelf, [task], alike, weights, work)
+    num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))
+    ours_TC = shelf.read(located[task.key], 0, num_frames).astype(np.float64)
+    difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - ours_TC) / np.linalg.norm(ours_TC))
+    work.say(
+        f"the folder does not say which autoencoder made it; its silence differs from that of {params.model}'s by "
+        f"{difference:.2%}"
+    )
+    return difference
+
+
+def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> list[Task]:
+    """Silence, then every clip."""
+
+    def task(clip_id: str, digest: str, num_frames: int, clip: FolderClip | None) -> Task:
+        key = imported_key(digest, params.latent_dtype)
+        return Task(key=key, clip_id=clip_id, num_frames=num_frames, clip=clip, silence_TC=silence_TC)
+
+    silence = task("silence", digest_of(silence_TC), len(silence_TC), None)
+    return [silence, *(task(clip.clip_id, clip.digest, clip.num_frames, clip) for clip in folder.clips)]
+
+
+def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:
+    """Where every task's latents lie, once those the store does not hold are sealed."""
+    shelf = Shelf(work.shared / "latents", params.latent_format, work.say)
+    located = shelf.locate(task.key for task in tasks)
+    pending = list({task.key: task for task in tasks if task.key not in located}.values())
+    dtype = np.dtype(params.latent_dtype)
+    sizes = [task.num_frames * width_of(weights) * dtype.itemsize for task in pending]
+
+    def frames(task: Task) -> np.ndarray:
+        try:
+            return task.frames().astype(dtype)
+        except Unfit as unfit:
+            raise DatasetFaults([Fault(member=task.clip_id, type=unfit.type, msg=unfit.msg)]) from unfit
+
+    return located | sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work)
+
+
+def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:
+    """What a stranger needs to read a shard of imported latents."""
+    config = weights.config["model"]["pretransform"]["config"]
+    return {
+        "layout": "frames, channels",
+        "dtype": params.latent_dtype,
+        "sample_rate_hz": str(weights.config["sample_rate"]),
+        "downsampling_ratio": str(config["downsampling_ratio"]),
+        "autoencoder": "not known: imported",
+    }
+
+
+def row_of(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip:
+    """One line of manifest.parquet."""
+    return EncodedClip(
+        clip_id=clip.clip_id,
+        item_key=location.item_key,
+        prompt_key=prompt_key,
+        shard=location.shard,
+        row=location.row,
+        num_frames=location.num_frames,
+        num_valid_frames=location.num_frames,
+        seconds_start=clip.seconds_start,
+        seconds_total=clip.seconds_total,
+        prompt=clip.prompt,
+        checksum=location.checksum,
+    )
+
+
+def window(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) -> dict[str, Any]:
+    """As long as asked for, else as the longest clip; at most the model's native length, at least one frame."""
+    rate = int(weights.config["sample_rate"])
+    ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    seconds, longest = params.duration_seconds, max(row.num_frames for row in rows) * ratio
+    wanted = longest if seconds is None else round(seconds * rate)
+    num_samples = max(ratio, min(wanted, params.native_samples))
+    return {
+        "window_samples": num_samples,
+        "window_frames": -(-num_samples // ratio),
+        "duration_seconds": num_samples / rate,
+        "total_seconds": sum(row.num_frames for row in rows) * ratio / rate,
+    }
+
+
+def origin(fingerprint: str, folder: Folder, difference: float | None, weights: Weights) -> Mapping[str, Any]:
+    """Where the latents come from, for the receipt."""
+    return {
+        "kind": "pre-encoded folder",
+        "source": fingerprint,
+        "num_imported": len(folder.clips),
+        "autoencoder": "not known",
+        "compared_with_autoencoder": weights.digests["autoencoder"],
+        "silence_difference": difference,
+        "skipped": [{"member": one.member, "type": one.type, "msg": one.msg} for one in folder.faults],
+        "notes": list(folder.notes),
+    }

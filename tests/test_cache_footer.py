@@ -1,0 +1,57 @@
+"""A checksum between the last page and the footer guards what Parquet leaves unguarded, and disturbs no reader."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cache.footer import FOOTER_ONLY, WHOLE_FILE, check_seal, seal
+
+TABLE = pa.table({"name": [f"clip {n}" for n in range(50)]})
+
+
+@pytest.fixture
+def plain():
+    file = io.BytesIO()
+    pq.write_table(TABLE, file)
+    return file
+
+
+def test_a_file_of_another_program_has_no_seal_and_passes(plain):
+    check_seal(plain)
+
+
+@pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
+def test_a_sealed_file_passes_and_reads_as_before(plain, guarded):
+    seal(plain, guarded)
+    check_seal(plain)
+    assert pq.read_table(plain).equals(TABLE)
+
+
+@pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
+def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
+    seal(plain, guarded)
+    whole = plain.getvalue()
+    footer_start = whole.index(guarded) + len(guarded)
+    missed = []
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        try:
+            check_seal(io.BytesIO(changed))
+            missed.append(position)
+        except ValueError:
+            pass
+    mark = range(footer_start - len(guarded), footer_start)  # without its mark it is a file of another program
+    length = range(len(whole) - 8, len(whole) - 4)  # a wrong one leads past the mark; then it is no Parquet file at all
+    first = 0 if guarded == WHOLE_FILE else footer_start
+    assert [position for position in missed if position >= first and position not in {*mark, *length}] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff\xff\xff\x7fPAR1", b"no Parquet file at all"])
+def test_a_file_without_a_whole_footer_is_refused(content):
+    with pytest.raises(ValueError, match="it is cut, or no Parquet file"):
+        check_seal(io.BytesIO(content))

@@ -1,0 +1,232 @@
+"""A shelf finds what its shards hold, whatever happens to the folder or the registry."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import shelf as shelf_module
+from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
+from cache.shards import formats
+from cache.shelf import Shelf, in_shards
+
+KEYS = [f"{n:064x}" for n in range(6)]
+
+
+def values_of(key, seed=0):
+    return np.random.default_rng([int(key, 16), seed]).standard_normal((5 + int(key, 16), 4)).astype("float16")
+
+
+def items_of(*keys, seed=0):
+    return [(key, values_of(key, seed)) for key in keys]
+
+
+@pytest.fixture(params=formats())
+def shelf(request, tmp_path):
+    return Shelf(tmp_path / "latents", request.param, say=pytest.fail)
+
+
+def afresh(shelf):
+    """The same folder, as another process sees it."""
+    return Shelf(shelf.folder, shelf.format, say=pytest.fail)
+
+
+def flip_a_bit(path, position=-200):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+sizes_and_limits = st.tuples(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 6), st.integers(1, 60))
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes_and_limits)
+def test_groups_are_consecutive_and_within_their_limits_and_no_smaller_than_need_be(drawn):
+    sizes, max_items, max_bytes = drawn
+    groups = in_shards(sizes, max_items, max_bytes)
+    assert [number for group in groups for number in group] == list(range(len(sizes)))
+    for group in groups:
+        held = sum(sizes[number] for number in group)
+        assert 1 <= len(group) <= max_items and (held <= max_bytes or len(group) == 1)
+        if group.stop < len(sizes):
+            assert len(group) == max_items or held + sizes[group.stop] > max_bytes
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes_and_limits, st.data())
+def test_a_run_stopped_after_some_whole_shards_groups_the_rest_as_before(drawn, data):
+    sizes, max_items, max_bytes = drawn
+    groups = in_shards(sizes, max_items, max_bytes)
+    done = data.draw(st.integers(0, len(groups)))
+    start = groups[done].start if done < len(groups) else len(sizes)
+    rest = in_shards(sizes[start:], max_items, max_bytes)
+    assert [range(group.start + start, group.stop + start) for group in rest] == groups[done:]
+
+
+def test_what_is_written_is_located_and_read(shelf):
+    locations = shelf.write(items_of(*KEYS[:3]), {"made": "here"})
+    assert [location.item_key for location in locations] == KEYS[:3]
+    assert [location.row for location in locations] == [0, 1, 2]
+    assert afresh(shelf).locate([*KEYS]) == dict(zip(KEYS, locations, strict=False))
+    for location in locations:
+        assert np.array_equal(shelf.read(location), values_of(location.item_key))
+        assert np.array_equal(shelf.read(location, 2, 4), values_of(location.item_key)[2:4])
+        shelf.check(location)
+
+
+def test_an_empty_shelf_locates_nothing_and_creates_nothing(shelf):
+    assert shelf.locate(KEYS) == {}
+    assert shelf.shards() == {}
+    assert not shelf.folder.exists()
+
+
+def test_the_same_items_give_the_same_shard_on_another_shelf(shelf, tmp_path):
+    other = Shelf(tmp_path / "elsewhere", shelf.format)
+    assert shelf.write(items_of(*KEYS), {"a": "b"}) == other.write(items_of(*KEYS), {"a": "b"})
+    (name,) = shelf.shards()
+    assert (shelf.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+def test_the_shards_name_depends_on_keys_and_their_order_only(shelf):
+    names = {shelf.write(items_of(*keys), {})[0].shard for keys in (KEYS[:2], KEYS[1::-1], KEYS[:1])}
+    assert len(names) == 3
+    assert shelf.write(items_of(*KEYS[:2], seed=1), {"more": "metadata"})[0].shard in names
+
+
+def test_a_whole_shard_stays_and_its_own_items_are_returned(shelf):
+    first = shelf.write(items_of(*KEYS[:2]), {})
+    before = (shelf.folder / first[0].shard).stat()
+    again = afresh(shelf).write(items_of(*KEYS[:2], seed=1), {})
+    assert again == first
+    assert (shelf.folder / first[0].shard).stat() == before
+    assert np.array_equal(shelf.read(again[0]), values_of(KEYS[0]))
+
+
+def test_a_shard_that_another_writer_finishes_first_is_the_one_that_counts(shelf, monkeypatch):
+    rival, write = afresh(shelf), shelf._format.write
+
+    def beaten(path, items, metadata):
+        monkeypatch.setattr(shelf._format, "write", write)
+        rival.write(items_of(*KEYS[:2], seed=1), {})
+        write(path, items, metadata)
+
+    monkeypatch.setattr(shelf._format, "write", beaten)
+    locations = shelf.write(items_of(*KEYS[:2]), {})
+    assert np.array_equal(shelf.read(locations[1]), values_of(KEYS[1], seed=1))
+
+
+def test_a_damaged_shard_is_said_and_made_anew_when_its_items_are_written_again(shelf):
+    locations = shelf.write(items_of(*KEYS), {})
+    flip_a_bit(shelf.folder / locations[0].shard)
+    told = []
+    again = Shelf(shelf.folder, shelf.format, say=told.append).write(items_of(*KEYS), {})
+    assert len(told) == 1 and "is damaged" in told[0] and "made anew now" in told[0]
+    assert again == locations
+    assert afresh(shelf).verify_shard(locations[0].shard) == 6
+
+
+def test_shards_that_come_and_go_are_noticed(shelf, tmp_path):
+    other = Shelf(tmp_path / "elsewhere", shelf.format)
+    (brought,) = other.write(items_of(KEYS[5]), {})
+    locations = shelf.write(items_of(*KEYS[:2]), {})
+    assert set(shelf.locate(KEYS)) == set(KEYS[:2])
+
+    shutil.copy(other.folder / brought.shard, shelf.folder)
+    (shelf.folder / locations[0].shard).unlink()
+    assert shelf.locate(KEYS) == {KEYS[5]: brought}
+
+
+@pytest.mark.parametrize("harm", ["delete", "cut", "noise", "flip"])
+def test_a_harmed_registry_is_filled_again_from_the_shards(shelf, harm):
+    locations = shelf.write(items_of(*KEYS), {})
+    registry, told = shelf.folder / f"registry-{shelf.format}.sqlite", []
+    content = registry.read_bytes()
+    checksum = locations[0].checksum.encode()
+    changed = {"cut": content[:5000], "noise": b"noise" * 3000, "flip": content.replace(checksum, checksum[:-1] + b"x")}
+    registry.unlink() if harm == "delete" else registry.write_bytes(changed[harm])
+    assert Shelf(shelf.folder, shelf.format, say=told.append).locate(KEYS) == dict(zip(KEYS, locations, strict=True))
+    assert len(told) == (0 if harm == "delete" else 1)
+
+
+def test_an_item_in_two_shards_is_found_wherever_it_is_left(shelf):
+    one, two = shelf.write(items_of(*KEYS[:2]), {}), shelf.write(items_of(*KEYS[1:3]), {})
+    kept = min(one[1], two[0], key=lambda location: location.shard)
+    assert shelf.locate([KEYS[1]]) == {KEYS[1]: kept}
+    (shelf.folder / kept.shard).unlink()
+    assert shelf.locate([KEYS[1]]) == {KEYS[1]: two[0] if kept == one[1] else one[1]}
+
+
+def test_formats_share_a_folder_without_seeing_each_other(tmp_path):
+    shelves = [Shelf(tmp_path, name) for name in formats()]
+    shelves[0].write(items_of(KEYS[0]), {})
+    shelves[1].write(items_of(KEYS[1]), {})
+    assert [list(shelf.locate(KEYS)) for shelf in shelves] == [[KEYS[0]], [KEYS[1]]]
+
+
+def test_a_new_shard_that_is_damaged_is_an_error_naming_it(shelf):
+    (location,) = shelf.write(items_of(KEYS[0]), {})
+    path = shelf.folder / location.shard
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ShardDamaged, match=location.shard):
+        afresh(shelf).locate(KEYS)
+
+
+def test_swapped_shards_are_noticed_by_name_and_by_item(shelf):
+    (one,), (two,) = shelf.write(items_of(KEYS[0]), {}), shelf.write(items_of(KEYS[1]), {})
+    paths = [shelf.folder / each.shard for each in (one, two)]
+    paths[0].rename(shelf.folder / "aside")
+    paths[1].rename(paths[0])
+    (shelf.folder / "aside").rename(paths[1])
+    with pytest.raises(ShardDamaged, match="other items than its name says"):
+        afresh(shelf).verify_shard(one.shard)
+    with pytest.raises(ShardDamaged, match="other items than its name says"):
+        afresh(shelf).locate(KEYS)
+    with pytest.raises(ShardReplaced, match="row 0 is not item"):
+        afresh(shelf).read(one)
+
+
+@pytest.mark.parametrize(
+    "change", [{"item_key": KEYS[3]}, {"row": 1}, {"row": 9}, {"num_frames": 4}, {"checksum": "00000000"}], ids=str
+)
+def test_a_location_that_the_shard_does_not_confirm_is_refused(shelf, change):
+    (location, _) = shelf.write(items_of(*KEYS[:2]), {})
+    for use in (shelf.read, shelf.check):
+        with pytest.raises(ShardReplaced, match="verify --repair"):
+            use(replace(location, **change))
+
+
+def test_a_shard_that_is_gone_says_what_to_type(shelf):
+    (location,) = shelf.write(items_of(KEYS[0]), {})
+    (shelf.folder / location.shard).unlink()
+    with pytest.raises(ItemNotFound, match="Run `sa3-trainer encode`"):
+        afresh(shelf).read(location)
+
+
+def test_a_flipped_bit_is_met_by_check_and_by_the_first_whole_read(shelf):
+    locations = shelf.write(items_of(*KEYS), {})
+    path = shelf.folder / locations[0].shard
+    flip_a_bit(path, path.read_bytes().index(values_of(KEYS[4]).tobytes()))
+    for use in (afresh(shelf).check, afresh(shelf).read):
+        with pytest.raises(ShardDamaged, match=str(path)):
+            use(locations[4])
+        use(locations[3])
+
+
+def test_a_shelf_is_sent_to_another_process_by_its_folder(shelf):
+    (location,) = shelf.write(items_of(KEYS[2]), {})
+    assert np.array_equal(pickle.loads(pickle.dumps(shelf)).read(location), values_of(KEYS[2]))
+
+
+def test_only_so_many_shards_are_kept_open(shelf, monkeypatch):
+    monkeypatch.setattr(shelf_module, "OPEN_SHARDS", 2)
+    locations = [shelf.write(items_of(key), {})[0] for key in KEYS]
+    for location in locations * 2:
+        assert np.array_equal(shelf.read(location), values_of(location.item_key))
+        assert len(shelf._readers) <= 2

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.train.draws import Chance
+from stages.train.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
+from stages.train.metrics import History, window_means
+from stages.train.objective import Losses
+from stages.train.repeatable import repeatable
+from tests.test_train_batches import CountedClips, prompts_of
+
+
+def noted(*losses, norm=1.0):
+    history = History.empty(1)
+    for loss in losses:
+        history.add(torch.tensor([0.5]), Losses(torch.tensor([loss]), torch.tensor([0.0])), torch.tensor(norm))
+    return history
+
+
+@settings(deadline=None, max_examples=60)
+@given(losses=st.lists(st.floats(0, 10), min_size=1, max_size=80), window=st.integers(1, 60))
+def test_window_means_are_means_of_consecutive_losses(losses, window):
+    width = min(window, len(losses))
+    expected = [np.mean(losses[start : start + width]) for start in range(len(losses) - width + 1)]
+    np.testing.assert_allclose(window_means(np.array(losses), window), expected, atol=1e-9)
+
+
+def test_figures_wait_until_somebody_looks():
+    history = noted(1.0, 2.0)
+    assert len(history.norms_S) == 0
+    history.settle()
+    assert history.losses(1.0).tolist() == [1.0, 2.0]
+    assert history.losses(1.0, last=1).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "norm", "expected"),
+    [((1.0, float("nan"), float("inf")), 1.0, (1, "loss")), ((1.0,), float("inf"), (0, "gradient"))],
+)
+def test_the_first_broken_step_is_found_with_what_broke(losses, norm, expected):
+    history = noted(*losses, norm=norm)
+    history.settle()
+    assert history.first_broken() == expected
+
+
+def test_a_cut_history_ends_there():
+    history = noted(1.0, 2.0, 3.0)
+    history.settle()
+    history.cut(2)
+    assert history.losses(1.0).tolist() == [1.0, 2.0]
+    assert len(history.norms_S) == 2
+
+
+def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_timestep():
+    clips = CountedClips([5, 6, 7], window=6)
+    made = list(fixed_batches(clips, prompts_of(clips), Chance(0)))
+    assert [batch.clip_ids for batch in made] == [(f"clip{n}",) * 5 for n in range(3)]
+    for batch, frames in zip(made, (5, 6, 6), strict=True):
+        torch.testing.assert_close(batch.timestep_B, torch.tensor(TIMESTEPS))
+        assert batch.latents_BCT.shape == batch.noise_BCT.shape == (5, 2, frames)
+        assert batch.real_BT.all()
+        assert not batch.given_BT.any()
+        assert not batch.dropped_B.any()
+
+
+def test_the_comparable_loss_looks_at_no_more_of_a_large_dataset():
+    clips = CountedClips([5] * 100, window=5)
+    ids = [batch.clip_ids[0] for batch in fixed_batches(clips, prompts_of(clips), Chance(0))]
+    assert len(set(ids)) == MOST_CLIPS
+    assert ids[-1] == "clip93"
+
+
+def test_the_comparable_loss_has_the_same_noise_every_time():
+    clips = CountedClips([5], window=5)
+    first, second = (next(fixed_batches(clips, prompts_of(clips), Chance(0))) for _ in range(2))
+    assert torch.equal(first.noise_BCT, second.noise_BCT)
+
+
+def test_on_cuda_sums_are_taken_in_a_fixed_order_and_only_inside(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    with repeatable(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
+def test_the_cpu_needs_no_such_switch():
+    with repeatable(torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache.manifest import read_rows
+from stages.adapters import _file as adapter_file
+from stages.errors import AdapterMismatch
+from stages.train.metrics import ClipRow, StepRow
+from tests.small_training import DIGESTS, Bench, weights
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench.of_latents(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora-xs"])
+def test_the_adapter_file_holds_the_trained_values_and_says_what_they_are(bench, kind):
+    bench.train(adapter_type=kind, include=("self_attn", "project"))
+    exported = adapter_file.read(bench.directory / "adapter.safetensors")
+    trained = adapter_file.read(bench.directory / "adapter_fp32.safetensors")
+    saved = load_file(bench.directory / "checkpoints" / "step-00000004" / "tensors.safetensors")
+    assert exported.spec == trained.spec
+    assert (exported.spec.kind, exported.spec.rank, exported.spec.include) == (kind, 2, ("self_attn", "project"))
+    assert {f"adapter.{key}" for key in trained.tensors} == {key for key in saved if key.startswith("adapter.")}
+    for key, tensor in trained.tensors.items():
+        assert torch.equal(tensor, saved[f"adapter.{key}"])
+        assert torch.equal(exported.tensors[key], tensor.half().float())
+    told = {key: value for key, value in exported.metadata.items() if key != "lora_config"}
+    origin = {"base_model": "tiny-base", "base_model_name": "tiny-base", "base_digest": DIGESTS["transformer"]}
+    assert told == {**origin, "step": "4"}
+
+
+def test_the_exported_file_is_fp32_when_asked(bench):
+    bench.train(export_precision="fp32")
+    assert bench.bytes_of("adapter.safetensors") == bench.bytes_of("adapter_fp32.safetensors")
+
+
+def test_metrics_have_a_row_per_clip_and_step_that_add_up(bench):
+    bench.train(batch_size=2, number_of_steps=5, mask_probabilities=(0.5, 0.0, 0.5), mask_loss_weight=0.5)
+    rows = read_rows(bench.directory / "metrics.parquet", ClipRow)
+    steps = read_rows(bench.directory / "steps.parquet", StepRow)
+    assert [row.step for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert [row.step for row in steps] == [1, 2, 3, 4, 5]
+    for step in steps:
+        own = [row for row in rows if row.step == step.step]
+        assert sum(row.loss for row in own) / 2 == pytest.approx(step.loss, rel=1e-6)
+        assert step.learning_rate == 1e-3
+        assert step.gradient_norm > 0
+    assert all(row.loss == pytest.approx(row.generated_loss + 0.5 * row.context_loss) for row in rows)
+    assert all(0 < row.timestep < 1 for row in rows)
+    assert any(row.context_loss > 0 for row in rows)
+
+
+def test_metrics_tell_where_a_long_clip_was_cropped(tmp_path):
+    bench = Bench.of_latents(tmp_path, (40,), window=10)
+    bench.train(number_of_steps=8)
+    starts = {row.crop_start for row in read_rows(bench.directory / "metrics.parquet", ClipRow)}
+    assert len(starts) > 3
+    assert all(start % 4096 == 0 and 0 <= start <= 30 * 4096 for start in starts)
+
+
+def test_progress_tells_loss_rate_speed_and_time_left(bench):
+    bench.train(number_of_steps=5)
+    assert [(done, total) for done, total, _ in bench.told] == [(1, 5), (2, 5), (4, 5), (5, 5)]
+    for _, _, note in bench.told:
+        assert all(word in note for word in ("loss ", "lr 0.001", "steps/s", "left"))
+
+
+CONFIG_TYPES = {
+    **{"format_version": int, "model": str, "inference_model": str, "base_model_repo": (str, type(None))},
+    **{"base_digest": str, "weights_digests": dict, "number_of_steps": int, "learning_rate": float, "rank": int},
+    **{"alpha": float, "adapter_type": str, "adapter_dropout": float, "include": (list, type(None))},
+    **{"exclude": (list, type(None)), "batch_size": int, "seed": int, "base_precision": str, "pre_encode": bool},
+    **{"lora_checkpoint": (str, type(None)), "export_precision": str, "betas": list, "eps": float},
+    **{"weight_decay": float, "cfg_dropout_prob": float, "mask_probabilities": list, "mask_loss_weight": float},
+    **{"silence_extension_seconds": float, "timestep_truncation": float, "optimal_transport": bool},
+    **{"polarity_flip": bool, "autoencoder_precision": str, "duration": float, "base_precision_used": str},
+    **{"rank_limit": int, "dataset": dict, "steps_done": int, "trainable_parameters": int, "adapted_layers": int},
+    **{"loss_window_steps": int, "final_loss": float, "best_loss": float, "best_loss_step": int},
+    **{"loss_before": float, "loss_after": float, "loss_by_timestep": list, "seconds_per_step": float},
+    **{"device": str, "times": dict, "versions": dict},
+}
+
+
+def test_the_config_has_every_field_and_each_of_its_type(bench):
+    bench.train()
+    config = bench.config
+    assert config.keys() == CONFIG_TYPES.keys()
+    wrong = {name: value for name, value in config.items() if not isinstance(value, CONFIG_TYPES[name])}
+    assert wrong == {}
+
+
+def test_the_config_says_what_was_found(bench):
+    bench.train(adapter_type="dora", number_of_steps=4, include=None)
+    config = bench.config
+    assert config["adapter_type"] == "dora-rows"
+    assert config["inference_model"] == "tiny"
+    assert config["duration"] == 20 * 4096 / 44_100
+    assert config["rank_limit"] == 16
+    assert config["dataset"] == {
+        "fingerprint": bench.artifact.fingerprint,
+        "artifact": {"stage": "encode", "fingerprint": bench.artifact.fingerprint},
+        "num_clips": 3,
+        "window_samples": 20 * 4096,
+        "window_frames": 20,
+    }
+    trained = load_file(bench.directory / "adapter_fp32.safetensors")
+    assert config["trainable_parameters"] == sum(tensor.numel() for tensor in trained.values())
+    assert config["final_loss"] == pytest.approx(np.mean(bench.losses))
+    assert [row["timestep"] for row in config["loss_by_timestep"]] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    before = [row["before"] for row in config["loss_by_timestep"]]
+    assert config["loss_before"] == pytest.approx(np.mean(before))
+
+
+def test_the_facts_are_the_config_s_own(bench):
+    outcome = bench.train()
+    assert outcome.facts == {name: bench.config[name] for name in outcome.facts}
+    assert {"final_loss", "steps_done", "trainable_parameters", "loss_before", "loss_after"} <= outcome.facts.keys()
+
+
+def start_of(bench, **changes):
+    first = bench.at("first")
+    first.train(number_of_steps=2, **changes)
+    return {
+        "lora_checkpoint": "sha256:first",
+        "files": {"lora_checkpoint": first.directory / "adapter_fp32.safetensors"},
+    }
+
+
+def test_a_training_may_start_from_an_adapter_file(bench):
+    start = start_of(bench)
+    facts = bench.train(**start).facts
+    assert facts["loss_before"] == pytest.approx(bench.at("first").config["loss_after"], rel=1e-6)
+
+
+def test_an_adapter_file_brings_its_alpha(bench):
+    bench.train(**start_of(bench, alpha=7.0))
+    assert bench.config["alpha"] == 7.0
+    assert adapter_file.read(bench.directory / "adapter.safetensors").spec.alpha == 7.0
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"rank": 4}, "rank is 2 there, 4 here"),
+        ({"adapter_type": "lora"}, "adapter_type is dora-rows there, lora here"),
+        ({"alpha": 9.0}, "alpha is 2.0 there, 9.0 here"),
+        ({"include": ("self_attn",)}, r"include is \('layers.0.self_attn',\) there, \('self_attn',\) here"),
+    ],
+)
+def test_an_adapter_file_that_does_not_fit_is_refused_with_the_difference(bench, change, difference):
+    start = start_of(bench)
+    with pytest.raises(AdapterMismatch, match=difference):
+        bench.train(**start, **change)
+
+
+def test_an_adapter_of_other_base_weights_is_used_aloud(bench, monkeypatch):
+    start = start_of(bench)
+    other = replace(weights(), digests={**DIGESTS, "transformer": "u" * 64})
+    monkeypatch.setattr("tests.small_training.weights", lambda: other)
+    bench.train(**start)
+    assert "was trained on other base weights: tttttttt, here uuuuuuuu" in bench.said[0]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.contract import Resources
+from stages.errors import Stopped
+from tests.small_training import Bench
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench.of_latents(tmp_path)
+
+
+@pytest.fixture(params=["stored", "live"])
+def either(request, tmp_path):
+    """Latents from the cache, or audio encoded in the loop; some of it longer than the window."""
+    if request.param == "stored":
+        return Bench.of_latents(tmp_path, (9, 14, 7), window=10)
+    return Bench.of_audio(tmp_path, (30_000, 52_000, 20_000), window_samples=40_000)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["lora", "dora-rows"])
+def test_a_training_stopped_anywhere_ends_as_one_that_was_not(either, kind, precision):
+    options = {"adapter_type": kind, "base_precision": precision, "number_of_steps": 5, "batch_size": 2}
+    whole = either.at("whole")
+    whole.train(**options)
+
+    for steps in (3, 1):
+        with pytest.raises(Stopped, match=r"at step [34] of 5"):
+            either.train(stop_after=steps, **options)
+    either.train(**options)
+
+    assert either.results() == whole.results()
+    assert "going on from step 4" in either.said
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows"])
+def test_more_steps_go_on_from_a_shorter_artifact_of_the_same_run(bench, kind):
+    whole, short = bench.at("whole"), bench.at("short")
+    whole.train(number_of_steps=6, adapter_type=kind)
+    short.train(number_of_steps=3, adapter_type=kind)
+
+    bench.train(number_of_steps=6, adapter_type=kind, continued_from=short.directory)
+
+    assert bench.said == ["going on from step 3"]
+    assert bench.results() == whole.results()
+
+
+def test_a_training_killed_between_checkpoints_ends_as_one_that_was_not(bench, monkeypatch):
+    whole = bench.at("whole")
+    whole.train(number_of_steps=7)
+
+    def die(done, total, note=""):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    workspace = bench.workspace()
+    monkeypatch.setattr(bench, "workspace", lambda *_: replace(workspace, progress=die))
+    with pytest.raises(KeyboardInterrupt):
+        bench.train(number_of_steps=7)
+    monkeypatch.undo()
+    bench.train(number_of_steps=7)
+
+    assert bench.said == ["going on from step 4"]
+    assert bench.results() == whole.results()
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(bench):
+    whole = bench.at("whole")
+    whole.train(number_of_steps=6)
+    with pytest.raises(Stopped):
+        bench.train(stop_after=5, number_of_steps=6)
+    newest = bench.directory / "checkpoints" / "step-00000005" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+
+    bench.train(number_of_steps=6)
+
+    assert "step-00000005 is damaged" in bench.said[0]
+    assert bench.said[1] == "going on from step 4"
+    assert bench.results() == whole.results()
+
+
+def test_adapter_dropout_survives_a_stop_and_leaves_torch_s_own_randomness_alone(bench):
+    options = {"adapter_dropout": 0.3, "number_of_steps": 4}
+    whole = bench.at("whole")
+    before = torch.random.get_rng_state()
+    whole.train(**options)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(Stopped):
+        bench.train(stop_after=3, **options)
+    bench.train(**options)
+    assert bench.results() == whole.results()
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(bench):
+    with pytest.raises(Stopped, match="at step 0 of 4"):
+        bench.train(stop_after=0)
+    assert list(bench.directory.rglob("step-*")) == []
+
+
+def test_checkpoints_of_other_params_are_not_gone_on_from(bench):
+    other = bench.at("other")
+    other.train(number_of_steps=2, seed=7)
+    bench.train(continued_from=other.directory)
+    assert "belongs to another training" in bench.said[0]
+    assert bench.losses[:2] != other.losses
+
+
+def test_fewer_steps_than_a_checkpoint_has_start_from_an_earlier_one(bench):
+    with pytest.raises(Stopped):
+        bench.train(stop_after=5, number_of_steps=6)
+    bench.train(number_of_steps=4)
+    assert "beyond the 4 steps" in bench.said[0]
+    assert bench.config["steps_done"] == 4
+    assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000004"]
+
+
+def test_intervals_of_checkpoints_and_lines_change_no_result(bench):
+    often, never = bench.at("often"), bench.at("never")
+    often.resources = Resources(device="cpu", checkpoint_every=1, keep_checkpoints=3, log_every=1)
+    never.resources = Resources(device="cpu", checkpoint_every=100, log_every=100)
+    for one in (often, never):
+        one.train(number_of_steps=5)
+    assert often.results() == never.results()
+
+
+def test_the_finished_artifact_keeps_its_last_checkpoint_only(bench):
+    bench.train(number_of_steps=5)
+    assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000005"]
