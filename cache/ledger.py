@@ -76,22 +76,28 @@ class Ledger:
             if self._in_memory:
                 return
             aside = self.file.with_name(self.file.name + ".damaged")
-            with suppress(FileNotFoundError):  # another process was faster
+            try:
                 self.file.replace(aside)
-            self.file.with_name(self.file.name + "-journal").unlink(missing_ok=True)
+                self.file.with_name(self.file.name + "-journal").unlink(missing_ok=True)
+            except FileNotFoundError:
+                pass  # another process was faster
+            except OSError as error:  # a read-only folder, or Windows while another process has it open
+                self._go_on_in_memory(f"{why}, and cannot be set aside: {error}")
+                return
             self._say(f"{self.file} {why}; set aside as {aside.name} and made anew; nothing is lost")
 
     def _healed(self, action: Callable[[sqlite3.Connection], R]) -> R:
-        try:
-            return action(self._open())
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            if code in _DAMAGED:
-                self.discard(f"is damaged ({error})")
-            elif code in _UNUSABLE:
-                self._go_on_in_memory(str(error))
-            else:
-                raise
+        for _ in range(2):  # damaged, and then the disk is full as well
+            try:
+                return action(self._open())
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+                if code in _DAMAGED:
+                    self.discard(f"is damaged ({error})")
+                elif code in _UNUSABLE:
+                    self._go_on_in_memory(str(error))
+                else:
+                    raise
         return action(self._open())
 
     def _open(self) -> sqlite3.Connection:

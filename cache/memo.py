@@ -35,7 +35,7 @@ class DigestMemo:
         self._before: dict[tuple[str, str], tuple[Stamp, float]] = {}
 
     def __reduce__(self) -> tuple[type[DigestMemo], tuple[Path]]:
-        return DigestMemo, (self._ledger.file,)
+        return type(self), (self._ledger.file,)
 
     def recall(self, path: Path, what: str) -> str | None:
         """What is remembered about this very state of the file, or None."""

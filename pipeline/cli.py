@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +26,12 @@ app = typer.Typer(
 DATA_HELP = "a .zip or a folder of clips, each with a .txt caption beside it (field audio_data_url)"
 
 
-def with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the data argument, --recipe and one flag per field; values stay as typed until all are checked."""
+def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Callable[..., None]:
+    """Give a command the data argument, --recipe and one flag per field; values stay as typed until all are checked.
+
+    Args:
+        more: further options, which come among the flags.
+    """
 
     def called(data: str | None, recipe: Path | None, json: bool, **flags: Any) -> None:
         command(data, recipe, json, flags)
@@ -40,6 +44,7 @@ def with_fields(command: Callable[..., None]) -> Callable[..., None]:
             None,
         ),
         _parameter("json", Annotated[bool, typer.Option("--json", help="one JSON document on stdout")], False),
+        *more,
         *(_flag(field) for field in FIELDS),
     ]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -50,6 +55,26 @@ def with_fields(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_IMPORT_HELP = "a folder of the reference's pre-encoding tool (.npy, .json, silence.npy), in place of DATA"
+_EXPORT_HELP = "write the latents as such a folder too; it must be new or empty"
+IMPORT = _parameter(
+    "import_folder", Annotated[Path | None, typer.Option("--import", metavar="DIR", help=_IMPORT_HELP)], None
+)
+EXPORT = _parameter(
+    "export_folder", Annotated[Path | None, typer.Option("--export", metavar="DIR", help=_EXPORT_HELP)], None
+)
+
+
+def with_import(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_fields`, and --import."""
+    return with_fields(command, IMPORT)
+
+
+def with_interchange(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_fields`, --import and --export."""
+    return with_fields(command, IMPORT, EXPORT)
 
 
 def _flag(field: Field) -> inspect.Parameter:
@@ -81,17 +106,24 @@ def _run(
     recipe: Path | None,
     as_json: bool,
     flags: dict[str, Any],
-    defaults: Mapping[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> None:
+    from pipeline.interchange import check_export, export, import_source
     from pipeline.recipe import read_recipe
     from pipeline.report import Report, reported_errors
     from pipeline.runner import run_until
 
+    folder, target = flags.pop("import_folder", None), flags.pop("export_folder", None)
     with reported_errors(as_json=as_json):
         report = Report()
-        done = run_until(last, read_recipe(data, flags, recipe, defaults), report)
+        check_export(target)
+        request = read_recipe(import_source(data, folder), flags, recipe, _import_defaults(folder) | (defaults or {}))
+        done = run_until(last, request, report, imported=folder is not None)
         for file in done.files:
             report.say(f"{file}  {file.stat().st_size:,} bytes")
+        if target is not None:
+            exported = export(done.artifacts["encode"], request, target, report.say)
+            report.say(f"{target}  {len(exported)} files")
         if as_json:
             facts = {
                 name: {"fingerprint": made.fingerprint, "facts": dict(made.facts)}
@@ -100,8 +132,13 @@ def _run(
             print(json.dumps({"artifacts": facts, "files": [str(file) for file in done.files]}, ensure_ascii=False))
 
 
+def _import_defaults(folder: Path | None) -> dict[str, Any]:
+    """Latents that are there already are trained on as they are."""
+    return {} if folder is None else {"pre_encode": True}
+
+
 @app.command()
-@with_fields
+@with_import
 def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Ingest, encode and train: the whole main job. What is done already is not done again.
 
@@ -121,17 +158,19 @@ def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 
 
 @app.command()
-@with_fields
+@with_interchange
 def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Turn clips into latents and prompts into embeddings; what the store holds is not encoded again.
 
-    Example: sa3-trainer encode clips.zip --model tiny-base
+    --import DIR takes over latents that the reference's pre-encoding tool made; `train --import DIR` trains on them.
+
+    Example: sa3-trainer encode clips.zip --model tiny-base --export pre-encoded
     """
     _run("encode", data, recipe, as_json, flags)
 
 
 @app.command()
-@with_fields
+@with_import
 def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Fit an adapter on cached latents (encoding first what is missing).
 
@@ -141,21 +180,24 @@ def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str,
 
 
 @app.command()
-@with_fields
+@with_import
 def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Say what `run` would do, and why; touches nothing.
 
     Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
     from cache.store import Store
+    from pipeline.interchange import import_plan, import_source
     from pipeline.plan import plan as planned
     from pipeline.recipe import read_recipe
     from pipeline.report import plan_json, plan_lines, reported_errors
     from pipeline.request import find
 
+    folder = flags.pop("import_folder")
     with reported_errors(as_json=as_json):
-        request = read_recipe(data, flags, recipe)
-        decided = planned(request, Store(request.store), find(request, make=False))
+        request = read_recipe(import_source(data, folder), flags, recipe, _import_defaults(folder))
+        decide = planned if folder is None else import_plan
+        decided = decide(request, Store(request.store), find(request, make=False))
         print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from cache.receipt import Receipt
 from cache.store import Store
+from pipeline.interchange import import_plan
 from pipeline.plan import Plan, StageRun, State, plan
 from pipeline.recipe import Recipe
 from pipeline.report import Report
@@ -36,11 +37,15 @@ class Done:
     """What was copied to the output folder."""
 
 
-def run_until(last: str, recipe: Recipe, report: Report) -> Done:
-    """Do what is needed for the artifact of stage `last`, and nothing more."""
+def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = False) -> Done:
+    """Do what is needed for the artifact of stage `last`, and nothing more.
+
+    Args:
+        imported: the recipe's data is a pre-encoded folder, not clips.
+    """
     store = Store(recipe.store)
     found = find(recipe, make=True)
-    decided = plan(recipe, store, found, last)
+    decided = (import_plan if imported else plan)(recipe, store, found, last)
     report.show_plan(decided)
     with stop_requests() as stop:
         walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)

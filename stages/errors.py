@@ -18,6 +18,7 @@ StageError
 ├── RankTooLarge         a rank beyond what the targeted layers allow
 ├── LatentsNotFinite     the autoencoder gave NaN or infinity
 ├── LossNotFinite        training met NaN or infinity
+├── DeviceFull           a training step does not fit into the device's memory
 └── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
 """
 
@@ -86,8 +87,9 @@ class SpaceShort(StageError):
 
     def __init__(self, where: Path, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"preparing the clips needs about {needed_bytes / 2**30:,.1f} GiB in {where}, and {free_bytes / 2**30:,.1f} GiB "
-            "are free there. Nothing was written. Make room, or choose another folder with --store, then run again."
+            f"preparing the clips needs about {needed_bytes / 2**30:,.1f} GiB in {where}, and "
+            f"{free_bytes / 2**30:,.1f} GiB are free there. Nothing was written. "
+            "Make room, or choose another folder with --store, then run again."
         )
 
 
@@ -104,7 +106,8 @@ class PreparedMissing(StageError):
     def __init__(self, path: Path, why: str) -> None:
         self.path = path
         super().__init__(
-            f"the prepared audio {path} {why}. Run `sa3-trainer ingest` on the dataset again: it makes only what is missing."
+            f"the prepared audio {path} {why}. "
+            "Run `sa3-trainer ingest` on the dataset again: it makes only what is missing."
         )
 
 
@@ -247,4 +250,15 @@ class LossNotFinite(StageError):
             f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
             "The last good checkpoint is kept. Listen to these clips, or lower --learning-rate, "
             "or train with --base-precision bf16 or fp32."
+        )
+
+
+class DeviceFull(StageError):
+    """A training step does not fit into the device's memory; what was saved is kept."""
+
+    def __init__(self, device: str, batch_size: int, num_frames: int, step: int) -> None:
+        super().__init__(
+            f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
+            "The last checkpoint is kept. Lower --batch-size or --duration, stop other programs on the device, "
+            "or take a smaller --model or another --device."
         )

@@ -107,6 +107,15 @@ def test_a_file_that_cannot_be_used_is_replaced_by_memory_with_a_said_line(tmp_p
     assert len(told) == 1 and "in memory only" in told[0]
 
 
+def test_a_damaged_file_that_cannot_be_set_aside_is_replaced_by_memory_with_a_said_line(tmp_path, told):
+    (tmp_path / "l.sqlite").write_bytes(b"noise" * 2000)
+    (tmp_path / "l.sqlite.damaged").mkdir()  # in the way
+    ledger = ledger_at(tmp_path / "l.sqlite", told)
+    ledger.change([(ADD, [("rain",)])])
+    assert ledger.rows(ALL) == [("rain",)]
+    assert len(told) == 1 and "cannot be set aside" in told[0] and "in memory only" in told[0]
+
+
 def test_changes_are_made_all_or_none(tmp_path, told):
     ledger = ledger_at(tmp_path / "l.sqlite", told)
     with pytest.raises(sqlite3.IntegrityError):

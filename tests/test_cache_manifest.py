@@ -127,6 +127,16 @@ def test_a_row_type_with_a_column_no_manifest_can_hold_is_refused(file):
         write_rows(file, [], Listed)
 
 
+def test_a_changed_byte_is_noticed_before_the_library_sees_it(file, monkeypatch):
+    write_rows(file, ROWS, Row)
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1  # in the first page's header, which Parquet does not protect
+    file.write_bytes(content)
+    monkeypatch.setattr(pq, "ParquetFile", lambda *given, **options: pytest.fail("the library was asked"))
+    with pytest.raises(ManifestDamaged, match="its content does not match its checksum"):
+        read_rows(file, Row)
+
+
 def test_there_being_no_manifest_is_not_damage(file):
     with pytest.raises(FileNotFoundError):
         read_rows(file, Row)

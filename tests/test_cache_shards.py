@@ -135,6 +135,12 @@ def test_a_chunked_hdf5_shard_is_read_through_the_library_and_said(flat):
         reader.verify(row)
 
 
+def test_an_hdf5_shard_is_of_the_format_whose_headers_carry_checksums(flat):
+    assert flat.read_bytes()[:9] == b"\x89HDF\r\n\x1a\n\x02"  # superblock version 2
+    with h5py.File(flat) as file:
+        assert file["values"].chunks is None and file["values"].id.get_offset() is not None
+
+
 def test_hdf5_values_that_do_not_fit_their_header_are_damage(flat):
     with h5py.File(flat, "r+") as file:
         values = file["values"][:-1]

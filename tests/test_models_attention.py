@@ -59,7 +59,7 @@ def test_a_mask_may_differ_between_queries():
     torch.testing.assert_close(masked_attention(query, key, value, own), value)
 
 
-def test_a_replaced_function_reaches_every_attention_of_the_denoiser_and_both_maps_of_a_differential_one():
+def test_a_replaced_function_reaches_every_attention_of_the_denoiser_with_both_maps_of_a_differential_one_in_one_call():
     read = config(differential=True)
     network = randomised(Denoiser(read))
     depth = read["model"]["diffusion"]["config"]["depth"]
@@ -72,7 +72,8 @@ def test_a_replaced_function_reaches_every_attention_of_the_denoiser_and_both_ma
     replace_attention(network, counting)
     network(**denoiser_inputs(read, 2, 6), padding_mask_BT=torch.ones(2, 6, dtype=torch.bool))
 
-    assert seen == [False, False, True, True] * depth
+    # One call attends for both maps, as heads side by side.
+    assert seen == [False, True] * depth
 
 
 def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
@@ -83,7 +84,7 @@ def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
             network, lambda q, k, v, valid, calls=calls: calls.append(1) or masked_attention(q, k, v, valid)
         )
         network.decode(network.encode(torch.randn(1, 2, 8192)))
-        assert len(calls) == 2 * (4 + 4)
+        assert len(calls) == 4 + 4
 
 
 def test_no_attention_is_called_past_the_replaceable_function():

@@ -160,9 +160,37 @@ def test_an_adapter_file_that_does_not_fit_is_refused_with_the_difference(bench,
         bench.train(**start, **change)
 
 
-def test_an_adapter_of_other_base_weights_is_used_aloud(bench, monkeypatch):
+@pytest.fixture
+def other_base(monkeypatch):
+    """From now on, base weights of another digest."""
+
+    def change():
+        other = replace(weights(), digests={**DIGESTS, "transformer": "u" * 64})
+        monkeypatch.setattr("tests.small_training.weights", lambda: other)
+
+    return change
+
+
+def test_an_adapter_of_other_base_weights_is_used_aloud(bench, other_base):
     start = start_of(bench)
-    other = replace(weights(), digests={**DIGESTS, "transformer": "u" * 64})
-    monkeypatch.setattr("tests.small_training.weights", lambda: other)
+    other_base()
     bench.train(**start)
-    assert "was trained on other base weights: tttttttt, here uuuuuuuu" in bench.said[0]
+    assert "trained on other base weights: tttttttt, here uuuuuuuu" in bench.said[0]
+
+
+def test_an_adapter_along_the_directions_of_other_base_weights_is_refused(bench, other_base):
+    start = start_of(bench, adapter_type="lora-xs")
+    other_base()
+    with pytest.raises(AdapterMismatch, match="other base weights: tttttttt, here uuuuuuuu, and its directions"):
+        bench.train(adapter_type="lora-xs", **start)
+
+
+def test_a_file_that_does_not_read_back_as_it_was_written_is_refused(bench, monkeypatch):
+    write = adapter_file.write
+
+    def careless(path, tensors, *options):
+        write(path, {key: tensor * 1.01 for key, tensor in tensors.items()}, *options)
+
+    monkeypatch.setattr(adapter_file, "write", careless)
+    with pytest.raises(AdapterMismatch, match=r"tensor .* differs"):
+        bench.train()

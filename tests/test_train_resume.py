@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stages import catalogue
 from stages.contract import Resources
 from stages.errors import Stopped
 from tests.small_training import Bench
@@ -48,6 +49,16 @@ def test_more_steps_go_on_from_a_shorter_artifact_of_the_same_run(bench, kind):
     bench.train(number_of_steps=6, adapter_type=kind, continued_from=short.directory)
 
     assert bench.said == ["going on from step 3"]
+    assert bench.results() == whole.results()
+
+
+@pytest.mark.parametrize("kind", catalogue.adapter_kinds())
+def test_every_adapter_kind_goes_on_to_the_same_bits(bench, kind):
+    whole = bench.at("whole")
+    whole.train(number_of_steps=2, adapter_type=kind)
+    with pytest.raises(Stopped):
+        bench.train(stop_after=1, number_of_steps=2, adapter_type=kind)
+    bench.train(number_of_steps=2, adapter_type=kind)
     assert bench.results() == whole.results()
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cache.manifest import read_rows
 from stages.contract import Resources
-from stages.errors import LossNotFinite, NetworkNotSupported
+from stages.errors import DeviceFull, LossNotFinite, NetworkNotSupported
 from stages.train import clips, examples, job, prompts
 from stages.train.metrics import ClipRow
 from tests.small_training import Bench, encoded, random_hidden, random_latents, weights
@@ -158,3 +158,28 @@ def test_audio_that_fits_the_window_is_encoded_once_per_sign(tmp_path, monkeypat
     monkeypatch.setattr(clips, "read_prepared", lambda *a: reads.append(a) or np.zeros((2, a[2] - a[1]), "float32"))
     Bench.of_audio(tmp_path, (20_000,)).train(number_of_steps=20)
     assert len(reads) == 2
+
+
+def test_a_step_that_does_not_fit_the_device_says_what_to_lower(bench, monkeypatch):
+    from stages.train.loop import Training
+
+    advance = Training.advance
+
+    def full(training, batch):
+        if training.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        advance(training, batch)
+
+    monkeypatch.setattr(Training, "advance", full)
+    with pytest.raises(DeviceFull, match=r"at step 3, with 1 x \d+ latent frames.*--batch-size"):
+        bench.train()
+    assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000002"]
+
+
+def test_slow_steps_are_told_of_between_the_intervals(bench, monkeypatch):
+    from stages.train import loop
+
+    monkeypatch.setattr(loop, "QUIET_SECONDS", 0.0)
+    bench.resources = Resources(device="cpu", log_every=100)
+    bench.train(number_of_steps=5)
+    assert [done for done, _, _ in bench.told] == [1, 2, 3, 4, 5]

@@ -123,7 +123,9 @@ def raw(values: np.ndarray) -> memoryview:
 
 
 class ShardReader(ABC):
-    """Reads items, or crops of them, from one sealed file. Opened at first use, in each process anew; picklable.
+    """Reads items, or crops of them, from one sealed file. Opened at first use; picklable, and then opened anew.
+
+    What stays open is a plain file without a position of its own, so threads and forked processes may share it.
 
     Raises, from every member: ShardDamaged when the file is not what it says, FileNotFoundError when it is not there.
     """
@@ -131,7 +133,7 @@ class ShardReader(ABC):
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._pid = 0
+        self._layout: Layout | None = None
         self._checked: set[int] = set()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path]]:
@@ -218,19 +220,17 @@ class ShardReader(ABC):
             raise ShardDamaged(self.path, f"item {self.keys[row][:16]} has checksum {found} instead of {said}")
 
     def _opened(self) -> Layout:
-        if self._pid != os.getpid():
+        if self._layout is None:
             with self._lock:
-                if self._pid != os.getpid():
-                    self._open()
+                self._layout = self._layout or self._look()
         return self._layout
 
-    def _open(self) -> None:
+    def _look(self) -> Layout:
         self._file = OpenFile(self.path)
-        self._layout = self._guarded(lambda: self.layout_of(self.path))
-        self._checked = set()
-        self._pid = os.getpid()
-        if self._layout.offsets is None:
-            warnings.warn(f"{self.path}: {self._layout.slow_because}; crops read whole items", stacklevel=2)
+        layout: Layout = self._guarded(lambda: self.layout_of(self.path))
+        if layout.offsets is None:
+            warnings.warn(f"{self.path}: {layout.slow_because}; crops read whole items", stacklevel=2)
+        return layout
 
     def _guarded(self, look: Any) -> Any:
         try:
@@ -245,7 +245,7 @@ class ShardReader(ABC):
 
 
 class OpenFile:
-    """A file for positioned reads, by any number of threads; closed when nobody holds it any more."""
+    """A file for positioned reads, by threads and forked processes too; closed when nobody holds it any more."""
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -265,7 +265,7 @@ class OpenFile:
     def _read(self, buffer: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._handle, [buffer], offset)
-        with self._lock:  # Windows has no positioned read
+        with self._lock:  # Windows has no positioned read (and no fork)
             os.lseek(self._handle, offset, os.SEEK_SET)
             content = os.read(self._handle, len(buffer))
         buffer[: len(content)] = content

@@ -21,7 +21,7 @@ from stages.records import AdapterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
+class Target:
     """A layer found in a network."""
 
     name: str
@@ -32,10 +32,10 @@ class _Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class Place:
     """One adapter's slot on one layer."""
 
-    target: _Target
+    target: Target
     layer: AdaptedLayer
     slot: Slot
 
@@ -46,7 +46,7 @@ class Adapter:
     A new adapter is in training mode, whatever mode the frozen network is in: see `train`.
     """
 
-    def __init__(self, spec: AdapterSpec, places: Sequence[_Place]) -> None:
+    def __init__(self, spec: AdapterSpec, places: Sequence[Place]) -> None:
         self.spec = spec
         self._places = list(places)
 
@@ -57,6 +57,10 @@ class Adapter:
             for place in self._attached()
             for leaf, parameter in place.slot.leaves().items()
         }
+
+    def places(self) -> list[Place]:
+        """The layers it is on, and its part on each, in the order of its parameters."""
+        return list(self._attached())
 
     def layer_names(self) -> list[str]:
         """Layers it is on, relative to their roots."""
@@ -131,7 +135,7 @@ class Adapter:
             place.layer.merge(place.slot)
         self.detach()
 
-    def _attached(self) -> list[_Place]:
+    def _attached(self) -> list[Place]:
         if not self._places:
             raise AdapterOrder("the adapter was taken off already", "Attach a new one and load the values into it.")
         return self._places
@@ -182,7 +186,7 @@ def attach(
         slots.append(Slot(kind, start, spec.scaling))
     # Nothing was changed so far, and nothing below can fail: no network is left with half an adapter.
     _freeze(roots)
-    places = [_Place(target=t, layer=layer, slot=slot) for t, layer, slot in zip(targets, layers, slots, strict=True)]
+    places = [Place(target=t, layer=layer, slot=slot) for t, layer, slot in zip(targets, layers, slots, strict=True)]
     for place in places:
         _install(place)
     return Adapter(spec, places)
@@ -199,9 +203,9 @@ def _checked_kind(spec: AdapterSpec, bases: object) -> Kind:
     return kind
 
 
-def _layers_of(roots: Sequence[nn.Module]) -> dict[str, _Target]:
+def _layers_of(roots: Sequence[nn.Module]) -> dict[str, Target]:
     """Layers of all roots by name; file keys tell the roots apart by these names alone."""
-    found: dict[str, _Target] = {}
+    found: dict[str, Target] = {}
     for target in (target for root in roots for target in _layers(root)):
         if target.name in found:
             raise ValueError(f"two of the networks have a layer called {target.name}")
@@ -209,12 +213,12 @@ def _layers_of(roots: Sequence[nn.Module]) -> dict[str, _Target]:
     return found
 
 
-def _layers(root: nn.Module) -> Iterator[_Target]:
+def _layers(root: nn.Module) -> Iterator[Target]:
     """Linear and Conv1d leaves, and those that carry adapters already, in registration order."""
     for name, module in root.named_modules():
         if name and isinstance(module, (nn.Linear, nn.Conv1d, AdaptedLayer)):
             above, _, child = name.rpartition(".")
-            yield _Target(name=name, parent=root.get_submodule(above), child=child, layer=module)
+            yield Target(name=name, parent=root.get_submodule(above), child=child, layer=module)
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
@@ -231,12 +235,12 @@ def _freeze(roots: Sequence[nn.Module]) -> None:
                 parameter.requires_grad_(False)
 
 
-def _install(place: _Place) -> None:
+def _install(place: Place) -> None:
     place.layer.set_slots([*place.layer.stack(), place.slot])
     setattr(place.target.parent, place.target.child, place.layer)
 
 
-def _remove(place: _Place) -> None:
+def _remove(place: Place) -> None:
     rest = [slot for slot in place.layer.stack() if slot is not place.slot]
     place.layer.set_slots(rest)
     if not rest:

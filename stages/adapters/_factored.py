@@ -8,16 +8,18 @@ with W that are at most rank wide:
 
 and a column is a row of the transpose. All of it in the dtype of the adapter's parameters (float32), whatever W's is.
 
-Letters: O out features, I in features, R rank (of one term, or of all together).
+Letters: O out features, I in features, R rank (of one term, or of all together). Every tensor may carry the same
+leading dimensions: the matrices of many layers of one shape, taken at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from stages.adapters._frozen import frozen_product, weighted_squares
 
 EPS = 1e-12
 """Added to a norm before dividing by it."""
@@ -53,7 +55,7 @@ class Factored:
     def with_row_lengths(self, length_O: Tensor) -> Factored:
         """This, every row scaled by length / (its norm + eps)."""
         scale_O = length_O / (self.row_norms() + EPS)
-        terms = (replace(t, left_OR=t.left_OR * scale_O[:, None], left_weight_RI=None) for t in self.terms)
+        terms = (replace(t, left_OR=t.left_OR * scale_O[..., None], left_weight_RI=None) for t in self.terms)
         return replace(self, p_O=scaled(scale_O, self.p_O), terms=tuple(terms))
 
     def with_column_lengths(self, length_I: Tensor) -> Factored:
@@ -64,15 +66,15 @@ class Factored:
         """The same matrix, transposed; views only."""
         terms = tuple(
             Term(
-                left_OR=t.right_RI.T,
-                right_RI=t.left_OR.T,
-                weight_right_OR=None if t.left_weight_RI is None else t.left_weight_RI.T,
-                left_weight_RI=None if t.weight_right_OR is None else t.weight_right_OR.T,
+                left_OR=t.right_RI.mT,
+                right_RI=t.left_OR.mT,
+                weight_right_OR=None if t.left_weight_RI is None else t.left_weight_RI.mT,
+                left_weight_RI=None if t.weight_right_OR is None else t.weight_right_OR.mT,
             )
             for t in self.terms
         )
         return Factored(
-            weight_OI=self.weight_OI.T,
+            weight_OI=self.weight_OI.mT,
             row_squares_O=self.column_squares_I,
             column_squares_I=self.row_squares_O,
             p_O=self.q_I,
@@ -85,16 +87,16 @@ class Factored:
         squares_O = self._squares_of_scaled_weight()
         if self.terms:
             left_OR, right_RI = self.low_rank()
-            weight_right_OR = torch.cat([self._weight_times(term) for term in self.terms], dim=1)
-            cross_O = scaled((left_OR * weight_right_OR).sum(dim=1), self.p_O)
-            gram_RR = right_RI @ right_RI.T
-            squares_O = squares_O + 2 * cross_O + ((left_OR @ gram_RR) * left_OR).sum(dim=1)
+            weight_right_OR = torch.cat([self._weight_times(term) for term in self.terms], dim=-1)
+            cross_O = scaled((left_OR * weight_right_OR).sum(dim=-1), self.p_O)
+            gram_RR = right_RI @ right_RI.mT
+            squares_O = squares_O + 2 * cross_O + ((left_OR @ gram_RR) * left_OR).sum(dim=-1)
         return guarded_sqrt(squares_O)
 
     def _squares_of_scaled_weight(self) -> Tensor:
         """Squared row norms of diag(p) W diag(q)."""
         if self.q_I is not None:
-            squares_O = frozen_product(self.weight_OI, self.q_I.square()[None], squared=True)[:, 0]
+            squares_O = weighted_squares(self.weight_OI, self.q_I.square())
         else:
             assert self.row_squares_O is not None, "a slot with magnitudes keeps the squares of its weight"
             squares_O = self.row_squares_O
@@ -104,27 +106,32 @@ class Factored:
         """W diag(q) R^T."""
         if self.q_I is None and term.weight_right_OR is not None:
             return term.weight_right_OR
-        return frozen_product(self.weight_OI, scaled(term.right_RI, self.q_I))
+        return frozen_product(self.weight_OI, columns_scaled(term.right_RI, self.q_I))
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """All terms as one: L (out, rank) and R (rank, in)."""
         if len(self.terms) == 1:
             return self.terms[0].left_OR, self.terms[0].right_RI
-        left_OR = torch.cat([term.left_OR for term in self.terms], dim=1)
-        return left_OR, torch.cat([term.right_RI for term in self.terms], dim=0)
+        left_OR = torch.cat([term.left_OR for term in self.terms], dim=-1)
+        return left_OR, torch.cat([term.right_RI for term in self.terms], dim=-2)
 
     def dense(self) -> Tensor:
         """W' itself (out, in), at least in float32: for merging only."""
-        whole_OI = scaled(self.weight_OI.to(wide_dtype(self.weight_OI)), self.q_I)
-        whole_OI = whole_OI if self.p_O is None else whole_OI * self.p_O[:, None]
+        whole_OI = columns_scaled(self.weight_OI.to(wide_dtype(self.weight_OI)), self.q_I)
+        whole_OI = whole_OI if self.p_O is None else whole_OI * self.p_O[..., None]
         for term in self.terms:
             whole_OI = whole_OI + term.left_OR @ term.right_RI
         return whole_OI
 
 
 def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
-    """`value * scale` along the last dimension; None stands for ones."""
+    """`value * scale`; None stands for ones."""
     return value if scale is None else value * scale
+
+
+def columns_scaled(matrix_OI: Tensor, scale_I: Tensor | None) -> Tensor:
+    """M diag(scale); None stands for ones."""
+    return matrix_OI if scale_I is None else matrix_OI * scale_I[..., None, :]
 
 
 def guarded_sqrt(square: Tensor) -> Tensor:
@@ -141,37 +148,6 @@ def wide_dtype(weight: Tensor) -> torch.dtype:
 def squares(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of W_jk^2 over each row (out,) and each column (in,), from W as it is stored, in its wide dtype."""
     dtype = wide_dtype(weight_OI)
-    rows_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype).square()
-    columns_I = torch.linalg.vector_norm(weight_OI, dim=0, dtype=dtype).square()
+    rows_O = torch.linalg.vector_norm(weight_OI, dim=-1, dtype=dtype).square()
+    columns_I = torch.linalg.vector_norm(weight_OI, dim=-2, dtype=dtype).square()
     return rows_O, columns_I
-
-
-def frozen_product(weight_OI: Tensor, factor_KI: Tensor, *, squared: bool = False) -> Tensor:
-    """W F^T (out, K) for frozen W, or with W's entries squared, in the dtype of F.
-
-    A 16-bit W is widened for the product and again for its backward: autograd alone would keep a float32 copy of every
-    weight of the network from forward to backward.
-    """
-    product: Tensor = _FrozenProduct.apply(weight_OI, factor_KI, squared)
-    return product
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """Only the factor has a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight_OI: Tensor, factor_KI: Tensor, squared: bool) -> Tensor:
-        ctx.save_for_backward(weight_OI)
-        ctx.squared = squared
-        return _widened(weight_OI, factor_KI.dtype, squared) @ factor_KI.T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        (weight_OI,) = ctx.saved_tensors
-        (grad_OK,) = grads
-        return None, grad_OK.T @ _widened(weight_OI, grad_OK.dtype, ctx.squared), None
-
-
-def _widened(weight_OI: Tensor, dtype: torch.dtype, squared: bool) -> Tensor:
-    wide_OI = weight_OI.to(dtype)
-    return wide_OI.square() if squared else wide_OI

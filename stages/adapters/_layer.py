@@ -1,13 +1,14 @@
 """A layer with adapters on it: stands where a Linear or Conv1d stood, under the same weight and bias names.
 
-`factored` computes the adapted weight, which depends on parameters only; `forward` applies it to what flows through.
-Letters: O out features, I in features.
+`factored` computes the adapted weight, which depends on parameters only; `forward` applies it to what flows through,
+or applies what was computed for all layers at once (`_together`).
+Letters: O out features, I in features, R rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,26 @@ from stages.adapters._factored import Factored, squares
 from stages.adapters._kind import Kind
 from stages.adapters._parts import Start
 from stages.errors import AdapterOrder, LayerNotAdaptable
+
+
+class Ready(NamedTuple):
+    """An adapted weight as tokens meet it: diag(p) W diag(q) + L R, thin factors in the dtype of the products.
+
+    Any of them may be None: no scale, no move. For many layers at once each has a leading dimension.
+    """
+
+    p_O: Tensor | None
+    q_I: Tensor | None
+    left_OR: Tensor | None
+    right_RI: Tensor | None
+
+
+def ready(whole: Factored, dtype: torch.dtype) -> Ready:
+    """Scales stay in float32; the thin factors are rounded once."""
+    if not whole.terms:
+        return Ready(whole.p_O, whole.q_I, None, None)
+    left_OR, right_RI = whole.low_rank()
+    return Ready(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype))
 
 
 class Slot(nn.Module):
@@ -60,19 +81,26 @@ class AdaptedLayer(nn.Module):
         self.register_buffer("row_squares_O", None, persistent=False)
         self.register_buffer("column_squares_I", None, persistent=False)
         self.slots = nn.ModuleList()
+        self.ready: Ready | None = None
+        """The adapted weight of this step, where it was computed together with that of other layers."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
-        whole = self.factored()
-        bias = self.bias if whole.p_O is None else None
-        out = self._product(self._scaled(tokens, whole.q_I), whole.weight_OI, bias)
-        out = self._scaled(out, whole.p_O)
-        if whole.terms:
-            left_OR, right_RI = whole.low_rank()
-            out = out + self._product(self._product(tokens, right_RI.to(out.dtype)), left_OR.to(out.dtype))
+        now = self.ready
+        if now is None:
+            now = ready(self.factored(), self._product_dtype())
+        bias = self.bias if now.p_O is None else None
+        out = self._product(self._scaled(tokens, now.q_I), self.matrix(), bias)
+        out = self._scaled(out, now.p_O)
+        if now.left_OR is not None and now.right_RI is not None:
+            out = out + self._product(self._product(tokens, now.right_RI), now.left_OR)
         if bias is None and self.bias is not None:
             out = out + self._along_features(self.bias).to(out.dtype)
         return out
+
+    def _product_dtype(self) -> torch.dtype:
+        device = self.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
     def factored(self) -> Factored:
         """The adapted weight, with its norms taken in float32 whatever autocast says."""
@@ -99,6 +127,11 @@ class AdaptedLayer(nn.Module):
                 self.set_slots(stack[1:])
         return finite
 
+    def move_weight(self, place_OI: Tensor) -> None:
+        """Let the weight lie in another piece of memory, which takes over its values."""
+        place_OI.copy_(self.matrix())
+        self.weight.data = place_OI.view(self.weight.shape)
+
     def stack(self) -> list[Slot]:
         """The slots, the one that acts on the base weight first."""
         return cast(list[Slot], list(self.slots))
@@ -107,9 +140,9 @@ class AdaptedLayer(nn.Module):
         """Replace the stack; what it remembers about the weight is computed again, for a merge may have changed it."""
         self.slots = nn.ModuleList(slots)
         for basis in (slot.basis for slot in slots if slot.basis.knows_weight):
-            basis.keep_products(self._matrix())
+            basis.keep_products(self.matrix())
         needed = any(slot.uses_squares for slot in slots)
-        self.row_squares_O, self.column_squares_I = squares(self._matrix()) if needed else (None, None)
+        self.row_squares_O, self.column_squares_I = squares(self.matrix()) if needed else (None, None)
 
     def base(self) -> nn.Module:
         """The layer that stood here, with the parameters it has now."""
@@ -120,10 +153,11 @@ class AdaptedLayer(nn.Module):
 
     def _unadapted(self) -> Factored:
         return Factored(
-            weight_OI=self._matrix(), row_squares_O=self.row_squares_O, column_squares_I=self.column_squares_I
+            weight_OI=self.matrix(), row_squares_O=self.row_squares_O, column_squares_I=self.column_squares_I
         )
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """The weight as (out, in), detached."""
         return matrix_of(self.weight)
 
     def _scaled(self, value: Tensor, scale: Tensor | None) -> Tensor:

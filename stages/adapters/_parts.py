@@ -1,7 +1,7 @@
 """The two axes of the kinds: where a move comes from (basis), and what is given a trained length (magnitude).
 
 Each part of a layer's adapter is a small module whose parameters carry the names of the file format.
-Letters: O out features, I in features, R rank.
+Letters: O out features, I in features, R rank. What they compute allows leading dimensions, as `_factored` does.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class FreeBasis(nn.Module):
         A_RI = torch.empty(start.rank, num_in, dtype=start.dtype, device=device)
         A_RI.uniform_(-(num_in**-0.5), num_in**-0.5, generator=start.generator)
         self.dropout = start.dropout
+        self.mask_1I: Tensor | None = None
+        """A dropout mask drawn beforehand, instead of one for every evaluation."""
         self.lora_A = nn.Parameter(A_RI.to(start.weight_OI.device))
         self.lora_B = nn.Parameter(torch.zeros(num_out, start.rank, dtype=start.dtype, device=start.weight_OI.device))
 
@@ -62,8 +64,11 @@ class FreeBasis(nn.Module):
         """L = scaling B, R = A (with its dropout mask)."""
         A_RI: Tensor = self.lora_A
         if self.training and self.dropout > 0:
-            A_RI = A_RI * F.dropout(torch.ones_like(A_RI[:1]), self.dropout)
+            A_RI = A_RI * (self._new_mask() if self.mask_1I is None else self.mask_1I)
         return Term(left_OR=scaling * self.lora_B, right_RI=A_RI)
+
+    def _new_mask(self) -> Tensor:
+        return F.dropout(torch.ones_like(self.lora_A[..., :1, :]), self.dropout)
 
 
 class SvdBasis(nn.Module):
@@ -96,16 +101,16 @@ class SvdBasis(nn.Module):
         uses_weight_right, uses_left_weight = self._uses
         wide_OI = weight_OI.detach().to(self.U.dtype)
         self.weight_V = wide_OI @ self.V if uses_weight_right else None
-        self.U_weight = self.U.T @ wide_OI if uses_left_weight else None
+        self.U_weight = self.U.mT @ wide_OI if uses_left_weight else None
 
     def term(self, scaling: float) -> Term:
         """L = U (scaling M), R = Z^T."""
         core_RR = scaling * self.M_xs
         return Term(
             left_OR=self.U @ core_RR,
-            right_RI=self.V.T,
+            right_RI=self.V.mT,
             weight_right_OR=self.weight_V,
-            left_weight_RI=None if self.U_weight is None else core_RR.T @ self.U_weight,
+            left_weight_RI=None if self.U_weight is None else core_RR.mT @ self.U_weight,
         )
 
 

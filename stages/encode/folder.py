@@ -182,7 +182,8 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
 
 
 def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer() and value >= least
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and float(value).is_integer() and value >= least  # type: ignore[arg-type, operator]
 
 
 def _is_prefix(mask: object) -> bool:

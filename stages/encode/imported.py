@@ -7,7 +7,7 @@ another one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,8 @@ class Task:
     key: str
     clip_id: str
     num_frames: int
-    clip: FolderClip | None
-    """None for silence."""
-    silence_TC: np.ndarray
-
-    def frames(self) -> np.ndarray:
-        """(T, C) float32. Raises: Unfit."""
-        return self.silence_TC if self.clip is None else self.clip.frames()
+    frames: Callable[[], np.ndarray]
+    """(T, C) float32. Raises: Unfit."""
 
 
 def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outcome:
@@ -59,20 +54,20 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
     assert source is not None and weights is not None, "the runner hands an import its folder and its weights"
     folder = read_folder(source, shape_of(weights, params))
     difference = silence_difference(folder, params, weights, work)
-    checked(folder, params, difference)
-    assert folder.silence_TC is not None, "a folder without silence is refused"
+    silence_TC = checked_silence(folder, params, difference)
     for note in [*(f"left out: {one.member}: {one.msg}" for one in folder.faults), *folder.notes]:
         work.say(note)
-    tasks = tasks_of(folder, folder.silence_TC, params)
-    located = stored(tasks, params, weights, work)
+    silence, *clips = tasks_of(folder, silence_TC, params)
+    located = stored([silence, *clips], params, weights, work)
     shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
     prompts = encoded_prompts(shelf, (clip.prompt for clip in folder.clips), weights, work)
     key_of = prompt_keys(weights)
-    rows = [row_of(task.clip, located[task.key], key_of(task.clip.prompt)) for task in tasks if task.clip is not None]
+    places = [located[task.key] for task in clips]
+    rows = [row_of(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
     write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
     write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
     read = window(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
-    made = facts(params, read, rows, located[tasks[0].key], set(), prompts.num_encoded, weights)
+    made = facts(params, read, rows, located[silence.key], set(), prompts.num_encoded, weights)
     return Outcome(facts=made | {"origin": origin(source.fingerprint, folder, difference, weights)})
 
 
@@ -82,16 +77,16 @@ def shape_of(weights: Weights, params: ImportParams) -> Shape:
     return Shape(model=params.model, channels=width_of(weights), sample_rate_hz=rate, dtype=params.latent_dtype)
 
 
-def checked(folder: Folder, params: ImportParams, difference: float | None) -> None:
-    """Refuse a folder with faults, or one that --skip-bad cannot mend.
+def checked_silence(folder: Folder, params: ImportParams, difference: float | None) -> np.ndarray:
+    """The folder's silence, (T, C), once nothing is wrong that --skip-bad may not leave out.
 
     Raises:
-        DatasetFaults.
+        DatasetFaults: everything that is wrong.
     """
     whole = [Fault(member="", type=type, msg=msg) for type, msg in _faults_of_all(folder, params, difference)]
-    bound = [fault for fault in folder.faults if folder.silence_TC is None and fault.member == "silence.npy"]
-    if whole or bound or (folder.faults and not params.skip_bad):
+    if whole or folder.silence_TC is None or (folder.faults and not params.skip_bad):
         raise DatasetFaults(whole + folder.faults)
+    return folder.silence_TC
 
 
 def _faults_of_all(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
@@ -104,8 +99,8 @@ def _faults_of_all(folder: Folder, params: ImportParams, difference: float | Non
     if len(folder.clips) > params.max_clips:
         found.append(("too_many_clips", f"it holds {len(folder.clips)} clips; raise --max-clips ({params.max_clips})"))
     if difference is not None and difference > ANOTHER_AUTOENCODER:
-        said = f"its silence differs from that of {params.model}'s autoencoder by {difference:.0%}"
-        found.append(("autoencoder_differs", f"{said}: another autoencoder made it. Choose that model, or encode again"))
+        said = f"its silence differs from that of {params.model}'s autoencoder by {difference:.0%}: another made it"
+        found.append(("autoencoder_differs", f"{said}. Choose the model it was made for, or encode the clips again"))
     return found
 
 
@@ -129,12 +124,12 @@ def silence_difference(folder: Folder, params: ImportParams, weights: Weights, w
 def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> list[Task]:
     """Silence, then every clip."""
 
-    def task(clip_id: str, digest: str, num_frames: int, clip: FolderClip | None) -> Task:
+    def task(clip_id: str, digest: str, num_frames: int, frames: Callable[[], np.ndarray]) -> Task:
         key = imported_key(digest, params.latent_dtype)
-        return Task(key=key, clip_id=clip_id, num_frames=num_frames, clip=clip, silence_TC=silence_TC)
+        return Task(key=key, clip_id=clip_id, num_frames=num_frames, frames=frames)
 
-    silence = task("silence", digest_of(silence_TC), len(silence_TC), None)
-    return [silence, *(task(clip.clip_id, clip.digest, clip.num_frames, clip) for clip in folder.clips)]
+    silence = task("silence", digest_of(silence_TC), len(silence_TC), lambda: silence_TC)
+    return [silence, *(task(clip.clip_id, clip.digest, clip.num_frames, clip.frames) for clip in folder.clips)]
 
 
 def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:

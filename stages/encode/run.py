@@ -13,7 +13,7 @@ from cache.manifest import read_rows, write_rows
 from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.stage import SILENCE_FRAMES, EncodeParams, item_key, prompt_key, silence_key
+from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
 from stages.errors import LatentsNotFinite, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
 from stages.models._nets.autoencoder import Autoencoder
@@ -73,7 +73,7 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
 
 
 def facts(
-    params: EncodeParams,
+    params: EncodeParams | ImportParams,
     ingested: Mapping[str, object],
     rows: Sequence[EncodedClip],
     silence: Location,

@@ -26,7 +26,7 @@ _PHASES_AT_ONCE = 48
 """Outputs of one matrix product. Neighbouring phases share most of their inputs; phases far apart share none."""
 _CHUNK_SAMPLES = 1 << 16
 """Input samples per round and channel. Fixed: the same signal meets the same matrix shapes, and rounds alike."""
-_KEPT_TAPS = 1 << 24
+_KEPT_TAPS = 1 << 23
 """Taps (float32) kept from round to round; a ratio that needs more computes them afresh in each round."""
 _PRODUCT_SIZE = 1 << 18
 """Multiplications of one matrix product at most. BLAS libraries compute products this small in the calling thread, so
@@ -160,7 +160,7 @@ def _phases(ratio: Ratio) -> Iterable[Phases]:
     return _kept_phases(ratio) if size <= _KEPT_TAPS else _fresh_phases(ratio)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _kept_phases(ratio: Ratio) -> tuple[Phases, ...]:
     return tuple(_fresh_phases(ratio))
 

@@ -67,6 +67,8 @@ def _side_by_side(
     try:
         yield from side_by_side(calls)
     except (BrokenProcessPool, MemoryError) as error:
+        if should_stop():
+            return  # Ctrl-C reached a worker that was still starting: that is the stop that was asked for
         raise StageError(
             f"a worker of ingest was killed or ran out of memory ({type(error).__name__}). Finished clips are kept. "
             f"Run the same command again with fewer processes, such as --workers {max(1, number // 2)}."

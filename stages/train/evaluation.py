@@ -41,7 +41,8 @@ def evaluate(network: Network, clips: Clips, prompts: Prompts, chance: Chance, d
     """One forward pass per clip, all timesteps in one batch."""
     network.train(False)
     batches = (batch.to(device) for batch in fixed_batches(clips, prompts, chance))
-    per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
+    with network.ready():
+        per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
     return Evaluation(tuple(per_clip.double().mean(dim=0).tolist()))
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from stages.adapters import _file as adapter_file
+from stages.adapters._kind import kind_named
 from stages.errors import AdapterMismatch
 from stages.records import AdapterSpec
 from stages.train.job import DTYPES, Job
-from stages.train.stage import LEGACY_KINDS, TrainParams
+from stages.train.stage import TrainParams
 
 ADAPTER, TRAINED_VALUES = "adapter.safetensors", "adapter_fp32.safetensors"
 
@@ -34,16 +35,16 @@ def write_adapters(
 def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:
     """Read an adapter file back. Raises: AdapterMismatch naming every difference."""
     found = adapter_file.read(file)
-    differences = [f"its spec is {found.spec}, not {spec}"] if found.spec != spec else []
-    differences += [f"tensor {key} is not there" for key in expected.keys() - found.tensors.keys()]
-    differences += [f"tensor {key} is too many" for key in found.tensors.keys() - expected.keys()]
-    differences += [
+    wrong = [f"its spec is {found.spec}, not {spec}"] if found.spec != spec else []
+    wrong += [f"tensor {key} is not there" for key in expected.keys() - found.tensors.keys()]
+    wrong += [f"tensor {key} is too many" for key in found.tensors.keys() - expected.keys()]
+    wrong += [
         f"tensor {key} differs"
         for key in expected.keys() & found.tensors.keys()
         if not torch.equal(found.tensors[key], expected[key].to(found.tensors[key].dtype))
     ]
-    if differences:
-        raise AdapterMismatch(file.name, sorted(differences))
+    if wrong:
+        raise AdapterMismatch(file.name, sorted(wrong))
 
 
 def metadata_of(job: Job, step: int) -> dict[str, str]:
@@ -64,23 +65,31 @@ def read_start(job: Job) -> adapter_file.AdapterFile | None:
     """
     if job.params.lora_checkpoint is None:
         return None
-    file, params = job.inputs.files["lora_checkpoint"], job.params
+    file = job.inputs.files["lora_checkpoint"]
     found = adapter_file.read(file)
-    pairs = {
-        "adapter_type": (LEGACY_KINDS.get(found.spec.kind, found.spec.kind), params.adapter_type),
-        "rank": (found.spec.rank, params.rank),
-        "include": (found.spec.include, params.include),
-        "exclude": (found.spec.exclude, params.exclude),
-    }
-    if params.alpha is not None:
-        pairs["alpha"] = (found.spec.alpha, params.alpha)
-    differences = [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
-    if differences:
-        raise AdapterMismatch(file.name, differences)
-    base, ours = found.metadata.get("base_digest"), job.weights.digests["transformer"]
-    if base is not None and base != ours:
-        job.work.say(f"{file.name} was trained on other base weights: {base[:8]}, here {ours[:8]}")
+    wrong = differences(found.spec, job.params)
+    base, ours = found.metadata.get("base_digest", ""), job.weights.digests["transformer"]
+    if base and base != ours:
+        line = f"it was trained on other base weights: {base[:8]}, here {ours[:8]}"
+        if kind_named(found.spec.kind).basis.singular:
+            wrong.append(f"{line}, and its directions are those of its own")
+        else:
+            job.work.say(f"{file.name}: {line}")
+    if wrong:
+        raise AdapterMismatch(file.name, wrong)
     return found
+
+
+def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
+    """Where an adapter file is not what was asked for, in words."""
+    pairs = {
+        "adapter_type": (found.kind, params.adapter_type),
+        "rank": (found.rank, params.rank),
+        "include": (found.include, params.include),
+        "exclude": (found.exclude, params.exclude),
+        "alpha": (found.alpha, params.alpha if params.alpha is not None else found.alpha),
+    }
+    return [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
 
 
 def resolved_spec(params: TrainParams, start: adapter_file.AdapterFile | None) -> AdapterSpec:

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.contract import Workspace
-from stages.errors import LossNotFinite, Stopped
+from stages.errors import DeviceFull, LossNotFinite, Stopped
 from stages.train import checkpoint
 from stages.train.batches import Batch
 from stages.train.checkpoint import Checkpoint
 from stages.train.draws import Chance
 from stages.train.metrics import LOSS_WINDOW, History
 from stages.train.network import Network, batch_losses, loss_scale
+from stages.train.objective import Losses
 from stages.train.optimizer import Optimizer
 from stages.train.stage import TrainParams
+
+QUIET_SECONDS = 10.0
+"""Longest time without a progress line, where steps are slow."""
 
 
 @dataclass
@@ -40,11 +45,28 @@ class Training:
     def advance(self, batch: Batch) -> None:
         """One update."""
         with adapter_dropout(self.params, self.step, self.device):
-            losses = batch_losses(self.network, batch, paired=self.params.optimal_transport)
-            total = losses.total(self.params.mask_loss_weight)
-            norm = self.optimizer.update(total, loss_scale(batch, self.network.denoiser.dtype))
+            self.use_masks()
+            losses, norm = self.update(batch)
         self.history.add(batch.timestep_B, losses, norm)
         self.step += 1
+
+    def update(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Losses, Tensor]:
+        """All that the device does in a step: forward, backward, optimiser; losses and the norm of the gradient."""
+        with self.network.ready():
+            losses = batch_losses(self.network, batch, paired=self.params.optimal_transport, prompts_BLD=prompts_BLD)
+            total = losses.total(self.params.mask_loss_weight)
+            norm = self.optimizer.update(total, loss_scale(batch, self.network.denoiser.dtype))
+        return losses, norm
+
+    def use_masks(self) -> None:
+        """Give stacked layers the dropout masks of this step, drawn on the CPU."""
+        layers = self.network.layers
+        if layers is not None and layers.dropout > 0:
+            layers.use_masks([mask.to(self.device) for mask in layers.masks(self.mask_generator())])
+
+    def mask_generator(self) -> torch.Generator:
+        """Where the dropout masks of the next step come from."""
+        return Chance(self.params.seed).torch_at("adapter dropout", self.step)
 
     def as_checkpoint(self) -> Checkpoint:
         """All of it, on the CPU."""
@@ -97,6 +119,9 @@ class Fit:
         self.seconds_before = float(self.training.notes.get("seconds", 0.0))
         # Looking makes the host wait for the device: free on the CPU, elsewhere only when there is something to tell.
         self.looks_at_every_step = self.training.device.type == "cpu"
+        self.told = self.started
+        already = checkpoint.directory_of(self.folder, self.first_step).is_dir()
+        self.saved_step = self.first_step if already else 0
 
     @property
     def folder(self) -> Path:
@@ -120,31 +145,42 @@ class Fit:
             if self.work.should_stop():
                 self.save()
                 raise Stopped(f"at step {self.training.step} of {self.total_steps}")
-            self.training.advance(self.batch_at(self.training.step).to(self.training.device))
+            self.make_step()
             self.after_step()
-        if not checkpoint.directory_of(self.folder, self.training.step).is_dir():
-            # All steps were done elsewhere, by the run this one goes on from.
-            self.save()
+        # Saved already, unless all steps were made by the run this one goes on from.
+        self.save()
+
+    def make_step(self) -> None:
+        """The next step, on its own batch. Raises: DeviceFull."""
+        batch, device = self.batch_at(self.training.step), self.training.device
+        try:
+            self.training.advance(batch.to(device))
+        except torch.OutOfMemoryError as error:
+            size, _, num_frames = batch.latents_BCT.shape
+            raise DeviceFull(str(device), size, num_frames, self.training.step + 1) from error
 
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""
         step, resources = self.training.step, self.work.resources
-        due_to_tell = step in (1, self.total_steps) or step % resources.log_every == 0
+        late = self.looks_at_every_step and time.perf_counter() - self.told > QUIET_SECONDS
+        due_to_tell = late or step in (1, self.total_steps) or step % resources.log_every == 0
         due_to_save = step == self.total_steps or step % resources.checkpoint_every == 0
         if due_to_tell or self.looks_at_every_step:
             self.refuse_broken()
         if due_to_tell:
             self.work.progress(step, self.total_steps, self.line())
+            self.told = time.perf_counter()
         if due_to_save:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this step and let go of old ones. Before the first step there is nothing to save."""
+        """Write a checkpoint of this step, unless there is nothing new to save, and let go of old ones."""
         self.refuse_broken()
-        if self.training.step > 0:
+        if self.training.step > self.saved_step:
             self.training.notes["seconds"] = self.seconds
             checkpoint.write(self.folder, self.identity, self.training.as_checkpoint())
             checkpoint.keep_newest(self.folder, self.work.resources.keep_checkpoints)
+            self.saved_step = self.training.step
 
     def refuse_broken(self) -> None:
         """Stop at the first step whose figures are not finite, with a checkpoint of what came before it."""

@@ -60,7 +60,11 @@ class History:
     def add(self, timestep_B: Tensor, losses: Losses, norm: Tensor) -> None:
         """Note one step."""
         figures_3B = torch.stack([timestep_B, losses.generated_B.detach(), losses.context_B.detach()])
-        self._pending.append((figures_3B, norm.detach()))
+        self.note(figures_3B, norm.detach())
+
+    def note(self, figures_3B: Tensor, norm: Tensor) -> None:
+        """The same, of figures put together elsewhere; they must stay as they are."""
+        self._pending.append((figures_3B, norm))
 
     def settle(self) -> None:
         """Bring pending figures to the host."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stages.adapters._base import Adapter
+from stages.adapters._together import Together
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser
 from stages.train.batches import Batch
@@ -24,15 +26,30 @@ class Network:
     denoiser: Denoiser
     conditioner: Conditioner
     adapter: Adapter
+    layers: Together | None = None
+    """The adapter's layers stacked by shape; None computes each layer's weight at each use."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Within, adapted weights are computed once, for parameters as they are on entry."""
+        return nullcontext() if self.layers is None else self.layers.ready()
+
+    def padded(self, batch: Batch) -> Tensor:
+        """(B, L, D): prompts as the denoiser is given them, before its own layers."""
+        return self.conditioner.padded_prompts(batch.hidden)
 
     def train(self, learning: bool) -> None:
         """Adapter dropout is active while learning, and only then."""
         self.denoiser.train(learning)
         self.conditioner.train(learning)
 
-    def velocity(self, batch: Batch, noise_BCT: Tensor) -> Tensor:
-        """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision."""
-        conditioning = self.conditioner(self.conditioner.padded_prompts(batch.hidden), batch.seconds_total_B)
+    def velocity(self, batch: Batch, noise_BCT: Tensor, prompts_BLD: Tensor | None = None) -> Tensor:
+        """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision.
+
+        Args:
+            prompts_BLD: `padded` of the batch, where that was made beforehand.
+        """
+        prompts_BLD = self.padded(batch) if prompts_BLD is None else prompts_BLD
+        conditioning = self.conditioner(prompts_BLD, batch.seconds_total_B)
         given_B1T = batch.given_BT[:, None].float()
         predicted: Tensor = self.denoiser(
             noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
@@ -47,7 +64,7 @@ class Network:
         return predicted
 
 
-def batch_losses(network: Network, batch: Batch, *, paired: bool) -> Losses:
+def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BLD: Tensor | None = None) -> Losses:
     """Forward and compare.
 
     Args:
@@ -56,18 +73,18 @@ def batch_losses(network: Network, batch: Batch, *, paired: bool) -> Losses:
     noise_BCT = batch.noise_BCT
     if paired and len(noise_BCT) > 1:
         noise_BCT = noise_BCT[pairing(batch.latents_BCT, noise_BCT)]
-    predicted_BCT = network.velocity(batch, noise_BCT)
+    predicted_BCT = network.velocity(batch, noise_BCT, prompts_BLD)
     return losses(predicted_BCT, velocity(batch.latents_BCT, noise_BCT), batch.real_BT, batch.given_BT)
 
 
 def loss_scale(batch: Batch, dtype: torch.dtype) -> float:
     """What the loss is multiplied by before the backward pass, and gradients divided by after it.
 
-    Only fp16 needs it: one element's share of the mean loss, 1 / (B C T), is below its smallest number. The scale is
-    the power of two below B C T / 256, so that shares become about 2^-8: 16 halvings above where fp16 ends, and far
-    enough from its largest number to add up thousands of frames. It follows from the batch's shape alone, so there is
-    nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all the same, the run
-    stops and says so.
+    Only fp16 needs it: one element's share of the mean loss, 1 / (B C T), is far below 6e-5, under which fp16 loses
+    digits. The scale is the power of two below B C T / 256, so that shares become about 2^-8: 16 halvings above where
+    fp16 ends, and far enough from its largest number to add up thousands of frames. It follows from the batch's shape
+    alone, so there is nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all
+    the same, the run stops and says so.
     """
     if dtype is not torch.float16:
         return 1.0

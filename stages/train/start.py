@@ -6,6 +6,7 @@ from math import prod
 
 from stages.adapters._base import Adapter, attach
 from stages.adapters._svd import BasesFolder
+from stages.adapters._together import together
 from stages.models._weights import load_conditioner, load_denoiser
 from stages.train import checkpoint
 from stages.train.export import read_start, resolved_spec
@@ -14,6 +15,7 @@ from stages.train.loop import Training
 from stages.train.metrics import History
 from stages.train.network import Network
 from stages.train.optimizer import Optimizer
+from stages.train.stage import TrainParams
 
 
 def new_training(job: Job) -> Training:
@@ -21,12 +23,18 @@ def new_training(job: Job) -> Training:
     network = new_network(job)
     return Training(
         network=network,
-        optimizer=Optimizer(network.adapter.named_parameters(), job.params),
+        optimizer=new_optimizer(network, job.params),
         history=History.empty(job.params.batch_size),
         params=job.params,
         device=job.device,
         notes={},
     )
+
+
+def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
+    """On the stacked tensors where there are such."""
+    stacks = None if network.layers is None else network.layers.stacked()
+    return Optimizer(network.adapter.named_parameters(), params, stacks)
 
 
 def new_network(job: Job) -> Network:
@@ -43,7 +51,7 @@ def new_network(job: Job) -> Network:
     )
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
-    return Network(denoiser, conditioner, adapter)
+    return Network(denoiser, conditioner, adapter, together(adapter))
 
 
 def rank_limit(network: Network) -> int:

@@ -37,7 +37,9 @@ CASES = (
 )
 LEFT_OUT = re.compile(r"after_step1:.*|.*_float64|hidden_.*|out_nopad_check|out_cfg(7.*|4_apg05)")
 WHOLE_FILES = ("model.safetensors", "model_config.json", "adapter_filters.json", "statistics.json")
-LIMIT_BYTES = 4_000_000
+ADAPTERS = "adapters/*_r1.safetensors"
+"""One file of every kind, for what a file looks like."""
+LIMIT_BYTES = 5_000_000
 
 
 def main(full: Path, compact: Path) -> None:
@@ -51,9 +53,10 @@ def main(full: Path, compact: Path) -> None:
     for name in WHOLE_FILES:
         if (full / name).is_file():
             _copy(full / name, compact / name)
-    for folder in _text_encoder_folders(full):
-        for path in sorted(folder.iterdir()):
-            _copy(path, compact / folder.name / path.name)
+    folders = [*_text_encoder_folders(full), full / "preencode"]
+    inside = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in [*inside, *sorted(full.glob(ADAPTERS))]:
+        _copy(path, compact / path.relative_to(full))
     total = sum(path.stat().st_size for path in compact.rglob("*") if path.is_file())
     print(f"{compact}: {len(index['cases'])} cases, {total:,} bytes")
     if total >= LIMIT_BYTES:

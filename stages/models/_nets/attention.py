@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,10 +71,10 @@ class SelfAttention(nn.Module):
     def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
         """(B, N, W). `valid_BN` True where a token may be looked at."""
         query, key, value, *second = split_heads(self.to_qkv(token_BNW), self.num_parts, self.num_heads)
-        out_BHND = self._map(query, key, value, turn, valid_BN)
         if second:
-            out_BHND = out_BHND - self._map(second[0], second[1], value, turn, valid_BN)
-        return self.to_out(merged_heads(out_BHND))
+            query, key, value = both(query, second[0]), both(key, second[1]), both(value, value)
+        out_BHND = self._map(query, key, value, turn, valid_BN)
+        return self.to_out(merged_heads(difference(out_BHND) if second else out_BHND))
 
     def _map(self, query: Tensor, key: Tensor, value: Tensor, turn: Turn, valid_BN: Tensor | None) -> Tensor:
         query = rotated(self.q_norm(query), turn).to(value.dtype)
@@ -98,15 +99,27 @@ class CrossAttention(nn.Module):
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
 
-    def forward(self, token_BNW: Tensor, context_BSW: Tensor) -> Tensor:
-        """(B, N, W) from tokens (B, N, W) and context (B, S, W)."""
-        queries = split_heads(self.to_q(token_BNW), self.num_maps, self.num_heads)
-        *keys, value = split_heads(self.to_kv(context_BSW), self.num_maps + 1, self.num_heads)
-        maps = [self._map(query, key, value) for query, key in zip(queries, keys, strict=True)]
-        return self.to_out(merged_heads(maps[0] - maps[1] if len(maps) == 2 else maps[0]))
+    def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
+        """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
+        query, *queries = split_heads(self.to_q(token_BNW), self.num_maps, self.num_heads)
+        key, *rest = split_heads(key_value_BSF, self.num_maps + 1, self.num_heads)
+        value = rest[-1]
+        if queries:
+            query, key, value = both(query, queries[0]), both(key, rest[0]), both(value, value)
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        out_BHND = self.attention(query, key, value, None)
+        return self.to_out(merged_heads(difference(out_BHND) if queries else out_BHND))
 
-    def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.attention(self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype), value, None)
+
+def both(first_BHND: Tensor, second_BHND: Tensor) -> Tensor:
+    """Two maps as heads side by side, so that one call attends for both."""
+    return torch.cat([first_BHND, second_BHND], dim=1)
+
+
+def difference(maps_BHND: Tensor) -> Tensor:
+    """The first map's heads minus the second's."""
+    first_BHND, second_BHND = maps_BHND.chunk(2, dim=1)
+    return first_BHND - second_BHND
 
 
 def split_heads(token_BNF: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:

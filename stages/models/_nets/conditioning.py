@@ -95,6 +95,12 @@ class Conditioner(nn.Module):
         rows = [self._padded(states, filling) for states in hidden]
         return torch.stack(rows)
 
+    def pad_into(self, prompts_BLD: Tensor, hidden: Sequence[Tensor]) -> None:
+        """`padded_prompts` into memory that is there already."""
+        for row, states in zip(prompts_BLD, hidden, strict=True):
+            row[: len(states)].copy_(states, non_blocking=True)
+            row[len(states) :].copy_(self.padding_vector.expand(len(row) - len(states), -1))
+
     def _padded(self, states: Tensor, filling: Tensor) -> Tensor:
         num_tokens, width = states.shape
         if width != self.width or num_tokens > self.max_length:

@@ -6,7 +6,7 @@ D conditioning width, L = C + 1 local channels (the inpaint mask, then the given
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -132,22 +132,40 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         token_BNW: Tensor,
-        context_BSW: Tensor,
+        key_value_BSF: Tensor,
         modulation_B1W6: Tensor,
-        local_BTL: Tensor,
+        local_BTW: Tensor,
         turn: Turn,
         valid_BN: Tensor | None,
     ) -> Tensor:
+        """The next tokens; keys, values and local condition are this layer's own, made for all layers beforehand."""
         parts = (self.to_scale_shift_gate + modulation_B1W6).chunk(6, dim=-1)
         scale, shift, gate, ff_scale, ff_shift, ff_gate = parts
         attended = self.self_attn(self.pre_norm(token_BNW) * (1 + scale) + shift, turn, valid_BN)
         token_BNW = token_BNW + torch.sigmoid(1 - gate) * attended
-        token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), context_BSW)
+        token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), key_value_BSF)
         # Memory tokens get exact zeros, not what the layers make of zeros.
-        num_memory = token_BNW.shape[1] - local_BTL.shape[1]
-        token_BNW = token_BNW + F.pad(self.to_local_embed(local_BTL), (0, 0, num_memory, 0))
+        num_memory = token_BNW.shape[1] - local_BTW.shape[1]
+        token_BNW = token_BNW + F.pad(local_BTW, (0, 0, num_memory, 0))
         moved = self.ff(self.ff_norm(token_BNW) * (1 + ff_scale) + ff_shift)
         return token_BNW + torch.sigmoid(1 - ff_gate) * moved
+
+
+EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor]]
+"""The same input through several modules."""
+RunBlock = Callable[..., Tensor]
+"""(block, *its inputs) to its output."""
+
+
+def each_module(modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
+    """One after the other."""
+    return [module(tokens) for module in modules]
+
+
+def run_block(block: nn.Module, *inputs: Any) -> Tensor:
+    """As it is."""
+    out: Tensor = block(*inputs)
+    return out
 
 
 class TokenTransformer(nn.Module):
@@ -163,6 +181,9 @@ class TokenTransformer(nn.Module):
         self.global_cond_embedder = two_layers(config.width, config.width, 6 * config.width)
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping what it made: less memory, a third more time."""
+        self.each: EachModule = each_module
+        self.run_block: RunBlock = run_block
+        self.checkpoint_options: dict[str, Any] = {}
 
     def forward(
         self, frame_BTC: Tensor, context_BSW: Tensor, global_BW: Tensor, local_BTL: Tensor, valid_BT: Tensor | None
@@ -174,14 +195,17 @@ class TokenTransformer(nn.Module):
         valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
         modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
         turn = self.rotary_pos_emb(token_BNW.shape[1])
-        for layer in self.layers:
-            token_BNW = self._through(layer, token_BNW, context_BSW, modulation_B1W6, local_BTL, turn, valid_BN)
+        key_values = self.each([layer.cross_attn.to_kv for layer in self.layers], context_BSW)
+        locals_BTW = self.each([layer.to_local_embed for layer in self.layers], local_BTL)
+        for layer, key_value_BSF, local_BTW in zip(self.layers, key_values, locals_BTW, strict=True):
+            inputs = (token_BNW, key_value_BSF, modulation_B1W6, local_BTW, turn, valid_BN)
+            token_BNW = self._through(layer, *inputs)
         return self.project_out(token_BNW[:, num_memory:])
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+            return checkpoint(self.run_block, layer, *inputs, use_reentrant=False, **self.checkpoint_options)
+        return self.run_block(layer, *inputs)
 
 
 class DiffusionTransformer(nn.Module):

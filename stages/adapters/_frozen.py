@@ -1,0 +1,124 @@
+"""Products with a frozen weight that leave no wide copy of it behind: float32 results from 16-bit weights.
+
+Autograd alone would widen W for the product and keep that copy, of every weight of the network, until the backward.
+Letters: O out features, I in features, K rows of the other factor; any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NUM_PIECES = 3
+"""16-bit pieces of a float32 factor: 24 bits of mantissa in bfloat16, 33 in float16."""
+
+_HALF_BITS = 11
+"""Mantissa of float16, the hidden bit included."""
+
+
+def frozen_product(weight_OI: Tensor, factor_KI: Tensor) -> Tensor:
+    """W F^T (O, K) in the dtype of F, accumulated in it; only F has a gradient."""
+    product: Tensor = _FrozenProduct.apply(weight_OI, factor_KI)
+    return product
+
+
+def weighted_squares(weight_OI: Tensor, factor_I: Tensor) -> Tensor:
+    """(O,): sum over k of W_jk^2 F_k, in the dtype of F; only F has a gradient."""
+    sums: Tensor = _WeightedSquares.apply(weight_OI, factor_I)
+    return sums
+
+
+class _FrozenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_OI: Tensor, factor_KI: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        return wide_product(weight_OI, factor_KI.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (weight_OI,) = ctx.saved_tensors
+        return None, wide_product(weight_OI.mT, grads[0]).mT
+
+
+class _WeightedSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_OI: Tensor, factor_I: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        return _squares_times(weight_OI, factor_I)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (weight_OI,) = ctx.saved_tensors
+        return None, _squares_times(weight_OI.mT, grads[0])
+
+
+def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
+    """M F (O, K) in the dtype of F, whose products with a 16-bit M are exact to that dtype's rounding.
+
+    On CUDA the float32 factor is cut into 16-bit pieces whose sum it is, so that tensor cores read M as it is stored and
+    add up in float32. Elsewhere M is widened, a matrix at a time.
+    """
+    if matrix_OI.dtype == wide_IK.dtype:
+        return matrix_OI @ wide_IK
+    if matrix_OI.is_cuda and wide_IK.dtype == torch.float32:
+        return _product_in_pieces(matrix_OI, wide_IK)
+    if matrix_OI.dim() == 2:
+        return matrix_OI.to(wide_IK.dtype) @ wide_IK
+    return torch.stack([wide_product(one, other) for one, other in zip(matrix_OI, wide_IK, strict=True)])
+
+
+def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
+    pieces, scales = pieces_of(wide_IK, matrix_OI.dtype)
+    right = torch.cat(pieces, dim=-1)
+    multiply = torch.mm if matrix_OI.dim() == 2 else torch.bmm
+    # The sum of a piece's products is float32 already inside the tensor core; it must not be rounded on the way out.
+    parts = multiply(matrix_OI, right, out_dtype=torch.float32).chunk(len(pieces), dim=-1)
+    total = parts[-1] * scales[-1]
+    for part, scale in zip(parts[-2::-1], scales[-2::-1], strict=True):
+        total = total + part * scale
+    return total
+
+
+def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | float]]:
+    """16-bit tensors and their scales: the sum of piece * scale is `wide`, to float32 rounding.
+
+    float16 spans few powers of two: each matrix is brought near 1 first, and each remainder again.
+    """
+    scale: Tensor | float = 1.0
+    step = 1.0
+    if dtype == torch.float16:
+        largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
+        exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
+        scale, step = torch.ldexp(torch.ones_like(largest), exponent), 2.0**-_HALF_BITS
+        wide = wide / scale
+    pieces: list[Tensor] = []
+    scales: list[Tensor | float] = []
+    for _ in range(NUM_PIECES):
+        piece = wide.to(dtype)
+        pieces.append(piece)
+        scales.append(scale)
+        wide, scale = (wide - piece.float()) / step, scale * step
+    return pieces, scales
+
+
+def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
+    """(O,) sum over k of M_jk^2 F_k."""
+    if matrix_OI.is_cuda:
+        return _fused_squares_times()(matrix_OI, factor_I)
+    if matrix_OI.dim() > 2:
+        return torch.stack([_squares_times(one, other) for one, other in zip(matrix_OI, factor_I, strict=True)])
+    return matrix_OI.to(factor_I.dtype).square() @ factor_I
+
+
+@cache
+def _fused_squares_times() -> Callable[[Tensor, Tensor], Tensor]:
+    # Compiled into one pass over the matrix; eagerly its float32 squares would be written out and read again.
+    return torch.compile(_squares_times_in_one, dynamic=True)
+
+
+def _squares_times_in_one(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
+    return (matrix_OI.to(factor_I.dtype).square() * factor_I[..., None, :]).sum(dim=-1)

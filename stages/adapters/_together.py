@@ -1,0 +1,244 @@
+"""Adapted weights of all layers, computed once per step: layers of one shape lie stacked and are worked on at once.
+
+The adapted weight depends on parameters only. Layer by layer its norms cost some seventeen small operations each, and
+again in a recomputed layer; stacked, a step needs a handful of batched products per shape. The stacked tensors are what
+is trained; each layer's own parameters, by which files and checkpoints know them, are views of them.
+
+L layers of one shape, O out features, I in features, R rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from stages.adapters._base import Adapter, Place
+from stages.adapters._factored import Factored
+from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot, ready
+from stages.errors import AdapterOrder
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked:
+    """A trained tensor that holds one tensor of each of several layers along its first dimension."""
+
+    parameter: nn.Parameter
+    keys: tuple[str, ...]
+    """File keys, in that order."""
+    bare: bool = False
+    """It is the tensor of its one key itself, without a dimension for layers."""
+
+
+Run = Callable[[Slot, Factored], Ready]
+
+
+def adapted_weight(slot: Slot, base: Factored) -> Ready:
+    """What a (stacked) slot makes of the base weight."""
+    return ready(slot(base), base.weight_OI.dtype)
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Layers of one shape. Layers of one role (the same but for numbers in their names) are neighbours."""
+
+    places: Sequence[Place]
+    weight_LOI: Tensor
+    row_squares_LO: Tensor | None
+    column_squares_LI: Tensor | None
+    slot: Slot
+    """All layers' slots as one, with stacked tensors."""
+    ready: Ready | None = None
+
+    def compute(self, run: Run) -> Ready:
+        """The adapted weights as they are now, thin factors in the dtype of the weights."""
+        first = self.places[0].slot
+        self.slot.strength = first.strength
+        self.slot.train(first.training)
+        whole = Factored(
+            weight_OI=self.weight_LOI,
+            row_squares_O=self.row_squares_LO,
+            column_squares_I=self.column_squares_LI,
+        )
+        return run(self.slot, whole)
+
+    def biases(self, part: slice) -> Tensor | None:
+        """(L, O) of some of the layers; None without."""
+        return _stack([place.layer.bias for place in self.places[part]])
+
+    def draw_masks(self, generator: torch.Generator) -> Tensor:
+        """(L, 1, I) dropout masks of one step, float32, on the CPU."""
+        layers, _, num_in = self.weight_LOI.shape
+        kept = 1.0 - self.slot.basis.dropout
+        return torch.bernoulli(torch.full((layers, 1, num_in), kept), generator=generator) / kept
+
+
+@dataclass(kw_only=True)
+class Together:
+    """All layers of one adapter."""
+
+    groups: Sequence[Group]
+    homes: dict[nn.Module, tuple[int, int]] = field(init=False)
+    """Group and place in it of every layer."""
+    run: Run = adapted_weight
+    """`adapted_weight`, or what a compiler made of it."""
+
+    def __post_init__(self) -> None:
+        self.homes = {
+            place.layer: (number, index)
+            for number, group in enumerate(self.groups)
+            for index, place in enumerate(group.places)
+        }
+
+    def stacked(self) -> list[Stacked]:
+        """What is trained, in the order of the groups."""
+        return [
+            Stacked(
+                parameter=parameter,
+                keys=tuple(f"{place.target.name}.parametrizations.weight.0.{leaf}" for place in group.places),
+            )
+            for group in self.groups
+            for leaf, parameter in group.slot.leaves().items()
+        ]
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within, layers use weights computed on entry; gradients flow through to the stacked tensors."""
+        for group in self.groups:
+            group.ready = group.compute(self.run)
+            for place, one in zip(group.places, _one_by_one(group.ready, len(group.places)), strict=True):
+                place.layer.ready = one
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                group.ready = None
+                for place in group.places:
+                    place.layer.ready = None
+
+    @property
+    def dropout(self) -> float:
+        """Of the adapter; the -xs kinds have none."""
+        return float(getattr(self.groups[0].slot.basis, "dropout", 0.0))
+
+    def masks(self, generator: torch.Generator) -> list[Tensor]:
+        """Dropout masks of one step for every group; none without dropout."""
+        return [group.draw_masks(generator) for group in self.groups] if self.dropout > 0 else []
+
+    def use_masks(self, masks: Sequence[Tensor]) -> None:
+        """Drop out by these, on the device of the weights, until others are given."""
+        for group, mask_L1I in zip(self.groups, masks, strict=bool(masks)):
+            group.slot.basis.mask_1I = mask_L1I
+
+    def each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
+        """`[module(tokens) for module in modules]`, all at once where the modules are alike and lie side by side.
+
+        Args:
+            modules: layers, or sequences of layers and activations, one of each network block.
+        """
+        if not all(isinstance(module, nn.Sequential) for module in modules):
+            return self._each_layer(modules, tokens[None])
+        tokens_L = tokens[None]
+        for parts in zip(*modules, strict=True):  # type: ignore[call-overload]
+            tokens_L = self._each_layer(parts, tokens_L) if isinstance(parts[0], AdaptedLayer) else parts[0](tokens_L)
+        return tokens_L
+
+    def _each_layer(self, layers: Sequence[nn.Module], tokens_L: Tensor) -> Tensor:
+        """(L, ..., O) from (L or 1, ..., I)."""
+        span = self._span(layers)
+        if span is None:
+            tokens = tokens_L.expand(len(layers), *tokens_L.shape[1:])
+            return torch.stack([layer(one) for layer, one in zip(layers, tokens, strict=True)])
+        group, part = span
+        assert group.ready is not None, "asked for outside `ready`"
+        now = Ready(*(None if tensor is None else tensor[part] for tensor in group.ready))
+        flat_LNI = tokens_L.flatten(1, -2)
+        out_LNO = stacked_product(flat_LNI, group.weight_LOI[part], now, group.biases(part))
+        return out_LNO.unflatten(1, tokens_L.shape[1:-1])
+
+    def _span(self, layers: Sequence[nn.Module]) -> tuple[Group, slice] | None:
+        """Where these layers lie side by side; None if they do not."""
+        found = [self.homes.get(layer) for layer in layers]
+        first = found[0]
+        if first is None or found != [(first[0], first[1] + step) for step in range(len(layers))]:
+            return None
+        return self.groups[first[0]], slice(first[1], first[1] + len(layers))
+
+
+def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
+    """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
+    tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
+    scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
+    out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
+    if now.p_O is not None:
+        out_LNO = (out_LNO * now.p_O[:, None]).to(out_LNO.dtype)
+    if now.left_OR is not None and now.right_RI is not None:
+        out_LNO = out_LNO + torch.bmm(torch.bmm(tokens_LNI, now.right_RI.mT), now.left_OR.mT)
+    return out_LNO if bias_LO is None else out_LNO + bias_LO[:, None].to(out_LNO.dtype)
+
+
+def together(adapter: Adapter) -> Together:
+    """Stack the tensors of an adapter's layers, by shape, and let the layers' own tensors be views of the stacks.
+
+    Nothing changes in value. The adapter must be the only one on its layers.
+
+    Raises:
+        AdapterOrder: another adapter is on one of the layers.
+    """
+    shared = [place.target.name for place in adapter.places() if len(place.layer.stack()) > 1]
+    if shared:
+        raise AdapterOrder(f"another adapter is on {shared[0]} as well", "Merge or detach it first.")
+    groups: dict[tuple[int, ...], list[Place]] = {}
+    for place in sorted(adapter.places(), key=_role):
+        groups.setdefault((*place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d)), []).append(place)
+    return Together(groups=[_group(places) for places in groups.values()])
+
+
+def _role(place: Place) -> str:
+    return _NUMBER.sub("#", place.target.name) if place.target.name.count(".") > 1 else place.target.name
+
+
+@torch.no_grad()
+def _group(places: Sequence[Place]) -> Group:
+    layers = [place.layer for place in places]
+    weight_LOI = torch.empty(len(layers), *layers[0].matrix().shape).to(layers[0].weight)
+    for layer, place_OI in zip(layers, weight_LOI, strict=True):
+        layer.move_weight(place_OI)
+    return Group(
+        places=places,
+        weight_LOI=weight_LOI,
+        row_squares_LO=_stack([layer.row_squares_O for layer in layers]),
+        column_squares_LI=_stack([layer.column_squares_I for layer in layers]),
+        slot=_stacked_slot([place.slot for place in places]),
+    )
+
+
+def _stacked_slot(slots: Sequence[Slot]) -> Slot:
+    """One slot whose tensors are those of all slots, which from now on are views of its own."""
+    whole = deepcopy(slots[0])
+    for part in ("basis", "magnitude"):
+        ones = [getattr(slot, part) for slot in slots]
+        stacked = getattr(whole, part)
+        for name, first in [*ones[0].named_parameters(), *ones[0].named_buffers()]:
+            values = torch.stack([getattr(one, name).detach() for one in ones])
+            setattr(stacked, name, nn.Parameter(values) if isinstance(first, nn.Parameter) else values)
+            for one, value in zip(ones, values, strict=True):
+                getattr(one, name).data = value
+    return whole
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
+
+
+def _one_by_one(whole: Ready, count: int) -> list[Ready]:
+    columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in whole]
+    return [Ready(*entry) for entry in zip(*columns, strict=True)]

@@ -1,0 +1,150 @@
+"""The fast way through a step on CUDA: compiled blocks, and the whole step replayed as one graph per batch length.
+
+A step of this size is thousands of small kernels; launching them one by one takes the host longer than the device needs
+for them. So the step (weights of all layers, forward, backward, optimiser) is recorded once for a length and replayed.
+The host only copies each batch into the memory that the recording reads. The arithmetic is that of the plain step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stages.adapters._together import Together, adapted_weight
+from stages.models._nets.transformer import TokenTransformer, each_module, run_block
+from stages.train.batches import Batch
+from stages.train.lengths import Buckets
+
+if TYPE_CHECKING:
+    from stages.train.loop import Training
+
+# B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
+
+WARM_UPS = 2
+"""Runs before a recording: the first compiles, the second finds every lazily made thing there."""
+
+LEAST_STEPS = 100
+"""With fewer steps to go, preparing costs more than it saves."""
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """A step as the device was told it, for one shape of batch."""
+
+    batch: Batch
+    """What the recording reads: tensors that keep their place."""
+    prompts_BLD: Tensor
+    masks: list[Tensor]
+    figures_3B: Tensor
+    """What it writes: timestep, generated loss, context loss."""
+    norm: Tensor
+    graph: torch.cuda.CUDAGraph
+
+
+class CapturedSteps:
+    """Makes the steps of a training. State lies where the plain step keeps it: either can go on from the other."""
+
+    def __init__(self, training: Training, buckets: Buckets, say: Callable[[str], None]) -> None:
+        self.training, self.buckets, self.say = training, buckets, say
+        self.recordings: dict[tuple[Any, ...], Recording] = {}
+        self.pool: Any = None
+
+    def advance(self, batch: Batch) -> None:
+        """One update from a batch on the CPU; does not wait for the device."""
+        training = self.training
+        batch = self.buckets.filled(batch)
+        key = (*batch.latents_BCT.shape, batch.all_real)
+        if key not in self.recordings:
+            self.recordings[key] = self.recorded(batch)
+        recording = self.recordings[key]
+        self.fill(recording, batch)
+        recording.graph.replay()
+        training.history.note(recording.figures_3B.clone(), recording.norm.clone())
+        training.step += 1
+
+    def fill(self, recording: Recording, batch: Batch) -> None:
+        """Copy a batch to where the recording reads it, without waiting."""
+        for name, place in device_tensors(recording.batch).items():
+            place.copy_(getattr(batch, name).pin_memory(), non_blocking=True)
+        conditioner = self.training.network.conditioner
+        conditioner.pad_into(recording.prompts_BLD, batch.hidden)
+        for place, mask in zip(recording.masks, self.masks(), strict=True):
+            place.copy_(mask.pin_memory(), non_blocking=True)
+
+    def masks(self) -> list[Tensor]:
+        """Dropout masks of the next step, on the CPU."""
+        training = self.training
+        assert training.network.layers is not None, "only stacked adapters are captured"
+        return training.network.layers.masks(training.mask_generator())
+
+    def recorded(self, batch: Batch) -> Recording:
+        """Compile, warm up and record; parameters, moments and figures stay as they are."""
+        started, training = time.perf_counter(), self.training
+        shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
+        self.say(f"preparing the fast path for {shape}")
+        placed = batch.to(training.device)
+        held: dict[str, Any] = {name: tensor.clone() for name, tensor in device_tensors(placed).items()}
+        placed, prompts_BLD = replace(placed, **held), training.network.padded(batch)
+        masks = [mask.to(training.device) for mask in self.masks()]
+        assert training.network.layers is not None
+        training.network.layers.use_masks(masks)
+        with training.optimizer.refusing():
+            recording = self._captured(placed, prompts_BLD, masks)
+        self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
+        return recording
+
+    def _captured(self, batch: Batch, prompts_BLD: Tensor, masks: list[Tensor]) -> Recording:
+        training = self.training
+        stream = torch.cuda.Stream(training.device)
+        stream.wait_stream(torch.cuda.current_stream(training.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                training.update(batch, prompts_BLD)
+        torch.cuda.current_stream(training.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            losses, norm = training.update(batch, prompts_BLD)
+            figures_3B = torch.stack([batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach()])
+        self.pool = graph.pool()
+        return Recording(
+            batch=batch, prompts_BLD=prompts_BLD, masks=masks, figures_3B=figures_3B, norm=norm.detach(), graph=graph
+        )
+
+
+def device_tensors(batch: Batch) -> dict[str, Tensor]:
+    """What of a batch lies on the device, prompts apart."""
+    held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def compiled(tower: TokenTransformer, layers: Together, caches: Path | None = None) -> Iterator[None]:
+    """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
+
+    One compilation per shape of batch serves all blocks.
+
+    Args:
+        caches: where compiled code is kept between runs.
+    """
+    if caches is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches)
+    import torch._dynamo  # deferred: compiling is for CUDA only
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    tower.run_block = torch.compile(run_block, dynamic=False)
+    tower.each = layers.each
+    tower.checkpoint_options = {"preserve_rng_state": False}
+    layers.run = torch.compile(adapted_weight, dynamic=True)
+    try:
+        yield
+    finally:
+        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
+        layers.run = adapted_weight

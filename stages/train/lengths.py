@@ -1,0 +1,69 @@
+"""The few lengths that batches are rounded up to, so that a step need not be prepared for every length."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+
+from stages.train.batches import Batch
+
+# B clips, C latent channels, T frames.
+
+MOST_LENGTHS = 8
+"""Each is compiled and captured once, at the price of some hundred steps."""
+LEAST_RATIO = 1.15
+UNIT = 8
+"""Frames; kernels want a multiple of it."""
+
+
+def bucket_lengths(shortest: int, window: int) -> list[int]:
+    """Ascending frame counts, the last of them the window, one of which every batch is rounded up to.
+
+    Geometric, so that the share of padding is the same for short and long clips, and as fine as `MOST_LENGTHS` allows.
+    """
+    ratio = max(LEAST_RATIO, (window / max(shortest, 1)) ** (1 / MOST_LENGTHS))
+    lengths, length = [window], window / ratio
+    while length >= shortest and len(lengths) < MOST_LENGTHS:
+        rounded = -(-int(length) // UNIT) * UNIT
+        if shortest <= rounded < lengths[-1]:
+            lengths.append(rounded)
+        length /= ratio
+    return lengths[::-1]
+
+
+@dataclass
+class Buckets:
+    """Lengths, and how much padding rounding up to them has cost so far."""
+
+    lengths: list[int]
+    frames_real: int = 0
+    frames_padded: int = 0
+
+    def of(self, num_frames: int) -> int:
+        """The least length that holds so many frames."""
+        return self.lengths[bisect_left(self.lengths, num_frames)]
+
+    def filled(self, batch: Batch) -> Batch:
+        """The batch at its bucket's length; what is added is masked and reaches nothing."""
+        num_frames = batch.latents_BCT.shape[-1]
+        length = self.of(num_frames)
+        self.frames_real += num_frames
+        self.frames_padded += length - num_frames
+        return lengthened(batch, length)
+
+    @property
+    def padding(self) -> float:
+        """Share of all frames worked on that rounding up has added."""
+        return self.frames_padded / max(self.frames_real + self.frames_padded, 1)
+
+
+def lengthened(batch: Batch, num_frames: int) -> Batch:
+    """The same clips, with padding behind the longest of them."""
+    missing = num_frames - batch.latents_BCT.shape[-1]
+    if missing == 0:
+        return batch
+    names = ("latents_BCT", "noise_BCT", "real_BT", "given_BT")
+    longer = {name: F.pad(getattr(batch, name), (0, missing)) for name in names}
+    return replace(batch, **longer, all_real=False)

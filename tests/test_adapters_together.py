@@ -1,0 +1,201 @@
+"""All layers at once: the same numbers and gradients as layer by layer, for every kind."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from stages import catalogue
+from stages.adapters._base import Adapter, attach
+from stages.adapters._frozen import pieces_of
+from stages.adapters._together import Together, adapted_weight, together
+from stages.errors import AdapterOrder
+from stages.records import AdapterSpec
+from tests.dense_adapters import shake
+
+every_kind = pytest.mark.parametrize("kind", catalogue.adapter_kinds())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 6, bias=False))
+
+
+class Tower(nn.Module):
+    """Three alike blocks between two lone layers, one of them a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(5, 6)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.conv = nn.Conv1d(6, 6, 1, bias=False)
+        self.each = lambda modules, tokens: [module(tokens) for module in modules]
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.enter(tokens)
+        for out in self.each([block.mix for block in self.blocks], hidden):
+            hidden = hidden + out
+        return self.conv(hidden.mT).mT
+
+
+def tower(kind: str, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> tuple[Tower, Adapter]:
+    torch.manual_seed(0)
+    net = Tower().to(dtype)
+    adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0, dropout=dropout), generator=torch.Generator())
+    shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
+    return net, adapter
+
+
+def tokens(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+def gradients(all_layers: Together, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    stacks = all_layers.stacked()
+    grads = torch.autograd.grad(loss, [stack.parameter for stack in stacks])
+    return {key: one for stack, grad in zip(stacks, grads, strict=True) for key, one in zip(stack.keys, grad)}
+
+
+@every_kind
+def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
+    net, adapter = tower(kind)
+    plain = net(tokens())
+    wanted = dict(
+        zip(
+            adapter.named_parameters(),
+            torch.autograd.grad(plain.square().sum(), list(adapter.named_parameters().values())),
+            strict=True,
+        )
+    )
+    all_layers = together(adapter)
+    net.each = all_layers.each
+
+    with all_layers.ready():
+        ours = net(tokens())
+        grads = gradients(all_layers, ours.square().sum())
+
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    assert grads.keys() == wanted.keys()
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, wanted[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@every_kind
+def test_stacking_changes_no_name_no_order_and_no_value(kind):
+    net, adapter = tower(kind)
+    before, names, output = adapter.state(), list(net.state_dict()), net(tokens())
+
+    together(adapter)
+
+    assert list(adapter.state()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in adapter.state().items())
+    assert list(net.state_dict()) == names
+    assert torch.equal(net(tokens()), output)
+
+
+@every_kind
+def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
+    net, adapter = tower(kind)
+    all_layers = together(adapter)
+    loaded = {key: value + 0.5 for key, value in adapter.state().items()}
+    adapter.load(loaded, "test")
+    stacked = {key: one for stack in all_layers.stacked() for key, one in zip(stack.keys, stack.parameter)}
+    assert all(torch.equal(stacked[key].detach(), value) for key, value in loaded.items())
+
+    with torch.no_grad():
+        for stack in all_layers.stacked():
+            stack.parameter.mul_(2)
+
+    assert all(torch.equal(value, 2 * loaded[key]) for key, value in adapter.state().items())
+
+
+@every_kind
+def test_norms_are_computed_once_however_often_layers_run(kind):
+    net, adapter = tower(kind)
+    all_layers = together(adapter)
+    calls = []
+    all_layers.run = lambda slot, base: calls.append(1) or adapted_weight(slot, base)
+
+    with all_layers.ready():
+        for _ in range(3):
+            net(tokens())
+
+    assert len(calls) == len(all_layers.groups) == 4
+
+
+@every_kind
+def test_a_detached_adapter_leaves_the_base_as_it_was(kind):
+    torch.manual_seed(0)
+    bare = Tower().double()
+    net, adapter = tower(kind)
+    together(adapter)
+
+    adapter.detach()
+
+    assert torch.equal(net(tokens()), bare(tokens()))
+
+
+def test_strength_and_training_mode_follow_the_adapter():
+    net, adapter = tower("dora-rows")
+    all_layers = together(adapter)
+    adapter.set_strength(0.3)
+    plain = net(tokens())
+
+    with all_layers.ready():
+        torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
+
+
+def test_masks_drawn_beforehand_are_the_dropout_of_the_step():
+    net, adapter = tower("dora-rows", dropout=0.5)
+    all_layers = together(adapter)
+    masks = all_layers.masks(torch.Generator().manual_seed(1))
+    assert {float(value) for mask in masks for value in mask.unique()} == {0.0, 2.0}
+
+    outputs = []
+    for _ in range(2):
+        all_layers.use_masks(masks)
+        with all_layers.ready():
+            outputs.append(net(tokens()))
+    assert torch.equal(*outputs)
+    adapter.train(False)
+    with all_layers.ready():
+        assert not torch.equal(net(tokens()), outputs[0])
+
+
+def test_a_stacked_adapter_is_refused():
+    net, adapter = tower("lora")
+    attach([net], AdapterSpec(kind="lora", rank=2, alpha=2.0))
+    with pytest.raises(AdapterOrder, match="another adapter"):
+        together(adapter)
+
+
+@pytest.mark.parametrize("kind", ["dora-rows", "bora", "dora-cols-xs"])
+def test_a_16_bit_base_gives_the_same_as_layer_by_layer(kind):
+    net, adapter = tower(kind, torch.bfloat16)
+    plain = net(tokens(torch.bfloat16))
+    all_layers = together(adapter)
+    net.each = all_layers.each
+    with all_layers.ready():
+        ours = net(tokens(torch.bfloat16))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=0.03 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-9, 3e4])
+def test_pieces_of_16_bits_add_up_to_the_float32_they_were_cut_from(dtype, size):
+    wide = size * torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(2))
+    pieces, scales = pieces_of(wide, dtype)
+    whole = sum(piece.double() * scale for piece, scale in zip(pieces, scales, strict=True))
+    assert all(piece.dtype == dtype for piece in pieces)
+    assert (whole - wide.double()).abs().max() <= 2**-24 * wide.abs().max()
+
+
+def test_deep_copies_do_not_share_stacks():
+    net, adapter = tower("lora")
+    twin = deepcopy(net)
+    together(adapter)
+    assert torch.equal(net(tokens()), twin(tokens()))
