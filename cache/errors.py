@@ -11,6 +11,7 @@ CacheError
 ├── ArtifactNotFound   no finished artifact of that name
 ├── ArtifactDamaged    an artifact's files are not those its receipt lists
 ├── ReceiptDamaged     a receipt cannot be read
+├── NeedsDamaged       an artifact's list of shared files cannot be read
 ├── HeldByAnother      another process is writing this fingerprint
 └── UnknownFormat      no latent format of that name
 """
@@ -51,10 +52,10 @@ class ShardDamaged(CacheError):
     """A shard does not hold what its checksum says."""
 
     def __init__(self, shard: Path, what: str) -> None:
-        self.shard = shard
+        self.shard, self.what = shard, what
         super().__init__(
-            f"{shard} is damaged: {what}. The disk may have filled up or lost data. "
-            f"Delete this one file and run the same command again: only what it held is made again."
+            f"{shard} is damaged: {what}. The disk may have filled up or lost data. Run `sa3-trainer verify --repair`, "
+            "then the same command again: only what is damaged is made again."
         )
 
 
@@ -86,7 +87,7 @@ class ManifestDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a manifest ({why}). "
-            f"Delete the folder {file.parent} and run the same command again: it is made anew."
+            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
         )
 
 
@@ -119,7 +120,7 @@ class ArtifactDamaged(CacheError):
         lines = "\n".join(f"    {line}" for line in faults)
         super().__init__(
             f"{directory} does not hold what its receipt says:\n{lines}\n"
-            "Delete this folder and run the same command again: it is made anew."
+            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
         )
 
 
@@ -130,7 +131,17 @@ class ReceiptDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a receipt ({why}). "
-            f"Delete the folder {file.parent} and run again: it is made anew."
+            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
+        )
+
+
+class NeedsDamaged(CacheError):
+    """An artifact's list of shared files cannot be read."""
+
+    def __init__(self, file: Path, line: str) -> None:
+        self.file = file
+        super().__init__(
+            f"{file} is damaged at {line!r}. Run `sa3-trainer verify --repair`, then the same command again."
         )
 
 
@@ -138,6 +149,7 @@ class HeldByAnother(CacheError):
     """Another process is writing this fingerprint."""
 
     def __init__(self, what: str, holder: str) -> None:
+        self.what, self.holder = what, holder
         super().__init__(
             f"{what} is being made by {holder}. Wait for it to finish, or stop it, then run the same command again."
         )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.fields import FIELDS, Field
+from pipeline.storefront import add_store_commands
 
 app = typer.Typer(
     name="sa3-trainer",
@@ -201,6 +202,38 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
         print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
 
 
+CLIP = _parameter(
+    "clip", Annotated[str | None, typer.Argument(help="one clip, by its path; without it every clip")], None
+)
+
+
+def with_clip(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_fields`, and the name of a clip after the data."""
+    return with_fields(command, CLIP)
+
+
+@app.command()
+@with_clip
+def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    """Say why a clip is a hit or a miss, down to the field that changed; touches nothing.
+
+    Example: sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
+    """
+    from cache.store import Store
+    from pipeline.explain import explain as explained
+    from pipeline.explain import explained_json, explained_lines
+    from pipeline.recipe import read_recipe
+    from pipeline.report import reported_errors
+    from pipeline.request import find
+
+    clip = flags.pop("clip")
+    with reported_errors(as_json=as_json):
+        request = read_recipe(data, flags, recipe)
+        findings = explained(request, Store(request.store), find(request, make=False), clip)
+        lines = explained_lines(findings)
+        print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))
+
+
 @app.command()
 def status(
     store: Annotated[Path, typer.Option(help="folder of finished artifacts and latents")] = Path("artifacts"),
@@ -228,3 +261,6 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     from pipeline.example import write_example
 
     print(write_example(out), file=sys.stderr)
+
+
+add_store_commands(app)

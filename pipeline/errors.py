@@ -2,13 +2,20 @@
 
 PipelineError
 ├── RecipeError      the request is wrong: every field concerned, the rule, the value (exit code 2)
-└── SourceNotFound   the data named in the request is not there (exit code 2)
+├── SourceNotFound   the data named in the request is not there (exit code 2)
+├── NothingToEvict   nothing in the store fits what was asked to go
+├── StillNeeded      all that was asked to go is needed by a run that stays
+├── OverBudget       the store cannot be made that small without dropping a kept run
+├── StoreDamaged     verify found damage
+├── ClipNotFound     explain was asked about a clip that the data does not hold
+└── NotFit           doctor found something that will not work
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class PipelineError(Exception):
@@ -53,3 +60,67 @@ class SourceNotFound(PipelineError):
         super().__init__(
             f"{where}: {why}. Give the path of a .zip or a folder of clips with a .txt caption beside each."
         )
+
+
+class NothingToEvict(PipelineError):
+    """Nothing in the store fits what was asked to go."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(f"{store} holds nothing that fits. `sa3-trainer status --store {store}` lists what is there.")
+
+
+class StillNeeded(PipelineError):
+    """All that was asked to go is needed by a run that stays."""
+
+    def __init__(self, kept: Sequence[str]) -> None:
+        self.kept = tuple(kept)
+        lines = "\n".join(f"  {line}" for line in kept)
+        super().__init__(f"nothing was removed:\n{lines}\nName the runs that need it as well, and they go together.")
+
+
+class OverBudget(PipelineError):
+    """The store cannot be made that small without dropping a kept run."""
+
+    def __init__(self, limit: int, left: int) -> None:
+        super().__init__(
+            f"{left:,} bytes are left where {limit:,} were asked for: all of it is needed by finished or unfinished "
+            "trainings. `sa3-trainer evict --older-than 30d` drops old trainings, `sa3-trainer status` lists them."
+        )
+
+
+class StoreDamaged(PipelineError):
+    """verify found damage that is still there."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(
+            f"{count} thing{'s are' if count != 1 else ' is'} damaged. "
+            "`sa3-trainer verify --repair` removes exactly what is damaged; then the same run makes it again."
+        )
+
+
+class ClipNotFound(PipelineError):
+    """explain was asked about a clip that the data does not hold."""
+
+    def __init__(self, clip: str, near: Sequence[str]) -> None:
+        hint = f" Near names: {', '.join(near)}." if near else ""
+        super().__init__(f"the data holds no clip {clip!r}.{hint} `sa3-trainer explain DATA` lists every clip.")
+
+
+class NotFit(PipelineError):
+    """doctor found something that will not work."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} check{'s' if count != 1 else ''} failed; the lines above say what to do.")
+
+
+class FetchFailed(PipelineError):
+    """An address could not be fetched, or what came is not what it should be. What had come of it is said."""
+
+    def __init__(self, field: str, address: str, why: str, remedy: str) -> None:
+        self.field = field
+        super().__init__(f"{field} {address}: {why}. {remedy}")
+
+    def as_json(self) -> dict[str, object]:
+        """The hosted trainer's error entry."""
+        return {"loc": ["body", self.field], "type": "file_download_error", "msg": str(self)}

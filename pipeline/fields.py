@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from stages import catalogue
+from stages.ingest.limits import ArchiveLimits
+from stages.ingest.stage import LONG_CLIPS, RESAMPLERS
+from stages.ingest.template import template_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,8 @@ class Field:
     nullable: bool = False
     hosted: bool = True
     """One of the hosted trainer's fields; ours otherwise."""
+    check: Callable[[str], str | None] | None = None
+    """Says what is wrong with a text, or None."""
     where: str = "request"
     """`request`: changes the result. `place`: where things lie. `resource`: how fast."""
 
@@ -126,6 +132,51 @@ OURS = (
         help="words put before every caption",
     ),
     Field(
+        name="caption_template",
+        kind="str",
+        default=None,
+        nullable=True,
+        hosted=False,
+        check=template_fault,
+        help='make captions, such as "{genre}, {bpm} BPM", of each clip\'s .json or tags; {caption} is its .txt',
+    ),
+    Field(
+        name="long_clips",
+        kind="choice",
+        default="first",
+        choices=lambda: list(LONG_CLIPS),
+        hosted=False,
+        help="recordings beyond the native length: the first window, or one clip per window",
+    ),
+    Field(
+        name="resampler",
+        kind="choice",
+        default="resampy",
+        choices=lambda: list(RESAMPLERS),
+        hosted=False,
+        help="what changes sample rates; soxr is an optional package",
+    ),
+    Field(
+        name="audio_sha256",
+        kind="str",
+        default=None,
+        nullable=True,
+        hosted=False,
+        where="place",
+        check=lambda text: sha256_fault(text),
+        help="what the zip must be; one that the store holds is not asked for again",
+    ),
+    Field(
+        name="lora_checkpoint_sha256",
+        kind="str",
+        default=None,
+        nullable=True,
+        hosted=False,
+        where="place",
+        check=lambda text: sha256_fault(text),
+        help="what the adapter to continue from must be",
+    ),
+    Field(
         name="alpha",
         kind="float",
         default=None,
@@ -176,6 +227,38 @@ OURS = (
         help="precision of the autoencoder while encoding",
     ),
     Field(name="max_clips", kind="int", default=2000, limits={"ge": 1}, hosted=False, help="most clips accepted"),
+    Field(
+        name="max_member_bytes",
+        kind="int",
+        default=ArchiveLimits.max_member_bytes,
+        limits={"ge": 1},
+        hosted=False,
+        help="largest file accepted, unpacked",
+    ),
+    Field(
+        name="max_total_bytes",
+        kind="int",
+        default=ArchiveLimits.max_total_bytes,
+        limits={"ge": 1},
+        hosted=False,
+        help="largest dataset accepted, unpacked; also the largest download",
+    ),
+    Field(
+        name="max_compression_ratio",
+        kind="float",
+        default=ArchiveLimits.max_compression_ratio,
+        limits={"gt": 0},
+        hosted=False,
+        help="unpacked over packed size of one file of a zip, against bombs",
+    ),
+    Field(
+        name="max_members",
+        kind="int",
+        default=ArchiveLimits.max_members,
+        limits={"ge": 1},
+        hosted=False,
+        help="most files of any kind accepted",
+    ),
     Field(
         name="skip_bad",
         kind="bool",
@@ -283,6 +366,13 @@ RESOURCES = (
 )
 
 FIELDS = (*REQUEST, *OURS, *PLACES, *RESOURCES)
+
+
+def sha256_fault(text: str) -> str | None:
+    """What is wrong with a digest, or None."""
+    return (
+        None if re.fullmatch(r"(sha256:)?[0-9a-fA-F]{64}", text) else "must be 64 hex digits, as sha256sum prints them"
+    )
 
 
 def _latent_formats() -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.request import Found
 from stages.contract import Artifact
 from stages.encode.stage import IMPORT, ImportParams
 
-WITHOUT_EFFECT = ("trigger_phrase", "encode_precision")
+WITHOUT_EFFECT = ("trigger_phrase", "encode_precision", "caption_template", "long_clips", "resampler", "audio_sha256")
 """Fields that decide what is encoded from clips and captions; a pre-encoded folder is taken as it is."""
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,56 +11,13 @@ from typing import Any
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
+from pipeline.lost import ON_DEMAND, mended, with_prepared
+from pipeline.planned import Plan, StageRun, State
 from pipeline.recipe import Recipe
 from pipeline.request import Found
 from stages.contract import Stage
 
-
-class State(Enum):
-    """Whether a stage's result is there."""
-
-    HIT = "HIT"
-    RESUME = "RESUME"
-    MISS = "MISS"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRun:
-    """One stage of a plan."""
-
-    stage: Stage[Any]
-    params: Any
-    inputs: Mapping[str, str]
-    """Fingerprints of what it reads, by name."""
-    components: Mapping[str, str]
-    """Digests of the weights it reads."""
-    fingerprint: str | None
-    """Name of its result; None while something it depends on is not there yet."""
-    identity: str | None
-    """Name of its run: the same for a longer training of the same thing."""
-    state: State
-    reason: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """All that decides the result, as it is hashed."""
-        return {
-            "version": self.stage.version,
-            "params": asdict(self.params),
-            "inputs": dict(self.inputs),
-            "components": dict(self.components),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The stages of a request, in order."""
-
-    runs: tuple[StageRun, ...]
-
-    @property
-    def nothing_to_do(self) -> bool:
-        return all(run.state is State.HIT for run in self.runs)
+__all__ = ["Plan", "StageRun", "State", "plan"]
 
 
 def stage(name: str) -> Stage[Any]:
@@ -78,10 +34,10 @@ def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Pla
     for name in names:
         run = _stage_run(stage(name), recipe, store, found, upstream)
         if name == "encode" and run.state is not State.HIT and run.fingerprint:
-            run = _replaced(run, reason=f"{run.reason}; {to_encode(run, recipe, store, found)}")
+            run = replace(run, reason=f"{run.reason}; {to_encode(run, recipe, store, found)}")
         runs.append(run)
         upstream = {name: run.fingerprint}
-    return Plan(runs=tuple(runs))
+    return Plan(runs=tuple(with_prepared(runs, store, last)))
 
 
 def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
@@ -94,8 +50,11 @@ def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
     audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
     digests = {member.digest for member in found.source.members if suffix(member.name) in READABLE and member.digest}
     keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
-    here = Registry(store.shared / "latents" / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
-    return f"{len(keys) - len(here)} of {len(keys)} clips to encode"
+    latents = store.shared / "latents"
+    known = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
+    here = {name: (latents / name).is_file() for name in {place.shard for place in known.values()}}
+    missing = len(keys) - sum(here[place.shard] for place in known.values())
+    return f"{missing} of {len(keys)} clips to encode"
 
 
 def _training_stages(recipe: Recipe) -> list[str]:
@@ -109,6 +68,7 @@ def _stage_run(
     digests = found.weights.digests if found.weights else {}
     used = _components(declared, recipe)
     known = all(upstream.values()) and all(name in digests for name in used)
+    known &= not (declared.name == "train" and found.why_no_lora)
     inputs = {name: value or "" for name, value in upstream.items()}
     components = {name: digests.get(name, "") for name in used}
     bare = StageRun(
@@ -122,8 +82,16 @@ def _stage_run(
         reason="",
     )
     if not known:
-        return _replaced(bare, reason=found.why_no_weights or "an earlier stage must run first")
+        return replace(bare, reason=_why_unknown(declared.name, found, upstream))
     return _looked_up(bare, store)
+
+
+def _why_unknown(name: str, found: Found, upstream: Mapping[str, str | None]) -> str:
+    """What keeps a stage's result from having a name yet."""
+    if "source" in upstream and found.why_no_source:
+        return found.why_no_source
+    lora = found.why_no_lora if name == "train" else ""
+    return found.why_no_weights or lora or "an earlier stage must run first"
 
 
 def _components(declared: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
@@ -147,16 +115,15 @@ def _looked_up(bare: StageRun, store: Store) -> StageRun:
     identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
     receipt = store.find(name, full)
     if receipt is not None:
-        return _replaced(
-            bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}"
-        )
+        hit = replace(bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}")
+        return hit if name == ON_DEMAND else mended(hit, store)
     started = any_file(store.scratch(name, identity))
     earlier = store.receipts(name)
     longer = [known for known in earlier if known.identity == identity]
     if started or longer:
         why = "stopped earlier; goes on from there" if started else _continues(longer, bare)
-        return _replaced(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
-    return _replaced(bare, fingerprint=full, identity=identity, state=State.MISS, reason=reason(bare.record, earlier))
+        return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
+    return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=reason(bare.record, earlier))
 
 
 def _continues(known: Sequence[Receipt], run: StageRun) -> str:
@@ -167,12 +134,6 @@ def _continues(known: Sequence[Receipt], run: StageRun) -> str:
 def any_file(directory: Path) -> bool:
     """Whether an unfinished run left anything to go on from."""
     return directory.is_dir() and any(path.is_file() for path in directory.rglob("*"))
-
-
-def _replaced(run: StageRun, **changes: Any) -> StageRun:
-    from dataclasses import replace
-
-    return replace(run, **changes)
 
 
 def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
@@ -195,7 +156,7 @@ def _record_of(receipt: Receipt) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two records, in words."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [_change(name, old.get(name), new.get(name)) for name in names]
 
@@ -213,9 +174,10 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
-def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a record."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

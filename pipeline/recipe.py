@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import FieldError, RecipeError
 from pipeline.fields import BASE_PRECISIONS, FIELDS, Field
@@ -41,6 +42,20 @@ TRAIN_FIELDS = [
 ]
 """Request fields that are params of train under the same name."""
 
+INGEST_FIELDS = [
+    "resampler",
+    "long_clips",
+    "trigger_phrase",
+    "caption_template",
+    "max_clips",
+    "max_members",
+    "max_member_bytes",
+    "max_total_bytes",
+    "max_compression_ratio",
+    "skip_bad",
+]
+"""Request fields that are params of ingest under the same name."""
+
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -68,7 +83,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Name of the output files: as asked, else the data's own."""
-        return self.values["name"] or Path(self.source).stem or "adapter"
+        return self.values["name"] or source_name(self.source) or "adapter"
 
     @property
     def weights(self) -> Path | None:
@@ -87,9 +102,7 @@ class Recipe:
             downsampling_ratio=self.model.downsampling_ratio,
             native_samples=self.model.native_samples,
             duration_seconds=self.values["duration"],
-            trigger_phrase=self.values["trigger_phrase"],
-            max_clips=self.values["max_clips"],
-            skip_bad=self.values["skip_bad"],
+            **{name: self.values[name] for name in INGEST_FIELDS},
         )
 
     def encode_params(self) -> EncodeParams:
@@ -161,7 +174,7 @@ def _validated(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _field_error(entry: Mapping[str, Any]) -> FieldError:
     """pydantic's entry, with near names for a field that does not exist."""
-    loc, message = tuple(entry["loc"]), str(entry["msg"])
+    loc, message = tuple(entry["loc"]), str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), [field.name for field in FIELDS], n=1)
         message = "is not a field" + (f"; did you mean {near[0]}?" if near else "")
@@ -186,17 +199,38 @@ def _default(field: Field) -> Any:
 def _annotation(field: Field) -> Any:
     from typing import Annotated, Literal
 
-    from pydantic import BeforeValidator
+    from pydantic import AfterValidator, BeforeValidator
     from pydantic import Field as Rule
 
     plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "names": tuple[str, ...]}
     kind = Literal[tuple(field.choices())] if field.choices else plain[field.kind]
     annotation: Any = Annotated[kind, Rule(**dict[str, Any](field.limits))] if field.limits else kind
+    if field.check:
+        annotation = Annotated[annotation, AfterValidator(_checked(field.check))]
     if field.nullable:
         annotation = annotation | None
         before = split_names if field.kind == "names" else _unset
         return Annotated[annotation, BeforeValidator(before)]
     return annotation
+
+
+def _checked(check: Callable[[str], str | None]) -> Callable[[str], str]:
+    """A field's own rule as pydantic asks for it."""
+
+    def checked(text: str) -> str:
+        if wrong := check(text):
+            raise ValueError(wrong)
+        return text
+
+    return checked
+
+
+def source_name(source: str) -> str:
+    """What output files are named after: the data's own name, without what else an address may hold."""
+    address = urlsplit(source) if source.startswith(("http://", "https://", "file://")) else None
+    if source.startswith("data:"):
+        return ""
+    return Path(unquote(address.path) if address else source).stem
 
 
 def split_names(value: Any) -> Any:

@@ -12,9 +12,9 @@ from typing import Any, TextIO
 
 from cache.errors import CacheError
 from cache.receipt import Receipt
-from pipeline.errors import PipelineError, RecipeError, SourceNotFound
+from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
 from pipeline.plan import Plan, StageRun
-from stages.errors import DatasetFaults, StageError
+from stages.errors import DatasetFaults, SourceUnreadable, StageError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
@@ -146,6 +146,8 @@ def error_json(error: Exception) -> dict[str, Any]:
         entries = [entry.as_json() for entry in error.errors]
     elif isinstance(error, DatasetFaults):
         entries = [fault.as_json() for fault in error.faults]
+    elif isinstance(error, FetchFailed | SourceUnreadable):
+        entries = [error.as_json()]
     else:
         entries = [{"loc": ["body"], "type": type(error).__name__, "msg": str(error)}]
     return {"detail": entries, "message": str(error)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from cache.fingerprint import digest_file
 from cache.memo import DigestMemo
-from pipeline.errors import FieldError, RecipeError, SourceNotFound
+from pipeline.errors import FieldError, RecipeError
 from pipeline.hub import hub_folder
+from pipeline.places import Places
 from pipeline.recipe import Recipe
 from stages import catalogue
 from stages.adapters._targets import layer_shapes, spec_rank_limit
@@ -31,27 +31,48 @@ class Found:
     why_no_weights: str = ""
     lora_checkpoint: Path | None = None
     lora_digest: str | None = None
+    why_no_source: str = ""
+    """Why the data is not known yet: it lies at an address that plan does not fetch."""
+    why_no_lora: str = ""
 
 
-def find(recipe: Recipe, *, make: bool) -> Found:
+def find(
+    recipe: Recipe,
+    *,
+    make: bool,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[..., None] = lambda done, total, note="": None,
+) -> Found:
     """Look at the data and the weights of a recipe.
 
     Args:
-        make: write what ships with the project (tiny-base) into the store if it is not there yet; plan does not.
+        make: fetch addresses, and write what ships with the project (tiny-base) into the store if it is not there
+            yet; plan does neither.
+        say, progress: told about what is fetched.
 
     Raises:
-        SourceNotFound, WeightsNotFound: with what to type next.
+        SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
     """
     memo = DigestMemo(recipe.store / "digests.sqlite") if make else ReadOnlyMemo(recipe.store / "digests.sqlite")
-    source = open_source(local_path(recipe, make=make), memo)
+    places = Places(recipe=recipe, memo=memo, make=make, say=say, progress=progress)
+    path, why_no_source = places.audio()
+    unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
+    source = open_source(path, memo, recipe.ingest_params().limits) if path else unknown
     folder, why = weights_folder(recipe, make=make)
     weights = open_folder(recipe.model.name, folder, memo) if folder else None
     if weights is not None:
         check_model(recipe, weights)
         check_adapter(recipe, weights)
-    lora = lora_path(recipe)
-    digest = digest_file(lora) if lora else None
-    return Found(source=source, weights=weights, why_no_weights=why, lora_checkpoint=lora, lora_digest=digest)
+    lora, why_no_lora = places.lora()
+    return Found(
+        source=source,
+        weights=weights,
+        why_no_weights=why,
+        lora_checkpoint=lora,
+        lora_digest=digest_file(lora) if lora else None,
+        why_no_source=why_no_source,
+        why_no_lora=why_no_lora,
+    )
 
 
 class ReadOnlyMemo(DigestMemo):
@@ -60,39 +81,6 @@ class ReadOnlyMemo(DigestMemo):
     def remember(self, path: Path, what: str, value: str) -> None:
         """Leave the store as it is."""
         return
-
-
-def local_path(recipe: Recipe, *, make: bool) -> Path:
-    """The zip or folder on this disk: a plain path, `file://`, or a `data:` zip written into the store."""
-    text = recipe.source
-    if text.startswith("data:"):
-        return _written_data(text, recipe.store, make=make)
-    scheme = urlparse(text).scheme
-    if scheme in ("http", "https"):
-        raise SourceNotFound(text, "addresses are not fetched yet; download the zip first")
-    path = Path(unquote(urlparse(text).path)) if scheme == "file" else Path(text)
-    if not path.exists():
-        raise SourceNotFound(text, "no such file or folder")
-    return path
-
-
-def _written_data(text: str, store: Path, *, make: bool) -> Path:
-    import hashlib
-
-    head, _, body = text.partition(",")
-    if head not in ("data:application/zip;base64", "data:application/x-zip-compressed;base64"):
-        raise SourceNotFound(head, "a data: address must begin with data:application/zip;base64,")
-    try:
-        content = base64.b64decode(body, validate=True)
-    except ValueError as error:
-        raise SourceNotFound(head, f"the base64 is damaged ({error})") from error
-    path = store / "shared" / "sources" / f"{hashlib.sha256(content).hexdigest()[:32]}.zip"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_bytes(content)
-        aside.replace(path)
-    return path
 
 
 def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
@@ -159,15 +147,3 @@ def check_adapter(recipe: Recipe, weights: Weights) -> None:
         raise RecipeError([FieldError(loc=("rank",), type="less_than_equal", msg=str(error))]) from error
     except FilterMatchesNothing as error:
         raise RecipeError([FieldError(loc=(error.field,), type="matches_nothing", msg=str(error))]) from error
-
-
-def lora_path(recipe: Recipe) -> Path | None:
-    """The adapter file to continue from."""
-    given = recipe.values["lora_checkpoint_url"]
-    if given is None:
-        return None
-    path = Path(unquote(urlparse(given).path)) if given.startswith("file://") else Path(given)
-    if given.startswith(("http://", "https://")) or not path.is_file():
-        why = "addresses are not fetched yet; download the file first" if "://" in given else "no such file"
-        raise SourceNotFound(f"lora_checkpoint_url {given}", why)
-    return path

@@ -15,14 +15,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cache import unfinished
+from cache.needs import write_needs
 from cache.receipt import Receipt
 from cache.store import Store
 from pipeline.interchange import import_plan
+from pipeline.lost import ON_DEMAND, lost_files
 from pipeline.plan import Plan, StageRun, State, plan
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.request import Found, find
+from pipeline.turn import turn, upkeep
 from stages.contract import Artifact, Inputs, Outcome, Workspace
+from stages.needs import needed_files
 
 _VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 
@@ -44,7 +49,8 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
     store = Store(recipe.store)
-    found = find(recipe, make=True)
+    found = find(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
+    report.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, found, last)
     report.show_plan(decided)
     with stop_requests() as stop:
@@ -79,27 +85,40 @@ class Walk:
         self.report.finished(run, receipt, hit=run.state is State.HIT)
 
     def known(self, run: StageRun) -> Receipt | None:
-        """The receipt of the artifact, if it is finished."""
+        """The receipt of the artifact, if it is finished and what it names is there."""
         assert run.fingerprint is not None, "weights are found before a plan is walked"
-        return self.store.find(run.stage.name, run.fingerprint)
+        receipt = self.store.find(run.stage.name, run.fingerprint)
+        if receipt is None or (run.stage.name == ON_DEMAND and run.state is State.HIT):
+            return receipt
+        return None if lost_files(run, self.store) else receipt
 
     def made(self, run: StageRun) -> Receipt:
         """Run the stage as the only writer of its run, and commit."""
-        name = run.stage.name
-        with self.store.hold(name, str(run.identity)):
-            # Another process may have finished it between the look-up and the hold.
-            if (known := self.known(run)) is not None:
-                return known
-            work, started = self.workspace(run), now()
+        with turn(self.store, run, self.report.say, self.stop.is_set):
+            with upkeep(self.store, self.report.say, self.stop.is_set):
+                # Another process may have finished it between the look-up and the hold.
+                if (known := self.known(run)) is not None:
+                    return known
+                work, started = self.workspace(run), now()
             outcome = run.stage.load()(self.inputs(run), run.params, work)
             self.report.end_progress()
-            receipt = receipt_of(run, outcome, started)
-            return self.store.commit(name, receipt.fingerprint, work.directory, receipt)
+            return self.committed(run, work, receipt_of(run, outcome, started))
+
+    def committed(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
+        """Make the workspace the artifact, in place of one whose shared files were lost."""
+        name, fingerprint = receipt.stage, receipt.fingerprint
+        if needs := needed_files(name, work.directory, receipt.facts, self.store.shared):
+            write_needs(work.directory, needs)
+        self.store.drop(name, fingerprint)
+        sealed = self.store.commit(name, fingerprint, work.directory, receipt)
+        unfinished.forget(self.store, work.directory.name)
+        return sealed
 
     def workspace(self, run: StageRun) -> Workspace:
         """Where a stage writes: a folder named after its run, so that running again is resuming."""
         scratch = self.store.scratch(run.stage.name, str(run.identity))
         scratch.mkdir(parents=True, exist_ok=True)
+        unfinished.note(self.store, note_of(run, scratch.name))
         return Workspace(
             directory=scratch,
             shared=self.store.shared,
@@ -119,6 +138,20 @@ class Walk:
             weights=self.found.weights,
             files={"lora_checkpoint": lora} if lora else {},
         )
+
+
+def note_of(run: StageRun, name: str) -> unfinished.Unfinished:
+    """What is known of a run while it is unfinished."""
+    return unfinished.Unfinished(
+        name=name,
+        stage=run.stage.name,
+        fingerprint=str(run.fingerprint),
+        identity=str(run.identity),
+        params=run.record["params"],
+        inputs=dict(run.inputs),
+        components=dict(run.components),
+        began=now(),
+    )
 
 
 def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:

@@ -1,23 +1,27 @@
-"""What the store holds: artifacts, sizes, and what each run used. From receipts and file sizes alone."""
+"""What the store holds: artifacts, sizes, which runs use what. From receipts, lists of needs and file sizes alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from cache.receipt import Receipt
+from cache import unfinished
+from cache.contents import Contents, Piece, contents
+from cache.needs import iter_needs
 from cache.store import Store
 from pipeline.report import summary
 
 
 def status_json(store: Store) -> dict[str, Any]:
     """The store for programs."""
-    receipts = store.receipts()
+    held = contents(store)
+    sizes = store.sizes()
     return {
         "store": str(store.root),
-        "artifacts": [_artifact_json(store, receipt) for receipt in receipts],
-        "unfinished": sorted(path.name for path in (store.root / "scratch").glob("*") if path.is_dir()),
-        "shared": {path.name: num_bytes(path) for path in sorted(store.shared.glob("*")) if path.is_dir()},
+        "artifacts": [_artifact_json(held, piece) for piece in held.pieces],
+        "unfinished": [_unfinished_json(store, run) for run in held.unfinished],
+        "shared": {pool: _pool_json(held, pool, num_bytes) for pool, num_bytes in sizes.shared.items()},
+        "num_bytes": sizes.total,
     }
 
 
@@ -26,37 +30,84 @@ def status_lines(store: Store) -> list[str]:
     known = status_json(store)
     if not known["artifacts"] and not known["unfinished"]:
         return [f"{store.root} holds nothing yet; `sa3-trainer run DATA` makes the first artifact"]
-    rows = [_row(entry) for entry in known["artifacts"]]
-    unfinished = [f"unfinished {name}: the same command goes on from there" for name in known["unfinished"]]
-    shared = [f"shared/{name:<10} {_size(size):>10}" for name, size in known["shared"].items()]
-    return [*rows, *unfinished, *shared]
+    rows = [line for entry in known["artifacts"] for line in _rows(entry)]
+    stopped = [f"unfinished {one['name']}: the same command goes on from there" for one in known["unfinished"]]
+    shared = [_pool_row(pool, entry) for pool, entry in known["shared"].items()]
+    return [*rows, *stopped, *shared, f"{'in all':<20} {size(known['num_bytes']):>10}"]
 
 
-def _row(entry: dict[str, Any]) -> str:
-    name, size = entry["fingerprint"][:12], _size(entry["num_bytes"])
-    return f"{entry['stage']:<7} {name}  {size:>10}  {entry['summary']}"
+def _rows(entry: dict[str, Any]) -> list[str]:
+    name, own = entry["fingerprint"][:12], size(entry["num_bytes"])
+    line = f"{entry['stage']:<7} {name}  {own:>10}  {entry['summary']}"
+    uses = [f"{stage} {name[:12]}" for stage, name in entry["uses"].items() if stage != "source"]
+    needs = entry["needs"]
+    parts = [f"uses {', '.join(uses)}"] if uses else []
+    parts += [f"names {needs['num_files']} {needs['what']} ({size(needs['num_bytes'])})"] if needs["num_files"] else []
+    parts += [f"used by {', '.join(entry['used_by'])}"] if entry["used_by"] else []
+    return [line, *([f"        {'; '.join(parts)}"] if parts else [])]
 
 
-def _artifact_json(store: Store, receipt: Receipt) -> dict[str, Any]:
+def _pool_row(pool: str, entry: dict[str, Any]) -> str:
+    row = f"shared/{pool:<13} {size(entry['num_bytes']):>10}"
+    if "num_files" not in entry:
+        return row
+    unnamed = f"; {entry['num_unnamed']} ({size(entry['unnamed_bytes'])}) named by no artifact: `sa3-trainer gc`"
+    return f"{row}  {entry['num_files']} files{unnamed if entry['num_unnamed'] else ''}"
+
+
+def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
+    receipt = piece.receipt
+    needs = [num_bytes for _, num_bytes in iter_needs(piece.directory)]
+    what = "prepared clips" if receipt.stage == "ingest" else "shards"
     return {
         "stage": receipt.stage,
         "fingerprint": receipt.fingerprint,
         "finished": receipt.finished,
-        "num_bytes": sum(entry.num_bytes for entry in receipt.files),
+        "num_bytes": piece.num_bytes,
         "uses": dict(receipt.inputs),
+        "used_by": held.users(receipt.fingerprint),
+        "needs": {"what": what, "num_files": len(needs), "num_bytes": sum(needs)},
         "params": receipt.params,
         "facts": receipt.facts,
         "summary": summary(receipt.stage, receipt.facts),
-        "directory": str(store.directory(receipt.stage, receipt.fingerprint)),
+        "directory": str(piece.directory),
     }
 
 
-def num_bytes(directory: Path) -> int:
-    """Bytes of all files below."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def _unfinished_json(store: Store, run: unfinished.Unfinished) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "stage": run.stage,
+        "began": run.began,
+        "num_bytes": unfinished.num_bytes(store, run.name),
+        "uses": dict(run.inputs),
+        "params": dict(run.params),
+    }
 
 
-def _size(count: float) -> str:
+def _pool_json(held: Contents, pool: str, num_bytes: int) -> dict[str, Any]:
+    """Bytes of a pool; of those whose files artifacts name also how many there are, and how many nobody names."""
+    files = {path: count for path, count in held.shared.items() if path.startswith(f"{pool}/")}
+    if not files:
+        return {"num_bytes": num_bytes}
+    unnamed = _unnamed(held.pieces, files)
+    return {
+        "num_bytes": num_bytes,
+        "num_files": len(files),
+        "num_unnamed": len(unnamed),
+        "unnamed_bytes": sum(files[path] for path in unnamed),
+    }
+
+
+def _unnamed(pieces: Sequence[Piece], files: dict[str, int]) -> set[str]:
+    left = set(files)
+    for piece in pieces:
+        left.difference_update(piece.shared_files())
+    return left
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -5,6 +5,7 @@ StageError
 ├── DatasetFaults        the clips or captions are not fit to train on; every fault at once
 ├── SpaceShort           the disk cannot hold the prepared audio
 ├── EngineUnavailable    the joblib backend asked for cannot be started
+├── PackageMissing       an option needs an optional package that is not installed
 ├── PreparedMissing      a clip's prepared audio is gone
 ├── CheckpointMismatch   a weight file does not cover its network, or covers more
 ├── NetworkNotSupported  a model_config.json asks for something that is not built
@@ -47,7 +48,7 @@ class Fault:
     member: str
     """Path inside the zip or folder, with forward slashes; empty when it is about the whole dataset."""
     type: str
-    """Short stable name, such as `caption_missing`; programs match on it."""
+    """Short stable name, such as `missing_caption`; programs match on it."""
     msg: str
     """What is wrong and what to do about it, one sentence each."""
 
@@ -78,8 +79,12 @@ class SourceUnreadable(StageError):
     """The dataset is neither a readable zip nor a folder."""
 
     def __init__(self, path: Path, why: str, remedy: str) -> None:
-        self.path = path
+        self.path, self.why = path, why
         super().__init__(f"{path} cannot be read as a dataset: {why}. {remedy}")
+
+    def as_json(self) -> dict[str, object]:
+        """The hosted trainer's error entry."""
+        return {"loc": ["body", "audio_data_url"], "type": "invalid_archive", "msg": str(self)}
 
 
 class SpaceShort(StageError):
@@ -98,6 +103,13 @@ class EngineUnavailable(StageError):
 
     def __init__(self, engine: str, why: str, remedy: str) -> None:
         super().__init__(f"--engine {engine} cannot be used: {why}. {remedy}, or leave --engine out.")
+
+
+class PackageMissing(StageError):
+    """An option needs an optional package that is not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(f"{what} needs the package {package}. Install it with `pip install {package}`, or go without.")
 
 
 class PreparedMissing(StageError):

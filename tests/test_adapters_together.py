@@ -81,7 +81,9 @@ def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
     assert grads.keys() == wanted.keys()
     for key, grad in grads.items():
-        torch.testing.assert_close(grad, wanted[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            grad, wanted[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @every_kind

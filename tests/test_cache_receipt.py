@@ -52,7 +52,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(data):
 
 @pytest.mark.parametrize("text", ["", "null", "[]", '{"stage": "encode"}', "{" * 10_000, RECEIPT.to_json()[:200]])
 def test_what_is_no_receipt_is_refused_by_name(text):
-    with pytest.raises(ReceiptDamaged, match=r"receipt\.json cannot be read as a receipt .*Delete the folder"):
+    with pytest.raises(ReceiptDamaged, match=r"receipt\.json cannot be read as a receipt .*verify --repair"):
         Receipt.from_json(text, FILE)
 
 

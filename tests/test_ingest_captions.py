@@ -48,10 +48,10 @@ def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, f
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["a.wav"], [("a.wav", "caption_missing")]),
-        (["a.txt"], [("a.txt", "audio_missing")]),
-        (["a/k.wav", "b/k.txt"], [("a/k.wav", "caption_missing"), ("b/k.txt", "audio_missing")]),
-        (["a.wav", "A.txt"], [("A.txt", "audio_missing"), ("a.wav", "caption_missing")]),
+        (["a.wav"], [("a.wav", "missing_caption")]),
+        (["a.txt"], [("a.txt", "missing_audio")]),
+        (["a/k.wav", "b/k.txt"], [("a/k.wav", "missing_caption"), ("b/k.txt", "missing_audio")]),
+        (["a.wav", "A.txt"], [("A.txt", "missing_audio"), ("a.wav", "missing_caption")]),
         (["k.wav", "k.flac", "k.txt"], [("k.flac", "duplicate_name"), ("k.wav", "duplicate_name")]),
         (
             ["k.wav", "k.txt", "K.wav", "K.txt"],
@@ -59,8 +59,8 @@ def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, f
         ),
         (["k.wav", "k.wav", "k.txt"], [("k.wav", "duplicate_name")] * 2),
         (["a/k.wav", "a/k.txt", "b/k.wav", "b/k.txt"], []),
-        (["song.m4a", "song.txt"], [("song.m4a", "format_unsupported")]),
-        (["song.wma"], [("song.wma", "caption_missing"), ("song.wma", "format_unsupported")]),
+        (["song.ape", "song.txt"], [("song.ape", "unsupported_audio_format")]),
+        (["song.mka"], [("song.mka", "missing_caption"), ("song.mka", "unsupported_audio_format")]),
     ],
 )
 def test_files_that_fit_nowhere_are_faults(names, expected):
@@ -113,7 +113,7 @@ def test_a_caption_is_its_text_without_mark_and_margins(data, prompt):
 
 @pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf", "\u200b\u2060 \ufeff".encode(), b"\x00\x00"])
 def test_a_caption_without_visible_text_is_empty(data):
-    with pytest.raises(Unfit, match="caption_empty"):
+    with pytest.raises(Unfit, match="empty_caption"):
         prompt_of(data, None)
 
 

@@ -272,7 +272,7 @@ def broken() -> dict[str, bytes]:
         "short.txt": b"short",
         "silent.wav": sound(0 * tone()),
         "silent.txt": b"silent",
-        "song.m4a": b"\x00\x00\x00 ftypM4A ",
+        "song.ape": b"\x00\x00\x00 ftypM4A ",
         "song.txt": b"song",
         "twice.wav": sound(tone(hz=400)),
         "twice.flac": sound(tone(hz=500), form="FLAC"),
@@ -284,18 +284,18 @@ def broken() -> dict[str, bytes]:
 
 EXPECTED = [
     ("cut.wav", "audio_truncated"),
-    ("empty_caption.txt", "caption_empty"),
+    ("empty_caption.txt", "empty_caption"),
     ("latin_caption.txt", "caption_not_utf8"),
-    ("lonely.wav", "caption_missing"),
+    ("lonely.wav", "missing_caption"),
     ("loud.wav", "absurd_peak"),
     ("nan.wav", "not_finite"),
-    ("orphan.txt", "audio_missing"),
-    ("short.wav", "too_short"),
+    ("orphan.txt", "missing_audio"),
+    ("short.wav", "audio_too_short"),
     ("silent.wav", "silent"),
-    ("song.m4a", "format_unsupported"),
+    ("song.ape", "unsupported_audio_format"),
     ("twice.flac", "duplicate_name"),
     ("twice.wav", "duplicate_name"),
-    ("words.wav", "audio_undecodable"),
+    ("words.wav", "audio_decode_error"),
 ]
 
 
@@ -315,10 +315,10 @@ def test_faults_are_found_whichever_worker_looks(tmp_path):
 def test_two_faults_of_one_clip_are_both_listed(tmp_path):
     data = folder(tmp_path / "d", {**clips("good"), "a.wav": b"words", "a.txt": b"", "b.flac": b"words"})
     assert faults(data, tmp_path) == [
-        ("a.txt", "caption_empty"),
-        ("a.wav", "audio_undecodable"),
-        ("b.flac", "audio_undecodable"),
-        ("b.flac", "caption_missing"),
+        ("a.txt", "empty_caption"),
+        ("a.wav", "audio_decode_error"),
+        ("b.flac", "audio_decode_error"),
+        ("b.flac", "missing_caption"),
     ]
 
 
@@ -335,12 +335,12 @@ def test_without_the_bad_clips_the_rest_goes_on_and_what_was_left_out_is_said_an
 def test_the_faults_of_the_archive_end_the_run_even_without_the_bad_clips(tmp_path):
     data = zipped(tmp_path / "d.zip", {**clips("good"), "../evil.wav": b"x", "bad.wav": b"words", "bad.txt": b"x"})
     assert ("../evil.wav", "path_traversal") in faults(data, tmp_path, skip_bad=True)
-    assert ("bad.wav", "audio_undecodable") in faults(data, tmp_path, skip_bad=True)
+    assert ("bad.wav", "audio_decode_error") in faults(data, tmp_path, skip_bad=True)
 
 
 def test_no_clip_left_is_a_fault_that_still_shows_what_was_wrong_with_them(tmp_path):
     data = folder(tmp_path / "d", {"a.wav": b"words", "a.txt": b"x"})
-    assert faults(data, tmp_path, skip_bad=True) == [("", "too_few_clips"), ("a.wav", "audio_undecodable")]
+    assert faults(data, tmp_path, skip_bad=True) == [("", "too_few_clips"), ("a.wav", "audio_decode_error")]
 
 
 def test_an_empty_dataset_has_too_few_clips(tmp_path):
@@ -351,7 +351,7 @@ def test_an_empty_dataset_has_too_few_clips(tmp_path):
 
 def test_too_many_clips_are_refused_before_any_is_decoded(tmp_path, decoded):
     data = folder(tmp_path / "d", {**clips("a", "b", "c"), "d.txt": b"alone"})
-    assert faults(data, tmp_path, max_clips=2) == [("", "too_many_clips"), ("d.txt", "audio_missing")]
+    assert faults(data, tmp_path, max_clips=2) == [("", "too_many_clips"), ("d.txt", "missing_audio")]
     assert decoded == []
 
 
@@ -379,7 +379,7 @@ def test_a_file_that_changes_while_the_dataset_is_read_is_not_taken(tmp_path):
 def test_a_short_clip_is_found_although_it_was_prepared_for_a_model_with_shorter_frames(tmp_path, decoded):
     data = folder(tmp_path / "d", clips("a", seconds=0.5))
     run(data, workspace(tmp_path), downsampling_ratio=1024)
-    assert faults(data, tmp_path, downsampling_ratio=32768) == [("a.wav", "too_short")]
+    assert faults(data, tmp_path, downsampling_ratio=32768) == [("a.wav", "audio_too_short")]
     assert len(decoded) == 1
 
 

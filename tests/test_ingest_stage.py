@@ -24,6 +24,9 @@ NONSENSE = {
     "max_member_bytes": -1,
     "max_total_bytes": 0,
     "max_compression_ratio": 0.0,
+    "max_members": 0,
+    "long_clips": "last",
+    "caption_template": "no key",
     "skip_bad": "yes",
 }
 
@@ -51,6 +54,10 @@ OTHER = {
     "max_member_bytes": 10**6,
     "max_total_bytes": 10**7,
     "max_compression_ratio": 9.0,
+    "max_members": 11,
+    "long_clips": "split",
+    "caption_template": "{genre}",
+    "resampler": "soxr",
     "skip_bad": True,
 }
 
@@ -64,7 +71,7 @@ def test_every_param_is_hashed(field):
 @pytest.mark.parametrize("field", sorted(OTHER))
 def test_prepared_audio_is_renamed_by_what_changes_its_samples_and_by_nothing_else(field):
     changed = replace(PARAMS, **{field: OTHER[field]})
-    decides = field in {"native_samples", "sample_rate_hz"}
+    decides = field in {"native_samples", "sample_rate_hz", "resampler"}
     assert (prepared_key("sha256:00", changed) != prepared_key("sha256:00", PARAMS)) == decides
     assert (audio_params(changed) != audio_params(PARAMS)) == decides
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from stages.contract import Weights
 from stages.errors import CheckpointMismatch, WeightsNotFound
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
 from stages.models._weights import (
     AUTOENCODER,
     CONDITIONER,
@@ -24,10 +19,8 @@ from stages.models._weights import (
     load_denoiser,
     remapped,
 )
-from tests.small_networks import GOLDEN, TINY, config
-
-PUBLISHED = GOLDEN / "published"
-NETWORKS = {DENOISER: Denoiser, CONDITIONER: Conditioner, AUTOENCODER: Autoencoder}
+from tests.published import parts
+from tests.small_networks import TINY, config
 
 
 @pytest.fixture(scope="module")
@@ -140,39 +133,11 @@ def test_a_folder_without_weights_is_named(tmp_path):
         load_denoiser(Weights(model="tiny", folder=tmp_path, config=config(), digests={}))
 
 
-# The published models, on the meta device --------------------------------------------------------------------------
-
-COUNTS = {
-    "small": {DENOISER: (438, 459_130_896), CONDITIONER: (3, 198_144), AUTOENCODER: (244, 108_244_721)},
-    "medium": {DENOISER: (522, 1_453_170_192), CONDITIONER: (3, 198_144), AUTOENCODER: (472, 852_127_457)},
-}
-MODELS = {"small-music-base": "small", "small-sfx-base": "small", "medium-base": "medium"}
+# The published models, on the meta device (their tensors: test_models_published.py) ----------------------------------
 
 
 def published(model):
-    read = json.loads((PUBLISHED / f"{model}.json").read_text("utf-8"))
-    with torch.device("meta"):
-        return {prefix: build(read) for prefix, build in NETWORKS.items()}
-
-
-@pytest.mark.parametrize(("model", "size"), MODELS.items())
-def test_a_published_config_gives_the_published_tensors(model, size):
-    expected = json.loads((PUBLISHED / "tensors.json").read_text("utf-8"))[size]
-    shapes, counts = {}, Counter()
-    for prefix, network in published(model).items():
-        for name, tensor in network.state_dict().items():
-            pattern = re.sub(r"(transformer\.layers|transformers)\.\d+\.", r"\1.{i}.", prefix + name)
-            shapes[pattern] = list(tensor.shape)
-            counts[pattern] += 1
-    assert shapes == {pattern: entry["shape"] for pattern, entry in expected.items()}
-    assert dict(counts) == {pattern: entry["count"] for pattern, entry in expected.items()}
-
-
-@pytest.mark.parametrize(("model", "size"), MODELS.items())
-def test_a_published_config_gives_the_published_number_of_values(model, size):
-    for prefix, network in published(model).items():
-        tensors = network.state_dict().values()
-        assert (len(tensors), sum(tensor.numel() for tensor in tensors)) == COUNTS[size][prefix]
+    return {part.prefix: part.network for part in parts(model)}
 
 
 def test_the_large_autoencoder_has_seven_periodic_layers_in_its_decoder_and_none_in_its_encoder():

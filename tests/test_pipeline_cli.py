@@ -99,8 +99,8 @@ def test_a_dataset_with_faults_exits_1_and_lists_them_as_json(tmp_path):
     done = call(*words)
     assert done.exit_code == 1
     found = {(tuple(entry["loc"]), entry["type"]) for entry in json.loads(done.stdout)["detail"]}
-    assert (("body", "audio_data_url", "a.wav"), "caption_missing") in found
-    assert (("body", "audio_data_url", "b.txt"), "audio_missing") in found
+    assert (("body", "audio_data_url", "a.wav"), "missing_caption") in found
+    assert (("body", "audio_data_url", "b.txt"), "missing_audio") in found
 
 
 def test_an_impossible_rank_is_refused_before_anything_runs(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_a_recipe_file_that_is_not_toml_is_named(tmp_path):
 def test_every_field_reaches_a_stage_a_place_or_a_resource():
     """No option is accepted and ignored: changing any request field changes a stage's params."""
     other = {
-        "int": 3, "float": 0.005, "bool": True, "str": "words", "names": ["ff"],
+        "int": 3, "float": 0.005, "bool": True, "str": "{words}", "names": ["ff"],
     }  # fmt: skip
     base = read_recipe("clips.zip", {})
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from stages.records import EncodedClip, PromptRow
 from stages.train.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
-from tests.golden.make_cached_artifact import CACHED, FAMILY, encoded
+from tests.golden.make_cached_artifact import FAMILY, copied, encoded
 
 R = TypeVar("R")
 LOSSES = (1.3581036, 1.8492949, 1.0783024, 1.4362801, 1.1824910)
@@ -40,11 +39,9 @@ PARAMS = TrainParams(
 
 
 @pytest.fixture(scope="module", params=formats())
-def cached(request, tmp_path_factory) -> Path:
-    """A store's copy of the artifact: shelves keep their registry beside the shards."""
-    place = tmp_path_factory.mktemp(request.param)
-    shutil.copytree(CACHED / request.param, place, dirs_exist_ok=True)
-    return place
+def cached(request, tmp_path_factory) -> Artifact:
+    """The artifact of the tree."""
+    return copied(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -60,53 +57,50 @@ def denoiser_alone(tmp_path_factory) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def again(tmp_path_factory) -> Path:
-    """A store in which the same clips were encoded now."""
-    place = tmp_path_factory.mktemp("again")
-    encoded("parquet", place)
-    return place
+def again(tmp_path_factory) -> Artifact:
+    """The same clips, encoded now."""
+    return encoded("parquet", tmp_path_factory.mktemp("again"))
 
 
-def facts(place: Path) -> dict[str, Any]:
-    return json.loads((place / "encode" / "facts.json").read_text("utf-8"))  # type: ignore[no-any-return]
+def rows(artifact: Artifact, name: str, row_type: type[R]) -> list[R]:
+    return read_rows(artifact.directory / f"{name}.parquet", row_type)
 
 
-def rows(place: Path, name: str, row_type: type[R]) -> list[R]:
-    return read_rows(place / "encode" / f"{name}.parquet", row_type)
+def shared(artifact: Artifact) -> Path:
+    return artifact.directory.parent / "shared"
 
 
-def shelved(place: Path, pool: str, key: str) -> np.ndarray:
+def shelved(artifact: Artifact, pool: str, key: str) -> np.ndarray:
     """The values of one item."""
-    shelf = Shelf(place / "shared" / pool, "hdf5" if list((place / "shared" / pool).glob("*.h5")) else "parquet")
+    shelf = Shelf(shared(artifact) / pool, artifact.facts["latent_format"])
     return shelf.read(shelf.locate([key])[key])
 
 
 def test_a_training_from_the_cache_has_the_losses_it_always_had(cached, denoiser_alone, tmp_path):
-    work = Workspace(directory=tmp_path, shared=cached / "shared", resources=Resources(device="cpu"))
-    artifact = Artifact(stage="encode", fingerprint="cached", directory=cached / "encode", facts=facts(cached))
+    work = Workspace(directory=tmp_path, shared=shared(cached), resources=Resources(device="cpu"))
 
-    train(Inputs(artifacts={"encode": artifact}, weights=denoiser_alone), PARAMS, work)
+    train(Inputs(artifacts={"encode": cached}, weights=denoiser_alone), PARAMS, work)
 
     losses = [row.loss for row in read_rows(tmp_path / "steps.parquet", StepRow)]
     np.testing.assert_allclose(losses, LOSSES, rtol=1e-5, atol=0)
 
 
 def test_encoding_the_same_clips_again_gives_the_cached_latents(cached, again):
-    before, now = (rows(place, "manifest", EncodedClip) for place in (cached, again))
+    before, now = (rows(each, "manifest", EncodedClip) for each in (cached, again))
     # Shards are named after what they hold and then their format; checksums follow the last bit.
     assert [replace(row, checksum="", shard=Path(row.shard).stem) for row in before] == [
         replace(row, checksum="", shard=Path(row.shard).stem) for row in now
     ]
-    for key in [facts(cached)["silence"]["item_key"], *(row.item_key for row in before)]:
-        ours, theirs = (shelved(place, "latents", key) for place in (cached, again))
+    for key in [cached.facts["silence"]["item_key"], *(row.item_key for row in before)]:
+        ours, theirs = (shelved(each, "latents", key) for each in (cached, again))
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
 
 
 def test_embedding_the_same_prompts_again_gives_the_cached_embeddings(cached, again):
-    before, now = (rows(place, "prompts", PromptRow) for place in (cached, again))
+    before, now = (rows(each, "prompts", PromptRow) for each in (cached, again))
     assert [(row.prompt, row.prompt_key, row.num_tokens) for row in before] == [
         (row.prompt, row.prompt_key, row.num_tokens) for row in now
     ]
     for row in before:
-        ours, theirs = (shelved(place, "prompts", row.prompt_key) for place in (cached, again))
+        ours, theirs = (shelved(each, "prompts", row.prompt_key) for each in (cached, again))
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)

@@ -122,6 +122,13 @@ def test_checkpoints_of_other_params_are_not_gone_on_from(bench):
     assert bench.losses[:2] != other.losses
 
 
+def test_checkpoints_of_other_clips_are_not_gone_on_from(bench, tmp_path):
+    other = Bench.of_latents(tmp_path / "other store", (12, 20, 8))
+    other.train(number_of_steps=2)
+    bench.train(continued_from=other.directory)
+    assert "belongs to another training" in bench.said[0]
+
+
 def test_fewer_steps_than_a_checkpoint_has_start_from_an_earlier_one(bench):
     with pytest.raises(Stopped):
         bench.train(stop_after=5, number_of_steps=6)

@@ -136,21 +136,33 @@ def test_training_from_the_cache_opens_neither_autoencoder_nor_text_encoder(benc
     assert bench.config["steps_done"] == 4
 
 
-def test_each_prompt_goes_through_the_text_encoder_once(tmp_path, monkeypatch):
-    seen = []
+@pytest.fixture
+def embedded(monkeypatch):
+    """Texts given to the text encoder."""
+    texts = []
     load = prompts.load_text_encoder
 
     class Counted:
         def __init__(self, *options):
             self.encoder = load(*options)
 
-        def hidden_states(self, texts):
-            seen.extend(texts)
-            return self.encoder.hidden_states(texts)
+        def hidden_states(self, group):
+            texts.extend(group)
+            return self.encoder.hidden_states(group)
 
     monkeypatch.setattr(prompts, "load_text_encoder", Counted)
+    return texts
+
+
+def test_each_prompt_goes_through_the_text_encoder_once(tmp_path, embedded):
     Bench.of_audio(tmp_path, (20_000, 30_000)).train(number_of_steps=6)
-    assert sorted(seen) == ["prompt 0", "prompt 1"]
+    assert sorted(embedded) == ["prompt 0", "prompt 1"]
+
+
+def test_a_prompt_that_several_clips_share_is_embedded_once(embedded):
+    found = prompts.embedded_prompts(["rain", "wind", "rain"], weights(), torch.device("cpu"))
+    assert embedded == ["rain", "wind"]
+    assert [states.dtype for states in found.of(["rain", "rain", "wind"])] == [torch.float32] * 3
 
 
 def test_audio_that_fits_the_window_is_encoded_once_per_sign(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.adapters._frozen import frozen_product, weighted_squares
+from stages.adapters._frozen import frozen_product, gram, row_quadratics, weighted_squares
 
 EPS = 1e-12
 """Added to a norm before dividing by it."""
@@ -89,8 +89,7 @@ class Factored:
             left_OR, right_RI = self.low_rank()
             weight_right_OR = torch.cat([self._weight_times(term) for term in self.terms], dim=-1)
             cross_O = scaled((left_OR * weight_right_OR).sum(dim=-1), self.p_O)
-            gram_RR = right_RI @ right_RI.mT
-            squares_O = squares_O + 2 * cross_O + ((left_OR @ gram_RR) * left_OR).sum(dim=-1)
+            squares_O = squares_O + 2 * cross_O + row_quadratics(left_OR, gram(right_RI))
         return guarded_sqrt(squares_O)
 
     def _squares_of_scaled_weight(self) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 NUM_PIECES = 3
 """16-bit pieces of a float32 factor: 24 bits of mantissa in bfloat16, 33 in float16."""
 
+ROWS_AT_ONCE = 256
+
 _HALF_BITS = 11
 """Mantissa of float16, the hidden bit included."""
 
@@ -30,6 +32,54 @@ def weighted_squares(weight_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,): sum over k of W_jk^2 F_k, in the dtype of F; only F has a gradient."""
     sums: Tensor = _WeightedSquares.apply(weight_OI, factor_I)
     return sums
+
+
+def gram(factor_KI: Tensor) -> Tensor:
+    """F F^T (K, K) in the dtype of F."""
+    product: Tensor = _Gram.apply(factor_KI)
+    return product
+
+
+def row_quadratics(left_OR: Tensor, gram_RR: Tensor) -> Tensor:
+    """(O,): L_j G L_j^T for every row j of L, G symmetric."""
+    quadratics: Tensor = _RowQuadratics.apply(left_OR, gram_RR)
+    return quadratics
+
+
+class _RowQuadratics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left_OR: Tensor, gram_RR: Tensor) -> Tensor:
+        product_OR = left_OR @ gram_RR
+        ctx.save_for_backward(left_OR, product_OR)
+        return (product_OR * left_OR).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        left_OR, product_OR = ctx.saved_tensors
+        weighted_OR = grads[0][..., None] * left_OR
+        return 2 * grads[0][..., None] * product_OR, tall_product(weighted_OR, left_OR)
+
+
+def tall_product(first_OR: Tensor, second_OR: Tensor) -> Tensor:
+    """F^T S (R, R) of tall, narrow factors: in stretches of rows, lest one small corner of the device do it all."""
+    if first_OR.is_cuda and first_OR.shape[-2] % ROWS_AT_ONCE == 0:
+        stretches = (-1, ROWS_AT_ONCE)
+        return (first_OR.unflatten(-2, stretches).mT @ second_OR.unflatten(-2, stretches)).sum(dim=-3)
+    return first_OR.mT @ second_OR
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, factor_KI: Tensor) -> Tensor:
+        ctx.save_for_backward(factor_KI)
+        if factor_KI.is_cuda and factor_KI.dtype == torch.float32:
+            return _gram_in_pieces(factor_KI)
+        return factor_KI @ factor_KI.mT
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (factor_KI,) = ctx.saved_tensors
+        return (grads[0] + grads[0].mT) @ factor_KI
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -59,8 +109,8 @@ class _WeightedSquares(torch.autograd.Function):
 def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
     """M F (O, K) in the dtype of F, whose products with a 16-bit M are exact to that dtype's rounding.
 
-    On CUDA the float32 factor is cut into 16-bit pieces whose sum it is, so that tensor cores read M as it is stored and
-    add up in float32. Elsewhere M is widened, a matrix at a time.
+    On CUDA the float32 factor is cut into 16-bit pieces whose sum it is: tensor cores read M as it is stored and add up
+    in float32. Elsewhere M is widened, a matrix at a time.
     """
     if matrix_OI.dtype == wide_IK.dtype:
         return matrix_OI @ wide_IK
@@ -81,6 +131,15 @@ def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
     for part, scale in zip(parts[-2::-1], scales[-2::-1], strict=True):
         total = total + part * scale
     return total
+
+
+def _gram_in_pieces(wide_KI: Tensor) -> Tensor:
+    """Few rows and long ones are the worst shape for a float32 product; in pieces, tensor cores do it."""
+    pieces, _ = pieces_of(wide_KI, torch.bfloat16)
+    rows, count = torch.cat(pieces, dim=-2), wide_KI.shape[-2]
+    multiply = torch.mm if rows.dim() == 2 else torch.bmm
+    whole = multiply(rows, rows.mT, out_dtype=torch.float32)
+    return whole.unflatten(-1, (NUM_PIECES, count)).sum(-2).unflatten(-2, (NUM_PIECES, count)).sum(-3)
 
 
 def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | float]]:
@@ -107,6 +166,8 @@ def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tens
 
 def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,) sum over k of M_jk^2 F_k."""
+    if torch.compiler.is_compiling():
+        return _squares_times_in_one(matrix_OI, factor_I)
     if matrix_OI.is_cuda:
         return _fused_squares_times()(matrix_OI, factor_I)
     if matrix_OI.dim() > 2:

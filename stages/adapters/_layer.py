@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.adapters._factored import Factored, squares
+from stages.adapters._factored import Factored, Term, squares
 from stages.adapters._kind import Kind
 from stages.adapters._parts import Start
 from stages.errors import AdapterOrder, LayerNotAdaptable
 
 
 class Ready(NamedTuple):
-    """An adapted weight as tokens meet it: diag(p) W diag(q) + L R, thin factors in the dtype of the products.
+    """An adapted weight as tokens meet it: diag(p) (W + L R) diag(q), thin factors in the dtype of the products.
 
     Any of them may be None: no scale, no move. For many layers at once each has a leading dimension.
     """
@@ -30,6 +30,8 @@ class Ready(NamedTuple):
     q_I: Tensor | None
     left_OR: Tensor | None
     right_RI: Tensor | None
+    outside: bool = False
+    """L and R have their scales in them: diag(p) W diag(q) + L R, as several adapters on a layer leave it."""
 
 
 def ready(whole: Factored, dtype: torch.dtype) -> Ready:
@@ -37,7 +39,7 @@ def ready(whole: Factored, dtype: torch.dtype) -> Ready:
     if not whole.terms:
         return Ready(whole.p_O, whole.q_I, None, None)
     left_OR, right_RI = whole.low_rank()
-    return Ready(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype))
+    return Ready(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype), outside=True)
 
 
 class Slot(nn.Module):
@@ -56,9 +58,21 @@ class Slot(nn.Module):
 
     def forward(self, before: Factored) -> Factored:
         """The weight after this adapter. Strength exactly 0 leaves it alone; any other keeps the lengths in full."""
+        return before if self.strength == 0 else self._lengthened(before.moved(self._term()))
+
+    def alone(self, base: Factored, dtype: torch.dtype) -> Ready:
+        """The weight after this adapter where it is the only one: its move inside its scales, which costs least."""
         if self.strength == 0:
-            return before
-        return cast(Factored, self.magnitude(before.moved(self.basis.term(self.scaling * self.strength))))
+            return Ready(None, None, None, None)
+        term = self._term()
+        whole = self._lengthened(base.moved(term))
+        return Ready(whole.p_O, whole.q_I, term.left_OR.to(dtype), term.right_RI.to(dtype))
+
+    def _term(self) -> Term:
+        return cast(Term, self.basis.term(self.scaling * self.strength))
+
+    def _lengthened(self, moved: Factored) -> Factored:
+        return cast(Factored, self.magnitude(moved))
 
     def leaves(self) -> dict[str, nn.Parameter]:
         """Trained tensors by their names in the file format."""
@@ -86,17 +100,30 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
-        now = self.ready
-        if now is None:
-            now = ready(self.factored(), self._product_dtype())
+        now = self._now() if self.ready is None else self.ready
+        scaled = self._scaled(tokens, now.q_I)
         bias = self.bias if now.p_O is None else None
-        out = self._product(self._scaled(tokens, now.q_I), self.matrix(), bias)
-        out = self._scaled(out, now.p_O)
-        if now.left_OR is not None and now.right_RI is not None:
-            out = out + self._product(self._product(tokens, now.right_RI), now.left_OR)
+        out = self._product(scaled, self.matrix(), bias)
+        if now.outside:
+            out = self._scaled(out, now.p_O) + self._moved(tokens, now)
+        else:
+            out = self._scaled(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
         if bias is None and self.bias is not None:
             out = out + self._along_features(self.bias).to(out.dtype)
         return out
+
+    def _now(self) -> Ready:
+        stack = self.stack()
+        if len(stack) != 1:
+            return ready(self.factored(), self._product_dtype())
+        with torch.autocast(self.weight.device.type, enabled=False):
+            one = stack[0].alone(self._unadapted(), self.weight.dtype)
+        factors = (None if factor is None else factor.to(self._product_dtype()) for factor in one[2:4])
+        return Ready(one.p_O, one.q_I, *factors)
+
+    def _moved(self, tokens: Tensor, now: Ready) -> Tensor:
+        assert now.left_OR is not None and now.right_RI is not None, "both or neither"
+        return self._product(self._product(tokens, now.right_RI), now.left_OR)
 
     def _product_dtype(self) -> torch.dtype:
         device = self.weight.device.type

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
 from stages.adapters._factored import Factored
-from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot, ready
+from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
 from stages.errors import AdapterOrder
 
 _NUMBER = re.compile(r"\d+")
@@ -42,7 +42,19 @@ Run = Callable[[Slot, Factored], Ready]
 
 def adapted_weight(slot: Slot, base: Factored) -> Ready:
     """What a (stacked) slot makes of the base weight."""
-    return ready(slot(base), base.weight_OI.dtype)
+    return slot.alone(base, base.weight_OI.dtype)
+
+
+def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
+    """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
+    tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
+    scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
+    out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
+    if now.left_OR is not None and now.right_RI is not None:
+        out_LNO = out_LNO + torch.bmm(torch.bmm(scaled_LNI, now.right_RI.mT), now.left_OR.mT)
+    if now.p_O is not None:
+        out_LNO = (out_LNO * now.p_O[:, None]).to(out_LNO.dtype)
+    return out_LNO if bias_LO is None else out_LNO + bias_LO[:, None].to(out_LNO.dtype)
 
 
 @dataclass(kw_only=True)
@@ -88,7 +100,8 @@ class Together:
     homes: dict[nn.Module, tuple[int, int]] = field(init=False)
     """Group and place in it of every layer."""
     run: Run = adapted_weight
-    """`adapted_weight`, or what a compiler made of it."""
+    multiply: Callable[[Tensor, Tensor, Ready, Tensor | None], Tensor] = stacked_product
+    """These two, or what a compiler made of them."""
 
     def __post_init__(self) -> None:
         self.homes = {
@@ -158,9 +171,9 @@ class Together:
             return torch.stack([layer(one) for layer, one in zip(layers, tokens, strict=True)])
         group, part = span
         assert group.ready is not None, "asked for outside `ready`"
-        now = Ready(*(None if tensor is None else tensor[part] for tensor in group.ready))
+        now = Ready(*(None if tensor is None else tensor[part] for tensor in group.ready[:4]))
         flat_LNI = tokens_L.flatten(1, -2)
-        out_LNO = stacked_product(flat_LNI, group.weight_LOI[part], now, group.biases(part))
+        out_LNO = self.multiply(flat_LNI, group.weight_LOI[part], now, group.biases(part))
         return out_LNO.unflatten(1, tokens_L.shape[1:-1])
 
     def _span(self, layers: Sequence[nn.Module]) -> tuple[Group, slice] | None:
@@ -170,18 +183,6 @@ class Together:
         if first is None or found != [(first[0], first[1] + step) for step in range(len(layers))]:
             return None
         return self.groups[first[0]], slice(first[1], first[1] + len(layers))
-
-
-def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
-    """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
-    tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
-    scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
-    out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
-    if now.p_O is not None:
-        out_LNO = (out_LNO * now.p_O[:, None]).to(out_LNO.dtype)
-    if now.left_OR is not None and now.right_RI is not None:
-        out_LNO = out_LNO + torch.bmm(torch.bmm(tokens_LNI, now.right_RI.mT), now.left_OR.mT)
-    return out_LNO if bias_LO is None else out_LNO + bias_LO[:, None].to(out_LNO.dtype)
 
 
 def together(adapter: Adapter) -> Together:
@@ -240,5 +241,5 @@ def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _one_by_one(whole: Ready, count: int) -> list[Ready]:
-    columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in whole]
+    columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in whole[:4]]
     return [Ready(*entry) for entry in zip(*columns, strict=True)]

@@ -115,11 +115,14 @@ def timestamps(row: EncodedClip, spec: ModelSpec) -> tuple[float, float]:
 
 
 def going_on(silence_CT: np.ndarray, num_frames: int, say: Callable[[str], None]) -> np.ndarray:
-    """(C, num_frames): silence for as long as asked, by its own period. An autoencoder's silence settles at once."""
+    """(C, num_frames): silence for as long as asked, by its own period; shorter, and said, where it has none.
+
+    Silence settles within a few frames: to one frame with windowed attention, to the frames of a chunk with chunks.
+    """
     stored = silence_CT.shape[1]
     found = period(silence_CT)
     if found is None and stored < num_frames:
-        say(f"silence.npy holds {stored} frames only: the silence of this autoencoder does not repeat itself")
+        say(f"silence.npy holds the {stored} frames of the artifact only: their end does not repeat itself")
         return silence_CT
     frames = np.arange(max(stored, num_frames))
     beyond = frames >= stored

@@ -13,19 +13,27 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 
 from cache.fingerprint import digest_bytes, digest_stream
 from stages.contract import Member
 from stages.errors import SourceUnreadable
+from stages.ingest.directory import check_list_length, too_many_members
 from stages.ingest.faults import Unfit, as_text
 from stages.ingest.limits import ArchiveLimits, over_limit, over_total
 
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""Only these unpack in bounded steps: a few bytes of bzip2 or LZMA can become gigabytes in one."""
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What would move a terminal's cursor, or turn a name's direction of writing."""
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+_LOCAL_HEADER_BYTES = 30
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _OTHER_ARCHIVES = {
@@ -56,12 +64,13 @@ def is_junk(parts: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: Path, limits: ArchiveLimits | None = None) -> Iterator[zipfile.ZipFile]:
     """An open zip.
 
     Raises:
-        SourceUnreadable: it is no zip, or its list of contents is damaged.
+        SourceUnreadable: it is no zip, or its list of contents is damaged or too long.
     """
+    check_list_length(path, limits or ArchiveLimits())
     try:
         archive = zipfile.ZipFile(path)
     except UnicodeDecodeError as error:
@@ -88,11 +97,27 @@ def _not_a_zip(path: Path, error: Exception) -> SourceUnreadable:
 
 def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[Listed]:
     """Every file of a zip, sorted by name; nothing is read but the list of contents."""
-    found = [_listed_entry(entry, limits) for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    shared = overlapping(entries)
+    found = [_listed_entry(entry, shared.get(id(entry)), limits) for entry in entries]
     return _within_total([listed for listed in found if listed is not None], limits)
 
 
-def _listed_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Listed | None:
+def overlapping(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
+    """By id, the entries whose bytes begin before the entry in front of them ends, and that one's name.
+
+    Method: Fifield, "A better zip bomb" (2019): one packed part serves many entries.
+    """
+    shared: dict[int, str] = {}
+    ordered = sorted(entries, key=lambda entry: entry.header_offset)
+    for before, entry in pairwise(ordered):
+        if entry.header_offset < before.header_offset + _LOCAL_HEADER_BYTES + before.compress_size:
+            shared[id(entry)] = printable(before.filename)
+            shared.setdefault(id(before), printable(entry.filename))
+    return shared
+
+
+def _listed_entry(entry: zipfile.ZipInfo, sharer: str | None, limits: ArchiveLimits) -> Listed | None:
     """One entry, or None for junk."""
     try:
         name, unfit = _entry_name(entry), None
@@ -102,7 +127,16 @@ def _listed_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Listed | Non
     if bad_name is None and is_junk(tuple(name.split("/"))):
         return None
     unfit = bad_name or unfit or _unfit_entry(entry, limits)
+    if sharer is not None and unfit is None:
+        unfit = Unfit("overlapping_entries", other=sharer)
+    if _CONTROL.search(name):
+        name, unfit = printable(name), unfit or Unfit("name_not_printable")
     return Listed(name=name, num_bytes=entry.file_size, place=entry, unfit=unfit)
+
+
+def printable(name: str) -> str:
+    """The name with control characters spelled out: a terminal must not obey a dataset."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _entry_name(entry: zipfile.ZipInfo) -> str:
@@ -131,21 +165,33 @@ def _safe_name(name: str) -> tuple[str, Unfit | None]:
     if name.startswith(("/", "\\")) or _DRIVE.match(name):
         return name, Unfit("absolute_name")
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    return "/".join(parts) or name, Unfit("path_traversal") if ".." in parts else None
+    if ".." in parts:
+        return "/".join(parts), Unfit("path_traversal")
+    device = any(_DEVICES.fullmatch(part) for part in parts)
+    return "/".join(parts) or name, Unfit("device_name") if device else None
 
 
 def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Unfit | None:
     """What a zip entry declares about itself that forbids reading it."""
-    if stat.S_ISLNK(entry.external_attr >> 16):
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind == stat.S_IFLNK:
         return Unfit("symlink")
+    if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):
+        return Unfit("not_a_file")
     if entry.flag_bits & _ENCRYPTED:
         return Unfit("encrypted")
+    if entry.compress_type not in _METHODS:
+        method = getattr(zipfile, "compressor_names", {}).get(entry.compress_type, str(entry.compress_type))
+        return Unfit("compression_method", method=method)
     return over_limit(entry.file_size, entry.compress_size, limits)
 
 
 def list_folder(root: Path, limits: ArchiveLimits) -> list[Listed]:
     """Every file below a folder, sorted by name; links are listed, not followed."""
-    return _within_total(list(_below(root, (), limits)), limits)
+    found = list(islice(_below(root, (), limits), limits.max_members + 1))
+    if len(found) > limits.max_members:
+        raise too_many_members(root, limits)
+    return _within_total(found, limits)
 
 
 def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Iterator[Listed]:
@@ -187,6 +233,8 @@ def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, unfit: Unfi
         name.encode("utf-8")
     except UnicodeEncodeError:
         name, unfit = os.fsencode(name).decode("utf-8", "backslashreplace"), unfit or Unfit("name_not_utf8")
+    if _CONTROL.search(name):
+        name, unfit = printable(name), unfit or Unfit("name_not_printable")
     return Listed(name=name, num_bytes=num_bytes, place=path, unfit=unfit)
 
 

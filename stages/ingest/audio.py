@@ -11,6 +11,8 @@ import soundfile
 
 from stages.ingest.containers import check_whole
 from stages.ingest.faults import Unfit
+from stages.ingest.level import Level
+from stages.ingest.mpeg import check_frames
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
@@ -27,22 +29,33 @@ class Recording:
         Unfit: not a sound file libsndfile knows, cut short, or of a rate beyond reason.
     """
 
+    delay_known = True
+    """False when a codec put silence before the sound and the file does not say how much."""
+    num_padding = 0
+    """Samples that an encoder added behind the sound and that are left out."""
+
     def __init__(self, data: bytes) -> None:
+        self.num_samples = 0
+        """Samples read so far, at the file's own rate."""
+        self.peak = 0.0
+        self.level = Level()
+        self._open(data)
+        if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
+            bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
+            raise Unfit("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
+
+    def _open(self, data: bytes) -> None:
         self.length_known = check_whole(data)
         try:
             self._file = soundfile.SoundFile(io.BytesIO(data))
         except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-            raise Unfit("audio_undecodable", why=_words(error)) from error
+            raise Unfit("audio_decode_error", why=_words(error)) from error
         self.sample_rate_hz: int = self._file.samplerate
         self.num_channels: int = self._file.channels
-        self.num_samples = 0
-        """Samples read so far, at the file's own rate."""
-        self.peak = 0.0
         self._declared: int = self._file.frames
         self.length_known &= self._declared < _LENGTH_UNKNOWN
-        if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
-            bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
-            raise Unfit("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
+        if self._file.format == "MP3":
+            check_frames(data)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The sound as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
@@ -50,10 +63,7 @@ class Recording:
         Raises:
             Unfit: the decoder fails on the way, or a sample is not finite.
         """
-        while True:
-            block_NC = self._next_block()
-            if not len(block_NC):
-                return
+        for block_NC in self._decoded():
             block_CN = np.ascontiguousarray(block_NC.T[:2]) if self.num_channels > 1 else block_NC.T.repeat(2, axis=0)
             self.num_samples += block_CN.shape[1]
             # NaN wins over every number in numpy's min and max, so these two find NaN, infinity and the peak.
@@ -61,14 +71,19 @@ class Recording:
             if not math.isfinite(peak):
                 raise Unfit("not_finite")
             self.peak = max(self.peak, peak)
+            self.level.add(block_CN, peak)
             yield block_CN
 
-    def _next_block(self) -> np.ndarray:
-        try:
-            block_NC: np.ndarray = self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise Unfit("audio_undecodable", why=_words(error)) from error
-        return block_NC
+    def _decoded(self) -> Iterator[np.ndarray]:
+        """(n, channels) float32 blocks, none of them empty."""
+        while True:
+            try:
+                block_NC: np.ndarray = self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                raise Unfit("audio_decode_error", why=_words(error)) from error
+            if not len(block_NC):
+                return
+            yield block_NC
 
     def check(self) -> None:
         """What only the whole recording shows.

@@ -11,24 +11,34 @@ from pathlib import PurePosixPath
 from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.faults import ARCHIVE_WIDE, Unfit, fault, note, of_member
+from stages.ingest.template import SIDECAR
 
+WITH_PYAV = {".m4a", ".m4b", ".aac", ".wma"}
+"""Suffixes that are decoded where the optional package PyAV is installed."""
 READABLE = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"} | {
-    *(".au", ".snd", ".caf", ".w64", ".rf64")
+    *(".au", ".snd", ".caf", ".w64", ".rf64", *WITH_PYAV)
 }
 """Suffixes that are decoded."""
-UNREADABLE = {".m4a", ".m4b", ".aac", ".alac", ".wma", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3"} | {
-    *(".dts", ".dsf", ".dff", ".amr", ".3gp", ".ra", ".mka", ".weba")
+UNREADABLE = {".alac", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".dff", ".amr"} | {
+    *(".3gp", ".ra", ".mka", ".weba")
 }
 """Audio all the same: leaving it out unsaid would lose a clip."""
 CAPTION = ".txt"
 
 
+ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
+"""Not opened; there may be clips inside, so leaving one out unsaid could lose them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One audio file and its caption."""
+    """One audio file and what its caption is made of."""
 
     audio: Member
-    caption: Member
+    caption: Member | None
+    """The sibling .txt; None only where a template does without."""
+    sidecar: Member | None = None
+    """The sibling .json; looked for only when there is a template."""
 
     @property
     def clip_id(self) -> str:
@@ -46,35 +56,54 @@ class Pairing:
     """Every audio file that may be read, with or without a caption."""
     captions: tuple[Member, ...]
     """Every caption that may be read, with or without audio."""
+    sidecars: tuple[Member, ...]
+    """Every .json beside an audio file that may be read."""
     faults: tuple[Fault, ...]
     notes: tuple[Fault, ...]
     num_audio: int
     """Audio files, readable or not."""
 
 
-def pair(members: Sequence[Member]) -> Pairing:
-    """Sort files into clips; every file that fits none is a fault or a note."""
+def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
+    """Sort files into clips; every file that fits none is a fault or a note.
+
+    Args:
+        templated: captions are made by a template, so a .json beside an audio file is part of the clip and a .txt is
+            not required.
+    """
     audio = [member for member in members if suffix(member.name) in READABLE | UNREADABLE]
     captions = [member for member in members if suffix(member.name) == CAPTION]
-    others = [member for member in members if suffix(member.name) not in READABLE | UNREADABLE | {CAPTION}]
-    carried = [found for member in audio + captions if (found := of_member(member))]
-    foreign = [fault(m.name, "format_unsupported", **_parts(m)) for m in audio if suffix(m.name) in UNREADABLE]
-    doubled = [*_duplicates(audio), *_duplicates(captions)]
-    lonely = [*_alone(audio, captions, "caption_missing"), *_alone(captions, audio, "audio_missing")]
-    hostile, notes = _others(others)
-    unread = {m.name for m in audio + captions if m.fault} | {found.member for found in foreign} | _repeated(members)
-    unpaired = unread | {found.member for found in doubled}
-    by_stem = {_key(member.name): member for member in captions if member.name not in unpaired}
-    whole = [m for m in audio if m.name not in unpaired and _key(m.name) in by_stem]
-    pairs = [Pair(audio=m, caption=by_stem[_key(m.name)]) for m in whole]
+    sidecars = _sidecars(members, audio) if templated else []
+    taken = {id(member) for member in (*audio, *captions, *sidecars)}
+    carried = [found for member in audio + captions + sidecars if (found := of_member(member))]
+    foreign = [unreadable_format(member.name) for member in audio if suffix(member.name) in UNREADABLE]
+    doubled = [*_duplicates(audio), *_duplicates(captions), *_duplicates(sidecars)]
+    lonely = [*_alone(captions, audio, "missing_audio"), *(() if templated else _alone(audio, captions))]
+    others, notes = _others([member for member in members if id(member) not in taken])
+    unread = {one.member for one in (*carried, *foreign)} | {m.name for m in members if m.fault} | _repeated(members)
+    bad = unread | {found.member for found in doubled}
+    text, json = ({_key(m.name): m for m in some if m.name not in bad} for some in (captions, sidecars))
+    spoilt = {_key(member.name) for member in (*captions, *sidecars) if member.name in bad}
+    pairs = [
+        Pair(audio=m, caption=text.get(_key(m.name)), sidecar=json.get(_key(m.name)))
+        for m in audio
+        if m.name not in bad and _key(m.name) not in spoilt and (templated or _key(m.name) in text)
+    ]
     return Pairing(
         pairs=tuple(sorted(pairs, key=lambda one: one.clip_id)),
         audio=tuple(member for member in audio if member.name not in unread),
         captions=tuple(member for member in captions if member.name not in unread),
-        faults=(*carried, *foreign, *doubled, *lonely, *hostile),
+        sidecars=tuple(member for member in sidecars if member.name not in unread),
+        faults=(*carried, *foreign, *doubled, *lonely, *others),
         notes=tuple(notes),
         num_audio=len(audio),
     )
+
+
+def _sidecars(members: Sequence[Member], audio: Sequence[Member]) -> list[Member]:
+    """The .json files that share their stem with an audio file."""
+    stems = {_key(member.name) for member in audio}
+    return [m for m in members if suffix(m.name) == SIDECAR and _key(m.name) in stems]
 
 
 def _repeated(members: Sequence[Member]) -> set[str]:
@@ -88,7 +117,9 @@ def _others(members: Sequence[Member]) -> tuple[list[Fault], list[Fault]]:
     notes: list[Fault] = []
     for member in members:
         carried = of_member(member)
-        if carried is None:
+        if suffix(member.name) in ARCHIVES and (carried is None or carried.type not in ARCHIVE_WIDE):
+            faults.append(fault(member.name, "nested_archive"))
+        elif carried is None:
             notes.append(note(member.name, "other_file"))
         elif carried.type in ARCHIVE_WIDE:
             faults.append(carried)
@@ -109,7 +140,7 @@ def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
                 yield fault(member.name, "duplicate_name", others=", ".join(sorted(others)))
 
 
-def _alone(members: Sequence[Member], partners: Sequence[Member], type: str) -> Iterator[Fault]:
+def _alone(members: Sequence[Member], partners: Sequence[Member], type: str = "missing_caption") -> Iterator[Fault]:
     """Files without a partner of the same stem, and the partner that differs only in case, if there is one."""
     exact = {_key(partner.name) for partner in partners}
     folded = {_key(partner.name).casefold(): partner.name for partner in partners}
@@ -120,23 +151,45 @@ def _alone(members: Sequence[Member], partners: Sequence[Member], type: str) -> 
             yield fault(member.name, type, wanted=stem(member.name) + CAPTION, near=hint)
 
 
-def prompt_of(data: bytes, trigger_phrase: str | None) -> str:
-    """The caption's text, with the trigger phrase before it unless it holds the phrase already.
+def caption_text(data: bytes) -> str:
+    """What a caption file says, stripped.
 
     Raises:
         Unfit: not UTF-8, or no text in it.
     """
     try:
-        text = data.decode("utf-8-sig").strip()
+        return visible(data.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         raise Unfit("caption_not_utf8", hint=" (it looks like UTF-16)" if utf16 else "") from None
+
+
+def visible(text: str) -> str:
+    """The text itself. Unfit when nothing of it can be seen, or when it is no text that could be stored."""
     if not any(_is_visible(letter) for letter in text):
-        raise Unfit("caption_empty")
+        raise Unfit("empty_caption")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
+        raise Unfit("caption_not_utf8", hint="") from None
+    return text
+
+
+def with_phrase(text: str, trigger_phrase: str | None) -> str:
+    """The prompt: the trigger phrase, then the caption unless it holds the phrase already."""
     phrase = (trigger_phrase or "").strip()
     if not phrase or phrase.casefold() in text.casefold():
         return text
     return f"{phrase}, {text}"
+
+
+def prompt_of(data: bytes, trigger_phrase: str | None) -> str:
+    """The prompt that a caption file leads to.
+
+    Raises:
+        Unfit: not UTF-8, or no text in it.
+    """
+    return with_phrase(caption_text(data), trigger_phrase)
 
 
 def _is_visible(letter: str) -> bool:
@@ -159,6 +212,7 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", stem(name))
 
 
-def _parts(member: Member) -> dict[str, str]:
-    """What the message about an unreadable format names."""
-    return {"suffix": suffix(member.name), "name": member.name, "stem": stem(member.name)}
+def unreadable_format(name: str) -> Fault:
+    """The fault of audio that cannot be decoded here, with what would help."""
+    install = "Install PyAV with `pip install av`, or convert it" if suffix(name) in WITH_PYAV else "Convert it"
+    return fault(name, "unsupported_audio_format", suffix=suffix(name), name=name, stem=stem(name), remedy=install)

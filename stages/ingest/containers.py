@@ -15,7 +15,14 @@ _UNKNOWN = (0, 0xFFFFFFFF)
 """Sizes that writers leave in a header they could not go back to."""
 _SLOPPY_BYTES = 8
 """Some writers count their own header into the size; nothing of the audio is missing then."""
-_LAST_PAGE = 0x04
+_FIRST_PAGE, _LAST_PAGE = 0x02, 0x04
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_FLAC_RATES = {4: 8000, 5: 16000, 6: 22050, 7: 24000, 8: 32000, 9: 44100, 10: 48000, 11: 96000} | {
+    1: 88200,
+    2: 176400,
+    3: 192000,
+}
+"""By a frame header's code; other codes say the rate elsewhere."""
 
 
 def check_whole(data: bytes) -> bool:
@@ -40,6 +47,9 @@ def _riff(data: bytes, order: str, audio: bytes) -> bool:
         raise _short(declared + 8, len(data))
     end = declared + 8 if known else len(data)
     for name, start, size in _chunks(data, order, end):
+        check = _CONTENTS.get(name)
+        if check and start + size <= len(data):
+            check(data[start : start + size], order)
         if name == audio and size in _UNKNOWN:
             return False
         if start + size > len(data) + (0 if name == audio else _SLOPPY_BYTES):
@@ -47,6 +57,56 @@ def _riff(data: bytes, order: str, audio: bytes) -> bool:
         if name == audio:
             return known
     return known
+
+
+def _fmt(chunk: bytes, order: str) -> None:
+    """A PCM format names its byte rate twice over: a damaged sample rate would change pitch and nothing else."""
+    if len(chunk) < 16:
+        raise Unfit("audio_decode_error", why="its format chunk is too short")
+    kind, channels, rate, byte_rate, align, bits = struct.unpack_from(f"{order}HHIIHH", chunk)
+    if kind == _EXTENSIBLE and len(chunk) >= 26:
+        (kind,) = struct.unpack_from(f"{order}H", chunk, 24)
+    if kind in (_PCM, _FLOAT) and byte_rate and (rate * align != byte_rate or align != channels * -(-bits // 8)):
+        facts = f"{channels} channels of {bits} bits at {rate:,} Hz, and {byte_rate:,} bytes a second"
+        raise Unfit("audio_decode_error", why=f"its header contradicts itself: {facts}")
+
+
+def _aiff_sound(data: bytes) -> None:
+    """What COMM says about the number of samples, and the sound there is.
+
+    Raises:
+        Unfit: `audio_truncated`.
+    """
+    chunks = {name: (start, size) for name, start, size in _chunks(data, ">", len(data))}
+    if data[8:12] != b"AIFF" or not {b"COMM", b"SSND"} <= chunks.keys() or chunks[b"COMM"][1] < 18:
+        return
+    channels, frames, bits = struct.unpack_from(">HIH", data, chunks[b"COMM"][0])
+    there = chunks[b"SSND"][1] - 8
+    if channels * frames * -(-bits // 8) != there:
+        why = f"its header says {frames:,} samples of {channels} channels and {bits} bits, {there:,} bytes are there"
+        raise Unfit("audio_truncated", why=why)
+
+
+def _form(data: bytes) -> bool:
+    known = _riff(data, ">", b"SSND")
+    _aiff_sound(data)
+    return known
+
+
+def _flac(data: bytes) -> bool:
+    """The stream's header against the first frame's, which is under a checksum: a damaged rate would change pitch."""
+    place, last = 4, False
+    while not last and len(data) >= place + 4:
+        last = bool(data[place] & 0x80)
+        place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
+    head, frame = data[18:22], data[place : place + 4]
+    if len(head) < 4 or len(frame) < 4:
+        raise Unfit("audio_truncated", why="there is no sound behind its header")
+    rate = int.from_bytes(head[:3], "big") >> 4
+    coded = _FLAC_RATES.get(frame[2] & 0x0F, rate)
+    if coded != rate:
+        raise Unfit("audio_decode_error", why=f"its header says {rate:,} Hz, its first frame {coded:,} Hz")
+    return True
 
 
 def _chunks(data: bytes, order: str, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -61,10 +121,16 @@ def _chunks(data: bytes, order: str, end: int) -> Iterator[tuple[bytes, int, int
 def _ogg(data: bytes) -> bool:
     """Every page whole and as it was written, the last one marked as the end of its stream."""
     flags = 0
+    expected: dict[bytes, int] = {}
     for number, (start, stop) in enumerate(ogg_pages(data)):
         page = data[start:stop]
+        sequence = int.from_bytes(page[18:22], "little")
+        stream = page[14:18]
+        if sequence != expected.get(stream, sequence if page[5] & _FIRST_PAGE else -1):
+            raise Unfit("audio_decode_error", why=f"a page is missing before page {number}")
+        expected[stream] = sequence + 1
         if int.from_bytes(page[22:26], "little") != ogg_checksum(page):
-            raise Unfit("audio_undecodable", why=f"page {number} does not match its checksum")
+            raise Unfit("audio_decode_error", why=f"page {number} does not match its checksum")
         flags = page[5]
     if not flags & _LAST_PAGE:
         raise Unfit("audio_truncated", why="its last page is not the end of the stream")
@@ -83,7 +149,7 @@ def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
         if not header.startswith(b"OggS"):
             if ended:
                 return
-            raise Unfit("audio_undecodable", why=f"there is no page at byte {start:,}")
+            raise Unfit("audio_decode_error", why=f"there is no page at byte {start:,}")
         lacing = data[start + 27 : start + 27 + header[26]] if len(header) == 27 else b""
         stop = start + 27 + len(lacing) + sum(lacing)
         if stop > len(data) or len(lacing) < header[-1]:
@@ -106,10 +172,12 @@ def _short(declared: int, there: int) -> Unfit:
     return Unfit("audio_truncated", why=f"its header says {declared:,} bytes, {there:,} are there")
 
 
+_CONTENTS: dict[bytes, Callable[[bytes, str], None]] = {b"fmt ": _fmt}
 _CHECKS: dict[bytes, Callable[[bytes], bool]] = {
     b"RIFF": lambda data: _riff(data, "<", b"data"),
     b"RIFX": lambda data: _riff(data, ">", b"data"),
-    b"FORM": lambda data: _riff(data, ">", b"SSND"),
+    b"FORM": _form,
     b"OggS": _ogg,
+    b"fLaC": _flac,
 }
-"""By the first four bytes. FLAC and MP3 need none: their decoder fails, or reads fewer samples than it announced."""
+"""By the first four bytes. MP3 has its own file."""

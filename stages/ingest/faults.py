@@ -17,6 +17,11 @@ MESSAGES = {
     "symlink": "it is a link, and links are not followed. Put the file itself in its place (cp -L).",
     "not_a_file": "it is neither a file nor a folder. Take it out of the dataset.",
     "name_not_utf8": "its name is not UTF-8. Rename the file, or pack with a tool that writes UTF-8 names.",
+    "device_name": "its name is that of a device on Windows. Rename the file.",
+    "name_not_printable": "its name holds control characters. Rename the file, and its partner.",
+    "compression_method": "it is packed with {method}, which is not read. Pack the files again as an ordinary zip.",
+    "overlapping_entries": "it shares bytes with {other}, as only a bomb does; it was not read. Pack the files again.",
+    "nested_archive": "it is an archive inside the dataset and is not opened. Unpack it in place, or take it out.",
     "encrypted": "it is encrypted. Pack the files again without a password.",
     "member_unreadable": "it cannot be read ({why}). Copy or pack the file again.",
     "member_changed": "it changed while the dataset was read. Run again once nothing writes to it.",
@@ -36,32 +41,36 @@ MESSAGES = {
         "it has {count} usable clips, at least {limit} are needed. Add audio files, each with a caption of the "
         "same name ending in .txt."
     ),
-    "too_many_clips": (
-        "it has {count} clips, over the limit of {limit}; no audio was read. Split the dataset, or raise --max-clips."
-    ),
+    "too_many_clips": ("it has {count} clips, over the limit of {limit}. Split the dataset, or raise --max-clips."),
     # names and captions
     "duplicate_name": (
         "it has the same name as {others}, apart from suffix or upper and lower case. Rename all but one, with "
         "their captions."
     ),
-    "caption_missing": "it has no caption. Write what it sounds like into {wanted}{near}.",
-    "audio_missing": (
+    "missing_caption": "it has no caption. Write what it sounds like into {wanted}{near}.",
+    "missing_audio": (
         "it is a caption without an audio file. Add the audio beside it under the same name, or rename it to end "
         "in .md if it is no caption{near}."
     ),
-    "caption_empty": "it holds no text. Write what the clip sounds like into it.",
+    "empty_caption": "it holds no text. Write what the clip sounds like into it.",
     "caption_not_utf8": "it is not UTF-8 text{hint}. Save it as UTF-8.",
+    "caption_key_missing": (
+        "the caption template asks for {key}, which it has not (it has {there}). Add the key to the .json beside it, "
+        "or leave it out of --caption-template."
+    ),
+    "tags_unreadable": "its tags cannot be read ({why}). Write them anew, or put the keys into a .json beside it.",
+    "sidecar_invalid": "it is no JSON object ({why}). Mend it, or take it out.",
     # audio
-    "format_unsupported": (
-        "{suffix} cannot be read here. Convert it, for example with `ffmpeg -i {name} {stem}.wav`, and take the "
+    "unsupported_audio_format": (
+        "{suffix} cannot be read here. {remedy}, for example with `ffmpeg -i {name} {stem}.wav`, and take the "
         "original out."
     ),
-    "audio_undecodable": "it cannot be decoded ({why}). Export it again, as WAV or FLAC if you can.",
+    "audio_decode_error": "it cannot be decoded ({why}). Export it again, as WAV or FLAC if you can.",
     "audio_truncated": "it is cut short: {why}. Copy or export it again.",
     "sample_rate_unsupported": (
         "its header says {rate:,} Hz; {low:,} to {high:,} Hz can be read. Export it again at a usual rate."
     ),
-    "too_short": (
+    "audio_too_short": (
         "it is {count:,} samples long at {rate:,} Hz, shorter than one latent frame ({limit:,}). Use a longer "
         "recording, or pad it."
     ),
@@ -76,6 +85,13 @@ NOTES = {
     "unread_file": "it is neither audio nor a caption, and could not be read ({why}).",
     "channels_dropped": "it has {count} channels; the first two are kept.",
     "cropped_to_native": "it is {seconds:,.1f} s long; the first {kept:,.1f} s are kept, the model's native length.",
+    "window_silent": "its part from {start:,.1f} to {stop:,.1f} s is silent and makes no clip.",
+    "rest_dropped": "its last {count:,} samples are less than one latent frame, and make no clip.",
+    "caption_unused": "the caption template does not use it; {{caption}} would.",
+    "codec_delay_unknown": "it does not say how much silence its encoder put before the sound; all of it is kept.",
+    "codec_padding": "{count:,} samples that its encoder added to the end are left out.",
+    "clipping": "{count:,} samples in {runs:,} runs stand at full scale: it was recorded or mastered too loud.",
+    "dc_offset": "it is off centre by {offset:.3f} of full scale. A high-pass filter would mend it.",
     "clamped": "{count:,} samples are beyond full scale (peak {peak:.3f}) and are clamped to it.",
     "length_unknown": (
         "its header does not say how long it is (it was written to a pipe), so a cut could not be noticed."
@@ -88,6 +104,7 @@ ARCHIVE_WIDE = frozenset(
         "path_traversal",
         "absolute_name",
         "symlink",
+        "overlapping_entries",
         "archive_too_large",
         "compression_ratio",
         "too_few_clips",

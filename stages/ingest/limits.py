@@ -19,6 +19,8 @@ class ArchiveLimits:
     """Unpacked size of all files."""
     max_compression_ratio: float = 200.0
     """Unpacked over packed size of one file of a zip; sound hardly packs, a bomb packs a thousandfold."""
+    max_members: int = 50_000
+    """Files of any kind. A zip's list of contents is read whole into memory."""
 
 
 RATIO_FLOOR_BYTES = 1 << 20

@@ -84,16 +84,19 @@ def resampled_length(num_samples: int, from_hz: int, to_hz: int) -> int:
     return -(-num_samples * to_hz // from_hz)
 
 
-def resample(audio_CN: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+def resample(audio_CN: np.ndarray, from_hz: int, to_hz: int, engine: str = "resampy") -> np.ndarray:
     """A whole signal at another rate: (C, N) float32 in, (C, ceil(N * to / from)) float32 out."""
-    return np.concatenate(list(resampled([audio_CN], from_hz, to_hz)) or [audio_CN[:, :0]], axis=1)
+    return np.concatenate(list(resampled([audio_CN], from_hz, to_hz, engine)) or [audio_CN[:, :0]], axis=1)
 
 
-def resampled(blocks_CN: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
+def resampled(
+    blocks_CN: Iterable[np.ndarray], from_hz: int, to_hz: int, engine: str = "resampy"
+) -> Iterator[np.ndarray]:
     """A stream of blocks at another rate. Memory stays at a few rounds however long the signal is.
 
     Args:
         blocks_CN: float32 blocks of any lengths that follow each other; outside the signal is silence.
+        engine: a name of `RESAMPLERS`.
 
     Yields:
         float32 blocks whose lengths add up to ceil(n * to / from), the same whatever the blocks were.
@@ -101,6 +104,9 @@ def resampled(blocks_CN: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iter
     if from_hz == to_hz:
         for block_CN in blocks_CN:  # not `yield from`: that would close the caller's blocks when it stops early
             yield block_CN
+        return
+    if engine == "soxr":
+        yield from _by_soxr(blocks_CN, from_hz, to_hz)
         return
     ratio = ratio_of(from_hz, to_hz)
     num_in = num_out = 0
@@ -116,6 +122,24 @@ def resampled(blocks_CN: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iter
             pending_CN = pending_CN[:, ratio.num_rows * ratio.num_inputs :]
     if pending_CN is not None:
         yield from _tail(pending_CN, ratio, resampled_length(num_in, from_hz, to_hz) - num_out)
+
+
+def _by_soxr(blocks_CN: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
+    """soxr's own filter under our rule of length: it rounds, so its end is cut or filled by a sample."""
+    import soxr  # deferred: an optional package
+
+    num_in = num_out = 0
+    stream = soxr.ResampleStream(from_hz, to_hz, 2, dtype="float32", quality=RESAMPLERS["soxr"]["filter"])
+    for block_CN in blocks_CN:
+        num_in += block_CN.shape[1]
+        out_CN = np.ascontiguousarray(stream.resample_chunk(np.ascontiguousarray(block_CN.T)).T)
+        num_out += out_CN.shape[1]
+        if out_CN.shape[1]:
+            yield out_CN
+    missing = resampled_length(num_in, from_hz, to_hz) - num_out
+    rest_CN = stream.resample_chunk(np.zeros((0, 2), np.float32), last=True).T[:, :missing]
+    if missing > 0:
+        yield np.ascontiguousarray(np.pad(rest_CN, ((0, 0), (0, missing - rest_CN.shape[1]))))
 
 
 def _tail(pending_CN: np.ndarray, ratio: Ratio, num_missing: int) -> Iterator[np.ndarray]:

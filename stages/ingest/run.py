@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cache.manifest import write_rows
 from stages.contract import Inputs, Member, Outcome, Source, Workspace
-from stages.errors import DatasetFaults, Fault, SpaceShort, Stopped
-from stages.ingest.archive import forget_open_archives, read_member
-from stages.ingest.captions import Pair, Pairing, pair, prompt_of
-from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order, note
+from stages.errors import DatasetFaults, Fault, PackageMissing, SpaceShort, Stopped
+from stages.ingest.archive import forget_open_archives
+from stages.ingest.captions import Pair, Pairing, pair
+from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order
 from stages.ingest.limits import within
-from stages.ingest.preparing import Job, Prepared, check_length, kept_facts, needed_bytes, prepared_place
+from stages.ingest.notes import prepared_notes
+from stages.ingest.preparing import Job, Prepared, check_length, kept_facts, needed_bytes
+from stages.ingest.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.stage import IngestParams, audio_params
-from stages.ingest.window import Window, row, window
+from stages.ingest.window import row, window
 from stages.ingest.workers import results
 from stages.records import Clip
 
@@ -30,11 +33,12 @@ MANIFEST = "manifest.parquet"
 class Found:
     """What reading the files led to, by member name."""
 
-    prompts: dict[str, str] = field(default_factory=dict)
-    prepared: dict[str, Prepared] = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    prepared: dict[str, tuple[Prepared, ...]] = field(default_factory=dict)
+    """The windows of each audio file; one, unless long recordings are split."""
     faults: list[Fault] = field(default_factory=list)
 
-    def add(self, members: Sequence[Member], result: Prepared | Fault, params: IngestParams) -> None:
+    def add(self, members: Sequence[Member], result: tuple[Prepared, ...] | Fault, params: IngestParams) -> None:
         """Keep what came of one audio file, for every member that holds the same bytes."""
         for member in members:
             if isinstance(result, Fault):
@@ -42,7 +46,7 @@ class Found:
                 continue
             self.prepared[member.name] = result
             try:
-                check_length(result.num_samples_whole, params)  # kept facts may stem from a shorter latent frame
+                check_length(result[0].num_samples_whole, params)  # kept facts may stem from a shorter latent frame
             except Unfit as unfit:
                 self.faults.append(unfit.fault(member.name))
 
@@ -60,17 +64,19 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     """
     source = inputs.source
     assert source is not None, "ingest is planned with a source"
-    pairing = pair(within(source.members, params.limits))
+    _check_packages(params)
+    pairing = pair(within(source.members, params.limits), templated=params.caption_template is not None)
     try:
         found = _look(source, pairing, params, work)
     finally:
         forget_open_archives()
     clips = _usable(pairing.pairs, found)
     usable = len(clips) if params.skip_bad else pairing.num_audio
-    faults = in_order([*pairing.faults, *found.faults, *_too_few(usable, params)])
+    faults = in_order([*pairing.faults, *found.faults, *_counted(usable, clips, found, params)])
     if faults and not (params.skip_bad and ARCHIVE_WIDE.isdisjoint(one.type for one in faults)):
         raise DatasetFaults(faults)
-    notes = in_order([*pairing.notes, *_notes(found.prepared, params)])
+    unused = unused_captions(pairing.pairs, params)
+    notes = in_order([*pairing.notes, *unused, *prepared_notes(found.prepared, params)])
     _say(work, "left out", faults)
     _say(work, "noted", notes)
     return _outcome(clips, found, faults, notes, params, work)
@@ -80,12 +86,8 @@ def _look(source: Source, pairing: Pairing, params: IngestParams, work: Workspac
     """Read every caption and prepare every audio file, unless there are too many to begin."""
     if pairing.num_audio > params.max_clips:
         return Found(faults=[fault("", "too_many_clips", count=pairing.num_audio, limit=params.max_clips)])
-    found = Found()
-    for member in pairing.captions:
-        try:
-            found.prompts[member.name] = prompt_of(read_member(source.path, source.kind, member), params.trigger_phrase)
-        except Unfit as unfit:
-            found.faults.append(unfit.fault(member.name))
+    prompts = read_prompts(source, pairing, params)
+    found = Found(prompts=prompts.of_audio, faults=prompts.faults)
     _prepare_all(source, pairing.audio, params, work, found)
     return found
 
@@ -130,30 +132,31 @@ def _check_space(shared: Path, members: list[Member], params: IngestParams) -> N
         raise SpaceShort(shared, needed, free)
 
 
+def _check_packages(params: IngestParams) -> None:
+    """Refuse to begin without the resampler asked for."""
+    if params.resampler == "soxr" and find_spec("soxr") is None:
+        raise PackageMissing("--resampler soxr", "soxr")
+
+
 def _usable(pairs: Sequence[Pair], found: Found) -> list[Pair]:
-    """Clips whose audio is prepared and whose caption is read, neither with a fault."""
+    """Clips whose audio is prepared and whose prompt is made, neither with a fault."""
     bad = {one.member for one in found.faults}
-    fit = (found.prepared.keys() | found.prompts.keys()) - bad
-    return [one for one in pairs if {one.audio.name, one.caption.name} <= fit]
+    fit = (found.prepared.keys() & found.prompts.keys()) - bad
+    return [one for one in pairs if one.audio.name in fit]
 
 
-def _too_few(count: int, params: IngestParams) -> Iterable[Fault]:
-    if count < params.min_clips:
-        yield fault("", "too_few_clips", count=count, limit=params.min_clips)
-
-
-def _notes(prepared: Mapping[str, Prepared], params: IngestParams) -> Iterable[Fault]:
-    """What a user should know about clips that are used."""
-    for name, facts in prepared.items():
-        if facts.num_channels > 2:
-            yield note(name, "channels_dropped", count=facts.num_channels)
-        if facts.num_samples_whole > facts.num_samples:
-            rate = params.sample_rate_hz
-            yield note(name, "cropped_to_native", seconds=facts.num_samples_whole / rate, kept=facts.num_samples / rate)
-        if facts.num_clamped:
-            yield note(name, "clamped", count=facts.num_clamped, peak=facts.peak)
-        if not facts.length_known:
-            yield note(name, "length_unknown")
+def _counted(usable: int, clips: Sequence[Pair], found: Found, params: IngestParams) -> Iterable[Fault]:
+    """Too few clips, too many once long ones are split, or two that would have one name."""
+    if usable < params.min_clips:
+        yield fault("", "too_few_clips", count=usable, limit=params.min_clips)
+    total = sum(len(found.prepared[one.audio.name]) for one in clips)
+    if total > params.max_clips:
+        yield fault("", "too_many_clips", count=total, limit=params.max_clips)
+    plain = {one.clip_id for one in clips}
+    for one in clips:
+        windows = {f"{one.clip_id}#{number}" for number in range(2, len(found.prepared[one.audio.name]) + 1)}
+        for name in sorted(windows & plain):
+            yield fault(one.audio.name, "duplicate_name", others=f"its part {name} would have: {name}")
 
 
 def _say(work: Workspace, what: str, found: Sequence[Fault]) -> None:
@@ -178,9 +181,14 @@ def _outcome(
     work: Workspace,
 ) -> Outcome:
     """Write the manifest and sum up."""
-    lengths = [found.prepared[one.audio.name].num_samples_whole for one in clips]
+    lengths = [found.prepared[one.audio.name][0].num_samples_whole for one in clips]
     against = window(lengths, params)
-    rows = [_row(one, found, against, params) for one in clips]
+    rows = [
+        row(one.clip_id, found.prompts[one.audio.name], part, against, params)
+        for one in clips
+        for part in found.prepared[one.audio.name]
+        if not part.is_silent
+    ]
     write_rows(work.directory / MANIFEST, rows, Clip)
     rate = params.sample_rate_hz
     facts: dict[str, Any] = {
@@ -195,8 +203,3 @@ def _outcome(
         "warnings": [as_record(one) for one in notes],
     }
     return Outcome(facts=facts)
-
-
-def _row(one: Pair, found: Found, against: Window, params: IngestParams) -> Clip:
-    prepared, prompt = found.prepared[one.audio.name], found.prompts[one.caption.name]
-    return row(one, prompt, prepared, prepared_place(prepared.digest, params), against, params)

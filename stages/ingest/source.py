@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +14,11 @@ from cache.fingerprint import digest_file, fingerprint
 from stages.contract import Member, Source
 from stages.errors import SourceUnreadable
 from stages.ingest.archive import Listed, digest_entry, list_folder, list_zip, member_of, opened_zip
+from stages.ingest.captions import WITH_PYAV, suffix, unreadable_format
+from stages.ingest.faults import as_text
 from stages.ingest.limits import ArchiveLimits
 
-_LIST_VERSION = 1
+_LIST_VERSION = 2
 """Bump when the same zip should be listed otherwise: remembered lists are then made anew."""
 
 
@@ -48,8 +51,17 @@ def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | No
 
 
 def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
+    members = [_decodable(member) for member in members]
     names = sorted([member.name, member.digest or member.fault] for member in members)
     return Source(path=path, kind=kind, fingerprint=fingerprint("source", {"members": names}), members=tuple(members))
+
+
+def _decodable(member: Member) -> Member:
+    """The member, or with its fault where its decoder is not installed: then the dataset has another name, too, so
+    that installing the decoder later cannot find a result that was made without it."""
+    if member.fault is None and suffix(member.name) in WITH_PYAV and find_spec("av") is None:
+        return replace(member, digest=None, fault=as_text(unreadable_format(member.name)))
+    return member
 
 
 def _folder_member(listed: Listed, memo: Memo | None) -> Member:
@@ -70,7 +82,7 @@ def _zip_members(path: Path, memo: Memo | None, limits: ArchiveLimits) -> list[M
     known = memo.recall(path, what) if memo else None
     if known is not None:
         return [Member(**values) for values in json.loads(known)]
-    with opened_zip(path) as archive:
+    with opened_zip(path, limits) as archive:
         members = [_zip_member(archive, listed) for listed in list_zip(archive, limits)]
     if memo:
         memo.remember(path, what, json.dumps([asdict(member) for member in members]))

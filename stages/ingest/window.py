@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.ingest.captions import Pair
-from stages.ingest.stage import IngestParams
+from stages.ingest.prompts import Prompt
+from stages.ingest.stage import IngestParams, prepared_place
 from stages.records import Clip
 
 if TYPE_CHECKING:
@@ -36,19 +36,20 @@ def window(lengths: Iterable[int], params: IngestParams) -> Window:
     return Window(num_samples=num_samples, num_frames=math.ceil(num_samples / params.downsampling_ratio))
 
 
-def row(pair: Pair, prompt: str, prepared: Prepared, audio: str, against: Window, params: IngestParams) -> Clip:
+def row(clip_id: str, prompt: Prompt, prepared: Prepared, against: Window, params: IngestParams) -> Clip:
     """A clip's row: kept whole on disk, its crop or pad only counted."""
+    number = prepared.crop_start // params.native_samples + 1
     return Clip(
-        clip_id=pair.clip_id,
-        audio=audio,
+        clip_id=clip_id if number == 1 else f"{clip_id}#{number}",
+        audio=prepared_place(prepared.digest, params, prepared.crop_start),
         digest=prepared.digest,
         num_samples=prepared.num_samples,
         source_sample_rate_hz=prepared.source_sample_rate_hz,
         num_channels=prepared.num_channels,
-        crop_start=0,
+        crop_start=prepared.crop_start,
         num_samples_cut=max(0, prepared.num_samples - against.num_samples),
         num_samples_padded=max(0, against.num_samples - prepared.num_samples),
         seconds_total=math.ceil(prepared.num_samples_whole / params.sample_rate_hz),
-        prompt=prompt,
-        caption_source=pair.caption.name,
+        prompt=prompt.text,
+        caption_source=prompt.source,
     )

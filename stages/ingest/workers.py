@@ -17,7 +17,7 @@ from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.preparing import Job, Prepared, prepare
 
-Result = tuple[Job, Prepared | Fault]
+Result = tuple[Job, tuple[Prepared, ...] | Fault]
 _BYTES_WORTH_A_PROCESS = 64 << 20
 """Source bytes that keep one process about as busy as starting it takes."""
 

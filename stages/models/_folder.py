@@ -75,6 +75,11 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in _header(file)[0].items()}
 
 
+def file_digest(file: Path) -> str:
+    """Over name, dtype, shape and bytes of all tensors of a file, read anew. WeightsNotFound when it is cut."""
+    return _digests(file, {"all": ""}, None)["all"]
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     file = _present(folder / "model_config.json")
     try:

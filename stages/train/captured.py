@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.adapters._together import Together, adapted_weight
-from stages.models._nets.transformer import TokenTransformer, each_module, run_block
+from stages.adapters._together import Together, adapted_weight, stacked_product
+from stages.models._nets.attention import masked_attention, replace_attention
+from stages.models._nets.fused import fused_attention
+from stages.models._nets.transformer import Denoiser, each_module, run_block
 from stages.train.batches import Batch
 from stages.train.lengths import Buckets
 
@@ -126,7 +128,7 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 @contextmanager
-def compiled(tower: TokenTransformer, layers: Together, caches: Path | None = None) -> Iterator[None]:
+def compiled(denoiser: Denoiser, layers: Together, caches: Path | None = None) -> Iterator[None]:
     """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
 
     One compilation per shape of batch serves all blocks.
@@ -136,15 +138,39 @@ def compiled(tower: TokenTransformer, layers: Together, caches: Path | None = No
     """
     if caches is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches)
-    import torch._dynamo  # deferred: compiling is for CUDA only
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    tower = denoiser.model.transformer
     tower.run_block = torch.compile(run_block, dynamic=False)
     tower.each = layers.each
-    tower.checkpoint_options = {"preserve_rng_state": False}
+    tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
     layers.run = torch.compile(adapted_weight, dynamic=True)
+    layers.multiply = torch.compile(stacked_product, dynamic=False)
+    if denoiser.dtype != torch.float32:
+        replace_attention(denoiser, fused_attention)
     try:
-        yield
+        with one_program_for_all():
+            yield
     finally:
+        replace_attention(denoiser, masked_attention)
         tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
-        layers.run = adapted_weight
+        layers.run, layers.multiply = adapted_weight, stacked_product
+
+
+@contextmanager
+def one_program_for_all() -> Iterator[None]:
+    """Compiler settings under which groups of layers of any sizes share one program, and blocks of all lengths are kept."""
+    import torch._dynamo  # deferred: compiling is for CUDA only
+    from torch.fx.experimental import _config as symbolic
+
+    dynamo: Any = torch._dynamo.config
+    with dynamo.patch(
+        recompile_limit=64,
+        # Otherwise a parameter's size is taken for a constant ...
+        force_parameter_static_shapes=False,
+        force_nn_module_property_static_shapes=False,
+    ):
+        # ... and sizes that happen to be equal in one group for always equal.
+        duck_shape, symbolic.use_duck_shape = symbolic.use_duck_shape, False
+        try:
+            yield
+        finally:
+            symbolic.use_duck_shape = duck_shape

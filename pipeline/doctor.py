@@ -1,0 +1,201 @@
+"""What this machine has, and whether it is enough: versions, devices, weights, the store. Light until asked."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CacheError, HeldByAnother
+from cache.store import Store
+from pipeline.errors import NotFit
+from stages import catalogue
+
+PROJECT = "stable-audio-3-trainer"
+LOW_BYTES = 2 * 2**30
+GOOD, NOTE, BAD = "ok", "note", "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at."""
+
+    area: str
+    """`python`, `packages`, `devices`, `weights` or `store`."""
+    name: str
+    state: str
+    """`ok`, `note` (it works, but you should know) or `FAILED`."""
+    said: str
+    """What was found, and what to do where something must be done."""
+
+
+def examined(store: Path) -> list[Check]:
+    """Every check, in the order of the areas."""
+    areas: Sequence[tuple[str, Callable[[], Iterator[tuple[str, str, str]]]]] = (
+        ("python", python),
+        ("packages", packages),
+        ("devices", devices),
+        ("weights", lambda: weights(store)),
+        ("store", lambda: store_folder(store)),
+    )
+    return [Check(area=area, name=name, state=state, said=said) for area, look in areas for name, state, said in look()]
+
+
+def examined_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """For programs."""
+    return {"checks": [asdict(check) for check in checks], "failed": sum(check.state == BAD for check in checks)}
+
+
+def examined_lines(checks: Sequence[Check]) -> list[str]:
+    """For people."""
+    width = max(len(check.name) for check in checks)
+    return [f"{check.area:<9} {check.name:<{width}}  {check.state:<6} {check.said}" for check in checks]
+
+
+def finish(checks: Sequence[Check]) -> None:
+    """Raises: NotFit, when something failed."""
+    if failed := sum(check.state == BAD for check in checks):
+        raise NotFit(failed)
+
+
+def python() -> Iterator[tuple[str, str, str]]:
+    """The interpreter and the machine."""
+    enough = sys.version_info >= (3, 11)
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    yield "version", GOOD if enough else BAD, found if enough else f"{found}; 3.11 or newer is needed"
+
+
+def packages() -> Iterator[tuple[str, str, str]]:
+    """Every package the project asks for: its version against the range."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in metadata.requires(PROJECT) or ()]
+    except metadata.PackageNotFoundError:
+        yield PROJECT, BAD, "is not installed here; run `make setup`"
+        return
+    for one in wanted:
+        extras = one.marker is not None and "extra" in str(one.marker)
+        yield one.name, *_version(one, optional=extras)
+
+
+def _version(wanted: Any, *, optional: bool) -> tuple[str, str]:
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return (NOTE, f"not installed (optional, {wanted.specifier or 'any version'})") if optional else (
+            BAD, f"not installed, {wanted.specifier} is needed; run `make setup`"
+        )  # fmt: skip
+    if wanted.specifier.contains(version, prereleases=True):
+        return GOOD, f"{version} (asked for: {wanted.specifier or 'any'})"
+    return BAD, f"{version} is outside {wanted.specifier}; run `make setup`"
+
+
+def devices() -> Iterator[tuple[str, str, str]]:
+    """What torch can compute on."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield "torch", BAD, f"cannot be loaded ({error}); run `make setup`"
+        return
+    yield "cpu", GOOD, f"{torch.get_num_threads()} threads; torch {torch.__version__}"
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used, and said"
+        yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
+    if torch.backends.mps.is_available():
+        yield "mps", GOOD, "Apple GPU"
+    elif not torch.cuda.device_count():
+        yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
+
+
+def weights(store: Path) -> Iterator[tuple[str, str, str]]:
+    """Where each model's weights are, or how they come."""
+    given = os.environ.get("SA3_WEIGHTS")
+    if given:
+        whole = (Path(given) / "model_config.json").is_file()
+        yield "SA3_WEIGHTS", GOOD if whole else BAD, given if whole else f"{given} holds no model_config.json"
+    for name, spec in catalogue.models().items():
+        yield name, *_weights_of(spec, store)
+
+
+def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
+    from pipeline.hub import hub_folder
+
+    if spec.repo is None:
+        there = any((store / "shared" / "weights").glob("*/model_config.json"))
+        return GOOD, "in the store" if there else "made on first use"
+    try:
+        folder = hub_folder(spec, download=False)
+    except Exception as error:  # whatever is wrong with the hub's cache is a finding here, not a crash
+        return NOTE, f"the hub's cache cannot be read ({error})"
+    return (GOOD, str(folder)) if folder else (NOTE, f"not here yet; comes from {spec.repo}, or with --weights DIR")
+
+
+def store_folder(store: Path) -> Iterator[tuple[str, str, str]]:
+    """Write, rename, link, lock and sqlite where the store is, or will be."""
+    place = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB are free in {place}"
+    try:
+        aside = tempfile.TemporaryDirectory(dir=place, prefix="doctor-")
+    except OSError as error:
+        yield "write", BAD, f"{place} cannot be written to ({error}); choose another with --store"
+        return
+    with aside as folder:
+        for name, test in _SELF_TESTS.items():
+            try:
+                yield name, GOOD, test(Path(folder))
+            except (OSError, CacheError, sqlite3.Error) as error:
+                yield name, BAD, f"does not work in {place} ({error}); choose another folder with --store"
+
+
+def _write(folder: Path) -> str:
+    from cache.aside import write_aside
+
+    for content in (b"first", b"second"):
+        write_aside(folder / "file", content)
+    if (folder / "file").read_bytes() != b"second":
+        raise OSError("a file was not replaced by a rename")
+    return "written aside, made to last, renamed over an older one"
+
+
+def _link(folder: Path) -> str:
+    try:
+        os.link(folder / "file", folder / "link")
+    except OSError as error:
+        return f"no hard links ({error.strerror}): two writers of one shard may both write it; the content is the same"
+    return "hard links work: a sealed file is never replaced"
+
+
+def _lock(folder: Path) -> str:
+    name = "0" * 64
+    with Store(folder).hold("train", name):
+        try:
+            with Store(folder / "." / "").hold("train", name):
+                pass
+        except HeldByAnother:
+            return "a second writer is refused"
+    raise OSError("a second writer was let in")
+
+
+def _ledger(folder: Path) -> str:
+    connection = sqlite3.connect(folder / "ledger.sqlite")
+    try:
+        with connection:
+            connection.execute("CREATE TABLE test (value INTEGER)")
+            connection.execute("INSERT INTO test VALUES (1)")
+        return f"version {sqlite3.sqlite_version}"
+    finally:
+        connection.close()
+
+
+_SELF_TESTS: dict[str, Callable[[Path], str]] = {"rename": _write, "link": _link, "lock": _lock, "sqlite": _ledger}

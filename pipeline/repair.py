@@ -1,0 +1,142 @@
+"""Removes exactly what `verify` found damaged, and saves what is sound beside it; the same run makes the rest again.
+
+artifact   ingest, encode: dropped; made again from what the store holds
+           train: goes back to its unfinished run without the damaged files; the same command goes on from there
+shard      its sound items move to a new shard, the lost ones are made again
+prepared, source, weights   dropped; made again when they are read
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cache import unfinished
+from cache.errors import ReceiptDamaged
+from cache.mending import ShardFault, saved
+from cache.receipt import Receipt
+from cache.registry import Registry
+from cache.store import RECEIPT, Store, file_sizes
+from pipeline.turn import upkeep
+from pipeline.verify import Damage
+
+
+def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) -> list[str]:
+    """Remove what is damaged; return one line per thing done.
+
+    Raises:
+        WriteFailed: there is no room to save the sound items of a damaged shard; it is left as it is.
+    """
+    with upkeep(store, say):
+        return [f"{damage.path}: {_REPAIRS[damage.kind](store, damage)}" for damage in damages]
+
+
+def _drop_artifact(store: Store, damage: Damage) -> str:
+    directory = store.root / damage.path
+    if directory.parent.name == "train":
+        return _back_to_unfinished(store, directory, damage.detail)
+    (directory / RECEIPT).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    return "dropped"
+
+
+def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) -> str:
+    """What is sound of a training becomes its unfinished run again, so that its checkpoint is gone on from."""
+    identity = receipt.identity if receipt else _identity_in(directory / RECEIPT)
+    scratch = store.scratch("train", identity) if identity else None
+    (directory / RECEIPT).unlink(missing_ok=True)
+    if scratch is None or scratch.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        return "dropped" if scratch is None else "dropped; its unfinished run goes on"
+    for name in _damaged_files(store, directory, receipt) if receipt else ():
+        (directory / name).unlink(missing_ok=True)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    directory.replace(scratch)
+    if receipt:
+        unfinished.note(store, _noted(receipt, scratch.name))
+    return "back to an unfinished run; the same command goes on from its checkpoint"
+
+
+def _noted(receipt: Receipt, name: str) -> unfinished.Unfinished:
+    return unfinished.Unfinished(
+        name=name,
+        stage=receipt.stage,
+        fingerprint=receipt.fingerprint,
+        identity=receipt.identity,
+        params=receipt.params,
+        inputs=receipt.inputs,
+        components=receipt.components,
+        began=receipt.started,
+    )
+
+
+def _damaged_files(store: Store, directory: Path, receipt: Receipt) -> list[str]:
+    """Files of a training whose bytes are not those on the receipt, and strangers."""
+    from cache.fingerprint import digest_file
+
+    listed = {entry.name: entry.sha256 for entry in receipt.files}
+    return [name for name in file_sizes(directory) if listed.get(name) != digest_file(directory / name)]
+
+
+def _identity_in(file: Path) -> str:
+    """The run's identity in a receipt that cannot be believed; a checkpoint says itself whose it is."""
+    try:
+        identity = str(json.loads(file.read_bytes())["identity"])
+    except (OSError, ValueError, KeyError, TypeError, ReceiptDamaged):
+        return ""
+    return identity if re.fullmatch(r"[0-9a-f]{64}", identity) else ""
+
+
+def _save_shard(store: Store, damage: Damage) -> str:
+    from cache.shelf import Shelf
+
+    fault, path = damage.detail, store.root / damage.path
+    assert isinstance(fault, ShardFault), "verify hands the fault of a shard on"
+    count = saved(Shelf(path.parent, _format_of(path)), fault)
+    return f"removed; {count} sound items were saved" if count else "removed"
+
+
+def _format_of(path: Path) -> str:
+    from cache.shards import formats, load
+
+    return next(name for name in formats() if path.suffix == load(name).SUFFIX)
+
+
+def _forget_shard(store: Store, damage: Damage) -> str:
+    """A shard of another size that is whole in itself stays: the next encoding takes its items over."""
+    path = store.root / damage.path
+    if path.exists():
+        return "left as it is; it is whole, but not the one that was named"
+    for file in path.parent.glob("registry-*.sqlite"):
+        Registry(file).forget([path.name])
+    return "forgotten"
+
+
+def _drop_prepared(store: Store, damage: Damage) -> str:
+    path = store.root / damage.path
+    for part in (path.with_suffix(".json"), path):
+        part.unlink(missing_ok=True)
+    return "removed"
+
+
+def _drop(store: Store, damage: Damage) -> str:
+    path = store.root / damage.path
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    return "removed"
+
+
+_REPAIRS: dict[str, Callable[[Store, Damage], str]] = {
+    "receipt": _drop_artifact,
+    "artifact": _drop_artifact,
+    "rows": _drop_artifact,
+    "shard": _save_shard,
+    "gone": _forget_shard,
+    "prepared": _drop_prepared,
+    "source": _drop,
+    "weights": _drop,
+}

@@ -1,0 +1,55 @@
+"""Weights that ship with the project, compared with the same weights made anew."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from stages import catalogue
+from stages.errors import WeightsNotFound
+from stages.models._folder import file_digest
+
+ASIDE = "verify-"
+"""How the folder begins that holds weights made to be compared."""
+
+
+def shipped_faults(folder: Path) -> str:
+    """What is wrong with a folder of weights made by the project, or nothing. Makes them a second time to compare.
+
+    Texts of the text encoder's folder may name the version of the library that wrote them: only their form is checked.
+    """
+    family = _family(folder.name)
+    if family is None:
+        return ""  # of another version of the project: nothing reads it
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=ASIDE) as place:
+        fresh = Path(place) / folder.name
+        family.make(fresh)
+        return "; ".join(_differences(folder, fresh))
+
+
+def _family(folder_name: str) -> Any:
+    families = [catalogue.load("models", name) for name in catalogue.names("models")]
+    made_here = [family for family in families if hasattr(family, "folder_name")]
+    return next((family for family in made_here if family.folder_name() == folder_name), None)
+
+
+def _differences(folder: Path, fresh: Path) -> list[str]:
+    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+    return [f"{name} {why}" for name in names if (why := _difference(folder / name, fresh / name))]
+
+
+def _difference(file: Path, fresh: Path) -> str:
+    if not file.is_file():
+        return "is gone"
+    try:
+        if file.suffix == ".safetensors":
+            return "" if file_digest(file) == file_digest(fresh) else "holds other tensors than were made"
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+    except (WeightsNotFound, ValueError, KeyError, TypeError, OSError) as error:
+        return f"cannot be read ({error})"
+    if file.name == "model_config.json" and file.read_bytes() != fresh.read_bytes():
+        return "has other bytes than were made"
+    return ""

@@ -1,0 +1,155 @@
+"""What `evict` and `gc` remove, decided before anything is touched; never what a kept run needs.
+
+a kept run      every training, every encoding, every unfinished run that nobody asked to remove
+needs           its inputs, and the shared files these and it name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from cache.contents import Contents, Piece
+
+UNFINISHED_DAYS = 7.0
+"""An unfinished run that nothing was written to for so long is garbage, unless told otherwise."""
+_MAKES_SHARED = ("ingest", "encode")
+"""Stages that leave shared files before anything names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """One thing to remove."""
+
+    path: str
+    """Inside the store: an artifact's or unfinished run's folder, or a shared file."""
+    num_bytes: int
+    why: str
+
+
+@dataclass(kw_only=True)
+class Decision:
+    """What goes and what was asked to go but stays."""
+
+    artifacts: list[tuple[Piece, str]] = field(default_factory=list)
+    """With the reason."""
+    unfinished: list[tuple[str, int, str]] = field(default_factory=list)
+    """Name of the scratch folder, bytes, reason."""
+    shared: list[Removal] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    """One line per thing that stays although it was asked for."""
+
+    @property
+    def num_bytes(self) -> int:
+        """All that would be freed."""
+        own = sum(piece.num_bytes for piece, _ in self.artifacts) + sum(size for _, size, _ in self.unfinished)
+        return own + sum(one.num_bytes for one in self.shared)
+
+    def removals(self) -> list[Removal]:
+        """Everything, as a list for people and programs."""
+        pieces = [
+            Removal(path=f"{piece.directory.parent.name}/{piece.directory.name}", num_bytes=piece.num_bytes, why=why)
+            for piece, why in self.artifacts
+        ]
+        runs = [Removal(path=f"scratch/{name}", num_bytes=size, why=why) for name, size, why in self.unfinished]
+        shared = [replace(one, path=f"shared/{one.path}") for one in self.shared]
+        return [*pieces, *runs, *shared]
+
+
+def evicted(held: Contents, wanted: Callable[[Piece], bool], runs: Sequence[tuple[str, int]] = ()) -> Decision:
+    """Drop the artifacts asked for that no kept run needs, the unfinished runs asked for, and what only they named.
+
+    Args:
+        runs: unfinished runs to drop, by name of their scratch folder, with their bytes.
+    """
+    decision = Decision(unfinished=[(name, size, "asked for") for name, size in runs])
+    chosen = {piece.receipt.fingerprint: piece for piece in held.pieces if wanted(piece)}
+    dropped = {name for name, _ in runs}
+    while blocked := [one for one in chosen if held.users(one, without=dropped | chosen.keys())]:
+        for fingerprint in blocked:
+            piece = chosen.pop(fingerprint)
+            needed_by = ", ".join(held.users(fingerprint, without=dropped | chosen.keys()))
+            decision.kept.append(f"{piece.name} is kept: {needed_by} needs it")
+    decision.artifacts = [(piece, "asked for") for piece in chosen.values()]
+    sweep(held, decision)
+    return decision
+
+
+def collected(held: Contents, idle: Sequence[tuple[str, int, float]], days: float, *, prepared: bool) -> Decision:
+    """Drop what no kept run needs: long unfinished runs, ingests nobody reads, shared files nobody names.
+
+    Args:
+        idle: (name, bytes, days since anything was written) of the unfinished runs nobody is at work on.
+        days: what is younger stays.
+        prepared: drop all prepared audio as well; it is made again when it is read.
+    """
+    decision = Decision(
+        unfinished=[(name, size, f"unfinished, idle for {age:.0f} days") for name, size, age in idle if age >= days]
+    )
+    gone = {name for name, _, _ in decision.unfinished}
+    for piece in held.pieces:
+        unread = piece.receipt.stage == "ingest" and not held.users(piece.receipt.fingerprint, without=gone)
+        if unread and days_since(piece.receipt.finished) >= days:
+            decision.artifacts.append((piece, "no kept run reads it"))
+    sweep(held, decision, prepared=prepared)
+    return decision
+
+
+def within_budget(held: Contents, decision: Decision, total: int, max_bytes: int) -> bool:
+    """Drop more until the store holds at most `max_bytes`; True when that is reached.
+
+    First all prepared audio, then encodings that nobody reads, oldest first. Trainings are never dropped for room.
+    """
+    if total - decision.num_bytes > max_bytes:
+        sweep(held, decision, prepared=True)
+    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
+    going |= {name for name, _, _ in decision.unfinished}
+    spare = [piece for piece in held.pieces if piece.receipt.stage != "train"]
+    for piece in sorted(spare, key=lambda one: (_DOWNSTREAM_FIRST[one.receipt.stage], one.receipt.finished)):
+        if total - decision.num_bytes <= max_bytes:
+            break
+        if piece.receipt.fingerprint not in going and not held.users(piece.receipt.fingerprint, without=going):
+            going.add(piece.receipt.fingerprint)
+            decision.artifacts.append((piece, "no kept training reads it, and room is needed"))
+            sweep(held, decision, prepared=True)
+    return total - decision.num_bytes <= max_bytes
+
+
+_DOWNSTREAM_FIRST = {"encode": 0, "ingest": 1}
+
+
+def sweep(held: Contents, decision: Decision, *, prepared: bool = False) -> None:
+    """Choose the shared files to remove: what no artifact names that stays.
+
+    While an unfinished ingest or encoding stays, unnamed files stay too: it may have made them, and goes on from them.
+    """
+    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
+    dropped = {name for name, _, _ in decision.unfinished}
+    named = {path for piece in held.pieces if piece.receipt.fingerprint not in going for path in piece.shared_files()}
+    at_work = [run.name for run in held.unfinished if run.name not in dropped and run.stage in _MAKES_SHARED]
+    fed = prepared and not any(run.name not in dropped for run in held.unfinished)
+    decision.shared = []
+    for path, size in sorted(held.shared.items()):
+        if path.startswith("prepared/") and fed:
+            decision.shared.append(Removal(path=path, num_bytes=size, why="prepared audio; made again when it is read"))
+        elif path not in named and not at_work:
+            decision.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
+    _say_kept(decision, at_work, prepared and not fed)
+
+
+def _say_kept(decision: Decision, at_work: Sequence[str], prepared_stays: bool) -> None:
+    if at_work:
+        line = f"shared files that no artifact names are kept for unfinished {', '.join(at_work)}"
+        decision.kept = [*(one for one in decision.kept if one != line), line]
+    if prepared_stays:
+        line = "prepared audio is kept: an unfinished run may read it"
+        decision.kept = [*(one for one in decision.kept if one != line), line]
+
+
+def days_since(finished: str) -> float:
+    """Days since a receipt's time; a time that cannot be read counts as now."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(finished)).total_seconds() / 86400
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,132 @@
+"""What is measured: networks of the published shapes with random weights, and made-up clips; nothing is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.adapters._base import attach
+from stages.adapters._together import together
+from stages.models._nets.conditioning import Conditioner
+from stages.models._nets.transformer import Denoiser
+from stages.records import AdapterSpec
+from stages.train.batches import Batch
+from stages.train.job import DTYPES
+from stages.train.loop import Training
+from stages.train.metrics import History
+from stages.train.network import Network
+from stages.train.stage import TrainParams
+from stages.train.start import new_optimizer
+
+PUBLISHED = Path(__file__).parents[1] / "models" / "published"
+NUM_PROMPT_TOKENS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One cell of the grid."""
+
+    model: str
+    num_frames: int
+    adapter_type: str = "dora-rows"
+    rank: int = 16
+    base_precision: str = "bf16"
+    batch_size: int = 1
+    checkpointing: bool = False
+
+    @property
+    def params(self) -> TrainParams:
+        return TrainParams(
+            model=self.model,
+            adapter_type=self.adapter_type,
+            rank=self.rank,
+            base_precision=self.base_precision,
+            batch_size=self.batch_size,
+        )
+
+
+def published_config(model: str) -> Mapping[str, Any]:
+    """model_config.json of a published model."""
+    read: Mapping[str, Any] = json.loads((PUBLISHED / f"{model}.json").read_text(encoding="utf-8"))
+    return read
+
+
+def new_training(case: Case, config: Mapping[str, Any], device: torch.device) -> Training:
+    """A training of the case before its first step, the same every time."""
+    torch.manual_seed(0)
+    dtype = DTYPES[case.base_precision]
+    denoiser, conditioner = (random_network(on_meta(kind, config), device, dtype) for kind in (Denoiser, Conditioner))
+    denoiser.model.transformer.checkpointing = case.checkpointing
+    spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
+    roots = (denoiser, conditioner)
+    adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
+    network = Network(denoiser, conditioner, adapter, together(adapter))
+    return Training(
+        network=network,
+        optimizer=new_optimizer(network, case.params),
+        history=History.empty(case.batch_size),
+        params=case.params,
+        device=device,
+        notes={},
+    )
+
+
+def on_meta(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A network without memory."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+@torch.no_grad()
+def random_network(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Weights that keep what flows through at unit size."""
+    rotary = {name: buffer for name, buffer in network.named_buffers() if name.endswith("inv_freq")}
+    network = network.to(dtype).to_empty(device=device)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5)
+        else:
+            nn.init.constant_(parameter, 1.0 if name.endswith("gamma") else 0.0)
+    for name, buffer in rotary.items():
+        exponent = torch.arange(0, 2 * buffer.numel(), 2, device=device) / (2 * buffer.numel())
+        network.get_buffer(name).copy_(10000.0**-exponent)
+    return network.eval().requires_grad_(False)
+
+
+def random_bases(roots: Any, rank: int) -> dict[str, dict[str, Tensor]]:
+    """Orthonormal columns in place of singular vectors, whose search would take minutes and changes no time."""
+    found = {}
+    for root in roots:
+        for name, module in root.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                sizes = module.weight.flatten(1).shape
+                U, V = (torch.linalg.qr(torch.randn(size, rank, device=module.weight.device))[0] for size in sizes)
+                found[f"{name}.weight"] = {"U": U.cpu(), "V": V.cpu()}
+    return found
+
+
+def new_batch(case: Case, training: Training, step: int = 0) -> Batch:
+    """A made-up batch, on the CPU; the same for the same step."""
+    generator = torch.Generator().manual_seed(step)
+    channels, width = training.network.denoiser.latent_channels, training.network.conditioner.width
+    shape = (case.batch_size, channels, case.num_frames)
+    normals = lambda *sizes: torch.randn(*sizes, generator=generator)  # noqa: E731 - short for this function only
+    return Batch(
+        clip_ids=("made up",) * case.batch_size,
+        crop_starts=(0,) * case.batch_size,
+        latents_BCT=normals(*shape),
+        noise_BCT=normals(*shape),
+        timestep_B=torch.rand(case.batch_size, generator=generator),
+        real_BT=torch.ones(case.batch_size, case.num_frames, dtype=torch.bool),
+        given_BT=torch.rand(case.batch_size, case.num_frames, generator=generator) < 0.3,
+        dropped_B=torch.zeros(case.batch_size, dtype=torch.bool),
+        seconds_total_B=torch.full((case.batch_size,), 30.0),
+        hidden=tuple(normals(NUM_PROMPT_TOKENS, width).to(training.device) for _ in range(case.batch_size)),
+        all_real=True,
+    )

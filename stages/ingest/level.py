@@ -1,0 +1,44 @@
+"""What a level meter shows of a whole recording: clipping and direct current. Suffixes: N samples, C channels (two)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_NEARLY_FULL = 1 - 2.0**-14
+"""The two highest of the 16 bit values and above; decoded lossy audio overshoots full scale."""
+_SHORTEST_RUN = 4
+"""Samples: a shorter run at full scale is what a peak normaliser leaves."""
+
+
+class Level:
+    """Grows block by block; the blocks' boundaries are fixed, so the same recording always measures the same."""
+
+    def __init__(self) -> None:
+        self.num_clipped = 0
+        """Samples of both channels in runs of at least four at full scale, of one sign."""
+        self.num_runs = 0
+        self._sum_C = np.zeros(2)
+        self._num_samples = 0
+
+    def add(self, block_CN: np.ndarray, peak: float) -> None:
+        """Look at one block, whose peak is known already."""
+        self._sum_C += block_CN.sum(axis=1, dtype=np.float64)
+        self._num_samples += block_CN.shape[1]
+        if peak >= _NEARLY_FULL:
+            for sign in (1, -1):
+                self._count(block_CN * sign >= _NEARLY_FULL)
+
+    def _count(self, full_CN: np.ndarray) -> None:
+        """Add the runs of True that are long enough."""
+        edges_CN = np.diff(full_CN.astype(np.int8), axis=1, prepend=0, append=0)
+        # Row by row, the beginnings and the ends come in the same order.
+        lengths = np.nonzero(edges_CN == -1)[1] - np.nonzero(edges_CN == 1)[1]
+        runs = lengths[lengths >= _SHORTEST_RUN]
+        self.num_clipped += int(runs.sum())
+        self.num_runs += int(runs.size)
+
+    @property
+    def dc_offset(self) -> float:
+        """The mean of the channel that is further off centre; rounded, as its last digits depend on the processor."""
+        means_C = self._sum_C / max(1, self._num_samples)
+        return round(float(means_C[np.argmax(np.abs(means_C))]), 5)

@@ -1,0 +1,56 @@
+"""What a user should know about recordings that are used. Light: standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stages.errors import Fault
+from stages.ingest.faults import note
+from stages.ingest.stage import IngestParams
+
+if TYPE_CHECKING:
+    from stages.ingest.preparing import Prepared
+
+_CLIPPED_SHARE = 1e-4
+"""Of a recording's samples in runs at full scale; below this a listener notices nothing."""
+_DC_OFFSET = 0.02
+"""Of full scale (-34 dB); below this it is what converters leave."""
+
+
+def prepared_notes(prepared: Mapping[str, Sequence[Prepared]], params: IngestParams) -> Iterable[Fault]:
+    """Every note, by member name."""
+    for name, parts in prepared.items():
+        yield from _about_recording(name, parts[0])
+        yield from _about_windows(name, parts, params)
+
+
+def _about_recording(name: str, facts: Prepared) -> Iterable[Fault]:
+    if facts.num_channels > 2:
+        yield note(name, "channels_dropped", count=facts.num_channels)
+    if not facts.length_known:
+        yield note(name, "length_unknown")
+    if not facts.delay_known:
+        yield note(name, "codec_delay_unknown")
+    if facts.num_padding:
+        yield note(name, "codec_padding", count=facts.num_padding)
+    if facts.num_clipped > _CLIPPED_SHARE * facts.num_samples_whole:
+        yield note(name, "clipping", count=facts.num_clipped, runs=facts.num_clipped_runs)
+    if abs(facts.dc_offset) > _DC_OFFSET:
+        yield note(name, "dc_offset", offset=facts.dc_offset)
+
+
+def _about_windows(name: str, parts: Sequence[Prepared], params: IngestParams) -> Iterable[Fault]:
+    """About what is kept of a recording: clamped, cut, left out."""
+    rate, whole = params.sample_rate_hz, parts[0].num_samples_whole
+    if clamped := sum(part.num_clamped for part in parts):
+        yield note(name, "clamped", count=clamped, peak=max(part.peak for part in parts))
+    for part in parts:
+        if part.is_silent:
+            start, stop = part.crop_start / rate, (part.crop_start + part.num_samples) / rate
+            yield note(name, "window_silent", start=start, stop=stop)
+    kept = parts[-1].crop_start + parts[-1].num_samples
+    if kept < whole and params.long_clips == "first":
+        yield note(name, "cropped_to_native", seconds=whole / rate, kept=kept / rate)
+    elif kept < whole:
+        yield note(name, "rest_dropped", count=whole - kept)

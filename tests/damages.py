@@ -1,0 +1,218 @@
+"""A corpus of damaged sound files: each is caught, proven harmless, or undetectable in principle.
+
+`python -m tests.damages` prints the table: kind of damage by format.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from cache.fingerprint import digest_bytes
+from stages.contract import Member
+from stages.errors import Fault
+from stages.ingest.containers import ogg_pages
+from stages.ingest.mpeg import frame_at
+from stages.ingest.notes import prepared_notes
+from stages.ingest.preparing import Job, prepare
+from tests.small_datasets import PARAMS, RATE, sound
+
+FORMS = {
+    "WAV 16": ("a.wav", "WAV", "PCM_16", RATE),
+    "WAV 24": ("a.wav", "WAV", "PCM_24", RATE),
+    "WAV float": ("a.wav", "WAV", "FLOAT", RATE),
+    "AIFF": ("a.aiff", "AIFF", "PCM_16", RATE),
+    "FLAC": ("a.flac", "FLAC", "PCM_16", RATE),
+    "MP3": ("a.mp3", "MP3", "MPEG_LAYER_III", RATE),
+    "OGG": ("a.ogg", "OGG", "VORBIS", RATE),
+    "OPUS": ("a.opus", "OGG", "OPUS", 48000),
+}
+PCM = ("WAV 16", "WAV 24", "WAV float", "AIFF")
+
+
+@lru_cache
+def whole(form: str) -> bytes:
+    """Three seconds of a tone in noise, off centre by nothing: something every codec fills its frames with."""
+    _, container, subtype, rate = FORMS[form]
+    time_N = np.arange(3 * rate) / rate
+    noise_NC = np.random.default_rng(0).uniform(-0.05, 0.05, (3 * rate, 2))
+    tone_NC = 0.3 * np.sin(2 * np.pi * 440 * time_N)[:, None] * [1.0, 0.5]
+    return sound((tone_NC + noise_NC).astype(np.float32), rate, container, subtype)
+
+
+def changed(edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[str, bytes], bytes]:
+    """Damage of the sound itself, before it was written."""
+
+    def made(form: str, data: bytes) -> bytes:
+        _, container, subtype, rate = FORMS[form]
+        time_N = np.arange(3 * rate) / rate
+        return sound(edit(0.3 * np.sin(2 * np.pi * 440 * time_N)[:, None] * [1.0, 0.5]).astype(np.float32), rate,
+                     container, subtype)  # fmt: skip
+
+    return made
+
+
+def flipped(data: bytes, places: list[int], mask: int = 0x5A) -> bytes:
+    return bytes(byte ^ mask if place in set(places) else byte for place, byte in enumerate(data))
+
+
+def flips(count: int) -> Callable[[str, bytes], bytes]:
+    """Bytes flipped in the sound, away from the header and the end."""
+
+    def made(form: str, data: bytes) -> bytes:
+        places = np.random.default_rng(1).integers(len(data) // 3, len(data) - 500, count)
+        mended = bytearray(data)
+        for place in places:
+            mended[place] ^= 0x5A
+        return bytes(mended)
+
+    return made
+
+
+def packed(form: str, data: bytes, chunk: bytes, offset: int, layout: str, *values: object) -> bytes:
+    """The file with a field of a chunk overwritten."""
+    mended = bytearray(data)
+    struct.pack_into(layout, mended, data.index(chunk) + offset, *values)
+    return bytes(mended)
+
+
+def middle(data: bytes) -> int:
+    return len(data) // 2 // 4 * 4
+
+
+def frame_start(data: bytes, number: int) -> int:
+    """Where one MP3 frame begins."""
+    place = 0
+    while frame_at(data, place) is None:
+        place += 1
+    for _ in range(number):
+        found = frame_at(data, place)
+        assert found is not None
+        place += found.num_bytes
+    return place
+
+
+def without_frame(form: str, data: bytes) -> bytes:
+    start, stop = frame_start(data, 40), frame_start(data, 41)
+    return data[:start] + data[stop:]
+
+
+def page(data: bytes, number: int) -> tuple[int, int]:
+    return list(ogg_pages(data))[number]
+
+
+def without_page(form: str, data: bytes) -> bytes:
+    start, stop = page(data, 4)
+    return data[:start] + data[stop:]
+
+
+def with_page_twice(form: str, data: bytes) -> bytes:
+    start, stop = page(data, 4)
+    return data[:stop] + data[start:stop] + data[stop:]
+
+
+def without_last_page(form: str, data: bytes) -> bytes:
+    return data[: list(ogg_pages(data))[-1][0]]
+
+
+def with_nan(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def edit(audio: np.ndarray) -> np.ndarray:
+        audio[1000, 1] = value
+        return audio
+
+    return edit
+
+
+def half_silent(audio: np.ndarray) -> np.ndarray:
+    audio[len(audio) // 2 :] = 0
+    return audio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One way a file can be damaged."""
+
+    kind: str
+    forms: tuple[str, ...]
+    make: Callable[[str, bytes], bytes]
+
+
+ALL = tuple(FORMS)
+DAMAGES = [
+    Damage(kind="empty file", forms=ALL, make=lambda form, data: b""),
+    Damage(kind="first 40 bytes only", forms=ALL, make=lambda form, data: data[:40]),
+    Damage(kind="first four bytes wrong", forms=ALL, make=lambda form, data: b"\x13\x37\x00\x01" + data[4:]),
+    Damage(kind="first kilobyte zeros", forms=ALL, make=lambda form, data: bytes(1024) + data[1024:]),
+    Damage(kind="words instead of sound", forms=ALL, make=lambda form, data: b"404 not found\n" * 900),
+    Damage(kind="cut at half", forms=ALL, make=lambda form, data: data[: len(data) // 2]),
+    Damage(kind="last 100 bytes gone", forms=ALL, make=lambda form, data: data[:-100]),
+    Damage(kind="last byte gone", forms=ALL, make=lambda form, data: data[:-1]),
+    Damage(kind="second half zeros", forms=ALL, make=lambda form, data: data[: middle(data)] + bytes(len(data) - middle(data))),
+    Damage(kind="4 KiB of zeros inside", forms=ALL, make=lambda form, data: data[: middle(data)] + bytes(4096) + data[middle(data) + 4096 :]),
+    Damage(kind="4 KiB missing inside", forms=ALL, make=lambda form, data: data[: middle(data)] + data[middle(data) + 4096 :]),
+    Damage(kind="4 KiB twice inside", forms=ALL, make=lambda form, data: data[: middle(data) + 4096] + data[middle(data) :]),
+    Damage(kind="200 bytes flipped", forms=ALL, make=flips(200)),
+    Damage(kind="one byte flipped", forms=ALL, make=flips(1)),
+    Damage(kind="junk behind the end", forms=ALL, make=lambda form, data: data + b"junk" * 100),
+    Damage(kind="junk before the start", forms=ALL, make=lambda form, data: b"junk" * 100 + data),
+    Damage(kind="all silent", forms=ALL, make=changed(lambda audio: 0 * audio)),
+    Damage(kind="second half silent", forms=("WAV 16", "FLAC"), make=changed(half_silent)),
+    Damage(kind="shorter than a latent frame", forms=("WAV 16", "AIFF", "FLAC", "OGG"), make=changed(lambda audio: audio[:3000])),
+    Damage(kind="clipped", forms=("WAV 16", "FLAC", "AIFF"), make=changed(lambda audio: np.clip(6 * audio, -1, 1))),
+    Damage(kind="off centre", forms=("WAV 16", "WAV float", "FLAC", "OGG"), make=changed(lambda audio: audio + 0.1)),
+    Damage(kind="NaN sample", forms=("WAV float",), make=changed(with_nan(np.nan))),
+    Damage(kind="infinite sample", forms=("WAV float",), make=changed(with_nan(np.inf))),
+    Damage(kind="scaled as integers", forms=("WAV float",), make=changed(lambda audio: audio * 32768)),
+    Damage(kind="loud beyond full scale", forms=("WAV float",), make=changed(lambda audio: 6 * audio)),
+    Damage(kind="sample rate in the header", forms=("WAV 16", "WAV 24", "WAV float"), make=lambda form, data: packed(form, data, b"fmt ", 12, "<I", 48000)),
+    Damage(kind="sample rate in the header", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 18, ">H", 0xBB80)),
+    Damage(kind="sample rate in the header", forms=("FLAC",), make=lambda form, data: flipped(data, [19], 0x01)),
+    Damage(kind="channels in the header", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"fmt ", 10, "<H", 1)),
+    Damage(kind="channels in the header", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 8, ">H", 1)),
+    Damage(kind="length in the header too long", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"data", 4, "<I", len(data))),
+    Damage(kind="length in the header too long", forms=("FLAC",), make=lambda form, data: flipped(data, [24], 0x40)),
+    Damage(kind="length in the header too short", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"data", 4, "<I", 200_000)),
+    Damage(kind="length in the header too short", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 10, ">I", 50_000)),
+    Damage(kind="length in the header too short", forms=("FLAC",), make=lambda form, data: flipped(data, [23], 0x02)),
+    Damage(kind="sum of the sound (MD5) in the header", forms=("FLAC",), make=lambda form, data: flipped(data, [30])),
+    Damage(kind="a frame missing", forms=("MP3",), make=without_frame),
+    Damage(kind="a frame's header flipped", forms=("MP3",), make=lambda form, data: flipped(data, [frame_start(data, 40) + 2], 0x10)),
+    Damage(kind="a frame's header zeroed", forms=("MP3",), make=lambda form, data: flipped(data, [frame_start(data, 40)], 0xFF)),
+    Damage(kind="a page missing", forms=("OGG", "OPUS"), make=without_page),
+    Damage(kind="a page twice", forms=("OGG", "OPUS"), make=with_page_twice),
+    Damage(kind="the last page missing", forms=("OGG", "OPUS"), make=without_last_page),
+]
+
+
+def verdict(form: str, data: bytes) -> tuple[str, str]:
+    """(`caught`, type), (`noted`, types), (`same`, "") or (`other`, ""): what ingest makes of a file."""
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / FORMS[form][0]).write_bytes(data)
+        member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))
+        job = Job(source=Path(place), kind="folder", member=member, shared=Path(place) / "shared", params=PARAMS)
+        made = prepare(job)
+    if isinstance(made, Fault):
+        return "caught", made.type
+    noted = {note.type for note in prepared_notes({"a": made}, PARAMS)}
+    if noted:
+        return "noted", ", ".join(sorted(noted))
+    return ("same", "") if made[0].checksum == checksum(form) else ("other", "")
+
+
+@lru_cache
+def checksum(form: str) -> str:
+    """Of the prepared audio of the whole file."""
+    data = whole(form)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / FORMS[form][0]).write_bytes(data)
+        member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))
+        made = prepare(Job(source=Path(place), kind="folder", member=member, shared=Path(place) / "s", params=PARAMS))
+    assert not isinstance(made, Fault), made
+    return made[0].checksum

@@ -1,0 +1,134 @@
+"""A process with torch and the networks loaded that forks one run per request, to be killed: `python runs_to_kill.py`.
+
+One JSON object per line on stdin: `root` and `data` of the run, `format` of its latents, and how it ends:
+
+    {}                    it comes to its end
+    {"after": 0.3}        SIGKILL by the parent after so many seconds
+    {"at": 17}            SIGKILL by itself at its 17th fsync, rename, link or removal
+    {"fsize": 5000}       no file may grow beyond so many bytes, as if the disk were full
+
+One line back: how it ended, what it said, how many such calls it made. Clips that go through the autoencoder are noted
+by their length in `<root>/encoded.txt`, one line each, written before they are encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+MARKS = ("fsync", "replace", "rename", "link", "unlink")
+ITEMS_PER_SHARD = 2
+
+
+def prepare() -> None:
+    """Load everything heavy once, make shards tiny and count what is encoded."""
+    import torch
+
+    import stages.encode.run as encode
+    import stages.ingest.run
+    from cache.shelf import in_shards
+    from stages.models._nets.autoencoder import Autoencoder
+
+    torch.set_num_threads(1)
+    encode.in_shards = partial(in_shards, max_items=ITEMS_PER_SHARD)
+    encode_clips = Autoencoder.encode_clips
+
+    def noting(self: Any, clips: Any, *args: Any, **more: Any) -> Any:
+        handle = os.open("encoded.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, "".join(f"{clip.shape[-1]}\n" for clip in clips).encode())
+        os.close(handle)
+        return encode_clips(self, clips, *args, **more)
+
+    Autoencoder.encode_clips = noting
+    assert stages.ingest.run
+
+
+def run(request: dict[str, Any], answer: int) -> int:
+    """One run of ingest and encode, in this process."""
+    from pipeline.recipe import read_recipe
+    from pipeline.report import Report, reported_errors
+    from pipeline.runner import run_until
+
+    os.chdir(request["root"])
+    calls = count_marks(request.get("at"))
+    if "fsize" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], resource.RLIM_INFINITY))
+    flags = {"model": "tiny-base", "store": "artifacts", "workers": 1, "threads": 1, "device": "cpu"}
+    code = 0
+    try:
+        with reported_errors():
+            run_until("encode", read_recipe(request["data"], {**flags, "latent_format": request["format"]}), Report())
+    except SystemExit as error:
+        code = int(error.code or 0)
+    os.write(answer, str(calls[0]).encode())
+    return code
+
+
+def count_marks(deadly: int | None) -> list[int]:
+    """Count the calls that make work last; the n-th of them is this process's last."""
+    calls = [0]
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **more)
+
+        return call
+
+    for name in MARKS:
+        setattr(os, name, counted(getattr(os, name)))
+    return calls
+
+
+def forked(request: dict[str, Any]) -> dict[str, Any]:
+    """Fork one run, end it as asked, and say how it ended."""
+    said = Path(request["root"]) / "said.txt"
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 2)
+            code = run(request, writing)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    if "after" in request and not select.select([reading], [], [], request["after"])[0]:
+        os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    _, status = os.waitpid(pid, 0)
+    calls = os.read(reading, 100)
+    os.close(reading)
+    code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    words = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
+    return {"code": code, "calls": int(calls or 0), "said": words[-2000:], "seconds": time.monotonic() - begun}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    prepare()
+    print(json.dumps({"ready": os.getpid()}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(forked(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

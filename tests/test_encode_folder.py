@@ -1,0 +1,151 @@
+"""A pre-encoded folder with faults: every one is found and named, and nothing is taken on trust."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.contract import Inputs, Resources, Weights, Workspace
+from stages.encode.folder import READ
+from stages.encode.imported import import_folder
+from stages.encode.stage import ImportParams
+from stages.errors import DatasetFaults
+from stages.ingest.source import open_source
+from stages.models._folder import open_folder
+from tests.pre_encoded import SPEC, Place, array, copied, rows
+from tests.small_networks import TINY
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return open_folder("tiny-s", TINY)
+
+
+@pytest.fixture
+def place(tmp_path, weights) -> Place:
+    return copied(tmp_path, weights, "nopad")
+
+
+DAMAGE = {
+    "metadata_missing": lambda place: (place.folder / "0000000000.json").unlink(),
+    "metadata_unreadable": lambda place: (place.folder / "0000000000.json").write_text("{"),
+    "field_missing": lambda place: place.change("0000000000", prompt=None),
+    "field_invalid": lambda place: place.change("0000000000", seconds_total=0),
+    "latents_unreadable": lambda place: (place.folder / "0000000000.npy").write_bytes(b"not an array"),
+    "latents_misshapen": lambda place: array(place, lambda latents: latents[:-1]),
+    "mask_misshapen": lambda place: array(place, lambda latents: latents[:, :-1]),
+    "latents_not_finite": lambda place: array(place, lambda latents: latents * np.inf),
+    "latents_too_large": lambda place: array(place, lambda latents: latents * 1e6),
+}
+
+
+@pytest.mark.parametrize("type", DAMAGE)
+def test_a_clip_with_a_fault_is_refused_by_name(place, type):
+    DAMAGE[type](place)
+    assert place.faults(latent_dtype="float16") == [("0000000000.npy", type)]
+    assert not list((place.root / "encode").iterdir())
+
+
+@pytest.mark.parametrize("field", READ)
+def test_every_field_that_is_read_must_be_there(place, field):
+    place.change("0000000000", **{field: None})
+    assert place.faults() == [("0000000000.npy", "field_missing")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seconds_total": 1.5},
+        {"seconds_total": "1"},
+        {"seconds_total": float("nan")},
+        {"seconds_start": -1},
+        {"seconds_start": True},
+        {"sample_rate": 48_000},
+        {"prompt": "  "},
+        {"relpath": ""},
+        {"padding_mask": [0, 0, 0, 0]},
+        {"padding_mask": [1, 0, 1, 1]},
+        {"padding_mask": [2, 2, 2, 2]},
+        {"padding_mask": "1111"},
+    ],
+    ids=str,
+)
+def test_metadata_that_makes_no_sense_is_refused(place, fields):
+    place.change("0000000000", **fields)
+    assert place.faults() == [("0000000000.npy", "field_invalid")]
+
+
+def test_metadata_without_latents_is_a_lost_clip(place):
+    (place.folder / "0000020000.npy").unlink()
+    assert place.faults() == [("0000020000.json", "latents_missing")]
+
+
+def test_every_fault_of_every_file_is_listed_at_once(place):
+    DAMAGE["latents_misshapen"](place)
+    place.change("0000010000", prompt=None)
+    (place.folder / "0000020000.json").unlink()
+    (place.folder / "silence.npy").unlink()
+    assert place.faults() == [
+        ("0000000000.npy", "latents_misshapen"),
+        ("0000010000.npy", "field_missing"),
+        ("0000020000.npy", "metadata_missing"),
+        ("silence.npy", "silence_missing"),
+    ]
+
+
+def test_bad_clips_are_left_out_when_asked_and_recorded(place):
+    DAMAGE["latents_misshapen"](place)
+    artifact = place.read(skip_bad=True)
+    assert [row.clip_id for row in rows(artifact)] == ["clip1.wav", "clip2.wav", "clip3.wav"]
+    assert [(one["member"], one["type"]) for one in artifact.facts["origin"]["skipped"]] == [
+        ("0000000000.npy", "latents_misshapen")
+    ]
+    assert [line for line in place.said if line.startswith("left out: 0000000000.npy: it is (15, 4)")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda place: (place.folder / "silence.npy").unlink(), ("silence.npy", "silence_missing")),
+        (lambda place: array(place, lambda s: s[0], "silence.npy"), ("silence.npy", "latents_misshapen")),
+        (lambda place: array(place, lambda s: s[:, :-1], "silence.npy"), ("silence.npy", "latents_misshapen")),
+    ],
+    ids=["missing", "flat", "few channels"],
+)
+def test_a_folder_without_silence_cannot_be_mended_by_leaving_out_clips(place, damage, fault):
+    damage(place)
+    assert place.faults(skip_bad=True) == [fault]
+
+
+def test_latents_of_another_autoencoder_are_refused_by_their_silence(place):
+    array(place, lambda silence: silence[:, ::-1], "silence.npy")
+    assert place.faults(skip_bad=True) == [("", "autoencoder_differs")]
+
+
+def test_latents_of_another_model_s_width_are_refused(place):
+    for path in place.folder.glob("*.npy"):
+        np.save(path, np.concatenate([np.load(path)] * 2, axis=-2))
+    assert {type for _, type in place.faults()} == {"latents_misshapen"}
+
+
+def test_an_empty_folder_and_too_many_clips_are_refused(place):
+    assert place.faults(max_clips=3) == [("", "too_many_clips")]
+    for path in place.folder.glob("00*"):
+        path.unlink()
+    assert place.faults() == [("", "too_few_clips")]
+
+
+def test_a_folder_of_which_nothing_is_left_is_refused(place):
+    for stem in [path.stem for path in place.folder.glob("*.json")]:
+        place.change(stem, prompt=None)
+    assert ("", "too_few_clips") in place.faults(skip_bad=True)
+
+
+def test_a_file_that_changed_since_the_folder_was_named_is_refused(place):
+    source = open_source(place.folder)
+    array(place, lambda latents: latents + 1)
+    work = Workspace(directory=place.root, shared=place.root / "shared", resources=Resources(device="cpu"))
+    params = ImportParams(model="tiny-s", native_samples=SPEC.native_samples)
+    with pytest.raises(DatasetFaults) as caught:
+        import_folder(Inputs(source=source, weights=place.weights), params, work)
+    assert [(fault.member, fault.type) for fault in caught.value.faults] == [("0000000000.npy", "file_changed")]

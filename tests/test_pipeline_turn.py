@@ -1,0 +1,163 @@
+"""Two commands at once on one store: they share work or wait, saying for whom; they never spoil each other's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cache.errors import HeldByAnother
+from cache.store import Store
+from pipeline.planned import StageRun, State
+from pipeline.turn import UPKEEP, turn, upkeep
+from pipeline.verify import artifact_damages, row_damages
+from stages.encode.stage import STAGE, EncodeParams
+from stages.errors import Stopped
+from tests.small_datasets import clips, zipped
+
+ROOT = Path(__file__).parents[1]
+WAIT_SECONDS = 90
+
+
+@dataclass
+class Command:
+    """A command line at work in another process."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+
+    def said(self) -> str:
+        return self.errors.read_text()
+
+    def finish(self) -> dict:
+        out, _ = self.process.communicate(timeout=WAIT_SECONDS)
+        assert self.process.returncode == 0, self.said()
+        return json.loads(out)["artifacts"]
+
+
+def started(root: Path, data: Path, name: str) -> Command:
+    flags = ["--model", "tiny-base", "--store", str(root / "artifacts"), "--workers", "1", "--threads", "1", "--json"]
+    errors = root / f"{name}.txt"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "encode", str(data), *flags],
+        cwd=root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=errors.open("w"),
+        text=True,
+    )
+    return Command(process, errors)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def nobody_begins(store: Store) -> Iterator[None]:
+    """Runs that want to begin wait until the block is left."""
+    with store.hold(*UPKEEP):
+        yield
+
+
+def test_two_encodes_of_overlapping_datasets_at_once_encode_each_clip_once(tmp_path):
+    names, store = [f"clip{number}" for number in range(6)], Store(tmp_path / "artifacts")
+    files = clips(*names, seconds=0.2)
+    first, second = (
+        zipped(tmp_path / f"{part}.zip", {name: files[name] for name in files if name.partition(".")[0] in some})
+        for part, some in (("first", names[:4]), ("second", names[2:]))
+    )
+    with nobody_begins(store):
+        commands = [started(tmp_path, data, data.stem) for data in (first, second)]
+        wait_for(lambda: all("waiting for process" in command.said() for command in commands))
+    counts = [command.finish()["encode"]["facts"] for command in commands]
+    assert [count["num_clips"] for count in counts] == [4, 4]
+    assert sum(count["num_encoded"] for count in counts) == 6
+    assert sum(count["num_reused"] for count in counts) == 2
+    receipts = store.receipts()
+    assert len(receipts) == 4
+    assert [damage for receipt in receipts for damage in artifact_damages(store, receipt)] == []
+    assert list(row_damages(store, receipts, [])) == []
+    assert list((store.root / "scratch").iterdir()) == []
+
+
+def test_the_same_encode_twice_at_once_is_done_once_and_ctrl_c_ends_the_waiting(tmp_path):
+    data, store = zipped(tmp_path / "clips.zip", clips("one", "two", seconds=0.2)), Store(tmp_path / "artifacts")
+    with nobody_begins(store):
+        commands = [started(tmp_path, data, name) for name in ("first", "second", "third")]
+        wait_for(lambda: all("waiting for process" in command.said() for command in commands))
+        stopped = commands.pop()
+        stopped.process.send_signal(signal.SIGINT)
+        assert stopped.process.wait(timeout=10) == 1
+        assert "stopped while waiting for process" in stopped.said()
+    facts = [command.finish()["encode"]["facts"] for command in commands]
+    assert facts[0] == facts[1]
+    assert facts[0]["num_encoded"] == 2
+    assert sum("encode  2" in command.said() or "encode  3/3" in command.said() for command in commands) == 1
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "artifacts")
+
+
+def run_of(identity: str, autoencoder: str = "same") -> StageRun:
+    return StageRun(
+        stage=STAGE,
+        params=EncodeParams(model="tiny-base"),
+        inputs={},
+        components={"autoencoder": autoencoder},
+        fingerprint=identity,
+        identity=identity,
+        state=State.MISS,
+        reason="",
+    )
+
+
+def test_encodings_with_another_autoencoder_do_not_wait_for_each_other(store):
+    said: list[str] = []
+    with turn(store, run_of("a" * 64), said.append, lambda: False):
+        with turn(store, run_of("b" * 64, "other"), said.append, lambda: False):
+            pass
+        with pytest.raises(Stopped, match="while waiting for process"):
+            with turn(store, run_of("b" * 64), said.append, lambda: True):
+                pass
+    assert len(said) == 1
+    assert f"process {os.getpid()}" in said[0] and "since" in said[0]
+
+
+def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
+    looks: list[bool] = []
+    holder = store.hold("encode", "a" * 64)
+    holder.__enter__()
+
+    def stop() -> bool:
+        looks.append(True)
+        if len(looks) == 3:
+            holder.__exit__(None, None, None)
+        return False
+
+    with turn(store, run_of("a" * 64), lambda line: None, stop):
+        assert len(looks) == 3
+        with pytest.raises(HeldByAnother):
+            with store.hold("encode", "a" * 64):
+                pass
+
+
+def test_upkeep_and_a_beginning_run_exclude_each_other(store):
+    with upkeep(store, lambda line: None), pytest.raises(Stopped):
+        with upkeep(store, lambda line: None, lambda: True):
+            pass

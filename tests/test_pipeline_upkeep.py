@@ -1,0 +1,294 @@
+"""evict and gc: what goes is shown before, and what a kept run names stays readable, whatever the history."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import unfinished
+from cache.errors import NeedsDamaged
+from cache.fingerprint import fingerprint
+from cache.needs import NEEDS, iter_needs, lost, write_needs
+from cache.receipt import Receipt
+from cache.store import Store
+from pipeline.errors import NothingToEvict, RecipeError, StillNeeded
+from pipeline.removing import Choice, bytes_of, days_of, evict, gc
+from pipeline.upkeep import days_since
+
+LONG_AGO = "2020-01-01T00:00:00+00:00"
+
+
+class Shop:
+    """A store with runs of a few bytes: the names, needs and folders of real ones, no audio."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(root)
+
+    def artifact(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], **more) -> str:
+        """Commit an artifact that names these shared files, written if they are not there."""
+        name = fingerprint(stage, {"inputs": inputs, "needs": sorted(needs), "model": more.get("model", "tiny-base")})
+        scratch = self.begun(stage, inputs, needs, name)
+        if needs:
+            write_needs(scratch, {path: len(content) for path, content in needs.items()})
+        receipt = Receipt(
+            stage=stage,
+            fingerprint=name,
+            identity=name,
+            version=1,
+            inputs=inputs,
+            params={"model": more.get("model", "tiny-base")},
+            finished=more.get("finished", LONG_AGO),
+        )
+        self.store.drop(stage, name)
+        self.store.commit(stage, name, scratch, receipt)
+        unfinished.forget(self.store, scratch.name)
+        return name
+
+    def begun(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], name: str) -> Path:
+        """An unfinished run that has made its shared files."""
+        scratch = self.store.scratch(stage, name)
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / "manifest").write_text("rows")
+        unfinished.note(self.store, unfinished.Unfinished(name=scratch.name, stage=stage, identity=name, inputs=inputs))
+        for path, content in needs.items():
+            file = self.store.shared / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                file.write_bytes(content)
+        return scratch
+
+    def ingest(self, clips: tuple[int, ...], **more) -> str:
+        return self.artifact("ingest", {"source": fingerprint("clips", {"clips": clips})}, prepared(clips), **more)
+
+    def encode(self, clips: tuple[int, ...], **more) -> str:
+        return self.artifact("encode", {"ingest": self.ingest(clips)}, shards(clips), **more)
+
+    def train(self, clips: tuple[int, ...], **more) -> str:
+        return self.artifact("train", {"encode": self.encode(clips)}, {}, **more)
+
+    def names(self) -> list[str]:
+        return sorted(f"{receipt.stage}" for receipt in self.store.receipts())
+
+    def shared(self) -> set[str]:
+        return {path.relative_to(self.store.shared).as_posix() for path in self.store.shared.rglob("*.*")}
+
+
+def prepared(clips: tuple[int, ...]) -> dict[str, bytes]:
+    """A prepared file per clip."""
+    keys = [fingerprint("prepared", {"clip": clip}) for clip in clips]
+    return {f"prepared/{key[:2]}/{key}.flac": b"sound" for key in keys}
+
+
+def shards(clips: tuple[int, ...]) -> dict[str, bytes]:
+    """Two clips to a shard, so that overlapping datasets share some."""
+    names = {fingerprint("shard", {"pair": clip // 2})[:32] for clip in clips}
+    prompts = {fingerprint("prompt shard", {"clips": clips})[:32]}
+    return {f"latents/{name}.parquet": b"latents" for name in names} | {
+        f"prompts/{name}.parquet": b"words" for name in prompts
+    }
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture
+def shop(tmp_path) -> Shop:
+    return Shop(tmp_path / "artifacts")
+
+
+def chosen(**fields) -> Choice:
+    return Choice(**fields)
+
+
+CLIPS = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True).map(tuple)
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["ingest", "encode", "train"]), CLIPS),
+    st.tuples(st.sampled_from(["stop ingest", "stop encode", "stop train"]), CLIPS),
+    st.tuples(st.just("evict"), st.integers(0, 30)),
+    st.tuples(st.just("evict stage"), st.sampled_from(["ingest", "encode", "train"])),
+    st.tuples(st.just("gc"), st.sampled_from([{}, {"older_than": "0d"}, {"prepared": True}, {"max_bytes": "300"}])),
+)
+
+
+def step(shop: Shop, kind: str, what) -> None:
+    """One thing that happens to a store."""
+    if kind in ("ingest", "encode", "train"):
+        getattr(shop, kind)(what)
+    elif kind.startswith("stop "):
+        stopped(shop, kind.removeprefix("stop "), what)
+    elif kind == "gc":
+        gc(shop.store, quiet, dry_run=False, **what)
+    else:
+        receipts = shop.store.receipts()
+        name = {"names": [receipts[what % len(receipts)].fingerprint]} if kind == "evict" and receipts else {}
+        with suppress(StillNeeded, NothingToEvict):
+            evict(shop.store, chosen(**(name or {"stage": str(what)})), quiet, dry_run=False)
+
+
+def stopped(shop: Shop, stage: str, clips: tuple[int, ...]) -> None:
+    """A run of that stage that did not come to its end; what it reads is finished."""
+    inputs = {
+        "ingest": lambda: {"source": fingerprint("clips", {"clips": clips})},
+        "encode": lambda: {"ingest": shop.ingest(clips)},
+        "train": lambda: {"encode": shop.encode(clips)},
+    }[stage]()
+    needs = {"ingest": prepared, "encode": shards, "train": lambda clips: {}}[stage](clips)
+    shop.begun(stage, inputs, needs, fingerprint("stopped", {"stage": stage, "clips": clips}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=st.lists(STEPS, min_size=1, max_size=12))
+def test_whatever_happens_everything_a_kept_run_names_stays_readable(history):
+    with tempfile.TemporaryDirectory() as folder:
+        shop, prepared_dropped = Shop(Path(folder)), False
+        for kind, what in history:
+            step(shop, kind, what)
+            prepared_dropped |= kind == "gc" and ("prepared" in what or "max_bytes" in what)
+            check_kept_runs(shop.store, prepared_dropped)
+
+
+def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
+    """Inputs of every kept run are there, and every shared file that a kept artifact names."""
+    receipts = {receipt.fingerprint: receipt for receipt in store.receipts()}
+    readers = [receipt.inputs for receipt in receipts.values()] + [run.inputs for run in unfinished.unfinished(store)]
+    for inputs in readers:
+        assert all(name in receipts for stage, name in inputs.items() if stage != "source")
+    for receipt in receipts.values():
+        assert store.faults(receipt) == []
+        gone = lost(store.directory(receipt.stage, receipt.fingerprint), store.shared)
+        assert not gone or (prepared_dropped and receipt.stage == "ingest")
+
+
+@settings(max_examples=30, deadline=None)
+@given(history=st.lists(STEPS, min_size=1, max_size=8))
+def test_a_dry_run_shows_exactly_what_goes_and_touches_nothing(history):
+    with tempfile.TemporaryDirectory() as folder:
+        shop = Shop(Path(folder))
+        for kind, what in history:
+            step(shop, kind, what)
+        before = shop.store.sizes()
+        shown, _ = gc(shop.store, quiet, dry_run=True, older_than="0d", prepared=True)
+        assert shop.store.sizes() == before
+        done, _ = gc(shop.store, quiet, dry_run=False, older_than="0d", prepared=True)
+        assert done.removals() == shown.removals()
+        assert shop.store.sizes().total == before.total - shown.num_bytes
+
+
+def test_gc_leaves_no_shared_file_that_nobody_names_once_nothing_is_unfinished(shop):
+    shop.train((0, 1))
+    orphan = shop.encode((2, 3))
+    shop.store.drop("encode", orphan)
+    gc(shop.store, quiet, dry_run=False, older_than="0d")
+    assert shop.shared() == set(prepared((0, 1))) | set(shards((0, 1)))
+    assert shop.names() == ["encode", "ingest", "train"]
+
+
+def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(shop):
+    stopped(shop, "encode", (0, 1))
+    decision, _ = gc(shop.store, quiet, dry_run=False)
+    assert set(shards((0, 1))) <= shop.shared()
+    assert "kept for unfinished encode-" in decision.kept[0]
+    gc(shop.store, quiet, dry_run=False, older_than="0d")
+    assert not set(shards((0, 1))) & shop.shared()
+    assert not list((shop.store.root / "scratch").iterdir())
+
+
+def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(shop):
+    stopped(shop, "train", (0,))
+    (run,) = unfinished.unfinished(shop.store)
+    with shop.store.hold("train", run.identity):
+        gc(shop.store, quiet, dry_run=False, older_than="0d")
+        assert shop.names() == ["encode", "ingest"]
+        assert [one.name for one in unfinished.unfinished(shop.store)] == [run.name]
+
+
+def test_evicting_what_a_training_needs_is_refused_and_names_the_training(shop):
+    train = shop.train((0, 1))
+    (encode,) = [receipt.fingerprint for receipt in shop.store.receipts("encode")]
+    with pytest.raises(StillNeeded, match=f"train {train[:12]} needs it"):
+        evict(shop.store, chosen(names=[encode[:8]]), quiet, dry_run=False)
+    assert shop.names() == ["encode", "ingest", "train"]
+
+
+def test_evicting_a_training_with_what_it_needs_frees_the_shards_only_they_named(shop):
+    train, other = shop.train((0, 1, 2)), shop.train((2, 3))
+    inputs = [receipt.fingerprint for receipt in shop.store.receipts() if receipt.fingerprint not in (train, other)]
+    decision = evict(shop.store, chosen(names=[train, *inputs]), quiet, dry_run=False)
+    assert shop.names() == ["encode", "ingest", "train"]
+    assert {path for path in shop.shared() if path.startswith("latents")} == {
+        path for path in shards((2, 3)) if path.startswith("latents")
+    }
+    assert any("is kept" in line and f"train {other[:12]}" in line for line in decision.kept)
+
+
+def test_age_and_model_choose_together(shop):
+    shop.train((0,), model="medium-base")
+    shop.train((0,), model="tiny-base", finished="2999-01-01T00:00:00+00:00")
+    young = shop.train((1,), model="medium-base", finished="2999-01-01T00:00:00+00:00")
+    evict(shop.store, chosen(stage="train", older_than="30d", model="medium-base"), quiet, dry_run=False)
+    left = [(receipt.params["model"], receipt.finished[:4]) for receipt in shop.store.receipts("train")]
+    assert sorted(left) == [("medium-base", "2999"), ("tiny-base", "2999")]
+    assert shop.store.find("train", young)
+
+
+def test_a_size_budget_drops_prepared_audio_then_unread_encodings_and_never_a_training(shop):
+    shop.train((0, 1))
+    shop.encode((2, 3))
+    total = shop.store.sizes().total
+    decision, met = gc(shop.store, quiet, dry_run=True, max_bytes=str(total - 5))
+    assert met
+    assert {one.path.rpartition("/")[0][:15] for one in decision.removals()} == {"shared/prepared"}
+    decision, met = gc(shop.store, quiet, dry_run=False, max_bytes="1")
+    assert not met
+    assert shop.names() == ["encode", "ingest", "train"]
+    assert {path for path in shop.shared() if path.startswith("latents")} == {
+        path for path in shards((0, 1)) if path.startswith("latents")
+    }
+
+
+def test_naming_nothing_or_something_that_is_not_there_is_refused(shop):
+    shop.ingest((0,))
+    with pytest.raises(RecipeError, match="name an artifact"):
+        evict(shop.store, chosen(), quiet, dry_run=False)
+    with pytest.raises(RecipeError, match="at least its first four digits"):
+        evict(shop.store, chosen(names=["*"]), quiet, dry_run=False)
+    with pytest.raises(NothingToEvict, match="sa3-trainer status"):
+        evict(shop.store, chosen(names=["train 0000"]), quiet, dry_run=False)
+
+
+def test_ages_and_sizes_are_read_or_refused():
+    assert [days_of(text) for text in ("12h", "30d", "2w", "7")] == [0.5, 30, 14, 7]
+    assert [bytes_of(text) for text in ("50", "1k", "1.5 MiB", "2G")] == [50, 1024, 1.5 * 2**20, 2**31]
+    for text in ("", "soon", "-1d"):
+        with pytest.raises(RecipeError):
+            days_of(text)
+        with pytest.raises(RecipeError):
+            bytes_of(text)
+    assert days_since("nonsense") == 0
+
+
+def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
+    write_needs(tmp_path, {"latents/b": 2, "latents/a": 1})
+    assert list(iter_needs(tmp_path)) == [("latents/a", 1), ("latents/b", 2)]
+    assert lost(tmp_path, tmp_path) == ["latents/a", "latents/b"]
+    (tmp_path / NEEDS).write_text("1\tlatents/a\n2 latents/b\n")
+    with pytest.raises(NeedsDamaged, match="verify --repair"):
+        list(iter_needs(tmp_path))
+
+
+def test_an_unfinished_run_remembers_when_it_was_last_written_to(shop):
+    scratch = shop.begun("encode", {}, {}, "ab" * 32)
+    assert 0 <= unfinished.idle_seconds(shop.store, scratch.name) < 60
+    stamp = time.time() - 5000
+    for path in (scratch / "manifest", scratch):
+        import os
+
+        os.utime(path, (stamp, stamp))
+    assert 4990 < unfinished.idle_seconds(shop.store, scratch.name) < 5060

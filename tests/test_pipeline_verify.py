@@ -1,0 +1,272 @@
+"""verify and its repair, against a real small store that is damaged on purpose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cache.shards import load
+from cache.store import Store
+from pipeline.checking import next_commands
+from pipeline.cli import app
+from pipeline.recipe import read_recipe
+from pipeline.removing import gc
+from pipeline.repair import repair
+from pipeline.report import Report
+from pipeline.runner import Done, run_until
+from pipeline.verify import Damage, verify
+from stages.models._nets.autoencoder import Autoencoder
+from tests.small_datasets import sound, tone
+
+FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1, "threads": 1}
+CLIPS = ("bright", "low", "middle")
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("first")
+    with zipfile.ZipFile(root / "clips.zip", "w") as archive:
+        for number, name in enumerate(CLIPS):
+            archive.writestr(f"{name}.wav", sound(tone(0.5 + 0.1 * number, hz=200.0 + 100 * number)))
+            archive.writestr(f"{name}.txt", f"a {name} tone")
+    request(root)
+    return root
+
+
+@pytest.fixture
+def root(first_run, tmp_path) -> Path:
+    """A copy of the store of one finished run."""
+    shutil.copytree(first_run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def store(root) -> Store:
+    return Store(root / "artifacts")
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """Samples of every clip that really goes through the autoencoder."""
+    seen: list[int] = []
+    encode_clip = Autoencoder.encode_clip
+
+    def counting(self, audio, *args, **kwargs):
+        seen.append(audio.shape[-1])
+        return encode_clip(self, audio, *args, **kwargs)
+
+    monkeypatch.setattr(Autoencoder, "encode_clip", counting)
+    return seen
+
+
+def request(root: Path, last: str = "train", **flags) -> Done:
+    places = {"store": str(root / "artifacts"), "output": str(root / "output")}
+    return run_until(last, read_recipe(str(root / "clips.zip"), {**FLAGS, **places, **flags}), Report())
+
+
+def states(done: Done) -> list[str]:
+    return [run.state.value for run in done.plan.runs]
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def flip(file: Path, offset: int) -> None:
+    """One bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1
+    file.write_bytes(content)
+
+
+def flip_item(shard: Path, row: int) -> str:
+    """A bit in the middle of one item; returns its key."""
+    layout = load("parquet").Reader(shard)._opened()
+    assert layout.offsets is not None
+    flip(shard, layout.offsets[row] + layout.header.num_frames[row] * layout.header.frame_bytes // 2)
+    return layout.header.keys[row]
+
+
+def damages(store: Store) -> list[Damage]:
+    return list(verify(store).damages)
+
+
+def mend(store: Store) -> list[str]:
+    return repair(store, damages(store), lambda line: None)
+
+
+def test_a_sound_store_is_whole_and_every_part_was_looked_at(store):
+    checked = verify(store)
+    assert checked.damages == ()
+    assert (checked.num_artifacts, checked.num_shards, checked.num_prepared) == (3, 2, 3)
+
+
+def test_one_flipped_bit_names_its_clip_and_only_that_clip_is_encoded_again(root, store, encoded):
+    shard = only(store.shared / "latents", "*.parquet")
+    before, adapter = shard.read_bytes(), (root / "output" / "clips.safetensors").read_bytes()
+    flip_item(shard, 2)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.clips) == ("shard", ("low",))
+    assert "1 of its items" in damage.meaning
+    assert mend(store) == [f"{damage.path}: removed; 3 sound items were saved"]
+
+    done = request(root)
+
+    assert states(done) == ["HIT", "RESUME", "HIT"]
+    assert f"shard latents/{shard.name} is gone" in done.plan.runs[1].reason
+    assert "1 of 3 clips to encode" in done.plan.runs[1].reason
+    assert len(encoded) == 1
+    assert damages(store) == []
+    assert (root / "output" / "clips.safetensors").read_bytes() == adapter
+    assert not shard.exists()
+    assert before  # the items were saved, not the file
+
+
+def test_a_shard_whose_index_is_damaged_is_removed_whole(root, store, encoded):
+    shard = only(store.shared / "latents", "*.parquet")
+    before = shard.read_bytes()
+    flip(shard, len(before) - 20)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.clips) == ("shard", CLIPS)
+    mend(store)
+    request(root)
+    assert len(encoded) == 4  # the silence too
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("pool", ["latents", "prompts"])
+def test_a_lost_shard_is_no_hit_and_is_made_again_byte_for_byte(root, store, encoded, pool):
+    shard = only(store.shared / pool, "*.parquet")
+    before = shard.read_bytes()
+    shard.unlink()
+    assert [damage.kind for damage in damages(store)] == ["gone"]
+    done = request(root)
+    assert states(done) == ["HIT", "RESUME", "HIT"]
+    assert f"shard {pool}/{shard.name} is gone" in done.plan.runs[1].reason
+    assert len(encoded) == (4 if pool == "latents" else 0)
+    assert shard.read_bytes() == before
+    assert damages(store) == []
+    assert states(request(root)) == ["HIT", "HIT", "HIT"]
+
+
+def test_a_shard_cut_short_is_noticed_by_the_plan(root, store):
+    shard = only(store.shared / "latents", "*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    mend(store)
+    assert states(request(root))[1] == "RESUME"
+    assert damages(store) == []
+
+
+def test_damaged_prepared_audio_is_dropped_and_made_again_only_when_it_is_read(root, store, encoded):
+    audio = sorted((store.shared / "prepared").glob("*/*.flac"))[0]
+    flip(audio, audio.stat().st_size // 2)
+    (damage,) = damages(store)
+    assert damage.kind == "prepared"
+    mend(store)
+    assert states(request(root)) == ["HIT", "HIT", "HIT"]
+    assert not audio.exists()
+    done = request(root, "ingest")
+    assert states(done) == ["RESUME"]
+    assert "is gone" in done.plan.runs[0].reason
+    assert audio.exists()
+    assert (encoded, damages(store)) == ([], [])
+
+
+def test_prepared_audio_dropped_by_gc_is_made_again_where_a_clip_must_be_encoded(root, store, encoded):
+    gc(store, lambda line: None, dry_run=False, prepared=True)
+    assert not list((store.shared / "prepared").glob("*/*.flac"))
+    assert states(request(root)) == ["HIT", "HIT", "HIT"]
+    assert damages(store) == []
+    done = request(root, "encode", latent_dtype="float32")
+    assert states(done) == ["RESUME", "MISS"]
+    assert len(encoded) == 4
+    assert len(list((store.shared / "prepared").glob("*/*.flac"))) == 3
+
+
+def test_a_damaged_manifest_is_made_again_and_nothing_is_encoded(root, store, encoded):
+    flip(only(store.root / "encode", "*/manifest.parquet"), 300)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.what) == ("artifact", "manifest.parquet has other bytes than when it was committed")
+    mend(store)
+    done = request(root)
+    assert (states(done), encoded) == (["HIT", "MISS", "HIT"], [])
+    assert damages(store) == []
+
+
+@pytest.mark.parametrize("stage", ["ingest", "encode", "train"])
+def test_a_damaged_receipt_is_repaired_away_and_nothing_is_encoded(root, store, encoded, stage):
+    adapter = (root / "output" / "clips.safetensors").read_bytes()
+    receipt = only(store.root / stage, "*/receipt.json")
+    receipt.write_text(receipt.read_text().replace('"started": "2', '"started": "3'))
+    assert [damage.kind for damage in damages(store)] == ["receipt"]
+    mend(store)
+    done = request(root)
+    assert states(done)[("ingest", "encode", "train").index(stage)] in ("MISS", "RESUME")
+    assert (encoded, damages(store)) == ([], [])
+    assert (root / "output" / "clips.safetensors").read_bytes() == adapter
+
+
+def test_a_damaged_adapter_is_written_again_from_its_checkpoint_without_a_step_of_training(root, store, monkeypatch):
+    adapter = (root / "output" / "clips.safetensors").read_bytes()
+    flip(only(store.root / "train", "*/adapter.safetensors"), 2000)
+    assert [damage.kind for damage in damages(store)] == ["artifact"]
+    assert mend(store)[0].endswith("the same command goes on from its checkpoint")
+
+    from stages.train.loop import Fit
+
+    steps = []
+    make_step = Fit.make_step
+    monkeypatch.setattr(Fit, "make_step", lambda self: steps.append(1) or make_step(self))
+    done = request(root)
+    assert states(done) == ["HIT", "HIT", "RESUME"]
+    assert (steps, damages(store)) == ([], [])
+    assert (root / "output" / "clips.safetensors").read_bytes() == adapter
+
+
+def test_rows_that_do_not_fit_a_whole_shard_are_found(root, store, encoded):
+    shard = only(store.shared / "latents", "*.parquet")
+    reader, size = load("parquet").Reader(shard), shard.stat().st_size
+    items, metadata = [(key, reader.read(row)) for row, key in enumerate(reader.keys)], dict(reader.metadata)
+    for factor in range(2, 40):  # checksums are written in as few bytes as they need: find ones of the same length
+        shard.unlink()
+        load("parquet").write(shard, [(key, values / np.float16(factor)) for key, values in items], metadata)
+        if shard.stat().st_size == size:
+            break
+    assert [damage.kind for damage in damages(store)] == ["rows"]
+    mend(store)
+    request(root)
+    assert (encoded, damages(store)) == ([], [])
+
+
+def test_damaged_weights_of_the_project_are_found_and_made_again(root, store):
+    file = only(store.shared / "weights", "*/model.safetensors")
+    before = file.read_bytes()
+    flip(file, len(before) - 5)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.what) == ("weights", "model.safetensors holds other tensors than were made")
+    mend(store)
+    assert states(request(root)) == ["HIT", "HIT", "HIT"]
+    assert file.read_bytes() == before
+
+
+def test_the_command_says_what_is_damaged_what_it_means_and_what_to_type_next(root, store):
+    shard = only(store.shared / "latents", "*.parquet")
+    flip_item(shard, 1)
+    call = ["verify", "--store", str(store.root), "--json"]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 1
+    found = json.loads(done.stdout.splitlines()[0])
+    assert [(one["kind"], one["clips"]) for one in found["damages"]] == [("shard", ["bright"])]
+    assert found["next"] == next_commands(verify(store))
+    assert shard.exists()
+    mended = CliRunner().invoke(app, [*call[:3], "--repair"])
+    assert mended.exit_code == 0
+    assert "sa3-trainer encode DATA" in mended.stdout
+    assert not shard.exists()
