@@ -54,10 +54,10 @@ def import_plan(recipe: Recipe, store: Store, found: Found, last: str = "train")
         state=State.MISS,
         reason=found.why_no_weights,
     )
-    encode = _with_reason(planning._looked_up(bare, store), store) if digests else bare
+    encode = _with_reason(planning.looked_up(bare, store), store) if digests else bare
     if last == "encode":
         return Plan(runs=(encode,))
-    train = planning._stage_run(planning.stage("train"), recipe, store, found, {"encode": encode.fingerprint})
+    train = planning.stage_run(planning.stage("train"), recipe, store, found, {"encode": encode.fingerprint})
     return Plan(runs=(encode, train))
 
 

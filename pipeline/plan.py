@@ -32,7 +32,7 @@ def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Pla
     runs: list[StageRun] = []
     upstream: dict[str, str | None] = {"source": found.source.fingerprint}
     for name in names:
-        run = _stage_run(stage(name), recipe, store, found, upstream)
+        run = stage_run(stage(name), recipe, store, found, upstream)
         if name == "encode" and run.state is not State.HIT and run.fingerprint:
             run = replace(run, reason=f"{run.reason}; {to_encode(run, recipe, store, found)}")
         runs.append(run)
@@ -61,7 +61,7 @@ def _training_stages(recipe: Recipe) -> list[str]:
     return ["ingest", "encode", "train"] if recipe.values["pre_encode"] else ["ingest", "train"]
 
 
-def _stage_run(
+def stage_run(
     declared: Stage[Any], recipe: Recipe, store: Store, found: Found, upstream: Mapping[str, str | None]
 ) -> StageRun:
     params = stage_params(declared.name, recipe, found)
@@ -83,7 +83,7 @@ def _stage_run(
     )
     if not known:
         return replace(bare, reason=_why_unknown(declared.name, found, upstream))
-    return _looked_up(bare, store)
+    return looked_up(bare, store)
 
 
 def _why_unknown(name: str, found: Found, upstream: Mapping[str, str | None]) -> str:
@@ -108,7 +108,7 @@ def stage_params(name: str, recipe: Recipe, found: Found) -> Any:
     return recipe.encode_params() if name == "encode" else recipe.train_params(found.lora_digest)
 
 
-def _looked_up(bare: StageRun, store: Store) -> StageRun:
+def looked_up(bare: StageRun, store: Store) -> StageRun:
     name = bare.stage.name
     full = fingerprint(f"artifact {name}", bare.record)
     lasting = {key: value for key, value in bare.record["params"].items() if key not in bare.stage.identity_leaves_out}

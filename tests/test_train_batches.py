@@ -120,9 +120,9 @@ def test_a_longer_extension_makes_longer_batches():
     assert 30 < sum(lengths) / len(lengths) - 5 < 60
 
 
-def test_behind_a_clip_stand_the_first_frames_of_silence_then_its_last_one():
-    behind = followed_by_silence(torch.zeros(CHANNELS, 2), torch.tensor([[1.0, 2.0, 3.0]] * CHANNELS), 7)
-    assert behind[0].tolist() == [0, 0, 1, 2, 3, 3, 3]
+def test_behind_a_clip_stand_the_first_frames_of_silence_then_its_last_two_in_turn():
+    behind = followed_by_silence(torch.zeros(CHANNELS, 2), torch.tensor([[1.0, 2.0, 3.0]] * CHANNELS), 9)
+    assert behind[0].tolist() == [0, 0, 1, 2, 3, 2, 3, 2, 3]
     assert followed_by_silence(torch.zeros(CHANNELS, 2), torch.ones(CHANNELS, 3), 2).tolist() == [[0, 0]] * CHANNELS
 
 

@@ -12,7 +12,7 @@ import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.captured import CapturedSteps, compiled
+from stages.train.captured import CapturedSteps, Stepper, compiled
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
 from stages.train.repeatable import repeatable
@@ -105,3 +105,44 @@ def test_the_shipped_configs_are_the_recorded_ones(model):
     shipped = Path(catalogue.__file__).parent / "models" / "published" / f"{model}.json"
     recorded = Path(__file__).parent / "golden" / "published" / f"{model}.json"
     assert json.loads(shipped.read_text("utf-8")) == json.loads(recorded.read_text("utf-8"))
+
+
+class Failing:
+    """A fast path that cannot be prepared."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.recordings, self.pool, self.buckets = error, {}, None, Buckets([24])
+
+    def advance(self, batch) -> None:
+        raise self.error
+
+
+def on_cpu(error: Exception) -> tuple[Stepper, Training, list[str]]:
+    said: list[str] = []
+    training = new_training(case(), config(), torch.device("cpu"))
+    stepper = Stepper(training, Buckets([24]), Path("unused"), said.append)
+    assert stepper.__enter__().fast is None
+    stepper.fast = Failing(error)
+    return stepper, training, said
+
+
+def test_a_step_that_cannot_be_captured_is_made_the_plain_way_and_said():
+    stepper, training, said = on_cpu(RuntimeError("operation not permitted\nand a long trace"))
+    for step in range(2):
+        stepper.advance(new_batch(case(), training, step))
+    assert training.step == 2
+    assert said == ["stepping without the fast path (RuntimeError: operation not permitted)"]
+
+
+def test_short_memory_is_met_by_recomputing_blocks_before_giving_up():
+    stepper, training, said = on_cpu(torch.OutOfMemoryError("no memory"))
+    stepper.advance(new_batch(case(), training))
+    assert training.step == 1
+    assert training.network.denoiser.model.transformer.checkpointing
+    assert len(said) == 2 and "recomputing" in said[0] and "without the fast path" in said[1]
+
+
+def test_an_interrupt_is_no_reason_to_go_on():
+    stepper, training, _ = on_cpu(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stepper.advance(new_batch(case(), training))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from cache.manifest import read_rows
 from stages.adapters import _file as adapter_file
 from stages.errors import AdapterMismatch
+from stages.train import run as training
 from stages.train.metrics import ClipRow, StepRow
 from tests.small_training import DIGESTS, Bench, weights
 
@@ -194,3 +195,24 @@ def test_a_file_that_does_not_read_back_as_it_was_written_is_refused(bench, monk
     monkeypatch.setattr(adapter_file, "write", careless)
     with pytest.raises(AdapterMismatch, match=r"tensor .* differs"):
         bench.train()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows", "dora-cols", "bora", "lora-xs", "bora-xs"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_training_ends_by_loading_its_files_back_and_comparing_outputs(bench, monkeypatch, kind, precision):
+    compared = []
+    check = training.check_outputs
+    monkeypatch.setattr(training, "check_outputs", lambda *args: (check(*args), compared.append(list(args[2]))))
+    bench.train(adapter_type=kind, base_precision=precision)
+    assert [path.name for path in compared[0]] == ["adapter.safetensors", "adapter_fp32.safetensors"]
+
+
+def test_a_file_that_means_something_else_than_what_was_trained_is_refused(bench, monkeypatch):
+    write = training.write_adapters
+
+    def written_with_another_alpha(directory, tensors, spec, metadata, precision):
+        write(directory, tensors, replace(spec, alpha=2 * spec.alpha), metadata, precision)
+
+    monkeypatch.setattr(training, "write_adapters", written_with_another_alpha)
+    with pytest.raises(AdapterMismatch, match="loaded back, it changes the output by"):
+        bench.train(number_of_steps=8, learning_rate=1e-2)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import soundfile
 
-from stages.ingest.containers import check_whole
+from stages.ingest.containers import check_whole, stray_bytes
 from stages.ingest.faults import Unfit
+from stages.ingest.flac_sum import FlacSum, flac_sum
 from stages.ingest.level import Level
-from stages.ingest.mpeg import check_frames
+from stages.ingest.mpeg import check_frames, looks_like_mp3
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
@@ -31,6 +32,9 @@ class Recording:
 
     delay_known = True
     """False when a codec put silence before the sound and the file does not say how much."""
+    num_stray_bytes = 0
+    """Behind the end that the file itself declares."""
+    _sum: FlacSum | None = None
     num_padding = 0
     """Samples that an encoder added behind the sound and that are left out."""
 
@@ -46,6 +50,9 @@ class Recording:
 
     def _open(self, data: bytes) -> None:
         self.length_known = check_whole(data)
+        self.num_stray_bytes = stray_bytes(data)
+        if looks_like_mp3(data):
+            check_frames(data)  # before the decoder sees it: libmpg123 writes its complaints to the terminal
         try:
             self._file = soundfile.SoundFile(io.BytesIO(data))
         except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
@@ -54,8 +61,9 @@ class Recording:
         self.num_channels: int = self._file.channels
         self._declared: int = self._file.frames
         self.length_known &= self._declared < _LENGTH_UNKNOWN
-        if self._file.format == "MP3":
+        if self._file.format == "MP3" and not looks_like_mp3(data):
             check_frames(data)
+        self._sum = flac_sum(data, self._file.subtype, self._declared)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The sound as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
@@ -81,6 +89,8 @@ class Recording:
                 block_NC: np.ndarray = self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 raise Unfit("audio_decode_error", why=_words(error)) from error
+            if self._sum is not None:
+                self._sum.add(block_NC)
             if not len(block_NC):
                 return
             yield block_NC
@@ -94,6 +104,8 @@ class Recording:
         if self.length_known and self.num_samples != self._declared:
             why = f"its header says {self._declared:,} samples, {self.num_samples:,} could be decoded"
             raise Unfit("audio_truncated", why=why)
+        if self._sum is not None and not self._sum.fits():
+            raise Unfit("audio_decode_error", why="its sound does not match the checksum in its header")
         if self.peak > LOUDEST_PEAK:
             raise Unfit("absurd_peak", peak=self.peak)
 

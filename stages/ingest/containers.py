@@ -55,8 +55,34 @@ def _riff(data: bytes, order: str, audio: bytes) -> bool:
         if start + size > len(data) + (0 if name == audio else _SLOPPY_BYTES):
             raise _short(start + size, len(data))
         if name == audio:
+            _check_rest(data, start + size + size % 2, min(end, len(data)), order)
             return known
     return known
+
+
+def _check_rest(data: bytes, start: int, end: int, order: str) -> None:
+    """Behind the sound, only chunks: else the header gives the sound less than there is.
+
+    Raises:
+        Unfit: `audio_truncated`.
+    """
+    rest = data[start:end]
+    names = [name for name, _, _ in _chunks(data[:12] + rest, order, 12 + len(rest))]
+    if (
+        len(rest) > _SLOPPY_BYTES
+        and any(rest)
+        and not all(name.isascii() and name.isalnum() for name in (name.strip() for name in names[:1]))
+    ):
+        raise Unfit("audio_truncated", why=f"behind the sound its header declares are {len(rest):,} bytes of no kind")
+
+
+def stray_bytes(data: bytes) -> int:
+    """Bytes behind the end that a RIFF or FORM file declares; 0 for other files."""
+    order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(data[:4])
+    if order is None or len(data) < 12:
+        return 0
+    (declared,) = struct.unpack_from(f"{order}I", data, 4)
+    return max(0, len(data) - declared - 8) if declared not in _UNKNOWN else 0
 
 
 def _fmt(chunk: bytes, order: str) -> None:

@@ -49,6 +49,11 @@ def frame_at(data: bytes, place: int) -> Frame | None:
     return Frame(version=version, rate_hz=rate_hz, num_bytes=bits // rate_hz + padding, is_mono=is_mono)
 
 
+def looks_like_mp3(data: bytes) -> bool:
+    """Whether a layer III frame comes first, behind ID3 tags and zeros."""
+    return frame_at(data, _behind_tags(data)) is not None
+
+
 def check_frames(data: bytes) -> bool:
     """Frame follows frame, as many as the first announces, the last one whole.
 
@@ -77,21 +82,27 @@ def check_frames(data: bytes) -> bool:
 
 
 def _first_frame(data: bytes) -> int:
-    """Where the frames begin: behind ID3 tags and zeros.
+    """Where the frames begin.
 
     Raises:
         Unfit: something else lies before them.
     """
+    place = _behind_tags(data)
+    if frame_at(data, place) is None and data[place : place + 1] != b"\xff":
+        raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
+    return place
+
+
+def _behind_tags(data: bytes) -> int:
+    """Where ID3 tags and the zeros behind them end."""
     place = 0
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
         size = 0
         for byte in data[place + 6 : place + 10]:
             size = size << 7 | byte & 0x7F
         place += 10 + size + (10 if data[place + 5] & 0x10 else 0)
-    zeros = len(data[place:]) - len(data[place:].lstrip(b"\0"))
-    place += zeros
-    if frame_at(data, place) is None and data[place : place + 1] != b"\xff":
-        raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
+    while data[place : place + 1] == b"\0":
+        place += 1
     return place
 
 

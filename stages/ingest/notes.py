@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _CLIPPED_SHARE = 1e-4
 """Of a recording's samples in runs at full scale; below this a listener notices nothing."""
+_SLOPPY_BYTES = 128
+"""Behind a declared end: an old tag, or a header that counts itself."""
 _DC_OFFSET = 0.02
 """Of full scale (-34 dB); below this it is what converters leave."""
 
@@ -34,6 +36,10 @@ def _about_recording(name: str, facts: Prepared) -> Iterable[Fault]:
         yield note(name, "codec_delay_unknown")
     if facts.num_padding:
         yield note(name, "codec_padding", count=facts.num_padding)
+    if facts.num_stray_bytes > _SLOPPY_BYTES:
+        yield note(name, "stray_bytes", count=facts.num_stray_bytes)
+    if facts.num_dropouts:
+        yield note(name, "dropouts", count=facts.num_dropouts)
     if facts.num_clipped > _CLIPPED_SHARE * facts.num_samples_whole:
         yield note(name, "clipping", count=facts.num_clipped, runs=facts.num_clipped_runs)
     if abs(facts.dc_offset) > _DC_OFFSET:

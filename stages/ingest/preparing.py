@@ -51,6 +51,10 @@ class Prepared:
     """False when a codec put silence before the sound and the file does not say how much."""
     num_padding: int
     """Samples, at the file's rate, that an encoder added behind the sound and that are left out."""
+    num_stray_bytes: int
+    """Of the source file, behind the end that it declares."""
+    num_dropouts: int
+    """Stretches of exact silence that begin or end abruptly."""
     num_clipped: int
     """Of the whole recording, samples in runs at full scale; `num_clipped_runs` of them."""
     num_clipped_runs: int
@@ -146,6 +150,8 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
         length_known=recording.length_known,
         delay_known=recording.delay_known,
         num_padding=recording.num_padding,
+        num_stray_bytes=recording.num_stray_bytes,
+        num_dropouts=recording.level.num_dropouts,
         num_clipped=recording.level.num_clipped,
         num_clipped_runs=recording.level.num_runs,
         dc_offset=recording.level.dc_offset,

@@ -126,7 +126,12 @@ def whole_frames(clips: Clips, indices: Sequence[int]) -> Tensor:
 
 
 def followed_by_silence(latents_CT: Tensor, silence_CT: Tensor, num_frames: int) -> Tensor:
-    """(C, num_frames): the clip, then the first frames of silence, whose last frame is repeated as often as needed."""
-    missing = num_frames - latents_CT.shape[1]
-    behind = silence_CT[:, torch.arange(missing).clamp(max=silence_CT.shape[1] - 1)]
+    """(C, num_frames): the clip, then the first frames of silence, whose last two are repeated as often as needed.
+
+    Two, because chunked attention holds two frames in a chunk, so that its silence alternates; a sliding window's
+    silence is constant by then, and repeats itself either way.
+    """
+    stored = silence_CT.shape[1]
+    wanted = torch.arange(num_frames - latents_CT.shape[1])
+    behind = silence_CT[:, torch.where(wanted < stored, wanted, stored - 2 + (wanted - stored) % 2)]
     return torch.cat([latents_CT, behind], dim=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 WARM_UPS = 2
 """Runs before a recording: the first compiles, the second finds every lazily made thing there."""
-
-LEAST_STEPS = 100
-"""With fewer steps to go, preparing costs more than it saves."""
 
 
 @dataclass(kw_only=True)
@@ -155,18 +152,82 @@ def compiled(denoiser: Denoiser, layers: Together, caches: Path | None = None) -
         layers.run, layers.multiply = adapted_weight, stacked_product
 
 
+FAILURES = (RuntimeError, NotImplementedError)
+"""What compiling or recording raises where something does not allow it; errors of torch's compiler are among them."""
+
+
+class Stepper:
+    """Steps in the fastest way there is: captured on CUDA, else and after a failure one operation at a time.
+
+    Which way is taken follows from the device and the network alone, never from how many steps are left: a training that
+    was stopped goes on as it began.
+    """
+
+    def __init__(self, training: Training, buckets: Buckets | None, caches: Path, say: Callable[[str], None]) -> None:
+        self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
+        self.settings = ExitStack()
+        self.fast: CapturedSteps | None = None
+
+    def __enter__(self) -> Stepper:
+        layers = self.training.network.layers
+        if self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
+            self.settings.enter_context(compiled(self.training.network.denoiser, layers, self.caches))
+            self.fast = CapturedSteps(self.training, self.buckets, self.say)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.fast is not None and self.fast.buckets.frames_padded > 0:
+            self.say(f"{self.fast.buckets.padding:.1%} of the frames worked on were padding up to prepared lengths")
+        self.plainly()
+
+    def plainly(self) -> None:
+        """From now on without what was prepared."""
+        self.fast = None
+        self.settings.close()
+
+    def advance(self, batch: Batch) -> None:
+        """One update from a batch on the CPU."""
+        if self.fast is not None:
+            try:
+                return self.fast.advance(batch)
+            except FAILURES as error:
+                self.recover(error)
+                return self.advance(batch)
+        return self.training.advance(batch.to(self.training.device))
+
+    def recover(self, error: Exception) -> None:
+        """Nothing of the failed step was kept: recompute blocks where memory was short, else take the plain way."""
+        tower = self.training.network.denoiser.model.transformer
+        assert self.fast is not None
+        if isinstance(error, torch.OutOfMemoryError) and not tower.checkpointing:
+            self.say("device memory is short: recomputing each block in the backward pass from now on")
+            tower.checkpointing = True
+            self.fast.recordings.clear()
+            self.fast.pool = None
+            return
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
+        self.plainly()
+
+
 @contextmanager
 def one_program_for_all() -> Iterator[None]:
-    """Compiler settings under which groups of layers of any sizes share one program, and blocks of all lengths are kept."""
+    """Compiler settings: groups of layers of any sizes share a program, blocks of all lengths keep theirs."""
     import torch._dynamo  # deferred: compiling is for CUDA only
+    import torch._inductor.config as inductor
     from torch.fx.experimental import _config as symbolic
 
     dynamo: Any = torch._dynamo.config
-    with dynamo.patch(
-        recompile_limit=64,
-        # Otherwise a parameter's size is taken for a constant ...
-        force_parameter_static_shapes=False,
-        force_nn_module_property_static_shapes=False,
+    # Programs chosen by the clock could differ between two runs, and with them the last bits.
+    ordered: Any = inductor.patch(deterministic=True) if hasattr(inductor, "deterministic") else nullcontext()
+    with (
+        ordered,
+        dynamo.patch(
+            recompile_limit=64,
+            # Otherwise a parameter's size is taken for a constant ...
+            force_parameter_static_shapes=False,
+            force_nn_module_property_static_shapes=False,
+        ),
     ):
         # ... and sizes that happen to be equal in one group for always equal.
         duck_shape, symbolic.use_duck_shape = symbolic.use_duck_shape, False

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 
 from stages.train.batches import Batch
+from stages.train.clips import Clips, excerpt_frames
 
 # B clips, C latent channels, T frames.
 
@@ -57,6 +58,13 @@ class Buckets:
     def padding(self) -> float:
         """Share of all frames worked on that rounding up has added."""
         return self.frames_padded / max(self.frames_real + self.frames_padded, 1)
+
+
+def buckets_of(clips: Clips) -> Buckets:
+    """For the lengths that batches of these clips can have."""
+    window = -(-clips.window * clips.samples_per_unit // clips.samples_per_frame)
+    shortest = min(excerpt_frames(clips, index) for index in range(len(clips.subjects)))
+    return Buckets(bucket_lengths(shortest, window))
 
 
 def lengthened(batch: Batch, num_frames: int) -> Batch:

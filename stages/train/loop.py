@@ -18,6 +18,7 @@ from stages.train import checkpoint
 from stages.train.batches import Batch
 from stages.train.checkpoint import Checkpoint
 from stages.train.draws import Chance
+from stages.train.lengths import Buckets
 from stages.train.metrics import LOSS_WINDOW, History
 from stages.train.network import Network, batch_losses, loss_scale
 from stages.train.objective import Losses
@@ -112,6 +113,8 @@ class Fit:
     work: Workspace
     identity: str
     """Whose checkpoints these are."""
+    buckets: Buckets | None = None
+    """Lengths that the fast path may round batches up to; None takes the plain one."""
 
     def __post_init__(self) -> None:
         self.total_steps = self.training.params.number_of_steps

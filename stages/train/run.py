@@ -8,18 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cache.aside import write_aside
 from cache.manifest import write_rows
+from stages.adapters._svd import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models._device import set_threads
 from stages.train import checkpoint
 from stages.train.config import Summary, configuration
-from stages.train.evaluation import Evaluation, evaluate
+from stages.train.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.examples import Examples, examples_of
-from stages.train.export import metadata_of, write_adapters
+from stages.train.export import ADAPTER, TRAINED_VALUES, metadata_of, write_adapters
 from stages.train.job import DTYPES, Job
+from stages.train.lengths import buckets_of
 from stages.train.loop import Fit, Training
 from stages.train.metrics import ClipRow, StepRow, clip_rows, step_rows
+from stages.train.readback import check_outputs
 from stages.train.repeatable import repeatable
 from stages.train.stage import TrainParams
 from stages.train.start import new_training, num_parameters, rank_limit, resume
@@ -48,12 +53,16 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     resume(training, job)
     if "before" not in training.notes:
         training.notes["before"] = evaluated(training, examples)
-    fit = Fit(training, examples.batch, work, job.identity)
+    fit = Fit(training, examples.batch, work, job.identity, buckets_of(examples.clips))
     with repeatable(job.device):
         fit.run()
     summary = summarised(training, examples, fit.seconds, started)
     config = configuration(job, summary)
     leave(work.directory, training, examples, metadata_of(job, training.step), config)
+    files = {work.directory / ADAPTER: DTYPES[params.export_precision], work.directory / TRAINED_VALUES: torch.float32}
+    batch = next(fixed_batches(examples.clips, examples.prompts, examples.chance)).to(job.device)
+    with repeatable(job.device):
+        check_outputs(training.network, batch, files, BasesFolder(work.shared / "bases"))
     return Outcome(facts={name: config[name] for name in _FACTS})
 
 

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 
 def fused_attention(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
-    """An `AttentionFunction` for keys that may be seen by all queries alike, `valid` (B, S); inside a compiled block."""
+    """An `AttentionFunction` for keys that all queries may see alike, `valid` (B, S); inside a compiled block."""
     if valid is None:
         out: Tensor = flex_attention(query_BHND, key_BHSD, value_BHSD)
         return out

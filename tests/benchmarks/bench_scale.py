@@ -1,0 +1,283 @@
+"""A store of a million clips: plan, status, locate, one random read, each in a fresh process with its peak memory.
+
+    python tests/benchmarks/bench_scale.py [clips] [format]
+
+The store is synthetic where bytes would only cost time: items of one frame and eight channels (so 256 to a shard, as
+many shards as real clips of up to 250 KB would make), one prompt per hundred clips, and no prepared audio on disk.
+Manifests, receipts, lists of needs, shards and the registry are what a run writes. Figures belong to one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cache.fingerprint import fingerprint
+from cache.needs import write_needs
+from cache.receipt import Receipt
+from cache.store import Store
+from pipeline.plan import plan
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.request import Found
+from stages.contract import Member, Source, Weights
+from stages.encode.stage import item_key
+from stages.ingest.stage import audio_params, prepared_place
+from stages.records import Clip, EncodedClip, PromptRow
+
+CHANNELS = 8
+CLIPS_PER_PROMPT = 100
+LOOKED_UP = 2000
+DIGESTS = {"autoencoder": "a" * 64, "transformer": "b" * 64, "conditioner": "c" * 64, "text_encoder": "d" * 64}
+MEASURES: dict[str, Callable[[Path, str, int], Any]] = {}
+
+
+def recipe(store: Path, format: str) -> Recipe:
+    """What every measure asks for."""
+    flags = {"model": "tiny-base", "pre_encode": True, "store": str(store), "latent_format": format}
+    return read_recipe("clips.zip", {**flags, "max_clips": 10**7})
+
+
+def found(members: int = 0, first: int = 0, dataset: str = "million") -> Found:
+    """Data of so many clips, and weights, as looked at."""
+    listed = tuple(
+        Member(name=f"{number:07d}.wav", num_bytes=1, digest=digest_of(number))
+        for number in range(first, first + members)
+    )
+    source = Source(path=Path("clips.zip"), kind="zip", fingerprint=fingerprint(dataset, {}), members=listed)
+    return Found(source=source, weights=Weights(model="tiny-base", folder=Path(), config={}, digests=DIGESTS))
+
+
+def digest_of(number: int) -> str:
+    """A clip's source digest."""
+    return f"sha256:{fingerprint('clip', {'number': number})}"
+
+
+def build(root: Path, format: str, num_clips: int) -> None:
+    """The store of one ingest and one encode of so many clips."""
+    from cache.manifest import write_rows
+    from cache.shelf import Shelf
+
+    asked, store = recipe(root, format), Store(root)
+    ingest, encode, _ = plan(asked, store, found()).runs
+    audio = audio_params(asked.ingest_params())
+    keys = [item_key(digest_of(number), 0, audio, encode.params, DIGESTS["autoencoder"]) for number in range(num_clips)]
+
+    scratch = opened(store, ingest)
+    write_rows(scratch / "manifest.parquet", clips(num_clips, asked), Clip)
+    write_needs(scratch, {prepared_place(digest_of(n), asked.ingest_params(), 0): 10**6 for n in range(num_clips)})
+    committed(store, ingest, scratch, {"audio_params": audio, "num_clips": num_clips, **_TIMES})
+
+    scratch = opened(store, encode)
+    places = shelved(Shelf(store.shared / "latents", format), keys)
+    prompts = [f"{number:064x}" for number in range(num_clips // CLIPS_PER_PROMPT + 1)]
+    lines = shelved(Shelf(store.shared / "prompts", format), prompts)
+    write_rows(scratch / "manifest.parquet", encoded(places, prompts), EncodedClip)
+    write_rows(scratch / "prompts.parquet", prompt_rows(lines), PromptRow)
+    shards = {f"latents/{place.shard}" for place in places} | {f"prompts/{place.shard}" for place in lines}
+    write_needs(scratch, {path: (store.shared / path).stat().st_size for path in shards})
+    committed(store, encode, scratch, {"num_clips": num_clips, "latent_format": format, **_COUNTS, **_TIMES})
+
+
+_TIMES = {"duration_seconds": 1.0, "window_frames": 11, "total_seconds": 1.0}
+_COUNTS = {"num_encoded": 0, "num_reused": 0, "num_prompts": 0, "num_prompts_encoded": 0}
+
+
+def opened(store: Store, run: Any) -> Path:
+    """A run's scratch folder."""
+    scratch = store.scratch(run.stage.name, run.identity)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def committed(store: Store, run: Any, scratch: Path, facts: dict[str, Any]) -> None:
+    """Finish a run as the runner does."""
+    receipt = Receipt(
+        stage=run.stage.name,
+        fingerprint=run.fingerprint,
+        identity=run.identity,
+        version=run.stage.version,
+        params=run.record["params"],
+        inputs=dict(run.inputs),
+        components=dict(run.components),
+        facts=facts,
+        finished="2026-01-01T00:00:00+00:00",
+    )
+    store.commit(run.stage.name, run.fingerprint, scratch, receipt)
+
+
+def clips(num_clips: int, asked: Recipe) -> Iterator[Clip]:
+    """Rows of the ingest."""
+    for number in range(num_clips):
+        yield Clip(
+            clip_id=f"{number:07d}",
+            audio=prepared_place(digest_of(number), asked.ingest_params(), 0),
+            digest=digest_of(number),
+            num_samples=44100,
+            source_sample_rate_hz=44100,
+            num_channels=2,
+            crop_start=0,
+            num_samples_cut=0,
+            num_samples_padded=0,
+            seconds_total=1,
+            prompt=f"tone number {number // CLIPS_PER_PROMPT}",
+            caption_source=f"{number:07d}.txt",
+        )
+
+
+def encoded(places: list[Any], prompts: list[str]) -> Iterator[EncodedClip]:
+    """Rows of the encode."""
+    for number, place in enumerate(places):
+        yield EncodedClip(
+            clip_id=f"{number:07d}",
+            item_key=place.item_key,
+            prompt_key=prompts[number // CLIPS_PER_PROMPT],
+            shard=place.shard,
+            row=place.row,
+            num_frames=1,
+            num_valid_frames=1,
+            seconds_start=0,
+            seconds_total=1,
+            prompt=f"tone number {number // CLIPS_PER_PROMPT}",
+            checksum=place.checksum,
+        )
+
+
+def prompt_rows(places: list[Any]) -> Iterator[PromptRow]:
+    """Rows of the prompts."""
+    for place in places:
+        yield PromptRow(
+            prompt_key=place.item_key,
+            prompt="tone",
+            shard=place.shard,
+            row=place.row,
+            num_tokens=place.num_frames,
+            checksum=place.checksum,
+        )
+
+
+def shelved(shelf: Any, keys: list[str]) -> list[Any]:
+    """Items of one frame in sealed shards; where they lie, in order."""
+    import numpy as np
+
+    from cache.shelf import in_shards
+
+    places: list[Any] = []
+    for group in in_shards([2 * CHANNELS] * len(keys)):
+        items = [
+            (key, np.full((1, CHANNELS), int(key[:4], 16) % 99, np.float16)) for key in keys[group.start : group.stop]
+        ]
+        places += shelf.write(items, {"made": "to be measured"})
+    return places
+
+
+def measure(function: Callable[[Path, str, int], Any]) -> Callable[[Path, str, int], Any]:
+    """Add to the table."""
+    MEASURES[function.__name__] = function
+    return function
+
+
+@measure
+def plan_of_all(root: Path, format: str, num_clips: int) -> Any:
+    """plan, everything a hit"""
+    return [run.state.value for run in plan(recipe(root, format), Store(root), found(), "encode").runs]
+
+
+@measure
+def plan_of_2000(root: Path, format: str, num_clips: int) -> Any:
+    """plan of 2,000 other clips, half of them in the store"""
+    data = found(LOOKED_UP, num_clips - LOOKED_UP // 2, "others")
+    return plan(recipe(root, format), Store(root), data, "encode").runs[1].reason
+
+
+@measure
+def status(root: Path, format: str, num_clips: int) -> Any:
+    """status --json"""
+    from pipeline.status import status_json
+
+    return len(json.dumps(status_json(Store(root))))
+
+
+@measure
+def locate_2000(root: Path, format: str, num_clips: int) -> Any:
+    """locate of 2,000 keys"""
+    from cache.shelf import Shelf
+
+    return len(Shelf(root / "shared" / "latents", format).locate(some_keys(root, format, num_clips, LOOKED_UP)))
+
+
+@measure
+def random_read(root: Path, format: str, num_clips: int) -> Any:
+    """locate and read one item"""
+    from cache.shelf import Shelf
+
+    shelf = Shelf(root / "shared" / "latents", format)
+    (place,) = shelf.locate(some_keys(root, format, num_clips, 1)).values()
+    return shelf.read(place).shape
+
+
+@measure
+def all_rows(root: Path, format: str, num_clips: int) -> Any:
+    """read_rows of the manifest (what train holds)"""
+    from cache.manifest import read_rows
+
+    (manifest,) = (root / "encode").glob("*/manifest.parquet")
+    return len(read_rows(manifest, EncodedClip))
+
+
+@measure
+def gc_dry_run(root: Path, format: str, num_clips: int) -> Any:
+    """gc --dry-run"""
+    from pipeline.removing import gc
+
+    return gc(Store(root), print, dry_run=True)[0].num_bytes
+
+
+def some_keys(root: Path, format: str, num_clips: int, count: int) -> list[str]:
+    """Keys of clips all over the store."""
+    asked = recipe(root, format)
+    audio, params = audio_params(asked.ingest_params()), asked.encode_params()
+    numbers = random.Random(0).sample(range(num_clips), min(count, num_clips))
+    return [item_key(digest_of(number), 0, audio, params, DIGESTS["autoencoder"]) for number in numbers]
+
+
+def one(name: str, root: Path, format: str, num_clips: int) -> None:
+    """Measure in this process, after what it imports."""
+    import cache.manifest
+    import cache.shelf
+
+    assert cache.manifest and cache.shelf
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    said = MEASURES[name](root, format, num_clips)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{MEASURES[name].__doc__:<56} {seconds:9.3f} s  {peak / 1024:7.0f} MiB (+{(peak - before) / 1024:.0f})  {said}"
+    )
+
+
+def main() -> None:
+    """Build, then measure each in its own process."""
+    if len(sys.argv) == 5:
+        one(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+        return
+    num_clips = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    format = sys.argv[2] if len(sys.argv) > 2 else "parquet"
+    with tempfile.TemporaryDirectory() as folder:
+        root, start = Path(folder) / "artifacts", time.perf_counter()
+        build(root, format, num_clips)
+        shards = len(list((root / "shared" / "latents").glob("*.*"))) - 1
+        print(f"{num_clips:,} clips in {shards:,} {format} shards, built in {time.perf_counter() - start:.0f} s")
+        for name in MEASURES:
+            subprocess.run([sys.executable, __file__, name, str(root), format, str(num_clips)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.bench.cases import Case, new_batch, new_training
+from stages.train.lengths import LEAST_RATIO, MOST_LENGTHS, UNIT, Buckets, bucket_lengths, lengthened
+from stages.train.network import batch_losses
+from tests.small_networks import config
+
+
+@settings(deadline=None, max_examples=200)
+@given(shortest=st.integers(1, 5000), more=st.integers(0, 5000), data=st.data())
+def test_every_batch_length_has_a_bucket_that_is_not_much_longer(shortest, more, data):
+    window = shortest + more
+    lengths = bucket_lengths(shortest, window)
+    num_frames = data.draw(st.integers(shortest, window))
+
+    length = Buckets(lengths).of(num_frames)
+
+    assert lengths == sorted(set(lengths)) and lengths[-1] == window and len(lengths) <= MOST_LENGTHS
+    assert num_frames <= length <= window
+    ratio = max(LEAST_RATIO, (window / shortest) ** (1 / MOST_LENGTHS))
+    assert length <= num_frames * ratio**2 + 2 * UNIT
+
+
+def test_clips_of_one_length_need_one_bucket():
+    assert bucket_lengths(108, 108) == [108]
+
+
+def batch_and_training():
+    case = Case(model="tiny-base", num_frames=9, rank=2, base_precision="fp32", batch_size=2)
+    training = new_training(case, config(), torch.device("cpu"))
+    return new_batch(case, training), training
+
+
+def test_padding_up_to_a_bucket_changes_no_loss():
+    batch, training = batch_and_training()
+    alone, padded = (
+        batch_losses(training.network, one, paired=True).total(1.0) for one in (batch, lengthened(batch, 16))
+    )
+    torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_what_lies_in_the_padding_reaches_nothing():
+    batch, training = batch_and_training()
+    padded = lengthened(batch, 16)
+    clean = batch_losses(training.network, padded, paired=False).per_clip(1.0)
+    padded.latents_BCT[..., 9:] = 1e3
+    padded.noise_BCT[..., 9:] = -1e3
+    soiled = batch_losses(training.network, padded, paired=False).per_clip(1.0)
+    torch.testing.assert_close(soiled, clean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_share_of_padding_is_told():
+    batch, _ = batch_and_training()
+    buckets = Buckets([9, 12])
+    assert buckets.filled(batch) is batch
+    buckets.filled(lengthened(batch, 10))
+    assert buckets.padding == pytest.approx(2 / 21)
