@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache.needs import iter_needs
 from cache.receipt import Receipt
-from cache.store import Store, bytes_under, file_sizes
+from cache.store import Store, bytes_under, iter_sizes
 from cache.unfinished import Unfinished, unfinished
 
 POOLS = ("latents", "prompts", "prepared")
@@ -70,8 +70,8 @@ class Contents:
         return found
 
 
-def contents(store: Store) -> Contents:
-    """Look. One small read per artifact, one stat per shared file.
+def contents(store: Store, pools: Iterable[str] = POOLS) -> Contents:
+    """Look. One small read per artifact, one stat per shared file of the pools asked for.
 
     Raises:
         ReceiptDamaged, NeedsDamaged: what is damaged might be needed, so nothing can be decided.
@@ -79,13 +79,13 @@ def contents(store: Store) -> Contents:
     return Contents(
         pieces=tuple(_piece(store, receipt) for receipt in store.receipts()),
         unfinished=tuple(unfinished(store)),
-        shared={path: size for pool in POOLS for path, size in pool_files(store, pool)},
+        shared={path: size for pool in pools for path, size in pool_files(store, pool)},
     )
 
 
 def pool_files(store: Store, pool: str) -> Iterator[tuple[str, int]]:
     """(path inside the shared folder, bytes) of the files in a pool that artifacts may name."""
-    for name, size in file_sizes(store.shared / pool).items():
+    for name, size in iter_sizes(store.shared / pool):
         if _NAMED[pool].fullmatch(name):
             yield f"{pool}/{name}", size
 

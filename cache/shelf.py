@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.aside import sweep
 from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
 from cache.fingerprint import fingerprint
 from cache.ledger import warn
@@ -138,6 +139,8 @@ class Shelf:
         return True
 
     def _keep_in_step(self) -> None:
+        with suppress(FileNotFoundError):
+            sweep(self.folder)  # a writer killed right after it gave a shard its name leaves the other name behind
         here, known = self.shards(), self._registry.shards()
         gone = [name for name in known if name not in here]
         if gone:

@@ -204,24 +204,28 @@ class Store:
             fsync_directory(folder)
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path inside it with forward slashes; empty without a folder."""
-    found: dict[str, int] = {}
-    waiting = [folder]
+def iter_sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """(path inside it with forward slashes, bytes) of every file below a folder; memory does not grow with them."""
+    waiting = [""]
     while waiting:
-        with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+        inside = waiting.pop()
+        with suppress(FileNotFoundError), os.scandir(folder / inside) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
+                    waiting.append(f"{inside}{entry.name}/")
                     continue
                 with suppress(FileNotFoundError):  # a temporary that got its name, or was swept, since it was listed
-                    found[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(follow_symlinks=False).st_size
-    return found
+                    yield f"{inside}{entry.name}", entry.stat(follow_symlinks=False).st_size
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path inside it with forward slashes; empty without a folder."""
+    return dict(iter_sizes(folder))
 
 
 def bytes_under(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(file_sizes(folder).values())
+    return sum(size for _, size in iter_sizes(folder))
 
 
 def _stage_name(stage: str) -> str:

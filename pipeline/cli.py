@@ -263,4 +263,39 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     print(write_example(out), file=sys.stderr)
 
 
+@app.command()
+def bench(
+    model: Annotated[list[str], typer.Option(help="base model; repeat for several")] = ["tiny-base"],  # noqa: B006
+    frames: Annotated[list[int], typer.Option(help="latent frames of a batch; repeat for several")] = [108],  # noqa: B006
+    adapter_type: Annotated[list[str], typer.Option(help="adapter kind; repeatable")] = ["dora-rows"],  # noqa: B006
+    base_precision: Annotated[list[str], typer.Option(help="bf16, fp16 or fp32; repeatable")] = ["fp32"],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="repeatable")] = [1],  # noqa: B006
+    rank: int = 16,
+    steps: Annotated[int, typer.Option(help="timed steps of each way")] = 10,
+    checkpointing: Annotated[bool, typer.Option(help="recompute blocks in the backward pass")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file with all figures")] = Path("bench.json"),
+) -> None:
+    """Time training steps on this machine, fast and plain path side by side, on random weights.
+
+    Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
+    """
+    from pipeline.report import reported_errors
+    from stages.bench.run import Grid, bench
+
+    with reported_errors(as_json=False):
+        grid = Grid(
+            models=model,
+            frames=frames,
+            adapter_types=adapter_type,
+            precisions=base_precision,
+            batch_sizes=batch_size,
+            rank=rank,
+            steps=steps,
+            checkpointing=checkpointing,
+        )
+        print(bench(grid, device, threads, out, lambda line: print(line, file=sys.stderr)))
+
+
 add_store_commands(app)

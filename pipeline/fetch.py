@@ -51,7 +51,7 @@ class Wanted:
     @property
     def key(self) -> str:
         """Name of the address; it may hold a signature, so it is not kept in the clear."""
-        return hashlib.sha256(self.url.encode()).hexdigest()[:32]
+        return hashlib.sha256(self.url.encode()).hexdigest()
 
     @property
     def shown(self) -> str:
@@ -231,7 +231,7 @@ class Fetch:
 
     @property
     def _facts(self) -> Path:
-        return self.folder / "addresses" / f"{self.wanted.key}.json"
+        return self.folder / "addresses" / f"{self.wanted.key[:32]}.json"
 
     @property
     def _part(self) -> Path:

@@ -31,7 +31,9 @@ def in_words(gone: Sequence[str]) -> str:
     kind = "prepared clip" if gone[0].startswith("prepared/") else "shard"
     if len(gone) == 1:
         return f"{kind} {gone[0]} is gone or of another size; only what it held is made again"
-    return f"{len(gone)} {kind}s are gone or of another size ({gone[0]} is the first); only what they held is made again"
+    return (
+        f"{len(gone)} {kind}s are gone or of another size ({gone[0]} is the first); only what they held is made again"
+    )
 
 
 def with_prepared(runs: Sequence[StageRun], store: Store, last: str) -> list[StageRun]:

@@ -119,11 +119,16 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
         return hit if name == ON_DEMAND else mended(hit, store)
     started = any_file(store.scratch(name, identity))
     earlier = store.receipts(name)
-    longer = [known for known in earlier if known.identity == identity]
-    if started or longer:
-        why = "stopped earlier; goes on from there" if started else _continues(longer, bare)
+    shorter = [known for known in earlier if known.identity == identity and _is_shorter(known, bare)]
+    if started or shorter:
+        why = "stopped earlier; goes on from there" if started else _continues(shorter, bare)
         return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
     return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=reason(bare.record, earlier))
+
+
+def _is_shorter(known: Receipt, run: StageRun) -> bool:
+    """Whether a finished run of the same identity can be gone on with: a longer one cannot be cut."""
+    return bool(known.params.get("number_of_steps", 0) < getattr(run.params, "number_of_steps", 0))
 
 
 def _continues(known: Sequence[Receipt], run: StageRun) -> str:

@@ -11,11 +11,13 @@ from cache.needs import iter_needs
 from cache.store import Store
 from pipeline.report import summary
 
+SHARDS = ("latents", "prompts")
+"""Pools whose files are counted one by one. Prepared clips may be millions: their bytes are added up only."""
+
 
 def status_json(store: Store) -> dict[str, Any]:
     """The store for programs."""
-    held = contents(store)
-    sizes = store.sizes()
+    held, sizes = contents(store, SHARDS), store.sizes()
     return {
         "store": str(store.root),
         "artifacts": [_artifact_json(held, piece) for piece in held.pieces],
@@ -57,7 +59,9 @@ def _pool_row(pool: str, entry: dict[str, Any]) -> str:
 
 def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
     receipt = piece.receipt
-    needs = [num_bytes for _, num_bytes in iter_needs(piece.directory)]
+    num_files = needed_bytes = 0
+    for _, num_bytes in iter_needs(piece.directory):
+        num_files, needed_bytes = num_files + 1, needed_bytes + num_bytes
     what = "prepared clips" if receipt.stage == "ingest" else "shards"
     return {
         "stage": receipt.stage,
@@ -66,7 +70,7 @@ def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
         "num_bytes": piece.num_bytes,
         "uses": dict(receipt.inputs),
         "used_by": held.users(receipt.fingerprint),
-        "needs": {"what": what, "num_files": len(needs), "num_bytes": sum(needs)},
+        "needs": {"what": what, "num_files": num_files, "num_bytes": needed_bytes},
         "params": receipt.params,
         "facts": receipt.facts,
         "summary": summary(receipt.stage, receipt.facts),

@@ -126,14 +126,17 @@ def sweep(held: Contents, decision: Decision, *, prepared: bool = False) -> None
     """
     going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
     dropped = {name for name, _, _ in decision.unfinished}
-    named = {path for piece in held.pieces if piece.receipt.fingerprint not in going for path in piece.shared_files()}
+    unnamed = set(held.shared)
+    for piece in held.pieces:
+        if piece.receipt.fingerprint not in going:
+            unnamed.difference_update(piece.shared_files())
     at_work = [run.name for run in held.unfinished if run.name not in dropped and run.stage in _MAKES_SHARED]
     fed = prepared and not any(run.name not in dropped for run in held.unfinished)
     decision.shared = []
     for path, size in sorted(held.shared.items()):
         if path.startswith("prepared/") and fed:
             decision.shared.append(Removal(path=path, num_bytes=size, why="prepared audio; made again when it is read"))
-        elif path not in named and not at_work:
+        elif path in unnamed and not at_work:
             decision.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
     _say_kept(decision, at_work, prepared and not fed)
 

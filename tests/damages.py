@@ -154,41 +154,157 @@ DAMAGES = [
     Damage(kind="cut at half", forms=ALL, make=lambda form, data: data[: len(data) // 2]),
     Damage(kind="last 100 bytes gone", forms=ALL, make=lambda form, data: data[:-100]),
     Damage(kind="last byte gone", forms=ALL, make=lambda form, data: data[:-1]),
-    Damage(kind="second half zeros", forms=ALL, make=lambda form, data: data[: middle(data)] + bytes(len(data) - middle(data))),
-    Damage(kind="4 KiB of zeros inside", forms=ALL, make=lambda form, data: data[: middle(data)] + bytes(4096) + data[middle(data) + 4096 :]),
-    Damage(kind="4 KiB missing inside", forms=ALL, make=lambda form, data: data[: middle(data)] + data[middle(data) + 4096 :]),
-    Damage(kind="4 KiB twice inside", forms=ALL, make=lambda form, data: data[: middle(data) + 4096] + data[middle(data) :]),
+    Damage(
+        kind="second half zeros",
+        forms=ALL,
+        make=lambda form, data: data[: middle(data)] + bytes(len(data) - middle(data)),
+    ),
+    Damage(
+        kind="4 KiB of zeros inside",
+        forms=ALL,
+        make=lambda form, data: data[: middle(data)] + bytes(4096) + data[middle(data) + 4096 :],
+    ),
+    Damage(
+        kind="4 KiB missing inside",
+        forms=ALL,
+        make=lambda form, data: data[: middle(data)] + data[middle(data) + 4096 :],
+    ),
+    Damage(
+        kind="4 KiB twice inside", forms=ALL, make=lambda form, data: data[: middle(data) + 4096] + data[middle(data) :]
+    ),
     Damage(kind="200 bytes flipped", forms=ALL, make=flips(200)),
     Damage(kind="one byte flipped", forms=ALL, make=flips(1)),
     Damage(kind="junk behind the end", forms=ALL, make=lambda form, data: data + b"junk" * 100),
     Damage(kind="junk before the start", forms=ALL, make=lambda form, data: b"junk" * 100 + data),
     Damage(kind="all silent", forms=ALL, make=changed(lambda audio: 0 * audio)),
     Damage(kind="second half silent", forms=("WAV 16", "FLAC"), make=changed(half_silent)),
-    Damage(kind="shorter than a latent frame", forms=("WAV 16", "AIFF", "FLAC", "OGG"), make=changed(lambda audio: audio[:3000])),
+    Damage(
+        kind="shorter than a latent frame",
+        forms=("WAV 16", "AIFF", "FLAC", "OGG"),
+        make=changed(lambda audio: audio[:3000]),
+    ),
     Damage(kind="clipped", forms=("WAV 16", "FLAC", "AIFF"), make=changed(lambda audio: np.clip(6 * audio, -1, 1))),
     Damage(kind="off centre", forms=("WAV 16", "WAV float", "FLAC", "OGG"), make=changed(lambda audio: audio + 0.1)),
     Damage(kind="NaN sample", forms=("WAV float",), make=changed(with_nan(np.nan))),
     Damage(kind="infinite sample", forms=("WAV float",), make=changed(with_nan(np.inf))),
     Damage(kind="scaled as integers", forms=("WAV float",), make=changed(lambda audio: audio * 32768)),
     Damage(kind="loud beyond full scale", forms=("WAV float",), make=changed(lambda audio: 6 * audio)),
-    Damage(kind="sample rate in the header", forms=("WAV 16", "WAV 24", "WAV float"), make=lambda form, data: packed(form, data, b"fmt ", 12, "<I", 48000)),
-    Damage(kind="sample rate in the header", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 18, ">H", 0xBB80)),
+    Damage(
+        kind="sample rate in the header",
+        forms=("WAV 16", "WAV 24", "WAV float"),
+        make=lambda form, data: packed(form, data, b"fmt ", 12, "<I", 48000),
+    ),
+    Damage(
+        kind="sample rate in the header",
+        forms=("AIFF",),
+        make=lambda form, data: packed(form, data, b"COMM", 18, ">H", 0xBB80),
+    ),
     Damage(kind="sample rate in the header", forms=("FLAC",), make=lambda form, data: flipped(data, [19], 0x01)),
-    Damage(kind="channels in the header", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"fmt ", 10, "<H", 1)),
-    Damage(kind="channels in the header", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 8, ">H", 1)),
-    Damage(kind="length in the header too long", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"data", 4, "<I", len(data))),
+    Damage(
+        kind="channels in the header",
+        forms=("WAV 16",),
+        make=lambda form, data: packed(form, data, b"fmt ", 10, "<H", 1),
+    ),
+    Damage(
+        kind="channels in the header", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 8, ">H", 1)
+    ),
+    Damage(
+        kind="length in the header too long",
+        forms=("WAV 16",),
+        make=lambda form, data: packed(form, data, b"data", 4, "<I", len(data)),
+    ),
     Damage(kind="length in the header too long", forms=("FLAC",), make=lambda form, data: flipped(data, [24], 0x40)),
-    Damage(kind="length in the header too short", forms=("WAV 16",), make=lambda form, data: packed(form, data, b"data", 4, "<I", 200_000)),
-    Damage(kind="length in the header too short", forms=("AIFF",), make=lambda form, data: packed(form, data, b"COMM", 10, ">I", 50_000)),
+    Damage(
+        kind="length in the header too short",
+        forms=("WAV 16",),
+        make=lambda form, data: packed(form, data, b"data", 4, "<I", 200_000),
+    ),
+    Damage(
+        kind="length in the header too short",
+        forms=("AIFF",),
+        make=lambda form, data: packed(form, data, b"COMM", 10, ">I", 50_000),
+    ),
     Damage(kind="length in the header too short", forms=("FLAC",), make=lambda form, data: flipped(data, [23], 0x02)),
     Damage(kind="sum of the sound (MD5) in the header", forms=("FLAC",), make=lambda form, data: flipped(data, [30])),
     Damage(kind="a frame missing", forms=("MP3",), make=without_frame),
-    Damage(kind="a frame's header flipped", forms=("MP3",), make=lambda form, data: flipped(data, [frame_start(data, 40) + 2], 0x10)),
-    Damage(kind="a frame's header zeroed", forms=("MP3",), make=lambda form, data: flipped(data, [frame_start(data, 40)], 0xFF)),
+    Damage(
+        kind="a frame's header flipped",
+        forms=("MP3",),
+        make=lambda form, data: flipped(data, [frame_start(data, 40) + 2], 0x10),
+    ),
+    Damage(
+        kind="a frame's header zeroed",
+        forms=("MP3",),
+        make=lambda form, data: flipped(data, [frame_start(data, 40)], 0xFF),
+    ),
     Damage(kind="a page missing", forms=("OGG", "OPUS"), make=without_page),
     Damage(kind="a page twice", forms=("OGG", "OPUS"), make=with_page_twice),
     Damage(kind="the last page missing", forms=("OGG", "OPUS"), make=without_last_page),
 ]
+
+
+HARMLESS = {
+    "junk behind the end": "the container ends by its own account before it; the prepared audio is the same bytes",
+}
+UNDETECTABLE = {
+    "one byte flipped": "{form} carries no checksum of its sound; inside a zip its CRC catches it",
+    "200 bytes flipped": "{form} carries no checksum of its sound; inside a zip its CRC catches it",
+    "sample rate in the header": "AIFF names its rate once and nothing else depends on it",
+    "second half silent": "silence is a sound; it begins quietly here, as a fade would",
+}
+EXPECTED = {
+    "empty file": "audio_decode_error",
+    "first 40 bytes only": "audio_truncated",
+    "first four bytes wrong": "audio_decode_error",
+    "first kilobyte zeros": "audio_decode_error",
+    "words instead of sound": "audio_decode_error",
+    "cut at half": "audio_truncated",
+    "last 100 bytes gone": "audio_truncated",
+    "last byte gone": "audio_truncated",
+    "second half zeros": "audio_decode_error",
+    "4 KiB of zeros inside": "audio_decode_error",
+    "4 KiB missing inside": "audio_decode_error",
+    "4 KiB twice inside": "audio_decode_error",
+    "200 bytes flipped": "audio_decode_error",
+    "one byte flipped": "audio_decode_error",
+    "junk before the start": "audio_decode_error",
+    "all silent": "silent",
+    "shorter than a latent frame": "audio_too_short",
+    "clipped": "clipping",
+    "off centre": "dc_offset",
+    "NaN sample": "not_finite",
+    "infinite sample": "not_finite",
+    "scaled as integers": "absurd_peak",
+    "loud beyond full scale": "clamped, clipping",
+    "sample rate in the header": "audio_decode_error",
+    "channels in the header": "audio_truncated",
+    "length in the header too long": "audio_truncated",
+    "length in the header too short": "audio_truncated",
+    "sum of the sound (MD5) in the header": "audio_decode_error",
+    "a frame missing": "audio_truncated",
+    "a frame's header flipped": "audio_decode_error",
+    "a frame's header zeroed": "audio_decode_error",
+    "a page missing": "audio_decode_error",
+    "a page twice": "audio_decode_error",
+    "the last page missing": "audio_truncated",
+}
+"""What each kind is caught as, or noted as; by format where it differs:"""
+EXPECTED_OF = {
+    **{("second half zeros", form): "dropouts" for form in PCM},
+    **{("4 KiB of zeros inside", form): "dropouts" for form in PCM},
+    **{("4 KiB missing inside", form): "audio_truncated" for form in PCM},
+    **{("4 KiB twice inside", form): "stray_bytes" for form in PCM},
+    **{("junk behind the end", form): "stray_bytes" for form in PCM},
+    **{(kind, "FLAC"): "audio_decode_error" for kind in ("cut at half", "last 100 bytes gone", "last byte gone")},
+    **{(kind, form): "" for kind in ("200 bytes flipped", "one byte flipped") for form in PCM},
+    ("one byte flipped", "MP3"): "",
+    ("200 bytes flipped", "WAV float"): "absurd_peak",
+    ("second half zeros", "MP3"): "audio_truncated",
+    ("sample rate in the header", "AIFF"): "",
+    ("channels in the header", "WAV 16"): "audio_decode_error",
+    ("length in the header too long", "FLAC"): "audio_decode_error",
+    ("length in the header too short", "FLAC"): "audio_decode_error",
+}
 
 
 def verdict(form: str, data: bytes) -> tuple[str, str]:
@@ -216,3 +332,41 @@ def checksum(form: str) -> str:
         made = prepare(Job(source=Path(place), kind="folder", member=member, shared=Path(place) / "s", params=PARAMS))
     assert not isinstance(made, Fault), made
     return made[0].checksum
+
+
+def expected(kind: str, form: str) -> str:
+    """What the table should say: a type, or nothing where the damage is harmless or undetectable."""
+    return EXPECTED_OF.get((kind, form), EXPECTED.get(kind, ""))
+
+
+def reason(outcome: str, kind: str, form: str) -> str:
+    """One cell of the table."""
+    if outcome == "same":
+        return f"harmless: {HARMLESS[kind]}"
+    return f"undetectable: {UNDETECTABLE[kind].format(form=form)}"
+
+
+def cells() -> list[tuple[str, str, str, str]]:
+    """(kind, format, outcome, type) of the whole corpus."""
+    return [
+        (damage.kind, form, *verdict(form, damage.make(form, whole(form))))
+        for damage in DAMAGES
+        for form in damage.forms
+    ]
+
+
+def main() -> None:
+    found = cells()
+    for kind, form, outcome, type in found:
+        said = f"{outcome} as {type}" if type else reason(outcome, kind, form)
+        print(f"{kind:<38} {form:<10} {said}")
+    counts = {what: sum(cell[2] == what for cell in found) for what in ("caught", "noted", "same", "other")}
+    kinds = len({cell[0] for cell in found})
+    print(
+        f"\n{len(found)} damages ({kinds} kinds, {len(FORMS)} formats): {counts['caught']} refused, {counts['noted']} "
+        f"warned of, {counts['same']} harmless, {counts['other']} undetectable in principle"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

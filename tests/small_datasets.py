@@ -38,8 +38,9 @@ def sound(audio: np.ndarray | None = None, rate: int = RATE, form: str = "WAV", 
     """The bytes of a sound file."""
     buffer, audio = io.BytesIO(), tone() if audio is None else audio
     with soundfile.SoundFile(buffer, "w", rate, audio.shape[1], subtype, format=form) as file:
-        for start in range(0, len(audio), 4096):  # libsndfile's Vorbis encoder overflows the stack on long blocks
-            file.write(audio[start : start + 4096])
+        step = 4096 if subtype in ("VORBIS", "OPUS") or form == "OGG" else 1 << 20
+        for start in range(0, len(audio), step):  # libsndfile's Vorbis encoder overflows the stack on long blocks
+            file.write(audio[start : start + step])
     return buffer.getvalue()
 
 

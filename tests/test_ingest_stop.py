@@ -10,6 +10,7 @@ import time
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
@@ -17,7 +18,7 @@ from stages.contract import Resources
 from stages.errors import StageError, Stopped
 from stages.ingest import workers
 from stages.ingest.run import MANIFEST
-from tests.small_datasets import clips, counted, run, workspace, zipped
+from tests.small_datasets import clips, counted, folder, run, sound, workspace, zipped
 
 NAMES = [f"clip{number}" for number in range(8)]
 
@@ -190,3 +191,39 @@ def is_worker(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+SLOW_HZ = 192_001
+"""A rate that shares no factor with the model's: resampling it takes seconds."""
+
+
+@pytest.fixture
+def slow_data(tmp_path):
+    """Two recordings that take many seconds each."""
+    noise = np.random.default_rng(0).integers(-9000, 9000, (60 * SLOW_HZ, 2), np.int16)
+    files = {}
+    for number in range(2):
+        noise[0] = number
+        files |= {f"{number}.wav": sound(noise, SLOW_HZ, subtype="PCM_16"), f"{number}.txt": b"noise"}
+    return folder(tmp_path / "slow", files)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_ctrl_c_ends_a_run_within_moments_even_amid_long_recordings(tmp_path, slow_data, number):
+    heeding = "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\n"
+    code = f"import signal{RUN}".replace("run(data", f"{heeding}print('on', flush=True)\nrun(data")
+    code = code.replace("progress=", "should_stop=lambda: bool(asked), progress=")
+    place = tmp_path / "stopped"
+    command = [sys.executable, "-c", code, str(slow_data), str(place), str(number)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"on\n"
+    if number == 2:
+        assert waited_for(lambda: sum(map(ignores_ctrl_c, children(process.pid))) >= 3)
+    time.sleep(1.5)
+    assert process.poll() is None, "the recordings must take longer than this"
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    said = process.communicate(timeout=30)[1].decode()
+    assert time.monotonic() - begun < 2 + 2  # two seconds, and the same again for a machine that is busy
+    assert "stages.errors.Stopped: stopped after preparing 0 of 2" in said, said
+    assert not [path for path in place.rglob("*") if path.is_file()]

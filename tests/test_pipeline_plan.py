@@ -138,6 +138,12 @@ def test_more_steps_continue_a_finished_run(store, finished):
     assert (run.state, run.reason) == (State.RESUME, "continues the same run (number_of_steps 1000 -> 1500)")
 
 
+def test_fewer_steps_than_a_finished_run_train_anew_and_say_so(store, finished):
+    finished(planned(store, number_of_steps=1000))
+    run = planned(store, number_of_steps=500).runs[-1]
+    assert (run.state, run.reason) == (State.MISS, "number_of_steps 1000 -> 500")
+
+
 def test_weights_that_are_not_there_yet_leave_their_stages_unnamed_with_a_reason(store):
     decided = planned(store, found=found(weights=None, why_no_weights="made on first use"))
     assert [run.fingerprint is None for run in decided.runs] == [False, True, True]

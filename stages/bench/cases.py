@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stages.adapters._base import attach
 from stages.adapters._together import together
+from stages.models import tiny
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser
 from stages.records import AdapterSpec
@@ -51,14 +52,20 @@ class Case:
         )
 
 
-def published_config(model: str) -> Mapping[str, Any]:
-    """model_config.json of a published model."""
+def config_of(model: str) -> Mapping[str, Any]:
+    """model_config.json of a published model, or of the one that ships with the project."""
+    if not (PUBLISHED / f"{model}.json").exists():
+        return tiny.model_config()
     read: Mapping[str, Any] = json.loads((PUBLISHED / f"{model}.json").read_text(encoding="utf-8"))
     return read
 
 
-def new_training(case: Case, config: Mapping[str, Any], device: torch.device) -> Training:
-    """A training of the case before its first step, the same every time."""
+def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *, stacked: bool = True) -> Training:
+    """A training of the case before its first step, the same every time.
+
+    Args:
+        stacked: compute the layers' weights together; otherwise each where it is used, which is the plain way.
+    """
     torch.manual_seed(0)
     dtype = DTYPES[case.base_precision]
     denoiser, conditioner = (random_network(on_meta(kind, config), device, dtype) for kind in (Denoiser, Conditioner))
@@ -66,7 +73,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device) ->
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
     roots = (denoiser, conditioner)
     adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
-    network = Network(denoiser, conditioner, adapter, together(adapter))
+    network = Network(denoiser, conditioner, adapter, together(adapter) if stacked else None)
     return Training(
         network=network,
         optimizer=new_optimizer(network, case.params),

@@ -8,11 +8,13 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache.manifest import read_rows, write_rows
 from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
+from stages.encode.batching import encoded_together
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
 from stages.errors import LatentsNotFinite, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
@@ -136,14 +138,16 @@ def encoded_items(
     dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
     encoder = load_autoencoder(weights, device, dtype)
     sizes = [task.num_frames * encoder.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending]
-    made = sealed(
-        shelf,
-        pending,
-        sizes,
-        lambda task: frames_of(task, encoder, params, device, dtype),
-        shard_metadata(params, weights),
-        work,
-    )
+
+    def alone(task: Task) -> np.ndarray:
+        return frames_of(task, encoder, params, device, dtype)
+
+    frames: Callable[[Task], np.ndarray] = alone
+    # The CPU gains nothing from a batch; noise is drawn for one clip at a time.
+    if device.type != "cpu" and not params.encoder_noise:
+        groups = [pending[group.start : group.stop] for group in in_shards(sizes)]
+        frames = GroupAtOnce(groups, lambda tasks, audios: frames_of_many(tasks, audios, encoder, params), work)
+    made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work)
     return located | made, set(made)
 
 
@@ -195,6 +199,33 @@ def width_of(weights: Weights) -> int:
     return int(weights.config["model"]["io_channels"])
 
 
+class GroupAtOnce:
+    """Frames of a task from a run over its whole shard group, made when the first of the group is asked for."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Task]],
+        encode: Callable[[Sequence[Task], Sequence[np.ndarray]], list[np.ndarray]],
+        work: Workspace,
+    ) -> None:
+        self.group_of = {task.key: group for group in groups for task in group}
+        self.encode, self.work = encode, work
+        self.made: dict[str, np.ndarray] = {}
+
+    def __call__(self, task: Task) -> np.ndarray:
+        if task.key not in self.made:
+            group = self.group_of[task.key]
+            encode = lambda places, audios: self.encode([group[place] for place in places], audios)  # noqa: E731
+            audios, lengths = [one.audio for one in group], [one.num_frames for one in group]
+            frames = encoded_together(audios, lengths, encode, self.check_stop)
+            self.made = dict(zip((one.key for one in group), frames, strict=True))
+        return self.made.pop(task.key)
+
+    def check_stop(self) -> None:
+        if self.work.should_stop():
+            raise Stopped("between two batches of clips to encode")
+
+
 @torch.inference_mode()
 def frames_of(
     task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
@@ -202,7 +233,22 @@ def frames_of(
     """(frames, channels) latents of one clip, with silence behind it while encoding, in the storage precision."""
     audio_CL = torch.from_numpy(task.audio()).to(device, dtype)
     generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
-    latents_CT = encoder.encode_clip(audio_CL, token_noise=generator)
+    return stored(task, encoder.encode_clip(audio_CL, token_noise=generator), params)
+
+
+@torch.inference_mode()
+def frames_of_many(
+    tasks: Sequence[Task], audios: Sequence[np.ndarray], encoder: Autoencoder, params: EncodeParams
+) -> list[np.ndarray]:
+    """`frames_of` of several clips in one batch, whose latents are the same but for rounding."""
+    device, dtype = next(encoder.parameters()).device, encoder.dtype
+    moved = [torch.from_numpy(audio).to(device, non_blocking=True).to(dtype) for audio in audios]
+    latents = encoder.encode_clips(moved)
+    return [stored(task, latents_CT, params) for task, latents_CT in zip(tasks, latents, strict=True)]
+
+
+def stored(task: Task, latents_CT: Tensor, params: EncodeParams) -> np.ndarray:
+    """(frames, channels) in the storage precision."""
     with np.errstate(over="ignore"):  # said below, by name
         frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
     if not np.isfinite(frames_TC).all():

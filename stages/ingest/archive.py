@@ -97,7 +97,7 @@ def _not_a_zip(path: Path, error: Exception) -> SourceUnreadable:
 
 def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[Listed]:
     """Every file of a zip, sorted by name; nothing is read but the list of contents."""
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     shared = overlapping(entries)
     found = [_listed_entry(entry, shared.get(id(entry)), limits) for entry in entries]
     return _within_total([listed for listed in found if listed is not None], limits)
@@ -162,6 +162,8 @@ def _unicode_extra(extra: bytes, raw_name: bytes) -> str | None:
 
 def _safe_name(name: str) -> tuple[str, Unfit | None]:
     """The name with forward slashes and without `.` parts, and what is wrong with it."""
+    if not name:
+        return "(no name)", Unfit("name_not_printable")
     if name.startswith(("/", "\\")) or _DRIVE.match(name):
         return name, Unfit("absolute_name")
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
@@ -267,7 +269,10 @@ def reason(error: Exception) -> str:
 def digest_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     """`sha256:...` of one entry's bytes, read to the end so that its CRC is checked too; memory stays small."""
     with archive.open(entry) as file:
-        return digest_stream(file)
+        digest = digest_stream(file)
+        if file.tell() != entry.file_size:  # zipfile is content with less than was declared
+            raise zipfile.BadZipFile(f"{entry.file_size:,} bytes were declared, {file.tell():,} are there")
+        return digest
 
 
 def read_member(source: Path, kind: str, member: Member) -> bytes:

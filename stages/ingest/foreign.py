@@ -17,7 +17,9 @@ from stages.ingest.audio import Recording
 from stages.ingest.faults import Unfit
 
 _FRAME_SAMPLES = 1024
-"""Of AAC; a file's declared length is off by less than that."""
+"""Of AAC; an MP4's declared length is off by less than that."""
+_WMA_SLACK_SAMPLES = 8192
+"""A WMA counts its encoder's delay in milliseconds, and its decoder leaves some of it out."""
 
 
 class ForeignRecording(Recording):
@@ -40,7 +42,9 @@ class ForeignRecording(Recording):
         self.delay_known = self._is_mp4
         self.length_known = self._is_mp4 and stream.duration is not None
         self._declared = 0
-        if stream.duration is not None and stream.time_base is not None:
+        self._slack = _FRAME_SAMPLES if self._is_mp4 else _WMA_SLACK_SAMPLES
+        is_guess = self._container.format.name == "aac"  # raw AAC has no header: FFmpeg guesses from the bit rate
+        if stream.duration is not None and stream.time_base is not None and not is_guess:
             self._declared = round(stream.duration * stream.time_base * self.sample_rate_hz)
 
     def _decoded(self) -> Iterator[np.ndarray]:
@@ -67,7 +71,7 @@ class ForeignRecording(Recording):
         Raises:
             Unfit: `audio_truncated` or `absurd_peak`.
         """
-        if self._declared - self.num_samples >= _FRAME_SAMPLES:
+        if self._declared - self.num_samples >= self._slack:
             why = f"its header says {self._declared:,} samples, {self.num_samples:,} could be decoded"
             raise Unfit("audio_truncated", why=why)
         self._declared = self.num_samples

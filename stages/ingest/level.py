@@ -10,9 +10,9 @@ _SHORTEST_RUN = 4
 """Samples: a shorter run at full scale is what a peak normaliser leaves."""
 
 
-_SHORTEST_DROPOUT = 512
+_SHORTEST_DROPOUT = 256
 _LOUD = 0.02
-"""A sound that fades, or a gate that closes, is quieter than this where it meets silence."""
+"""A sound that fades, or a gate that closes, is quieter than this where silence begins."""
 
 
 def _is_loud(sample_C: np.ndarray) -> bool:
@@ -27,7 +27,7 @@ class Level:
         """Samples of both channels in runs of at least four at full scale, of one sign."""
         self.num_runs = 0
         self.num_dropouts = 0
-        """Stretches of at least 512 samples of exact silence beside something loud."""
+        """Stretches of at least 256 samples of exact silence right behind something loud."""
         self._num_zeros = 0
         self._last_loud = False
         self._sum_C = np.zeros(2)
@@ -44,33 +44,24 @@ class Level:
         self._find_dropouts(block_CN)
 
     def _find_dropouts(self, block_CN: np.ndarray) -> None:
-        """Runs of exact zeros in both channels; one may go on from block to block."""
-        sounds_N = block_CN.any(axis=0)
-        places = np.flatnonzero(sounds_N)
-        if places.size == block_CN.shape[1] and not self._num_zeros:
-            self._last_loud = _is_loud(block_CN[:, -1])
+        """Runs of exact zeros in both channels behind something loud; one may go on from block to block."""
+        places = np.flatnonzero(block_CN.any(axis=0))
+        if places.size == block_CN.shape[1]:
+            self._num_zeros, self._last_loud = 0, _is_loud(block_CN[:, -1])
             return
         if not places.size:
-            self._begin_run(block_CN.shape[1])
+            self._go_on(block_CN.shape[1])
             return
-        gaps = np.flatnonzero(np.diff(places) > _SHORTEST_DROPOUT)
-        for before, after in zip(places[gaps], places[gaps + 1], strict=True):
-            self.num_dropouts += _is_loud(block_CN[:, before]) or _is_loud(block_CN[:, after])
-        self._begin_run(int(places[0]))
-        self._end_run(_is_loud(block_CN[:, places[0]]))
-        self._last_loud = _is_loud(block_CN[:, places[-1]])
-        self._begin_run(block_CN.shape[1] - 1 - int(places[-1]))
+        self._go_on(int(places[0]))
+        for before in places[np.flatnonzero(np.diff(places) > _SHORTEST_DROPOUT)]:
+            self.num_dropouts += _is_loud(block_CN[:, before])
+        self._num_zeros, self._last_loud = 0, _is_loud(block_CN[:, places[-1]])
+        self._go_on(block_CN.shape[1] - 1 - int(places[-1]))
 
-    def _begin_run(self, num_zeros: int) -> None:
-        """Zeros that may go on; an abrupt beginning counts as soon as the run is long enough."""
+    def _go_on(self, num_zeros: int) -> None:
+        """More zeros behind the last sound; the run counts once, as soon as it is long enough."""
         before, self._num_zeros = self._num_zeros, self._num_zeros + num_zeros
         self.num_dropouts += self._last_loud and before < _SHORTEST_DROPOUT <= self._num_zeros
-
-    def _end_run(self, loud: bool) -> None:
-        """A run ends with a sound; it counts once, and not at the very beginning of the recording."""
-        is_first = self._num_zeros >= self._num_samples - _SHORTEST_DROPOUT and not self._last_loud
-        self.num_dropouts += loud and not self._last_loud and not is_first and self._num_zeros >= _SHORTEST_DROPOUT
-        self._num_zeros = 0
 
     def _count(self, full_CN: np.ndarray) -> None:
         """Add the runs of True that are long enough."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from cache.aside import write_aside
 from cache.errors import CacheError
@@ -19,6 +22,9 @@ from stages.ingest.faults import Unfit
 from stages.ingest.flac import SILENCE_DBFS, FlacWindows, Written, window_starts
 from stages.ingest.resampling import resampled, resampled_length
 from stages.ingest.stage import IngestParams, prepared_place
+
+MOMENT_SECONDS = 1.0
+"""A clip that takes no longer is finished when a stop is asked for: it is nearly there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class Prepared:
     num_stray_bytes: int
     """Of the source file, behind the end that it declares."""
     num_dropouts: int
-    """Stretches of exact silence that begin or end abruptly."""
+    """Stretches of exact silence that begin abruptly."""
     num_clipped: int
     """Of the whole recording, samples in runs at full scale; `num_clipped_runs` of them."""
     num_clipped_runs: int
@@ -92,14 +98,22 @@ def _kept(shared: Path, digest: str, params: IngestParams, crop_start: int) -> P
         return None  # absent or damaged: it is made anew, and that work is reported as progress
 
 
-def prepare(job: Job) -> tuple[Prepared, ...] | Fault:
+class Interrupted(Exception):
+    """Asked to stop in the middle of a long recording; nothing of it was kept."""
+
+
+def prepare(job: Job, should_stop: Callable[[], bool] = lambda: False) -> tuple[Prepared, ...] | Fault:
     """Decode, check, resample and write one recording; a fault is handed back, not raised.
 
+    Args:
+        should_stop: asked while a recording takes more than a moment; shorter ones are finished.
+
     Raises:
+        Interrupted: it said so.
         StageError: the disk is full or refuses. (A plain one: it must survive the way back from another process.)
     """
     try:
-        return _prepared(job)
+        return _prepared(job, should_stop)
     except Unfit as unfit:
         return unfit.fault(job.member.name)
     except CacheError as error:
@@ -115,11 +129,20 @@ def recording_of(name: str, data: bytes) -> Recording:
     return Recording(data)
 
 
-def _prepared(job: Job) -> tuple[Prepared, ...]:
+def _while_wanted(blocks_CN: Iterator[np.ndarray], should_stop: Callable[[], bool]) -> Iterator[np.ndarray]:
+    """The blocks, until a stop is asked for and the recording has taken its moment."""
+    begun = time.monotonic()
+    for block_CN in blocks_CN:
+        yield block_CN
+        if time.monotonic() - begun > MOMENT_SECONDS and should_stop():
+            raise Interrupted
+
+
+def _prepared(job: Job, should_stop: Callable[[], bool]) -> tuple[Prepared, ...]:
     params = job.params
     recording = recording_of(job.member.name, read_member(job.source, job.kind, job.member))
     sink = FlacWindows(params, job.shared / "prepared")
-    blocks_CN = recording.blocks()
+    blocks_CN = _while_wanted(recording.blocks(), should_stop)
     for block_CN in resampled(blocks_CN, recording.sample_rate_hz, params.sample_rate_hz, params.resampler):
         sink.write(block_CN)
         if sink.is_full:

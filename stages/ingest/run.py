@@ -19,6 +19,7 @@ from stages.ingest.captions import Pair, Pairing, pair
 from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order
 from stages.ingest.limits import within
 from stages.ingest.notes import prepared_notes
+from stages.ingest.pace import Pace
 from stages.ingest.preparing import Job, Prepared, check_length, kept_facts, needed_bytes
 from stages.ingest.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.stage import IngestParams, audio_params
@@ -109,12 +110,13 @@ def _prepare_all(
     _check_space(work.shared, [job.member for job in jobs], params)
     num_done = len(members) - sum(len(same[str(job.member.digest)]) for job in jobs)
     work.progress(num_done, len(members))
+    pace = Pace(sum(job.member.num_bytes for job in jobs))
     with closing(results(_largest_first(jobs), work.resources, work.should_stop)) as finished:
         for job, result in finished:
             ones = same[str(job.member.digest)]
             found.add(ones, result, params)
             num_done += len(ones)
-            work.progress(num_done, len(members), job.member.name)
+            work.progress(num_done, len(members), pace.note(job.member.name, job.member.num_bytes))
     if num_done < len(members):
         raise Stopped(f"after preparing {num_done} of {len(members)} clips")
 

@@ -7,15 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
-from stages.ingest.preparing import Job, Prepared, prepare
+from stages.ingest.preparing import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
 
 Result = tuple[Job, tuple[Prepared, ...] | Fault]
 _BYTES_WORTH_A_PROCESS = 64 << 20
@@ -33,7 +34,10 @@ def results(
     number = num_workers(jobs, resources)
     if number == 1 and resources.engine in ("loky", "threading"):
         for job in _until(should_stop, jobs):
-            yield _done(job)
+            try:
+                yield _done(job, should_stop)
+            except Interrupted:
+                return
     elif jobs:
         yield from _side_by_side(jobs, number, resources.engine, should_stop)
 
@@ -57,16 +61,21 @@ def _side_by_side(
     jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     _ready(engine)
-    calls = (joblib.delayed(_done)(job) for job in _until(should_stop, jobs))
+    asked = {"should_stop": should_stop} if engine == "threading" else {}
+    calls = (joblib.delayed(_done)(job, **asked) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
     own_processes = {"initializer": _settle_in, "initargs": (os.getpid(),)} if engine == "loky" else {}
     side_by_side = joblib.Parallel(
         n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1, **own_processes
     )
+    watch = Watch(should_stop) if engine == "loky" else nullcontext()
     try:
-        yield from side_by_side(calls)
-    except (BrokenProcessPool, MemoryError) as error:
+        with watch:
+            yield from side_by_side(calls)
+    except Interrupted:
+        return
+    except (BrokenProcessPool, ShutdownExecutorError, MemoryError) as error:
         if should_stop():
             return  # Ctrl-C reached a worker that was still starting: that is the stop that was asked for
         raise StageError(
@@ -75,11 +84,37 @@ def _side_by_side(
         ) from error
     finally:
         if engine == "loky":
-            get_reusable_executor().shutdown(wait=True)
+            get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
-def _done(job: Job) -> Result:
-    return job, prepare(job)
+class Watch:
+    """While it lasts, ends workers that go on for more than a moment after a stop was asked for.
+
+    A worker has nothing to lose: what it writes appears whole or not at all.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        while not self._over.wait(0.1):
+            if self._should_stop():
+                if not self._over.wait(MOMENT_SECONDS):
+                    get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
+                return
+
+
+def _done(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Result:
+    return job, prepare(job, should_stop)
 
 
 def _settle_in(parent: int) -> None:

@@ -159,8 +159,8 @@ FAILURES = (RuntimeError, NotImplementedError)
 class Stepper:
     """Steps in the fastest way there is: captured on CUDA, else and after a failure one operation at a time.
 
-    Which way is taken follows from the device and the network alone, never from how many steps are left: a training that
-    was stopped goes on as it began.
+    Which way is taken follows from the device and the network alone, never from how many steps are left: a training
+    that was stopped goes on as it began.
     """
 
     def __init__(self, training: Training, buckets: Buckets | None, caches: Path, say: Callable[[str], None]) -> None:

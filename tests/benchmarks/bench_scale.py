@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -67,12 +66,14 @@ def build(root: Path, format: str, num_clips: int) -> None:
 
     asked, store = recipe(root, format), Store(root)
     ingest, encode, _ = plan(asked, store, found()).runs
-    audio = audio_params(asked.ingest_params())
-    keys = [item_key(digest_of(number), 0, audio, encode.params, DIGESTS["autoencoder"]) for number in range(num_clips)]
+    audio = audio_params(ingest.params)
+    digests = [digest_of(number) for number in range(num_clips)]
+    keys = [item_key(digest, 0, audio, encode.params, DIGESTS["autoencoder"]) for digest in digests]
+    paths = [prepared_place(digest, ingest.params, 0) for digest in digests]
 
     scratch = opened(store, ingest)
-    write_rows(scratch / "manifest.parquet", clips(num_clips, asked), Clip)
-    write_needs(scratch, {prepared_place(digest_of(n), asked.ingest_params(), 0): 10**6 for n in range(num_clips)})
+    write_rows(scratch / "manifest.parquet", clips(digests, paths), Clip)
+    write_needs(scratch, dict.fromkeys(paths, 10**6))
     committed(store, ingest, scratch, {"audio_params": audio, "num_clips": num_clips, **_TIMES})
 
     scratch = opened(store, encode)
@@ -113,13 +114,13 @@ def committed(store: Store, run: Any, scratch: Path, facts: dict[str, Any]) -> N
     store.commit(run.stage.name, run.fingerprint, scratch, receipt)
 
 
-def clips(num_clips: int, asked: Recipe) -> Iterator[Clip]:
+def clips(digests: list[str], paths: list[str]) -> Iterator[Clip]:
     """Rows of the ingest."""
-    for number in range(num_clips):
+    for number, (digest, path) in enumerate(zip(digests, paths, strict=True)):
         yield Clip(
             clip_id=f"{number:07d}",
-            audio=prepared_place(digest_of(number), asked.ingest_params(), 0),
-            digest=digest_of(number),
+            audio=path,
+            digest=digest,
             num_samples=44100,
             source_sample_rate_hz=44100,
             num_channels=2,
@@ -254,13 +255,20 @@ def one(name: str, root: Path, format: str, num_clips: int) -> None:
     import cache.shelf
 
     assert cache.manifest and cache.shelf
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak_mib(), time.perf_counter()
     said = MEASURES[name](root, format, num_clips)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"{MEASURES[name].__doc__:<56} {seconds:9.3f} s  {peak / 1024:7.0f} MiB (+{(peak - before) / 1024:.0f})  {said}"
-    )
+    seconds, peak = time.perf_counter() - start, peak_mib()
+    print(f"{MEASURES[name].__doc__:<56} {seconds:9.3f} s  {peak:7.0f} MiB (+{peak - before:.0f})  {said}", flush=True)
+
+
+def peak_mib() -> float:
+    """Most memory this process ever held. (ru_maxrss would count the parent's, kept through fork and exec.)"""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
-"""Speed of every latent format beside plain .npy files, in one run: `python tests/benchmarks/bench_shards.py [clips]`.
+"""Speed and size of every latent format beside pairs of .npy and .json, in one run.
+
+    python tests/benchmarks/bench_shards.py [clips]
 
 Absolute figures belong to one machine on one day; compare the ratios.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -17,12 +20,15 @@ import numpy as np
 
 from cache.shards import formats
 from cache.shelf import Shelf, in_shards
+from cache.store import iter_sizes
 
 CROP_FRAMES = 100
 CHANNELS = 256
+COLUMNS = ("write MB/s", "clip p50 us", "clip p99 us", "crop p50 us", "crop p99 us", "MB on disk", "files")
+Clips = list[tuple[str, np.ndarray]]
 
 
-def clips_of(num_clips: int) -> list[tuple[str, np.ndarray]]:
+def clips_of(num_clips: int) -> Clips:
     """Clips of 54 to 1292 frames, as encoding makes them."""
     random = np.random.default_rng(0)
     lengths = random.integers(54, 1292, num_clips)
@@ -31,49 +37,68 @@ def clips_of(num_clips: int) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def median_us(read: Callable[[int], object], rows: list[int], rounds: int = 5) -> float:
-    """Median microseconds of one read, rows in a fixed random order."""
+def read_us(read: Callable[[int], object], rows: list[int], rounds: int = 5) -> tuple[float, float]:
+    """Median and 99th percentile microseconds of one read, rows in a fixed random order."""
     order = np.random.default_rng(1).permutation(rows).tolist()
     times = []
     for _ in range(rounds):
         for row in order:
             before = time.perf_counter()
             read(row)
-            times.append(time.perf_counter() - before)
-    return statistics.median(times) * 1e6
+            times.append((time.perf_counter() - before) * 1e6)
+    return statistics.median(times), float(np.percentile(times, 99))
 
 
-def npy_figures(folder: Path, clips: list[tuple[str, np.ndarray]], long: list[int]) -> tuple[float, float, float]:
-    """(write MB/s, clip us, crop us) of one .npy file per clip, each fsynced."""
+def figures(
+    folder: Path, seconds: float, clips: Clips, reads: tuple[Callable, Callable], long: list[int]
+) -> list[float]:
+    """A line of the table, without its name."""
+    clip, crop = read_us(reads[0], list(range(len(clips)))), read_us(reads[1], long)
+    sizes = [size for name, size in iter_sizes(folder) if not name.startswith("registry")]
+    return [total_bytes(clips) / seconds / 1e6, *clip, *crop, sum(sizes) / 1e6, len(sizes)]
+
+
+def npy_figures(folder: Path, clips: Clips, long: list[int]) -> list[float]:
+    """One .npy and one .json per clip, each fsynced: what the reference's tool leaves."""
     folder.mkdir()
     before = time.perf_counter()
     for key, values in clips:
         with (folder / f"{key}.npy").open("wb") as file:
             np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
+            last(file)
+        with (folder / f"{key}.json").open("w") as file:
+            json.dump({"prompt": "a tone", "seconds_total": 1, "padding_mask": [1] * len(values)}, file)
+            last(file)
     seconds = time.perf_counter() - before
     paths = [folder / f"{key}.npy" for key, _ in clips]
-    clip = median_us(lambda row: np.load(paths[row]), list(range(len(clips))))
-    crop = median_us(lambda row: np.array(np.load(paths[row], mmap_mode="r")[50 : 50 + CROP_FRAMES]), long)
-    return total_bytes(clips) / seconds / 1e6, clip, crop
+
+    def crop(row: int) -> object:
+        return np.array(np.load(paths[row], mmap_mode="r")[50 : 50 + CROP_FRAMES])
+
+    return figures(folder, seconds, clips, (lambda row: np.load(paths[row]), crop), long)
 
 
-def format_figures(
-    folder: Path, name: str, clips: list[tuple[str, np.ndarray]], long: list[int]
-) -> tuple[float, float, float]:
-    """(write MB/s, clip us, crop us) of one format, through a shelf."""
+def last(file: object) -> None:
+    """Make a file's bytes last, as the shards' are."""
+    file.flush()  # type: ignore[attr-defined]
+    os.fsync(file.fileno())  # type: ignore[attr-defined]
+
+
+def format_figures(folder: Path, name: str, clips: Clips, long: list[int]) -> list[float]:
+    """One format, through a shelf: its first reads of whole clips are checked against their checksums."""
     shelf, locations = Shelf(folder, name), []
     before = time.perf_counter()
     for group in in_shards([values.nbytes for _, values in clips]):
         locations += shelf.write(clips[group.start : group.stop], {"purpose": "benchmark"})
     seconds = time.perf_counter() - before
-    clip = median_us(lambda row: shelf.read(locations[row]), list(range(len(clips))))
-    crop = median_us(lambda row: shelf.read(locations[row], 50, 50 + CROP_FRAMES), long)
-    return total_bytes(clips) / seconds / 1e6, clip, crop
+
+    def crop(row: int) -> object:
+        return shelf.read(locations[row], 50, 50 + CROP_FRAMES)
+
+    return figures(folder, seconds, clips, (lambda row: shelf.read(locations[row]), crop), long)
 
 
-def total_bytes(clips: list[tuple[str, np.ndarray]]) -> int:
+def total_bytes(clips: Clips) -> int:
     """Bytes of all latents."""
     return sum(values.nbytes for _, values in clips)
 
@@ -83,15 +108,17 @@ def main() -> None:
     clips = clips_of(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
     long = [row for row, (_, values) in enumerate(clips) if len(values) >= 50 + CROP_FRAMES]
     with tempfile.TemporaryDirectory() as folder:
-        figures = {".npy": npy_figures(Path(folder) / "npy", clips, long)}
+        rows = {".npy + .json": npy_figures(Path(folder) / "npy", clips, long)}
         for name in formats():
-            figures[name] = format_figures(Path(folder) / name, name, clips, long)
-    plain = figures[".npy"]
-    print(f"{len(clips)} clips, {total_bytes(clips) / 1e6:.0f} MB fp16; crop = {CROP_FRAMES} frames; (times .npy)")
-    print(f"{'':8}  {'write MB/s':>16}  {'clip us':>16}  {'crop us':>16}")
-    for name, row in figures.items():
-        cells = [f"{value:8.0f} ({value / base:4.2f})" for value, base in zip(row, plain, strict=True)]
-        print(f"{name:8}  " + "  ".join(f"{cell:>16}" for cell in cells))
+            rows[name] = format_figures(Path(folder) / name, name, clips, long)
+    plain = rows[".npy + .json"]
+    print(
+        f"{len(clips)} clips, {total_bytes(clips) / 1e6:.0f} MB fp16; crop = {CROP_FRAMES} frames; (times .npy + .json)"
+    )
+    print(f"{'':13}" + "".join(f"{column:>18}" for column in COLUMNS))
+    for name, row in rows.items():
+        cells = [f"{value:.0f} ({value / base:.3g})" for value, base in zip(row, plain, strict=True)]
+        print(f"{name:13}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The grid: every combination asked for, a line as each is measured, a table and a JSON file at the end."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.bench.cases import Case
+from stages.bench.measuring import measure, peak_flops
+from stages.models._device import pick_device, set_threads, usable_dtype
+from stages.train.job import DTYPES
+
+COLUMNS = (
+    ("model", "model", "{}"),
+    ("frames", "num_frames", "{}"),
+    ("adapter", "adapter_type", "{}"),
+    ("precision", "base_precision", "{}"),
+    ("batch", "batch_size", "{}"),
+    ("plain ms", "plain_ms", "{:.1f}"),
+    ("fast ms", "fast_ms", "{:.1f}"),
+    ("ratio", "ratio", "{:.1f}"),
+    ("frames/s", "frames_per_second", "{:,.0f}"),
+    ("TFLOP/s", "tflops_per_second", "{:.2f}"),
+    ("of limit", "share_of_limit", "{:.0%}"),
+    ("GiB", "fast_peak_gib", "{:.1f}"),
+    ("first s", "first_step_seconds", "{:.0f}"),
+    ("loss differs", "largest_loss_difference", "{:.0e}"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every combination of these is measured."""
+
+    models: Sequence[str]
+    frames: Sequence[int]
+    adapter_types: Sequence[str] = ("dora-rows",)
+    precisions: Sequence[str] = ("bf16",)
+    batch_sizes: Sequence[int] = (1,)
+    rank: int = 16
+    steps: int = 10
+    checkpointing: bool = False
+
+    def cases(self) -> list[Case]:
+        """In the order of the table."""
+        axes = product(self.models, self.frames, self.adapter_types, self.precisions, self.batch_sizes)
+        return [
+            Case(
+                model=model,
+                num_frames=frames,
+                adapter_type=kind,
+                rank=self.rank,
+                base_precision=precision,
+                batch_size=batch_size,
+                checkpointing=self.checkpointing,
+            )
+            for model, frames, kind, precision, batch_size in axes
+        ]
+
+
+def bench(grid: Grid, device_name: str, threads: int, target: Path | None, say: Callable[[str], None]) -> str:
+    """Measure, write `target` as JSON, and return the table."""
+    set_threads(threads)
+    device = pick_device(device_name)
+    rows: list[dict[str, Any]] = []
+    peaks: dict[str, float] = {}
+    for case in grid.cases():
+        dtype = usable_dtype(DTYPES[case.base_precision], device, say)
+        if case.base_precision not in peaks:
+            peaks[case.base_precision] = peak_flops(device, dtype)
+        say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")
+        rows.append(measure(case, device, grid.steps, peaks[case.base_precision], say))
+        if target is not None:
+            target.write_text(json.dumps(report(device, peaks, rows), indent=1), encoding="utf-8")
+    return table(rows)
+
+
+def report(device: torch.device, peaks: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that was measured, and on what."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "limit_tflops_per_second": {name: peak / 1e12 for name, peak in peaks.items()},
+        "rows": rows,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Aligned columns with a heading."""
+    lines = [[heading for heading, _, _ in COLUMNS]]
+    lines += [["-" if row[key] is None else form.format(row[key]) for _, key, form in COLUMNS] for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,130 @@
+"""What ingest costs beside decoding and resampling alone, and what a run costs that has little or nothing to do.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_ingest [CLIPS] [SECONDS]
+
+Three tables: ingest against decode + resample, spread over as many processes (goal: at most 1.3 times);
+memory at its peak for few and for many clips; a second run, and a run with one clip changed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from stages.ingest.resampling import resample
+from tests.small_datasets import RATE, folder, sound
+
+CASES = (
+    ("WAV 16, 44.1 kHz", "wav", "WAV", "PCM_16", RATE),
+    ("WAV 24, 48 kHz", "wav", "WAV", "PCM_24", 48000),
+    ("FLAC 16, 44.1 kHz", "flac", "FLAC", "PCM_16", RATE),
+    ("MP3, 44.1 kHz", "mp3", "MP3", "MPEG_LAYER_III", RATE),
+    ("OPUS, 48 kHz", "opus", "OGG", "OPUS", 48000),
+)
+RUN = """
+import resource, sys, time
+from pathlib import Path
+from cache.memo import DigestMemo
+from stages.contract import Inputs, Resources, Workspace
+from stages.ingest.run import ingest
+from stages.ingest.source import open_source
+from stages.ingest.stage import IngestParams
+data, place, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+begun = time.perf_counter()
+source = open_source(data, DigestMemo(place / "memo.sqlite"))
+work = Workspace(directory=place / "scratch", shared=place / "shared", resources=Resources(workers=workers))
+work.directory.mkdir(parents=True, exist_ok=True)
+ingest(Inputs(source=source), IngestParams(native_samples=380 * 44100, max_clips=10**6), work)
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(time.perf_counter() - begun, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def dataset(place: Path, count: int, seconds: float, suffix: str, form: str, subtype: str, rate: int) -> Path:
+    """Clips of the same sound, each with a few bytes of its own."""
+    time_N = np.arange(round(seconds * rate)) / rate
+    noise_NC = np.random.default_rng(0).normal(0, 0.02, (time_N.size, 2))
+    music_NC = noise_NC + 0.3 * np.sin(2 * np.pi * 220 * time_N * (1 + 0.01 * np.sin(time_N)))[:, None]
+    for number in range(count):
+        music_NC[0] = number / 10_000
+        data = sound(music_NC.astype(np.float32), rate, form, subtype)
+        folder(place, {f"clip{number}.{suffix}": data, f"clip{number}.txt": b"music"})
+    return place
+
+
+def decoded(path: Path) -> None:
+    """What no ingest can do without."""
+    audio_NC, rate = soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32", always_2d=True)
+    resample(audio_NC.T, rate, RATE)
+
+
+def floor_seconds(files: list[Path], workers: int) -> float:
+    """Decoding and resampling alone, in processes that have started and warmed up."""
+    if workers == 1:
+        decoded(files[0])
+        return taken(lambda: [decoded(file) for file in files])
+    with get_context("fork").Pool(workers) as pool:
+        pool.map(decoded, files[:workers], chunksize=1)
+        return taken(lambda: pool.map(decoded, files, chunksize=1))
+
+
+def taken(call: object) -> float:
+    begun = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - begun
+
+
+def ingested(data: Path, place: Path, workers: int) -> tuple[float, float, float]:
+    """(seconds, peak MiB of the run, peak MiB of its largest worker)."""
+    command = [sys.executable, "-c", RUN, str(data), str(place), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    seconds, own, workers_peak = done.stdout.split()
+    return float(seconds), int(own) / 1024, int(workers_peak) / 1024
+
+
+def speeds(count: int, seconds: float) -> None:
+    print(f"{count} clips of {seconds:g} s; times in seconds")
+    print(f"{'':<20} {'workers':>7} {'decode+resample':>16} {'ingest':>8} {'ratio':>7} {'x real time':>12}")
+    for name, suffix, form, subtype, rate in CASES:
+        for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
+            with tempfile.TemporaryDirectory() as place:
+                data = dataset(Path(place) / "d", count, seconds, suffix, form, subtype, rate)
+                floor = floor_seconds(sorted(data.glob(f"*.{suffix}")), workers)
+                whole, _, _ = ingested(data, Path(place) / "store", workers)
+            speed = count * seconds / whole
+            print(f"{name:<20} {workers:>7} {floor:>16.2f} {whole:>8.2f} {whole / floor:>6.2f}x {speed:>11.0f}x")
+
+
+def memory_and_reuse(counts: tuple[int, ...]) -> None:
+    heads = ("first run s", "again s", "one changed s", "peak MiB", "worker MiB")
+    print(f"\n{'clips of 1 s':<14}" + "".join(f"{head:>15}" for head in heads))
+    for count in counts:
+        with tempfile.TemporaryDirectory() as named:
+            place = Path(named)
+            data = dataset(place / "d", count, 1.0, "wav", "WAV", "PCM_16", RATE)
+            time.sleep(2.5)  # the memo trusts no file younger than two seconds
+            first, own, worker = ingested(data, place / "store", 2)
+            again, _, _ = ingested(data, place / "store", 2)
+            folder(data, {"clip0.txt": b"another caption", "clip1.wav": sound(np.full((RATE, 2), 0.1, np.float32))})
+            one, _, _ = ingested(data, place / "store", 2)
+            print(f"{count:<14}{first:>15.2f}{again:>15.2f}{one:>15.2f}{own:>15.0f}{worker:>15.0f}")
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 24
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 20.0
+    speeds(count, seconds)
+    memory_and_reuse((200, 2000))
+
+
+if __name__ == "__main__":
+    main()

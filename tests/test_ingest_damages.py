@@ -1,0 +1,43 @@
+"""Every damage of the corpus is caught, proven harmless, or undetectable for a reason that is written down."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.ingest.source import open_source
+from tests.damages import DAMAGES, FORMS, HARMLESS, UNDETECTABLE, Damage, expected, verdict, whole
+from tests.small_datasets import zipped
+
+CELLS = [pytest.param(damage, form, id=f"{damage.kind}-{form}") for damage in DAMAGES for form in damage.forms]
+SAME, OTHER = "same", "other"
+
+
+@pytest.mark.parametrize(("damage", "form"), CELLS)
+def test_a_damage_is_caught_or_harmless_or_undetectable_as_the_table_says(damage: Damage, form: str):
+    outcome, type = verdict(form, damage.make(form, whole(form)))
+    assert type == expected(damage.kind, form)
+    if outcome == SAME:
+        assert damage.kind in HARMLESS, "the prepared bytes are those of the whole file, and it is said why"
+    if outcome == OTHER:
+        assert damage.kind in UNDETECTABLE, "nothing could notice it, and it is said why"
+
+
+def test_the_corpus_holds_at_least_sixty_damages_over_six_formats():
+    made = {(form, damage.make(form, whole(form))) for damage in DAMAGES for form in damage.forms}
+    assert len(made) >= 60
+    assert len({FORMS[form][1:3] for form, _ in made}) >= 6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_file_has_no_fault_and_no_warning(form):
+    assert verdict(form, whole(form)) == ("same", "")
+
+
+@pytest.mark.parametrize("form", ["WAV 16", "WAV float", "AIFF", "MP3"])
+def test_inside_a_zip_even_one_flipped_bit_of_plain_sound_is_caught(tmp_path, form):
+    data = whole(form)
+    path = zipped(tmp_path / "d.zip", {FORMS[form][0]: data})
+    content = bytearray(path.read_bytes())
+    content[content.index(data[:64]) + len(data) // 2] ^= 0x01
+    path.write_bytes(content)
+    assert [member.fault.partition(":")[0] for member in open_source(path).members] == ["member_unreadable"]

@@ -1,0 +1,248 @@
+"""AAC, ALAC and WMA through PyAV; long recordings split into windows; the resampler of one's choice."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from stages.contract import Inputs
+from stages.errors import DatasetFaults, PackageMissing
+from stages.ingest import preparing, source
+from stages.ingest.resampling import resample, resampled
+from stages.ingest.run import ingest
+from stages.ingest.source import open_source
+from stages.ingest.stage import audio_params, prepared_key
+from stages.prepared import read_prepared
+from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace
+
+NATIVE = PARAMS.native_samples
+av = pytest.importorskip("av")
+FOREIGN = [("a.m4a", "ipod", "aac"), ("a.m4a", "ipod", "alac"), ("a.aac", "adts", "aac"), ("a.wma", "asf", "wmav2")]
+
+
+def foreign(container: str, codec: str, audio_NC: np.ndarray, rate: int = RATE) -> bytes:
+    """The sound as PyAV writes it."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="stereo")
+        stream.bit_rate = 192_000
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio_NC.T), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = rate, 0
+        form = stream.codec_context.format or "fltp"
+        size = stream.codec_context.frame_size or 2048
+        fitted = av.AudioResampler(format=form, layout="stereo", rate=rate, frame_size=size)
+        for part in [*fitted.resample(frame), *fitted.resample(None), None]:
+            for packet in stream.encode(part):
+                file.mux(packet)
+    return buffer.getvalue()
+
+
+def dataset(place: Path, name: str, data: bytes) -> Path:
+    return folder(place / "d", {name: data, f"{Path(name).stem}.txt": b"words"})
+
+
+@pytest.mark.parametrize(("name", "container", "codec"), FOREIGN, ids=lambda value: value)
+def test_a_format_beyond_libsndfile_is_decoded(tmp_path, name, container, codec):
+    audio = tone(1.0) + np.random.default_rng(0).uniform(-0.02, 0.02, (RATE, 2)).astype(np.float32)
+    outcome, (row,) = run(dataset(tmp_path, name, foreign(container, codec, audio)), workspace(tmp_path))
+    kept = read_prepared(tmp_path / "shared" / row.audio)
+    assert row.source_sample_rate_hz == RATE and row.num_channels == 2
+    assert abs(row.num_samples - RATE) < 4096
+    span = slice(10_000, 30_000)
+    lags = {lag: float((kept[0, lag:][span] * audio[span, 0]).sum()) for lag in range(0, 3000)}
+    best = max(lags, key=lambda lag: lags[lag])
+    assert lags[best] > 0.95 * float((audio[span, 0] ** 2).sum())
+    types = {one["type"] for one in outcome.facts["warnings"]}
+    assert ("codec_delay_unknown" in types) == (container != "ipod")
+
+
+@pytest.mark.parametrize("codec", ["aac", "alac"])
+def test_what_an_mp4_says_its_encoder_added_is_left_out_and_recorded(tmp_path, codec):
+    audio = tone(1.0)
+    outcome, (row,) = run(dataset(tmp_path, "a.m4a", foreign("ipod", codec, audio)), workspace(tmp_path))
+    kept = read_prepared(tmp_path / "shared" / row.audio)
+    assert abs(row.num_samples - RATE) <= RATE // 1000, "an MP4 counts in milliseconds"
+    span = slice(20_000, 24_000)
+    assert np.corrcoef(kept[0, span], audio[span, 0])[0, 1] > 0.99, "the sound begins where it began"
+    said = [one["msg"] for one in outcome.facts["warnings"] if one["type"] == "codec_padding"]
+    assert bool(said) == (codec == "aac")
+
+
+@pytest.mark.parametrize(("name", "container", "codec"), FOREIGN[:2], ids=lambda value: value)
+def test_a_cut_mp4_is_noticed(tmp_path, name, container, codec):
+    data = foreign(container, codec, tone(2.0))
+    found = faults(dataset(tmp_path, name, data[: len(data) // 2]), tmp_path)
+    assert found[0][1] in {"audio_decode_error", "audio_truncated"}
+
+
+def test_words_under_such_a_suffix_cannot_be_decoded(tmp_path):
+    assert faults(dataset(tmp_path, "a.wma", b"just words " * 500), tmp_path) == [("a.wma", "audio_decode_error")]
+
+
+def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path, monkeypatch):
+    data = folder(tmp_path / "d", {**clips("b"), "a.m4a": foreign("ipod", "aac", tone(1.0)), "a.txt": b"words"})
+    with_it = open_source(data).fingerprint
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    without = open_source(data)
+    assert without.fingerprint != with_it, "installing it later must not find the result that was made without it"
+    with pytest.raises(DatasetFaults, match="Install PyAV with `pip install av`") as caught:
+        ingest(Inputs(source=without), PARAMS, workspace(tmp_path))
+    assert [(one.member, one.type) for one in caught.value.faults] == [("a.m4a", "unsupported_audio_format")]
+    assert [row.clip_id for row in run(data, workspace(tmp_path), skip_bad=True)[1]] == ["b"]
+
+
+# Long recordings
+
+
+def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (round(seconds * rate), channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [RATE, 22050])
+def test_a_long_recording_becomes_one_clip_per_native_window(tmp_path, rate):
+    audio = noise(9.5, rate)
+    data = folder(tmp_path / "d", {"a.wav": sound(audio, rate, subtype="FLOAT"), "a.txt": b"noise", **clips("b")})
+    outcome, rows = run(data, workspace(tmp_path), long_clips="split")
+    assert [(row.clip_id, row.crop_start, row.num_samples, row.seconds_total) for row in rows] == [
+        ("a", 0, NATIVE, 10),
+        ("a#2", NATIVE, NATIVE, 10),
+        ("a#3", 2 * NATIVE, math.ceil(9.5 * RATE) - 2 * NATIVE, 10),
+        ("b", 0, RATE // 2, 1),
+    ]
+    whole = resample(audio.T.repeat(2, axis=0), rate, RATE)
+    kept = np.concatenate([read_prepared(tmp_path / "shared" / row.audio) for row in rows[:3]], axis=1)
+    assert kept.shape == whole.shape and np.abs(kept - whole).max() <= 2.0**-24
+    assert len({row.audio for row in rows}) == 4 and outcome.facts["num_clips"] == 4
+    assert outcome.facts["warnings"] == []
+
+
+@pytest.mark.parametrize(("rest", "windows"), [(4095, 1), (4096, 2), (0, 1), (1, 1)])
+def test_a_rest_below_one_latent_frame_is_dropped_with_a_warning(tmp_path, rest, windows):
+    audio = noise((NATIVE + rest) / RATE)
+    data = folder(tmp_path / "d", {"a.wav": sound(audio), "a.txt": b"noise"})
+    outcome, rows = run(data, workspace(tmp_path), long_clips="split")
+    assert len(rows) == windows
+    said = [one["msg"] for one in outcome.facts["warnings"]]
+    dropped = f"its last {rest:,} samples are less than one latent frame, and make no clip."
+    assert said == ([dropped] if 0 < rest < 4096 else [])
+
+
+def test_a_silent_window_makes_no_clip_and_the_others_keep_their_numbers(tmp_path):
+    audio = noise(12.0)
+    audio[NATIVE : 2 * NATIVE] = 0
+    data = folder(tmp_path / "d", {"a.wav": sound(audio), "a.txt": b"noise"})
+    for _ in range(2):
+        outcome, rows = run(data, workspace(tmp_path), long_clips="split")
+        assert [row.clip_id for row in rows] == ["a", "a#3"]
+        assert "its part from 4.0 to 8.0 s is silent and makes no clip." in [
+            one["msg"] for one in outcome.facts["warnings"]
+        ]
+    assert faults(folder(tmp_path / "e", {"a.wav": sound(0 * audio), "a.txt": b"x"}), tmp_path, long_clips="split") == [
+        ("a.wav", "silent")
+    ]
+
+
+def test_the_first_window_is_shared_by_both_ways_and_nothing_whole_is_decoded_again(tmp_path, monkeypatch):
+    seen: list[object] = []
+    monkeypatch.setattr(preparing, "recording_of", counted(preparing.recording_of, seen))
+    data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
+    (first,) = run(data, workspace(tmp_path))[1]
+    before = (tmp_path / "shared" / first.audio).stat().st_mtime_ns
+    rows = run(data, workspace(tmp_path), long_clips="split")[1]
+    assert rows[0].audio == first.audio and len(rows) == 3
+    assert (tmp_path / "shared" / first.audio).stat().st_mtime_ns == before, "it was whole and stays as it is"
+    for way in ("split", "first"):
+        run(data, workspace(tmp_path), long_clips=way)
+    assert len(seen) == 2
+    (tmp_path / "shared" / rows[2].audio).unlink()
+    assert run(data, workspace(tmp_path), long_clips="split")[1] == rows
+    assert len(seen) == 3
+    assert not [path for path in (tmp_path / "shared").rglob("*") if path.suffix not in (".flac", ".json", "")]
+
+
+def test_windows_are_counted_against_the_limit_and_their_names_must_be_free(tmp_path):
+    data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
+    assert faults(data, tmp_path, long_clips="split", max_clips=2) == [("", "too_many_clips")]
+    folder(data, {**clips("a#2")})
+    assert faults(data, tmp_path, long_clips="split") == [("a.wav", "duplicate_name")]
+
+
+def test_a_window_has_its_own_key_and_the_first_one_that_of_the_whole():
+    assert prepared_key("sha256:00", PARAMS, 0) == prepared_key("sha256:00", PARAMS)
+    assert prepared_key("sha256:00", PARAMS, NATIVE) != prepared_key("sha256:00", PARAMS)
+    assert prepared_key("sha256:00", PARAMS) == prepared_key("sha256:00", replace(PARAMS, long_clips="split"))
+
+
+# Warnings about the sound
+
+
+def warnings(place: Path, audio: np.ndarray, **form: object) -> set[str]:
+    data = folder(place / "d", {"a.wav": sound(audio, **form), "a.txt": b"words"})
+    return {one["type"] for one in run(data, workspace(place))[0].facts["warnings"]}
+
+
+def test_clipping_is_warned_of_and_single_peaks_at_full_scale_are_not(tmp_path):
+    assert warnings(tmp_path / "loud", np.clip(4 * tone(1.0), -1, 1)) == {"clipping"}
+    normalised = tone(1.0)
+    normalised[::500] = 1.0
+    assert warnings(tmp_path / "peaks", normalised) == set()
+
+
+def test_a_sound_cut_off_into_exact_silence_is_warned_of_and_a_fade_is_not(tmp_path):
+    cut, faded = tone(2.0, hz=441), tone(2.0, hz=441)
+    cut[RATE // 2 + 25 : RATE] = 0
+    faded *= np.linspace(1, -0.5, len(faded)).clip(0)[:, None].astype(np.float32)
+    assert warnings(tmp_path / "cut", cut) == {"dropouts"}
+    assert warnings(tmp_path / "faded", faded) == set()
+
+
+def test_a_sound_off_centre_is_warned_of(tmp_path):
+    assert warnings(tmp_path / "off", tone(1.0) + 0.05) == {"dc_offset"}
+
+
+# Resamplers
+
+
+@pytest.mark.parametrize("from_hz", [48000, 96000, 22050, 8000, 44099])
+def test_soxr_keeps_our_rule_of_length_and_gives_one_signal_whatever_the_blocks(from_hz):
+    pytest.importorskip("soxr")
+    audio_CN = tone(1.3, rate=from_hz).T
+    whole = resample(audio_CN, from_hz, RATE, "soxr")
+    assert whole.shape == (2, math.ceil(audio_CN.shape[1] * RATE / from_hz)) and whole.dtype == np.float32
+    blocks = [audio_CN[:, start : start + 1000] for start in range(0, audio_CN.shape[1], 1000)]
+    assert np.array_equal(np.concatenate(list(resampled(blocks, from_hz, RATE, "soxr")), axis=1), whole)
+
+
+@pytest.mark.parametrize("hz", [997, 15_000])
+def test_soxr_keeps_a_tone_clean(hz):
+    pytest.importorskip("soxr")
+    out_N = resample(tone(2.0, hz=hz, rate=48000).T, 48000, RATE, "soxr")[0, 4000:-4000].astype(np.float64)
+    time_N = (np.arange(out_N.size) + 4000) / RATE
+    basis = np.stack([np.sin(2 * np.pi * hz * time_N), np.cos(2 * np.pi * hz * time_N)], axis=1)
+    fit_N = basis @ np.linalg.lstsq(basis, out_N, rcond=None)[0]
+    assert 10 * np.log10((fit_N**2).mean() / ((out_N - fit_N) ** 2).mean()) > 110
+
+
+def test_the_resampler_asked_for_is_used_recorded_and_renames_the_audio(tmp_path):
+    pytest.importorskip("soxr")
+    data = folder(tmp_path / "d", {"a.wav": sound(tone(1.0, rate=48000), 48000), "a.txt": b"tone"})
+    outcome, (row,) = run(data, workspace(tmp_path), resampler="soxr")
+    assert outcome.facts["audio_params"]["resampler"] == {
+        "name": "soxr", "filter": "HQ", "length": "ceil(n * to / from)",
+    }  # fmt: skip
+    audio, _ = soundfile.read(io.BytesIO((data / "a.wav").read_bytes()), dtype="float32")
+    kept = read_prepared(tmp_path / "shared" / row.audio)
+    assert np.abs(kept - resample(audio.T, 48000, RATE, "soxr")).max() <= 2.0**-24
+    assert audio_params(PARAMS)["resampler"]["name"] == "resampy"
+
+
+def test_a_resampler_that_is_not_installed_is_an_error_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.ingest.run.find_spec", lambda name: None)
+    with pytest.raises(PackageMissing, match="pip install soxr"):
+        run(folder(tmp_path / "d", clips("a")), workspace(tmp_path), resampler="soxr")

@@ -1,0 +1,364 @@
+"""Addresses fetched from a real server that stalls, truncates, lies, redirects in circles, and can or cannot resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import FetchFailed
+from pipeline.fetch import Fetch, Patience, Wanted
+from pipeline.recipe import read_recipe
+from pipeline.report import error_json
+from pipeline.request import find
+from tests.small_datasets import clips, zipped
+
+HASTE = Patience(timeout_seconds=0.4, attempts=3, pause_seconds=0.01)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.content` in the manner of the path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words: object) -> None:
+        """Quiet."""
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.seen.append((self.path, dict(self.headers)))
+        manner = self.path.partition("?")[0].strip("/").partition("/")[0]
+        getattr(self, f"serve_{manner}")(server.content)
+
+    def answer(self, status: int, content: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def serve_plain(self, content: bytes) -> None:
+        self.answer(200, content)
+
+    def serve_good(self, content: bytes) -> None:
+        """Ranges, conditions, a strong tag: all that a good server does."""
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        if self.headers.get("If-None-Match") == tag:
+            self.answer(304, b"", ETag=tag)
+        elif (asked := self.headers.get("Range")) and self.headers.get("If-Range") == tag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.answer(206, content[start:], ETag=tag, Content_Range=span)
+        else:
+            self.answer(200, content, ETag=tag)
+
+    def serve_breaks(self, content: bytes) -> None:
+        """As `good`, but each connection ends after a third of the file."""
+        self.part_of(content, then=lambda: None)
+
+    def serve_stalls(self, content: bytes) -> None:
+        """As `breaks`, but it goes quiet instead."""
+        self.part_of(content, then=lambda: time.sleep(2 * HASTE.timeout_seconds))
+
+    def part_of(self, content: bytes, then: object) -> None:
+        tag, start = '"v1"', 0
+        if (asked := self.headers.get("Range")) and self.headers.get("If-Range") == tag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", tag)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        stop = start + len(content) // 3 + 1
+        self.wfile.write(content[start:stop])
+        self.wfile.flush()
+        if stop < len(content):
+            then()
+        self.close_connection = True
+
+    def serve_stops(self, content: bytes) -> None:
+        """No ranges, no tag, and never the whole file."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2])
+        self.close_connection = True
+
+    def serve_overstates(self, content: bytes) -> None:
+        self.answer(200, content, Content_Length=str(len(content) + 1000))
+        self.close_connection = True
+
+    def serve_understates(self, content: bytes) -> None:
+        self.answer(200, content, Content_Length=str(len(content) - 100))
+        self.close_connection = True
+
+    def serve_endless(self, content: bytes) -> None:
+        """Chunks without end and without a length."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+
+    def serve_drips(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        for byte in content[:40]:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def serve_wrongrange(self, content: bytes) -> None:
+        """Answers a range with another one."""
+        if self.headers.get("Range"):
+            self.answer(206, content, ETag='"v1"', Content_Range=f"bytes 0-{len(content) - 1}/{len(content)}")
+        else:
+            self.part_of(content, then=lambda: None)
+
+    def serve_circle(self, content: bytes) -> None:
+        self.answer(302, b"", Location="/circle/more" if self.path.endswith("/clips.zip") else "/circle/clips.zip")
+
+    def serve_hops(self, content: bytes) -> None:
+        left = int(self.path.rpartition("/")[2])
+        self.answer(302, b"", Location=f"/hops/{left - 1}" if left else "/good/clips.zip")
+
+    def serve_away(self, content: bytes) -> None:
+        self.answer(302, b"", Location="file:///etc/hostname")
+
+    def serve_gone(self, content: bytes) -> None:
+        self.answer(404, b"not here")
+
+    def serve_busy(self, content: bytes) -> None:
+        self.answer(503, b"later")
+
+    def serve_page(self, content: bytes) -> None:
+        self.answer(200, b"<html>please log in</html>")
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    content = b""
+
+    def handle_error(self, request: object, address: object) -> None:
+        """A client that hangs up is what is tested here."""
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    served = Server(("127.0.0.1", 0), Handler)
+    served.seen = []
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture
+def zip_bytes(tmp_path, server) -> bytes:
+    server.content = zipped(tmp_path / "made.zip", clips("a", "b")).read_bytes()
+    return server.content
+
+
+def fetch(server: Server, tmp_path: Path, path: str, said: list[str] | None = None, **changes: object) -> Path:
+    values = {"max_bytes": 10**8, "fault": lambda file: None, **changes}
+    address = f"http://127.0.0.1:{server.server_port}/{path}"
+    wanted = Wanted(field="audio_data_url", url=address, suffix=".zip", **values)
+    folder = tmp_path / "sources"
+    folder.mkdir(exist_ok=True)
+    say = said.append if said is not None else lambda line: None
+    return Fetch(wanted=wanted, folder=folder, say=say, patience=HASTE).file()
+
+
+@pytest.mark.parametrize("manner", ["plain", "good", "breaks", "stalls", "hops/3"])
+def test_the_whole_file_arrives_whatever_the_server_does_on_the_way(server, tmp_path, zip_bytes, manner):
+    fetched = fetch(server, tmp_path, manner if "/" in manner else f"{manner}/clips.zip")
+    assert fetched.read_bytes() == zip_bytes
+    assert fetched.name == f"{hashlib.sha256(zip_bytes).hexdigest()[:32]}.zip"
+    left = {path.name for path in (tmp_path / "sources").rglob("*") if path.is_file()}
+    assert not {name for name in left if ".part" in name or ".tmp" in name}
+
+
+def test_a_broken_download_goes_on_where_it_broke(server, tmp_path, zip_bytes):
+    fetch(server, tmp_path, "breaks/clips.zip")
+    starts = [headers.get("Range") for _, headers in server.seen]
+    assert starts == [None, *(f"bytes={len(zip_bytes) // 3 * part + part}-" for part in (1, 2))]
+
+
+def test_a_second_run_goes_on_from_what_the_first_one_left(server, tmp_path, zip_bytes):
+    address = "breaks/clips.zip"
+    with pytest.raises(FetchFailed, match=r"bytes of it are kept. Run the same command again to go on"):
+        Fetch(wanted=Wanted(field="f", url=f"http://127.0.0.1:{server.server_port}/{address}", suffix=".zip",
+                            max_bytes=10**8, fault=lambda file: None), folder=made(tmp_path / "sources"),
+              patience=Patience(timeout_seconds=0.4, attempts=1)).file()  # fmt: skip
+    said: list[str] = []
+    assert fetch(server, tmp_path, address, said).read_bytes() == zip_bytes
+    assert any("going on at" in line for line in said)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def test_a_file_that_changed_between_two_attempts_is_not_stitched_together(server, tmp_path, zip_bytes):
+    fetch_once = Patience(timeout_seconds=0.4, attempts=1)
+    wanted = Wanted(field="f", url=f"http://127.0.0.1:{server.server_port}/breaks/clips.zip", suffix=".zip",
+                    max_bytes=10**8, fault=lambda file: None)  # fmt: skip
+    folder = made(tmp_path / "sources")
+    with pytest.raises(FetchFailed):
+        Fetch(wanted=wanted, folder=folder, patience=fetch_once).file()
+    part_facts = next((folder / "addresses").glob("*.part.json"))
+    part_facts.write_text(json.dumps({"etag": '"v0"', "last_modified": None}))
+    said: list[str] = []
+    assert fetch(server, tmp_path, "breaks/clips.zip", said).read_bytes() == zip_bytes
+    assert any("from the beginning" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("manner", "words"),
+    [
+        ("stops/clips.zip", "the connection ended after .* 3 times over"),
+        ("overstates/clips.zip", "the connection ended after|nothing came for"),
+        ("drips/clips.zip", "only .* bytes came in 0.4 s"),
+        ("circle/clips.zip", "redirects in circles"),
+        ("hops/9", "more than 5 times"),
+        ("away/clips.zip", "file:///etc/hostname' is not allowed"),
+        ("wrongrange/clips.zip", "another part than was asked for|ended after"),
+        ("gone/clips.zip", "404 Not Found"),
+        ("busy/clips.zip", "503 Service Unavailable, 3 times over"),
+        ("endless/clips.zip", "over the limit of 1,000,000 bytes"),
+    ],
+)
+def test_what_cannot_be_fetched_is_an_error_that_says_why(server, tmp_path, zip_bytes, manner, words):
+    with pytest.raises(FetchFailed, match=words) as caught:
+        fetch(server, tmp_path, manner, max_bytes=10**6)
+    (entry,) = error_json(caught.value)["detail"]
+    assert (entry["loc"], entry["type"]) == (["body", "audio_data_url"], "file_download_error")
+    assert not list((tmp_path / "sources").glob("*.zip"))
+
+
+def test_a_size_beyond_the_limit_is_refused_before_it_is_fetched(server, tmp_path, zip_bytes):
+    with pytest.raises(FetchFailed, match="over the limit of 100 bytes"):
+        fetch(server, tmp_path, "good/clips.zip", max_bytes=100)
+
+
+def test_a_server_that_is_not_there_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    wanted = Wanted(field="f", url="http://127.0.0.1:9/x.zip", suffix=".zip", max_bytes=1, fault=lambda file: None)
+    with pytest.raises(FetchFailed, match=r"the connection broke .* Run the same command again"):
+        Fetch(wanted=wanted, folder=made(tmp_path / "s"), patience=HASTE).file()
+
+
+def test_another_digest_than_was_promised_is_not_kept(server, tmp_path, zip_bytes):
+    with pytest.raises(FetchFailed, match=f"its sha256 is {hashlib.sha256(zip_bytes).hexdigest()}"):
+        fetch(server, tmp_path, "good/clips.zip", sha256="0" * 64)
+    assert not [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
+
+
+def test_an_unchanged_file_is_asked_about_and_not_fetched_again(server, tmp_path, zip_bytes):
+    said: list[str] = []
+    first = fetch(server, tmp_path, "good/clips.zip", said)
+    assert fetch(server, tmp_path, "good/clips.zip", said) == first
+    assert "not fetched again" in said[-1]
+    server.content = zip_bytes + b"more"
+    second = fetch(server, tmp_path, "good/clips.zip", said)
+    assert second.read_bytes() == zip_bytes + b"more"
+    assert "has changed since" in said[-1]
+
+
+def test_a_server_without_tags_is_fetched_from_each_time(server, tmp_path, zip_bytes):
+    for _ in range(2):
+        fetch(server, tmp_path, "plain/clips.zip")
+    assert len(server.seen) == 2
+
+
+def test_what_follows_a_question_mark_is_told_to_the_server_and_nobody_else(server, tmp_path, zip_bytes):
+    said: list[str] = []
+    fetch(server, tmp_path, "good/clips.zip?token=secret", said)
+    assert server.seen[0][0].endswith("?token=secret")
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "sources" / "addresses").iterdir())
+    assert "secret" not in " ".join(said) and b"secret" not in kept
+
+
+# Through the request
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    """Making the tiny model would take longer than all of this."""
+    monkeypatch.setattr("pipeline.request.weights_folder", lambda recipe, make: (None, "not needed here"))
+
+
+def recipe(server: Server, tmp_path: Path, manner: str, **fields: object):
+    address = f"http://127.0.0.1:{server.server_port}/{manner}/clips.zip"
+    return read_recipe(address, {"model": "tiny-base", "store": str(tmp_path / "store"), **fields})
+
+
+def test_a_request_for_an_address_ingests_what_lies_there(server, tmp_path, zip_bytes):
+    found = find(recipe(server, tmp_path, "good"), make=True)
+    assert [member.name for member in found.source.members] == ["a.txt", "a.wav", "b.txt", "b.wav"]
+    assert found.source.path.parent == tmp_path / "store" / "shared" / "sources"
+
+
+def test_a_plan_does_not_fetch_unless_the_store_holds_the_digest(server, tmp_path, zip_bytes):
+    asked = recipe(server, tmp_path, "good")
+    found = find(asked, make=False)
+    assert found.why_no_source.startswith("unknown until fetched") and not found.source.fingerprint
+    assert server.seen == [] and not (tmp_path / "store").exists()
+    fetched = find(asked, make=True).source.fingerprint
+    count = len(server.seen)
+    by_digest = recipe(server, tmp_path, "good", audio_sha256=hashlib.sha256(zip_bytes).hexdigest())
+    assert find(by_digest, make=False).source.fingerprint == fetched
+    assert find(by_digest, make=True).source.fingerprint == fetched
+    assert len(server.seen) == count, "the server was not asked"
+
+
+def test_what_is_no_zip_is_not_kept(server, tmp_path):
+    with pytest.raises(FetchFailed, match="what came is no zip: it is not a zip"):
+        find(recipe(server, tmp_path, "page"), make=True)
+    assert not [path for path in (tmp_path / "store" / "shared").rglob("*") if path.is_file()]
+
+
+def test_a_zip_cut_by_a_server_that_understates_its_length_is_not_kept(server, tmp_path, zip_bytes):
+    with pytest.raises(FetchFailed, match="is no zip: it is a zip that is cut short"):
+        find(recipe(server, tmp_path, "understates"), make=True)
+
+
+def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_path):
+    data = zipped(tmp_path / "d.zip", clips("a"))
+    server.content = (2).to_bytes(8, "little") + b"{}"
+    fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
+    address = f"http://127.0.0.1:{server.server_port}"
+    asked = read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/good/x.safetensors"})
+    assert find(asked, make=False).why_no_lora.startswith("unknown until fetched")
+    found = find(asked, make=True)
+    assert found.lora_checkpoint.read_bytes() == server.content
+    assert found.lora_digest == f"sha256:{hashlib.sha256(server.content).hexdigest()}"
+    with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* no safetensors"):
+        find(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), make=True)
+
+
+@pytest.mark.parametrize("source", ["zip", "data"])
+def test_the_digest_of_a_local_zip_is_checked_too(tmp_path, source):
+    import base64
+
+    from pipeline.errors import RecipeError
+
+    path = zipped(tmp_path / "d.zip", clips("a"))
+    content = path.read_bytes()
+    data = str(path) if source == "zip" else f"data:application/zip;base64,{base64.b64encode(content).decode()}"
+    fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
+    right = read_recipe(data, {**fields, "audio_sha256": hashlib.sha256(content).hexdigest()})
+    assert find(right, make=True).source.members
+    with pytest.raises(RecipeError, match="audio_sha256: the file's sha256 is"):
+        find(read_recipe(data, {**fields, "audio_sha256": "0" * 64}), make=True)
