@@ -14,6 +14,8 @@ STEPS   ?= 400
 RANK    ?= 16
 ADAPTER ?= dora-rows
 NAME    ?=
+# Only the example is made here; any other DATA is a path or an address that make must not look at.
+MADE    := $(if $(filter-out $(EXAMPLE),$(DATA)),,$(EXAMPLE))
 FLAGS   ?=
 REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
 
@@ -42,19 +44,19 @@ test: setup ## The CPU suite: minutes, no network.
 test-slow: setup ## The crash and fuzz suites at full length.
 	$(BIN)/python -m pytest -m "slow" -q
 
-run: $(DATA) | setup ## The whole main job: ingest, encode, train, adapter in output/.
+run: $(MADE) | setup ## The whole main job: ingest, encode, train, adapter in output/.
 	$(SA3) run $(REQUEST) --pre-encode
 
-ingest: $(DATA) | setup ## Unpack, pair captions, check, find the window.
+ingest: $(MADE) | setup ## Unpack, pair captions, check, find the window.
 	$(SA3) ingest $(REQUEST)
 
-encode: $(DATA) | setup ## Latents and prompt embeddings; what the store holds is not encoded again.
+encode: $(MADE) | setup ## Latents and prompt embeddings; what the store holds is not encoded again.
 	$(SA3) encode $(REQUEST)
 
 train: encode ## Fit an adapter on the cached latents.
 	$(SA3) train $(REQUEST)
 
-plan: $(DATA) | setup ## What `make train` would do, and why.
+plan: $(MADE) | setup ## What `make train` would do, and why.
 	$(SA3) plan $(REQUEST) --pre-encode
 
 status: setup ## What the store holds.

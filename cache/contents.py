@@ -56,7 +56,8 @@ class Contents:
 
     def users(self, fingerprint: str, without: Iterable[str] = ()) -> list[str]:
         """Who needs an artifact: names of finished and unfinished runs that read it, but for those left out."""
-        return [name for name, identity in self._users.get(fingerprint, ()) if identity not in set(without)]
+        left_out = set(without)
+        return [name for name, identity in self._users.get(fingerprint, ()) if identity not in left_out]
 
     @cached_property
     def _users(self) -> dict[str, list[tuple[str, str]]]:

@@ -259,8 +259,10 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     Example: sa3-trainer example example.zip
     """
     from pipeline.example import write_example
+    from pipeline.report import reported_errors
 
-    print(write_example(out), file=sys.stderr)
+    with reported_errors():
+        print(write_example(out), file=sys.stderr)
 
 
 @app.command()

@@ -124,3 +124,12 @@ class FetchFailed(PipelineError):
     def as_json(self) -> dict[str, object]:
         """The hosted trainer's error entry."""
         return {"loc": ["body", self.field], "type": "file_download_error", "msg": str(self)}
+
+
+class PlaceUnusable(PipelineError):
+    """The store or the output folder cannot be written."""
+
+    def __init__(self, flag: str, folder: Path, why: str) -> None:
+        super().__init__(
+            f"--{flag} {folder} cannot be written ({why}). Name a folder on a disk with room, then run again."
+        )

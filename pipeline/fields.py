@@ -22,7 +22,7 @@ class Field:
     """`int`, `float`, `bool`, `str`, `names` (a list, or one comma or space separated string) or `choice`."""
     default: Any
     help: str
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     """pydantic's words: ge, gt, le, lt."""
     choices: Callable[[], list[str]] | None = None
     nullable: bool = False
@@ -33,6 +33,8 @@ class Field:
     where: str = "request"
     """`request`: changes the result. `place`: where things lie. `resource`: how fast."""
 
+
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 BASE_PRECISIONS = {
     "bf16": "bf16",
@@ -299,6 +301,7 @@ PLACES = (
         kind="str",
         default=None,
         nullable=True,
+        check=lambda text: "must be a name, not a path" if re.search(r"[/\\]", text) else None,
         hosted=False,
         where="place",
         help="name of the output files; unset: the data's",
@@ -307,7 +310,13 @@ PLACES = (
 
 RESOURCES = (
     Field(
-        name="device", kind="str", default="auto", hosted=False, where="resource", help="auto, cpu, cuda, cuda:1 or mps"
+        name="device",
+        kind="str",
+        default="auto",
+        check=lambda text: None if DEVICE.fullmatch(text) else "must be auto, cpu, cuda, cuda:1 and so on, or mps",
+        hosted=False,
+        where="resource",
+        help="auto, cpu, cuda, cuda:1 or mps",
     ),
     Field(
         name="workers",

@@ -38,19 +38,19 @@ def _whole(folder: Path) -> Path:
 
 
 def _downloaded(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     repo = str(spec.repo)
+    if constants.HF_HUB_OFFLINE:
+        remedy = f"Unset HF_HUB_OFFLINE and run again, or pass a downloaded folder with --weights (of {repo})."
+        raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy)
     by_hand = f"Or download the folder elsewhere and pass it with --weights (`hf download {repo} --local-dir DIR`)."
     try:
         return _whole(Path(snapshot_download(repo, allow_patterns=list(WANTED))))
     except GatedRepoError as error:
         accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`, then run again."
         raise WeightsNotFound(repo, "its licence is not accepted by this account", f"{accept} {by_hand}") from error
-    except OfflineModeIsEnabled as error:
-        remedy = f"Unset HF_HUB_OFFLINE and run again. {by_hand}"
-        raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         why = f"the hub could not be reached or refused ({first})"

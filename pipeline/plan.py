@@ -12,7 +12,7 @@ from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
 from pipeline.lost import ON_DEMAND, mended, with_prepared
-from pipeline.planned import Plan, StageRun, State
+from pipeline.planned import Plan, StageRun, State, scratch_of
 from pipeline.recipe import Recipe
 from pipeline.request import Found
 from stages.contract import Stage
@@ -117,7 +117,7 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
     if receipt is not None:
         hit = replace(bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}")
         return hit if name == ON_DEMAND else mended(hit, store)
-    started = any_file(store.scratch(name, identity))
+    started = any_file(scratch_of(replace(bare, fingerprint=full, identity=identity), store))
     earlier = store.receipts(name)
     shorter = [known for known in earlier if known.identity == identity and _is_shorter(known, bare)]
     if started or shorter:
@@ -145,9 +145,10 @@ def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
     """One line for the plan table, such as `rank 16 -> 32`: what differs from the nearest earlier result."""
     if not earlier:
         return "never run"
-    differences = [changes(_record_of(receipt), now) for receipt in earlier]
-    nearest = min(differences, key=len)
-    return ", ".join(nearest) or "its artifact was evicted"
+    records = [_record_of(receipt) for receipt in earlier]
+    # A result from the same inputs explains more than one that happens to share more params.
+    nearest = min(records, key=lambda record: (record["inputs"] != now["inputs"], len(changes(record, now))))
+    return ", ".join(changes(nearest, now)) or "its artifact was evicted"
 
 
 def _record_of(receipt: Receipt) -> dict[str, Any]:
@@ -162,8 +163,13 @@ def _record_of(receipt: Receipt) -> dict[str, Any]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two records, in words."""
     old, new = dict(leaves(before)), dict(leaves(now))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and _tells(name, old, new)]
     return [_change(name, old.get(name), new.get(name)) for name in names]
+
+
+def _tells(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Inputs and weights that one side does not read at all follow from a param, which is told."""
+    return not name.startswith(("inputs.", "components.")) or (name in old and name in new)
 
 
 def _change(name: str, before: Any, now: Any) -> str:

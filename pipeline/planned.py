@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from cache.store import Store
 from stages.contract import Stage
 
 
@@ -44,6 +46,15 @@ class StageRun:
             "inputs": dict(self.inputs),
             "components": dict(self.components),
         }
+
+
+def scratch_of(run: StageRun, store: Store) -> Path:
+    """Where an unfinished run works: named by the run, so that running again is resuming.
+
+    Unless a longer run of the same identity was stopped there: a shorter one works elsewhere, and leaves it be.
+    """
+    shared = store.scratch(run.stage.name, str(run.identity))
+    return store.scratch(run.stage.name, str(run.fingerprint)) if run.stage.outgrown(shared, run.params) else shared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,8 @@ class Recipe:
     @property
     def weights(self) -> Path | None:
         """The checkpoint folder given by flag, recipe or environment."""
-        given = self.values["weights"] or os.environ.get("SA3_WEIGHTS")
+        # The variable stands for a downloaded checkpoint; what ships with the project needs none.
+        given = self.values["weights"] or (os.environ.get("SA3_WEIGHTS") if self.model.repo else None)
         return Path(given) if given else None
 
     @property
@@ -184,16 +185,15 @@ def _field_error(entry: Mapping[str, Any]) -> FieldError:
 
 def _request_model() -> type[BaseModel]:
     """The table of fields as a pydantic model, whose error types are the hosted trainer's."""
-    from pydantic import ConfigDict, create_model
+    from typing import Annotated
 
-    entries: dict[str, Any] = {field.name: (_annotation(field), _default(field)) for field in FIELDS}
-    entries["audio_data_url"] = (str, ...)
+    from pydantic import ConfigDict, create_model
+    from pydantic import Field as Rule
+
+    entries: dict[str, Any] = {field.name: (_annotation(field), field.default) for field in FIELDS}
+    entries["audio_data_url"] = (Annotated[str, Rule(min_length=1)], ...)
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     return create_model("Request", __config__=config, **entries)
-
-
-def _default(field: Field) -> Any:
-    return field.default
 
 
 def _annotation(field: Field) -> Any:
@@ -205,6 +205,8 @@ def _annotation(field: Field) -> Any:
     plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "names": tuple[str, ...]}
     kind = Literal[tuple(field.choices())] if field.choices else plain[field.kind]
     annotation: Any = Annotated[kind, Rule(**dict[str, Any](field.limits))] if field.limits else kind
+    if field.kind in ("int", "float"):
+        annotation = Annotated[annotation, BeforeValidator(_not_a_switch)]
     if field.check:
         annotation = Annotated[annotation, AfterValidator(_checked(field.check))]
     if field.nullable:
@@ -212,6 +214,13 @@ def _annotation(field: Field) -> Any:
         before = split_names if field.kind == "names" else _unset
         return Annotated[annotation, BeforeValidator(before)]
     return annotation
+
+
+def _not_a_switch(value: Any) -> Any:
+    """pydantic would take `true` for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
 
 
 def _checked(check: Callable[[str], str | None]) -> Callable[[str], str]:
@@ -230,7 +239,9 @@ def source_name(source: str) -> str:
     address = urlsplit(source) if source.startswith(("http://", "https://", "file://")) else None
     if source.startswith("data:"):
         return ""
-    return Path(unquote(address.path) if address else source).stem
+    path = Path(unquote(address.path) if address else source)
+    # A folder's name is its name, dots and all.
+    return path.stem if path.suffix.lower() == ".zip" else path.name or path.resolve().name
 
 
 def split_names(value: Any) -> Any:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cache.fingerprint import digest_file
+from cache.fingerprint import digest_file, fingerprint
 from cache.memo import DigestMemo
-from pipeline.errors import FieldError, RecipeError
+from cache.store import Store
+from pipeline.checks import check_request
 from pipeline.hub import hub_folder
 from pipeline.places import Places
 from pipeline.recipe import Recipe
 from stages import catalogue
-from stages.adapters._targets import layer_shapes, spec_rank_limit
 from stages.contract import Source, Weights
-from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
 from stages.ingest.source import open_source
-from stages.models._folder import open_folder, tensor_shapes
-from stages.records import AdapterSpec
+from stages.models._folder import open_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,8 @@ def find(
     source = open_source(path, memo, recipe.ingest_params().limits) if path else unknown
     folder, why = weights_folder(recipe, make=make)
     weights = open_folder(recipe.model.name, folder, memo) if folder else None
-    if weights is not None:
-        check_model(recipe, weights)
-        check_adapter(recipe, weights)
     lora, why_no_lora = places.lora()
+    check_request(recipe, weights, lora)
     return Found(
         source=source,
         weights=weights,
@@ -73,6 +71,15 @@ def find(
         why_no_source=why_no_source,
         why_no_lora=why_no_lora,
     )
+
+
+def _made_once(family: Any, folder: Path, store: Store) -> None:
+    """Make a shipped checkpoint unless another process was faster; what a killed one left is cleared away first."""
+    with store.hold("weights", fingerprint("shipped weights", {"folder": folder.name})):
+        for left in folder.parent.glob(f"{folder.name}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        if not (folder / "model_config.json").is_file():
+            family.make(folder)
 
 
 class ReadOnlyMemo(DigestMemo):
@@ -104,46 +111,5 @@ def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
     if not (folder / "model_config.json").is_file():
         if not make:
             return None, f"the weights of {recipe.model.name} are made on first use"
-        family.make(folder)
+        _made_once(family, folder, Store(recipe.store))
     return folder, ""
-
-
-def check_model(recipe: Recipe, weights: Weights) -> None:
-    """Refuse a folder that plainly holds another model than the one named."""
-    spec, config = recipe.model, weights.config
-    autoencoder = config["model"]["pretransform"]["config"]
-    facts = {
-        "sample rate": (int(config["sample_rate"]), spec.sample_rate_hz),
-        "downsampling ratio": (int(autoencoder["downsampling_ratio"]), spec.downsampling_ratio),
-        "latent channels": (int(config["model"]["io_channels"]), spec.latent_channels),
-        "sample size": (int(config["sample_size"]), spec.max_samples),
-    }
-    wrong = [
-        f"{name} {found} where {spec.name} has {wanted}" for name, (found, wanted) in facts.items() if found != wanted
-    ]
-    if wrong and spec.repo is not None:
-        raise WeightsNotFound(
-            str(weights.folder), "; ".join(wrong), f"Point --weights at the folder of {spec.repo}, or change --model."
-        )
-
-
-def check_adapter(recipe: Recipe, weights: Weights) -> None:
-    """Refuse a rank or a pattern that the model's layers do not allow, from the checkpoint's header alone.
-
-    Raises:
-        RecipeError: naming the field, as for any other value out of range.
-    """
-    values = recipe.values
-    spec = AdapterSpec(
-        kind=values["adapter_type"],
-        rank=values["rank"],
-        alpha=values["alpha"] or float(values["rank"]),
-        include=values["include"],
-        exclude=values["exclude"],
-    )
-    try:
-        spec_rank_limit(spec, layer_shapes(tensor_shapes(weights.folder / "model.safetensors")))
-    except RankTooLarge as error:
-        raise RecipeError([FieldError(loc=("rank",), type="less_than_equal", msg=str(error))]) from error
-    except FilterMatchesNothing as error:
-        raise RecipeError([FieldError(loc=(error.field,), type="matches_nothing", msg=str(error))]) from error

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from cache import unfinished
+from cache.aside import write_aside
 from cache.needs import write_needs
 from cache.receipt import Receipt
 from cache.store import Store
+from pipeline.checks import check_places
 from pipeline.interchange import import_plan
 from pipeline.lost import ON_DEMAND, lost_files
 from pipeline.plan import Plan, StageRun, State, plan
+from pipeline.planned import scratch_of
 from pipeline.recipe import Recipe
 from pipeline.report import Report
 from pipeline.request import Found, find
@@ -48,6 +49,7 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
+    check_places(recipe, output=last == "train")
     store = Store(recipe.store)
     found = find(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
     report.end_progress()
@@ -57,7 +59,7 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
         walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)
         for run in decided.runs:
             walk.finish(run)
-    files = copy_outputs(walk.artifacts["train"], recipe) if last == "train" else ()
+    files = copy_outputs(walk.artifacts["train"], recipe, report.say) if last == "train" else ()
     return Done(plan=decided, artifacts=walk.artifacts, files=files)
 
 
@@ -116,7 +118,7 @@ class Walk:
 
     def workspace(self, run: StageRun) -> Workspace:
         """Where a stage writes: a folder named after its run, so that running again is resuming."""
-        scratch = self.store.scratch(run.stage.name, str(run.identity))
+        scratch = scratch_of(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
         unfinished.note(self.store, note_of(run, scratch.name))
         return Workspace(
@@ -186,18 +188,20 @@ def _earlier(run: StageRun, store: Store) -> Path | None:
     return store.directory(run.stage.name, longest.fingerprint)
 
 
-def copy_outputs(artifact: Artifact, recipe: Recipe) -> tuple[Path, ...]:
+def copy_outputs(artifact: Artifact, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, ...]:
     """Copy the adapter and its config to the output folder; a copy that is already the same is left alone."""
     recipe.output.mkdir(parents=True, exist_ok=True)
     pairs = {"adapter.safetensors": f"{recipe.name}.safetensors", "config.json": f"{recipe.name}.json"}
-    return tuple(_copied(artifact.directory / made, recipe.output / name) for made, name in pairs.items())
+    return tuple(_copied(artifact.directory / made, recipe.output / name, say) for made, name in pairs.items())
 
 
-def _copied(made: Path, target: Path) -> Path:
-    if not target.is_file() or target.read_bytes() != made.read_bytes():
-        aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(made, aside)
-        aside.replace(target)
+def _copied(made: Path, target: Path, say: Callable[[str], None]) -> Path:
+    content = made.read_bytes()
+    before = target.read_bytes() if target.is_file() else None
+    if before != content:
+        if before is not None:
+            say(f"{target} is replaced: it held another training (--name keeps both)")
+        write_aside(target, content)
     return target
 
 

@@ -104,9 +104,11 @@ def _pool_json(held: Contents, pool: str, num_bytes: int) -> dict[str, Any]:
 
 
 def _unnamed(pieces: Sequence[Piece], files: dict[str, int]) -> set[str]:
+    """Of these shards, those that no artifact names."""
     left = set(files)
     for piece in pieces:
-        left.difference_update(piece.shared_files())
+        if piece.receipt.stage != "ingest":  # those name prepared clips, perhaps a million of them, and no shard
+            left.difference_update(piece.shared_files())
     return left
 
 

@@ -29,6 +29,9 @@ class Stage(Generic[P]):
     identity_leaves_out: tuple[str, ...] = ()
     """Params that an unfinished run may change and still go on: they name the artifact, not the run."""
 
+    outgrown: Callable[[Path, P], bool] = lambda directory, params: False
+    """Whether an unfinished run's folder holds more than these params ask for: this request must leave it be."""
+
     def load(self) -> Callable[[Inputs, P, Workspace], Outcome]:
         """The stage's function; this import is what may load torch."""
         module, function = self.entry.split(":")

@@ -18,6 +18,7 @@ StageError
 ├── LayerNotAdaptable    a targeted layer that no adapter kind can be evaluated on
 ├── RankTooLarge         a rank beyond what the targeted layers allow
 ├── LatentsNotFinite     the autoencoder gave NaN or infinity
+├── DeviceNotFound       the device asked for is not there
 ├── LossNotFinite        training met NaN or infinity
 ├── DeviceFull           a training step does not fit into the device's memory
 └── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
@@ -250,6 +251,15 @@ class LatentsNotFinite(StageError):
             f"the latents of {clip_id} are not finite (computed in {compute_dtype}, stored as {latent_dtype}). "
             "Nothing of this clip was stored. Run again with --encode-precision fp32 --latent-dtype float32, "
             "or check the weights."
+        )
+
+
+class DeviceNotFound(StageError):
+    """The device asked for is not there."""
+
+    def __init__(self, device: str, why: str) -> None:
+        super().__init__(
+            f"--device {device} cannot be used: {why}. Use --device auto or cpu, or install another torch."
         )
 
 

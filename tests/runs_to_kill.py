@@ -32,14 +32,23 @@ ITEMS_PER_SHARD = 2
 
 
 def prepare() -> None:
-    """Load everything heavy once, make shards tiny and count what is encoded."""
+    """Load everything once, make shards tiny and count what is encoded."""
+    import pyarrow
     import torch
+    import transformers
 
+    import pipeline.recipe
+    import pipeline.report
+    import pipeline.runner
     import stages.encode.run as encode
     import stages.ingest.run
+    from cache.shards import formats, load
     from cache.shelf import in_shards
     from stages.models._nets.autoencoder import Autoencoder
 
+    pyarrow.set_cpu_count(1)
+    assert pipeline and stages.ingest.run and transformers.AutoTokenizer and [load(name) for name in formats()]
+    pipeline.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
     torch.set_num_threads(1)
     encode.in_shards = partial(in_shards, max_items=ITEMS_PER_SHARD)
     encode_clips = Autoencoder.encode_clips
@@ -51,7 +60,6 @@ def prepare() -> None:
         return encode_clips(self, clips, *args, **more)
 
     Autoencoder.encode_clips = noting
-    assert stages.ingest.run
 
 
 def run(request: dict[str, Any], answer: int) -> int:

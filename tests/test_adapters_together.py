@@ -57,7 +57,9 @@ def tokens(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def gradients(all_layers: Together, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     stacks = all_layers.stacked()
     grads = torch.autograd.grad(loss, [stack.parameter for stack in stacks])
-    return {key: one for stack, grad in zip(stacks, grads, strict=True) for key, one in zip(stack.keys, grad)}
+    return {
+        key: one for stack, grad in zip(stacks, grads, strict=True) for key, one in zip(stack.keys, grad, strict=True)
+    }
 
 
 @every_kind
@@ -101,11 +103,11 @@ def test_stacking_changes_no_name_no_order_and_no_value(kind):
 
 @every_kind
 def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
-    net, adapter = tower(kind)
+    _, adapter = tower(kind)
     all_layers = together(adapter)
     loaded = {key: value + 0.5 for key, value in adapter.state().items()}
     adapter.load(loaded, "test")
-    stacked = {key: one for stack in all_layers.stacked() for key, one in zip(stack.keys, stack.parameter)}
+    stacked = {key: one for stack in all_layers.stacked() for key, one in zip(stack.keys, stack.parameter, strict=True)}
     assert all(torch.equal(stacked[key].detach(), value) for key, value in loaded.items())
 
     with torch.no_grad():

@@ -200,7 +200,7 @@ SLOW_HZ = 192_001
 @pytest.fixture
 def slow_data(tmp_path):
     """Two recordings that take many seconds each."""
-    noise = np.random.default_rng(0).integers(-9000, 9000, (60 * SLOW_HZ, 2), np.int16)
+    noise = np.random.default_rng(0).integers(-9000, 9000, (45 * SLOW_HZ, 2), np.int16)
     files = {}
     for number in range(2):
         noise[0] = number
@@ -213,6 +213,7 @@ def test_ctrl_c_ends_a_run_within_moments_even_amid_long_recordings(tmp_path, sl
     heeding = "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\n"
     code = f"import signal{RUN}".replace("run(data", f"{heeding}print('on', flush=True)\nrun(data")
     code = code.replace("progress=", "should_stop=lambda: bool(asked), progress=")
+    code = code.replace("sleep(0.02)))", "sleep(0.02)), native_samples=380 * 44100)")
     place = tmp_path / "stopped"
     command = [sys.executable, "-c", code, str(slow_data), str(place), str(number)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

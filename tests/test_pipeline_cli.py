@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -113,7 +114,93 @@ def test_an_impossible_rank_is_refused_before_anything_runs(tmp_path, monkeypatc
     request = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(store)]
     done = call(*request, "--adapter-type", "lora-xs", "--rank", "64")
     assert done.exit_code == 2
-    assert "rank must be at most 32 here; got 64" in done.stderr
+    assert "rank: must be at most 32 here; got 64" in done.stderr
     named = call(*request, "--include", "layers[0-11]")
     assert named.exit_code == 2
     assert "model.transformer.layers.0." in named.stderr
+
+
+def test_wrong_layers_and_a_wrong_rank_are_reported_together(tmp_path):
+    store = made_store(tmp_path)
+    done = call(*store, "--adapter-type", "lora-xs", "--rank", "64", "--adapter-dropout", "0.5")
+    assert done.exit_code == 2
+    assert [
+        name
+        for name in ("rank: must be at most 32", "adapter_dropout: lora-xs has no dropout")
+        if name not in done.stderr
+    ] == []
+
+
+def made_store(tmp_path, *, command: str = "plan") -> list[str]:
+    """A request on an empty folder of clips and a store that holds tiny-base."""
+    from stages.models import tiny
+
+    weights = tmp_path / "store" / "shared" / "weights" / tiny.folder_name()
+    weights.parent.mkdir(parents=True)
+    tiny.make(weights)
+    (tmp_path / "clips").mkdir()
+    return [command, str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
+
+
+def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    config = {"rank": 4, "alpha": 4.0, "adapter_type": "lora", "dropout": 0.0, "include": None, "exclude": None}
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"lora_config": json.dumps(config)})
+    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    assert done.exit_code == 2
+    assert "rank: is 4 in a.safetensors" in done.stderr
+    assert "adapter_type: is 'lora' in a.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all, but long enough to hold a length"])
+def test_a_file_that_is_no_adapter_is_refused_before_anything_runs(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    assert done.exit_code == 2
+    assert "lora_checkpoint_url: is not a readable .safetensors file" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--store", "--output"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, flag):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    places = {"--store": str(tmp_path / "store"), "--output": str(tmp_path / "out"), flag: str(tmp_path / "file")}
+    done = call(
+        "run", str(tmp_path / "clips"), "--model", "tiny-base", *(word for pair in places.items() for word in pair)
+    )
+    assert done.exit_code == 1
+    assert f"{flag} {tmp_path / 'file'} cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--device", "gpu"], "device: must be auto, cpu, cuda, cuda:1 and so on, or mps"),
+        (["--name", "../escaped"], "name: must be a name, not a path"),
+    ],
+)
+def test_a_name_or_device_of_the_wrong_form_is_a_wrong_field(words, says):
+    done = call("run", "clips.zip", *words)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_an_empty_data_argument_is_not_the_current_folder():
+    done = call("plan", "")
+    assert done.exit_code == 2
+    assert "audio_data_url" in done.stderr
+
+
+def test_another_models_weights_are_refused_by_what_they_are(tmp_path):
+    golden = Path(__file__).parent / "golden" / "tiny-s"
+    (tmp_path / "clips").mkdir()
+    done = call("plan", str(tmp_path / "clips"), "--model", "small-sfx-base", "--weights", str(golden))
+    assert done.exit_code == 1
+    assert "latent channels 16 where small-sfx-base has 256" in done.stderr
+
+
+def test_the_variable_for_weights_does_not_replace_what_ships_with_the_project(tmp_path, monkeypatch):
+    monkeypatch.setenv("SA3_WEIGHTS", str(tmp_path / "nowhere"))
+    assert call(*made_store(tmp_path)).exit_code == 0

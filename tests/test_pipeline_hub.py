@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from pipeline.hub import hub_folder
 from stages.catalogue import models
@@ -80,14 +80,21 @@ def refusal(kind):
             refusal(GatedRepoError),
             "Accept the licence at https://huggingface.co/stabilityai/stable-audio-3-small-music-base",
         ),
-        (OfflineModeIsEnabled("offline"), "Unset HF_HUB_OFFLINE"),
         (OSError("no route to host"), "no route to host"),
         (LocalEntryNotFoundError("unreachable"), "could not be reached"),
     ],
-    ids=["licence", "offline mode", "no network", "unreachable"],
+    ids=["licence", "no network", "unreachable"],
 )
 def test_what_cannot_be_had_says_why_and_what_to_type_next(use, error, says):
     use(FakeHub(online=error))
     with pytest.raises(WeightsNotFound, match="--weights") as caught:
         hub_folder(SPEC, download=True)
     assert says in str(caught.value)
+
+
+def test_offline_mode_is_named_as_the_reason(use, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub = use(FakeHub())
+    with pytest.raises(WeightsNotFound, match="Unset HF_HUB_OFFLINE"):
+        hub_folder(SPEC, download=True)
+    assert [local for _, local in hub.asked] == [True]

@@ -9,6 +9,7 @@ import pytest
 from cache.receipt import Receipt
 from cache.store import Store
 from pipeline.plan import State, changes, plan, reason
+from pipeline.planned import scratch_of
 from pipeline.recipe import read_recipe
 from pipeline.report import plan_lines
 from pipeline.request import Found
@@ -160,3 +161,42 @@ def test_changes_are_told_in_the_users_words():
     before = {"version": 1, "params": {"duration": None, "rank": 4}, "inputs": {"ingest": "a"}, "components": {}}
     now = {"version": 2, "params": {"duration": 5.0, "rank": 4}, "inputs": {"ingest": "b"}, "components": {}}
     assert changes(before, now) == ["version 1 -> 2", "duration unset -> 5.0", "ingest changed"]
+
+
+def test_a_result_from_the_same_inputs_explains_a_miss_better_than_one_that_shares_more_params(store, finished):
+    finished(planned(store, number_of_steps=10, seed=1))
+    other = Source(path=None, kind="zip", fingerprint="other clips", members=MEMBERS)
+    finished(planned(store, found=found(source=other), rank=8, alpha=8))
+    told = planned(store, rank=8, alpha=8, number_of_steps=10).runs[-1].reason
+    assert told == "alpha 16.0 -> 8.0, rank 16 -> 8, seed 1 -> 42"
+
+
+def test_inputs_that_one_side_does_not_read_are_not_told(store, finished):
+    finished(planned(store))
+    assert planned(store, pre_encode=False).runs[-1].reason == "pre_encode True -> False"
+
+
+def test_a_shorter_run_leaves_a_longer_stopped_one_where_it_is(store, finished):
+    longer = planned(store, number_of_steps=1000).runs[-1]
+    scratch = store.scratch("train", longer.identity)
+    (scratch / "checkpoints" / "step-00000600").mkdir(parents=True)
+    (scratch / "checkpoints" / "step-00000600" / "tensors").write_text("x")
+    finished(planned(store, last="encode"))
+    assert planned(store, number_of_steps=1000).runs[-1].state is State.RESUME
+    shorter = planned(store, number_of_steps=100).runs[-1]
+    assert shorter.state is State.MISS
+    assert scratch_of(longer, store) == scratch
+    assert scratch_of(shorter, store) != scratch
+
+
+def test_raw_training_is_named_by_the_weights_it_reads_itself(store):
+    run = planned(store, pre_encode=False).runs[-1]
+    assert set(run.components) == {"transformer", "conditioner", "autoencoder", "text_encoder"}
+    for name in run.components:
+        other = Weights(model="tiny-base", folder=None, config={}, digests={**WEIGHTS.digests, name: "other"})
+        assert planned(store, pre_encode=False, found=found(weights=other)).runs[-1].fingerprint != run.fingerprint
+
+
+def test_another_adapter_to_start_from_is_another_training(store):
+    names = {planned(store, found=found(lora_digest=digest)).runs[-1].fingerprint for digest in (None, "a", "b")}
+    assert len(names) == 3

@@ -140,6 +140,28 @@ def test_every_field_reaches_a_stage_a_place_or_a_resource():
             else other[field.kind]
         )
         value = 2.0 if field.name == "duration" else value
+        value = "cpu" if field.name == "device" else value
         value = "dora-cols" if field.name == "adapter_type" else "fp32" if field.name == "base_precision" else value
         changed = read_recipe("clips.zip", {field.name: value})
         assert params(changed) != params(base), field.name
+
+
+@pytest.mark.parametrize("field", ["seed", "rank", "learning_rate"])
+def test_a_switch_is_not_a_number(tmp_path, field):
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'audio_data_url = "clips.zip"\n{field} = true\n')
+    with pytest.raises(RecipeError, match=f"{field}: must be a number"):
+        read_recipe(None, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("data/set.a", "set.a"),
+        ("data/clips.zip", "clips"),
+        ("data/Clips.ZIP", "Clips"),
+        ("data:application/zip;base64,AA", "adapter"),
+    ],
+)
+def test_output_files_are_named_after_the_data(source, name):
+    assert read_recipe(source, {}).name == name

@@ -33,6 +33,11 @@ class Ready(NamedTuple):
     outside: bool = False
     """L and R have their scales in them: diag(p) W diag(q) + L R, as several adapters on a layer leave it."""
 
+    def part(self, layers: slice) -> Ready:
+        """Of some of the layers."""
+        p_O, q_I, left_OR, right_RI = (None if tensor is None else tensor[layers] for tensor in self[:4])
+        return Ready(p_O, q_I, left_OR, right_RI, self.outside)
+
 
 def ready(whole: Factored, dtype: torch.dtype) -> Ready:
     """Scales stay in float32; the thin factors are rounded once."""
@@ -118,8 +123,8 @@ class AdaptedLayer(nn.Module):
             return ready(self.factored(), self._product_dtype())
         with torch.autocast(self.weight.device.type, enabled=False):
             one = stack[0].alone(self._unadapted(), self.weight.dtype)
-        factors = (None if factor is None else factor.to(self._product_dtype()) for factor in one[2:4])
-        return Ready(one.p_O, one.q_I, *factors)
+        left_OR, right_RI = (None if factor is None else factor.to(self._product_dtype()) for factor in one[2:4])
+        return Ready(one.p_O, one.q_I, left_OR, right_RI)
 
     def _moved(self, tokens: Tensor, now: Ready) -> Tensor:
         assert now.left_OR is not None and now.right_RI is not None, "both or neither"

@@ -150,8 +150,8 @@ class Together:
         for group, mask_L1I in zip(self.groups, masks, strict=bool(masks)):
             group.slot.basis.mask_1I = mask_L1I
 
-    def each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
-        """`[module(tokens) for module in modules]`, all at once where the modules are alike and lie side by side.
+    def each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        """`[module(tokens) for module in modules]` stacked, all at once where the modules are alike and lie side by side.
 
         Args:
             modules: layers, or sequences of layers and activations, one of each network block.
@@ -159,7 +159,7 @@ class Together:
         if not all(isinstance(module, nn.Sequential) for module in modules):
             return self._each_layer(modules, tokens[None])
         tokens_L = tokens[None]
-        for parts in zip(*modules, strict=True):  # type: ignore[call-overload]
+        for parts in zip(*modules, strict=True):
             tokens_L = self._each_layer(parts, tokens_L) if isinstance(parts[0], AdaptedLayer) else parts[0](tokens_L)
         return tokens_L
 
@@ -171,7 +171,7 @@ class Together:
             return torch.stack([layer(one) for layer, one in zip(layers, tokens, strict=True)])
         group, part = span
         assert group.ready is not None, "asked for outside `ready`"
-        now = Ready(*(None if tensor is None else tensor[part] for tensor in group.ready[:4]))
+        now = group.ready.part(part)
         flat_LNI = tokens_L.flatten(1, -2)
         out_LNO = self.multiply(flat_LNI, group.weight_LOI[part], now, group.biases(part))
         return out_LNO.unflatten(1, tokens_L.shape[1:-1])

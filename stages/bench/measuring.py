@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def timed(case: Case, device: torch.device, steps: int, *, stacked: bool, say: C
     buckets = Buckets([case.num_frames]) if stacked else None
     with tempfile.TemporaryDirectory() as caches, Stepper(training, buckets, Path(caches), say) as stepper:
         first = seconds(device, lambda: stepper.advance(batches[0]))
-        each = [seconds(device, lambda n=n: stepper.advance(batches[n % len(batches)])) for n in range(1, steps + 1)]
+        later = [batches[n % len(batches)] for n in range(1, steps + 1)]
+        each = [seconds(device, partial(stepper.advance, batch)) for batch in later]
         training.history.settle()
         return Measured(
             step_ms=1e3 * statistics.median(each),
@@ -131,9 +133,9 @@ def counted(training: Training, batch: Batch) -> tuple[float, float]:
     """Work of one forward in layers and in attention."""
     found = {"linear": 0.0, "attention": 0.0}
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-        found["attention"] += 4.0 * query.numel() * key.shape[-2]
-        return masked_attention(query, key, value, valid)
+    def attend(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
+        found["attention"] += 4.0 * query_BHND.numel() * key_BHSD.shape[-2]
+        return masked_attention(query_BHND, key_BHSD, value_BHSD, valid)
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found["linear"] += 2.0 * num_in(layer) * output.numel()

@@ -34,6 +34,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 """What would move a terminal's cursor, or turn a name's direction of writing."""
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _LOCAL_HEADER_BYTES = 30
+_PACKING_BYTES = 1024
+"""And one in a hundred: what deflate may add to what does not pack."""
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _OTHER_ARCHIVES = {
@@ -185,6 +187,10 @@ def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Unfit | None:
     if entry.compress_type not in _METHODS:
         method = getattr(zipfile, "compressor_names", {}).get(entry.compress_type, str(entry.compress_type))
         return Unfit("compression_method", method=method)
+    if entry.compress_size > entry.file_size + entry.file_size // 100 + _PACKING_BYTES:  # it would be read at once
+        return Unfit(
+            "member_unreadable", why=f"{entry.compress_size:,} bytes packed for {entry.file_size:,} plain ones"
+        )
     return over_limit(entry.file_size, entry.compress_size, limits)
 
 

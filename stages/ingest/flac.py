@@ -143,8 +143,8 @@ class _Window:
 
 def _as_24_bit(audio_CN: np.ndarray) -> np.ndarray:
     """Nearest 24 bit values, clamped to [-1, 1), in the upper bits of int32 as libsndfile takes them."""
-    scaled_CN = np.rint(audio_CN * np.float32(_FULL_SCALE))
-    return np.clip(scaled_CN, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int32) << 8
+    scaled_CN = np.rint(np.clip(audio_CN, -1.0, 1.0) * np.float32(_FULL_SCALE))
+    return np.minimum(scaled_CN, _FULL_SCALE - 1).astype(np.int32) << 8
 
 
 def window_starts(num_samples_whole: int, params: IngestParams) -> Iterator[int]:

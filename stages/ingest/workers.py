@@ -75,9 +75,12 @@ def _side_by_side(
             yield from side_by_side(calls)
     except Interrupted:
         return
-    except (BrokenProcessPool, ShutdownExecutorError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_lost_worker(error):
+            raise
         if should_stop():
-            return  # Ctrl-C reached a worker that was still starting: that is the stop that was asked for
+            # It took too long over what it had begun, or was still starting when a terminal's Ctrl-C reached it.
+            return
         raise StageError(
             f"a worker of ingest was killed or ran out of memory ({type(error).__name__}). Finished clips are kept. "
             f"Run the same command again with fewer processes, such as --workers {max(1, number // 2)}."
@@ -85,6 +88,11 @@ def _side_by_side(
     finally:
         if engine == "loky":
             get_reusable_executor(reuse=True).shutdown(wait=True)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether a worker died or was ended, in any of the forms joblib and loky give that."""
+    return isinstance(error, BrokenProcessPool | ShutdownExecutorError | MemoryError) or "executor" in str(error)
 
 
 class Watch:

@@ -6,16 +6,27 @@ from collections.abc import Callable
 
 import torch
 
+from stages.errors import DeviceNotFound
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
     """The device asked for; `auto` takes CUDA, then MPS, then the CPU."""
     if name != "auto":
-        return torch.device(name)
+        return _present(torch.device(name))
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _present(device: torch.device) -> torch.device:
+    """Raises DeviceNotFound where this machine, or this build of torch, has none."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceNotFound(str(device), f"torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceNotFound(str(device), "torch sees no MPS device")
+    return device
 
 
 def set_threads(threads: int) -> None:

@@ -38,9 +38,12 @@ def open_folder(model: str, folder: Path, memo: Memo | None = None) -> Weights:
         WeightsNotFound: the folder or one of its files is not there or cannot be read.
     """
     config = _read_config(folder)
-    text_folder = folder / text_encoder_subfolder(config)
+    try:
+        text_folder, parts = folder / text_encoder_subfolder(config), component_configs(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"its model_config.json is not that of a Stable Audio 3 base model ({type(error).__name__}: {error})"
+        raise WeightsNotFound(str(folder), why, "Download the folder again, or mend --weights.") from error
     tensors = _digests(_present(folder / "model.safetensors"), PREFIXES, memo)
-    parts = component_configs(config)
     named = {name: fingerprint("component", {"tensors": tensors[name], "config": parts[name]}) for name in PREFIXES}
     named["text_encoder"] = _text_encoder_digest(text_folder, memo)
     return Weights(model=model, folder=folder, config=config, digests=named)
@@ -73,6 +76,15 @@ def text_encoder_subfolder(config: Mapping[str, Any]) -> str:
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor, from the header alone: no tensor is read."""
     return {name: tuple(entry["shape"]) for name, entry in _header(file)[0].items()}
+
+
+def file_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself in its header."""
+    with file.open("rb") as stream:
+        lead = stream.read(8)
+        entries = json.loads(stream.read(struct.unpack("<Q", lead)[0])) if _header(file) else {}
+    found: dict[str, str] = entries.get("__metadata__", {})
+    return found
 
 
 def file_digest(file: Path) -> str:

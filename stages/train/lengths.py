@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch.nn.functional as F
 
@@ -73,5 +74,5 @@ def lengthened(batch: Batch, num_frames: int) -> Batch:
     if missing == 0:
         return batch
     names = ("latents_BCT", "noise_BCT", "real_BT", "given_BT")
-    longer = {name: F.pad(getattr(batch, name), (0, missing)) for name in names}
+    longer: dict[str, Any] = {name: F.pad(getattr(batch, name), (0, missing)) for name in names}
     return replace(batch, **longer, all_real=False)

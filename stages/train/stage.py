@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from stages import catalogue
@@ -137,6 +138,12 @@ def _is_names(value: object) -> bool:
     return value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value))
 
 
+def outgrown(directory: Path, params: TrainParams) -> bool:
+    """Whether a longer training was stopped here, beyond the steps that are asked for now."""
+    steps = [path.name.removeprefix("step-") for path in directory.glob("checkpoints/step-*")]
+    return any(step.isdigit() and int(step) > params.number_of_steps for step in steps)
+
+
 STAGE = Stage(
     name="train",
     version=1,
@@ -145,4 +152,5 @@ STAGE = Stage(
     entry="stages.train.run:train",
     components=("transformer", "conditioner"),
     identity_leaves_out=("number_of_steps",),
+    outgrown=outgrown,
 )

@@ -1,6 +1,6 @@
-"""A store of a million clips: plan, status, locate, one random read, each in a fresh process with its peak memory.
+"""A store of very many clips: plan, status, locate, one random read, each in a fresh process with its peak memory.
 
-    python tests/benchmarks/bench_scale.py [clips] [format]
+    python tests/benchmarks/bench_scale.py [clips, 100000 by default] [format]
 
 The store is synthetic where bytes would only cost time: items of one frame and eight channels (so 256 to a shard, as
 many shards as real clips of up to 250 KB would make), one prompt per hundred clips, and no prepared audio on disk.
@@ -276,7 +276,7 @@ def main() -> None:
     if len(sys.argv) == 5:
         one(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
         return
-    num_clips = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    num_clips = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     format = sys.argv[2] if len(sys.argv) > 2 else "parquet"
     with tempfile.TemporaryDirectory() as folder:
         root, start = Path(folder) / "artifacts", time.perf_counter()

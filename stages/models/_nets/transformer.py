@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +151,7 @@ class TransformerBlock(nn.Module):
         return token_BNW + torch.sigmoid(1 - ff_gate) * moved
 
 
-EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor]]
+EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
 """The same input through several modules."""
 RunBlock = Callable[..., Tensor]
 """(block, *its inputs) to its output."""
@@ -195,11 +195,12 @@ class TokenTransformer(nn.Module):
         valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
         modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
         turn = self.rotary_pos_emb(token_BNW.shape[1])
-        key_values = self.each([layer.cross_attn.to_kv for layer in self.layers], context_BSW)
-        locals_BTW = self.each([layer.to_local_embed for layer in self.layers], local_BTL)
-        for layer, key_value_BSF, local_BTW in zip(self.layers, key_values, locals_BTW, strict=True):
+        blocks = cast(list[TransformerBlock], list(self.layers))
+        key_values = self.each([block.cross_attn.to_kv for block in blocks], context_BSW)
+        locals_BTW = self.each([block.to_local_embed for block in blocks], local_BTL)
+        for block, key_value_BSF, local_BTW in zip(blocks, key_values, locals_BTW, strict=True):
             inputs = (token_BNW, key_value_BSF, modulation_B1W6, local_BTW, turn, valid_BN)
-            token_BNW = self._through(layer, *inputs)
+            token_BNW = self._through(block, *inputs)
         return self.project_out(token_BNW[:, num_memory:])
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:

@@ -1,0 +1,121 @@
+"""What a recipe asks, held against the files it names: from headers alone, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import FieldError, PlaceUnusable, RecipeError
+from pipeline.recipe import Recipe
+from stages.adapters._kind import kind_named
+from stages.adapters._targets import layer_shapes, spec_rank_limit
+from stages.contract import Weights
+from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
+from stages.models._folder import file_metadata, tensor_shapes
+from stages.records import AdapterSpec
+
+
+def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) -> None:
+    """Refuse, all at once, what the model's layers and the adapter to start from do not allow.
+
+    Raises:
+        RecipeError: naming each field.
+        WeightsNotFound: the folder holds another model.
+    """
+    if weights is not None:
+        check_model(recipe, weights)
+    errors = [*_dropout_errors(recipe), *(_layer_errors(recipe, weights) if weights else [])]
+    errors += _lora_errors(recipe, lora) if lora else []
+    if errors:
+        raise RecipeError(errors)
+
+
+def check_model(recipe: Recipe, weights: Weights) -> None:
+    """Refuse a folder that plainly holds another model than the one named."""
+    spec, config = recipe.model, weights.config
+    autoencoder = config["model"]["pretransform"]["config"]
+    facts = {
+        "sample rate": (int(config["sample_rate"]), spec.sample_rate_hz),
+        "downsampling ratio": (int(autoencoder["downsampling_ratio"]), spec.downsampling_ratio),
+        "latent channels": (int(config["model"]["io_channels"]), spec.latent_channels),
+        "sample size": (int(config["sample_size"]), spec.max_samples),
+    }
+    wrong = [
+        f"{name} {found} where {spec.name} has {wanted}" for name, (found, wanted) in facts.items() if found != wanted
+    ]
+    if wrong:
+        remedy = f"Point --weights at the folder of {spec.repo}" if spec.repo else "Leave --weights out"
+        raise WeightsNotFound(str(weights.folder), "; ".join(wrong), f"{remedy}, or change --model.")
+
+
+def _dropout_errors(recipe: Recipe) -> Iterator[FieldError]:
+    kind, dropout = recipe.values["adapter_type"], recipe.values["adapter_dropout"]
+    if dropout > 0 and kind_named(kind).basis.singular:
+        yield FieldError(loc=("adapter_dropout",), type="value_error", msg=f"{kind} has no dropout", input=dropout)
+
+
+def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
+    values = recipe.values
+    spec = AdapterSpec(
+        kind=values["adapter_type"],
+        rank=values["rank"],
+        alpha=values["alpha"] or float(values["rank"]),
+        include=values["include"],
+        exclude=values["exclude"],
+    )
+    try:
+        spec_rank_limit(spec, layer_shapes(tensor_shapes(weights.folder / "model.safetensors")))
+    except RankTooLarge as error:
+        yield FieldError(loc=("rank",), type="less_than_equal", msg=str(error).removeprefix("rank "))
+    except FilterMatchesNothing as error:
+        message = str(error).removeprefix(f"{error.field}: ")
+        yield FieldError(loc=(error.field,), type="matches_nothing", msg=message)
+
+
+def _lora_errors(recipe: Recipe, file: Path) -> Iterator[FieldError]:
+    """An adapter file of another kind, rank or layers; the train stage compares every tensor."""
+    here = ("lora_checkpoint_url",)
+    try:
+        config: Any = json.loads(file_metadata(file).get("lora_config", "null"))
+    except (WeightsNotFound, ValueError):
+        yield FieldError(loc=here, type="not_an_adapter", msg="is not a readable .safetensors file", input=str(file))
+        return
+    if not isinstance(config, dict):
+        yield FieldError(loc=here, type="not_an_adapter", msg="names no lora_config in its header", input=str(file))
+        return
+    for field, there in config.items():
+        asked = recipe.values.get(field)
+        if field in _COMPARED and not _agree(field, there, asked):
+            message = f"is {there!r} in {file.name}: train with that, or start without the file"
+            yield FieldError(loc=(field,), type="differs_from_file", msg=message, input=asked)
+
+
+_COMPARED = ("adapter_type", "rank", "alpha", "include", "exclude")
+
+
+def _agree(field: str, there: Any, asked: Any) -> bool:
+    if field == "alpha" and asked is None:
+        return True
+    if field == "adapter_type":
+        # The old name may stand for either magnitude; only the tensors tell, and the train stage looks.
+        return there == "dora" or there == ("dora-rows" if asked == "dora" else asked)
+    return bool((list(asked) if isinstance(asked, tuple) else asked) == there)
+
+
+def check_places(recipe: Recipe, *, output: bool) -> None:
+    """Refuse a store or an output folder that cannot be written, before hours of work end there.
+
+    Raises:
+        PlaceUnusable: naming the flag.
+    """
+    places = {"store": recipe.store, **({"output": recipe.output} if output else {})}
+    for flag, folder in places.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise PlaceUnusable(flag, folder, error.strerror or str(error)) from error
