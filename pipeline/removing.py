@@ -51,7 +51,8 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
     days = None if choice.older_than is None else days_of(choice.older_than)
     with _looked(store, say, dry_run=dry_run) as held:
         pieces = [piece for piece in held.pieces if _fits(piece, choice, matches, days)]
-        runs = [run.name for run in held.unfinished if any(match(run.stage, run.identity) for match in matches)]
+        digits = {run.name: (run.stage, run.name.partition("-")[2]) for run in held.unfinished}
+        runs = [name for name, known in digits.items() if any(match(*known) for match in matches)]
         if not pieces and not runs:
             raise NothingToEvict(store.root)
         chosen = {piece.receipt.fingerprint for piece in pieces}

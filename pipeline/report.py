@@ -101,7 +101,8 @@ def summary(stage: str, facts: Mapping[str, Any]) -> str:
 
 
 def _ingested(facts: Mapping[str, Any]) -> str:
-    skipped = f", {len(facts['skipped'])} skipped" if facts.get("skipped") else ""
+    left_out = {fault["member"] for fault in facts.get("skipped", [])}
+    skipped = f", {len(left_out)} files left out" if left_out else ""
     window = f"{facts['duration_seconds']:.2f} s ({facts['window_frames']} frames)"
     return f"{facts['num_clips']} clips{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
 

@@ -270,7 +270,7 @@ class LossNotFinite(StageError):
         self.step, self.clip_ids = step, tuple(clip_ids)
         super().__init__(
             f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
-            "The last good checkpoint is kept. Listen to these clips, or lower --learning-rate, "
+            "What was trained before it is kept. Listen to these clips, or lower --learning-rate, "
             "or train with --base-precision bf16 or fp32."
         )
 

@@ -158,6 +158,23 @@ def test_a_stopped_encode_encodes_no_sealed_clip_twice(place, monkeypatch):
     assert seen == ["silence", "a", "b", "c"]
 
 
+def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_path, weights, monkeypatch):
+    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole.encode()
+    seen, frames_of = [], encoding.frames_of
+    monkeypatch.setattr(
+        encoding, "frames_of", lambda task, *rest: (seen.append(task.clip_id), frames_of(task, *rest))[1]
+    )
+    with pytest.raises(Stopped):
+        stopped.encode(stop_after=3)
+    assert seen == ["silence", "a", "b"]
+    assert not list((stopped.shared / "latents").glob("*.parquet"))
+    stopped.encode()
+    assert seen == ["silence", "a", "b", "c"]
+    assert stopped.files() == whole.files()
+    assert not (stopped.root / "encode" / "pieces").exists()
+
+
 def test_another_format_gets_copies_of_the_same_latents_and_encodes_nothing(place):
     place.encode()
     parquet = [place.latents(row) for row in place.rows()]

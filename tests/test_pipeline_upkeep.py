@@ -200,6 +200,17 @@ def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(sh
     assert not list((shop.store.root / "scratch").iterdir())
 
 
+def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
+    stopped(shop, "train", (0,))
+    (run,) = unfinished.unfinished(shop.store)
+    decision = evict(shop.store, chosen(names=[run.name[:14]]), quiet, dry_run=False)
+    assert [name for name, _, _ in decision.unfinished] == [run.name]
+    assert unfinished.unfinished(shop.store) == unfinished.strays(shop.store) == []
+    (encode,) = shop.store.receipts("encode")
+    evict(shop.store, chosen(names=[encode.fingerprint]), quiet, dry_run=False)
+    assert shop.names() == ["ingest"]
+
+
 def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(shop):
     stopped(shop, "train", (0,))
     (run,) = unfinished.unfinished(shop.store)

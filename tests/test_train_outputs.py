@@ -85,7 +85,7 @@ CONFIG_TYPES = {
     **{"rank_limit": int, "dataset": dict, "steps_done": int, "trainable_parameters": int, "adapted_layers": int},
     **{"loss_window_steps": int, "final_loss": float, "best_loss": float, "best_loss_step": int},
     **{"loss_before": float, "loss_after": float, "loss_by_timestep": list, "seconds_per_step": float},
-    **{"device": str, "times": dict, "versions": dict},
+    **{"lora_checkpoint_file": (str, type(None)), "device": str, "times": dict, "versions": dict},
 }
 
 
@@ -110,6 +110,9 @@ def test_the_config_says_what_was_found(bench):
         "num_clips": 3,
         "window_samples": 20 * 4096,
         "window_frames": 20,
+        "trigger_phrase": None,
+        "latent_format": "parquet",
+        "skipped": [],
     }
     trained = load_file(bench.directory / "adapter_fp32.safetensors")
     assert config["trainable_parameters"] == sum(tensor.numel() for tensor in trained.values())

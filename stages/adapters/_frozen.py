@@ -166,7 +166,7 @@ def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tens
 
 def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,) sum over k of M_jk^2 F_k."""
-    if torch.compiler.is_compiling():
+    if matrix_OI.is_cuda and torch.compiler.is_compiling():
         return _squares_times_in_one(matrix_OI, factor_I)
     if matrix_OI.is_cuda:
         return _fused_squares_times()(matrix_OI, factor_I)

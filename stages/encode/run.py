@@ -15,6 +15,7 @@ from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.batching import encoded_together
+from stages.encode.pieces import Pieces
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
 from stages.errors import LatentsNotFinite, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
@@ -85,7 +86,10 @@ def facts(
 ) -> dict[str, object]:
     """What later stages and people read without opening the manifest."""
     made = sum(row.item_key in encoded for row in rows)
-    kept = ("window_samples", "window_frames", "duration_seconds", "total_seconds", "num_clips", "dataset")
+    kept = (
+        *("window_samples", "window_frames", "duration_seconds", "total_seconds", "num_clips", "dataset"),
+        *("trigger_phrase", "skipped"),
+    )
     return {
         **{name: ingested[name] for name in kept if name in ingested},
         "num_encoded": made,
@@ -142,12 +146,14 @@ def encoded_items(
     def alone(task: Task) -> np.ndarray:
         return frames_of(task, encoder, params, device, dtype)
 
-    frames: Callable[[Task], np.ndarray] = alone
+    pieces = Pieces(work.directory)
+    frames: Callable[[Task], np.ndarray] = pieces.keeping(alone)
     # The CPU gains nothing from a batch; noise is drawn for one clip at a time.
     if device.type != "cpu" and not params.encoder_noise:
         groups = [pending[group.start : group.stop] for group in in_shards(sizes)]
         frames = GroupAtOnce(groups, lambda tasks, audios: frames_of_many(tasks, audios, encoder, params), work)
-    made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work)
+    made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work, pieces.let_go)
+    pieces.clear()
     return located | made, set(made)
 
 
@@ -158,11 +164,13 @@ def sealed(
     frames: Callable[[T], np.ndarray],
     metadata: Mapping[str, str],
     work: Workspace,
+    when_sealed: Callable[[Iterable[str]], None] = lambda keys: None,
 ) -> dict[str, Location]:
     """Make every task's (frames, channels) latents and seal them, one shard at a time.
 
     Args:
         sizes: bytes of each, for where a shard ends.
+        when_sealed: told the keys of each shard that is whole.
 
     Raises:
         Stopped: asked to, between two clips; the shards sealed so far stay.
@@ -178,6 +186,7 @@ def sealed(
             done += 1
             work.progress(done, len(tasks), task.clip_id)
         located.update({location.item_key: location for location in shelf.write(items, metadata)})
+        when_sealed(key for key, _ in items)
     return located
 
 

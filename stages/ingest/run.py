@@ -201,6 +201,7 @@ def _outcome(
         "longest_clip_seconds": max(lengths) / rate,
         "total_seconds": sum(clip.num_samples for clip in rows) / rate,
         "audio_params": audio_params(params),
+        "trigger_phrase": params.trigger_phrase,
         "skipped": [as_record(one) for one in skipped],
         "warnings": [as_record(one) for one in notes],
     }

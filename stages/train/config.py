@@ -74,6 +74,9 @@ def request_entry(job: Job, summary: Summary) -> dict[str, Any]:
         **asked,
         "duration": int(job.artifact.facts["window_samples"]) / job.model.sample_rate_hz,
         "alpha": summary.spec.alpha,
+        "lora_checkpoint_file": started_from.name
+        if (started_from := job.inputs.files.get("lora_checkpoint"))
+        else None,
         "base_precision_used": summary.precision_used,
         "rank_limit": summary.rank_limit,
     }
@@ -88,6 +91,9 @@ def dataset_entry(job: Job) -> dict[str, Any]:
         "num_clips": int(artifact.facts["num_clips"]),
         "window_samples": int(artifact.facts["window_samples"]),
         "window_frames": int(artifact.facts["window_frames"]),
+        "trigger_phrase": artifact.facts.get("trigger_phrase"),
+        "latent_format": artifact.facts.get("latent_format"),
+        "skipped": list(artifact.facts.get("skipped", [])),
     }
 
 

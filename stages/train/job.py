@@ -47,6 +47,11 @@ class Job:
         return Chance(self.params.seed)
 
     @property
+    def width(self) -> int:
+        """Of the transformer."""
+        return int(self.weights.config["model"]["diffusion"]["config"]["embed_dim"])
+
+    @property
     def artifact(self) -> Artifact:
         """What the clips are read from."""
         return self.inputs.artifacts["encode" if self.params.pre_encode else "ingest"]

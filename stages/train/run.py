@@ -14,7 +14,7 @@ from cache.aside import write_aside
 from cache.manifest import write_rows
 from stages.adapters._svd import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
-from stages.models._device import set_threads
+from stages.models._device import set_threads, training_threads
 from stages.train import checkpoint
 from stages.train.config import Summary, configuration
 from stages.train.evaluation import Evaluation, evaluate, fixed_batches
@@ -47,8 +47,8 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
         FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported.
     """
     started = now()
-    set_threads(work.resources.threads)
     job = Job.of(inputs, params, work)
+    set_threads(training_threads(work.resources.threads, job.width))
     examples, training = examples_of(job), new_training(job)
     resume(training, job)
     if "before" not in training.notes:

@@ -1,0 +1,63 @@
+"""Latents of the shard that is being filled, clip by clip, so that a stop loses none of them.
+
+A shard is sealed when it is full, and most datasets fill none before their end. Until then each clip's latents lie in a
+file of their own in the workspace; sealing reads the same values, so the shard's bytes are those of an unstopped run.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from cache.aside import write_aside
+
+
+class Keyed(Protocol):
+    """What a piece is named after."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+class Pieces:
+    """One file per clip, in a folder of the workspace."""
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / "pieces"
+
+    def keeping(self, make: Callable[[K], np.ndarray]) -> Callable[[K], np.ndarray]:
+        """`make`, remembered across stops: a piece that is there is read instead of made again."""
+
+        def kept(task: K) -> np.ndarray:
+            file = self._file(task.key)
+            if file.is_file():
+                found: np.ndarray = np.load(file, allow_pickle=False)
+                return found
+            made = make(task)
+            held = io.BytesIO()
+            np.save(held, made, allow_pickle=False)
+            self.folder.mkdir(exist_ok=True)
+            write_aside(file, held.getvalue())
+            return made
+
+        return kept
+
+    def let_go(self, keys: Iterable[str]) -> None:
+        """Forget pieces that lie in a sealed shard now."""
+        for key in keys:
+            self._file(key).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Leave nothing behind in the artifact."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.npy"
