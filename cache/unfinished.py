@@ -45,6 +45,12 @@ def forget(store: Store, name: str) -> None:
         _file(store, name).unlink()
 
 
+def forget_stray(store: Store, name: str) -> None:
+    """Remove the note of a run that was killed right after its commit; one with a scratch folder stays."""
+    if not (store.root / "scratch" / name).is_dir():
+        forget(store, name)
+
+
 def unfinished(store: Store) -> list[Unfinished]:
     """Every run with a scratch folder, by name."""
     scratch = store.root / "scratch"

@@ -78,6 +78,7 @@ class Walk:
     def finish(self, run: StageRun) -> None:
         """Have one stage's artifact, by finding it or by making it."""
         receipt = self.known(run) or self.made(run)
+        unfinished.forget_stray(self.store, scratch_of(run, self.store).name)
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
             fingerprint=receipt.fingerprint,

@@ -303,3 +303,13 @@ def test_an_unfinished_run_remembers_when_it_was_last_written_to(shop):
 
         os.utime(path, (stamp, stamp))
     assert 4990 < unfinished.idle_seconds(shop.store, scratch.name) < 5060
+
+
+def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(shop):
+    scratch = shop.begun("encode", {}, {}, "ab" * 32)
+    unfinished.forget_stray(shop.store, scratch.name)
+    assert scratch.with_name(f"{scratch.name}.json").exists()
+    (scratch / "manifest").unlink()
+    scratch.rmdir()
+    unfinished.forget_stray(shop.store, scratch.name)
+    assert not scratch.with_name(f"{scratch.name}.json").exists()

@@ -151,7 +151,7 @@ class Together:
             group.slot.basis.mask_1I = mask_L1I
 
     def each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        """`[module(tokens) for module in modules]` stacked, all at once where the modules are alike and lie side by side.
+        """`[module(tokens) for module in modules]` stacked; all at once where the modules lie side by side.
 
         Args:
             modules: layers, or sequences of layers and activations, one of each network block.

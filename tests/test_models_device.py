@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+from stages.models._device import training_threads
+
+
+@pytest.mark.parametrize(("asked", "width", "threads"), [(0, 128, 1), (2, 128, 2), (0, 1536, 0), (4, 1536, 4)])
+def test_a_narrow_network_trains_on_one_thread_unless_told_otherwise(asked, width, threads):
+    assert training_threads(asked, width) == threads
