@@ -20,7 +20,7 @@ FLAGS   ?=
 REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow run ingest encode train plan status parity bench accept-stage-code clean
+.PHONY: help setup check test test-slow test-gpu run ingest encode train plan status parity bench accept-stage-code clean
 
 help: ## This list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: setup ## The CPU suite: minutes, no network.
 
 test-slow: setup ## The crash and fuzz suites at full length.
 	$(BIN)/python -m pytest -m "slow" -q
+
+test-gpu: setup ## What needs a CUDA device.
+	$(BIN)/python -m pytest -m "gpu" -q
 
 run: $(MADE) | setup ## The whole main job: ingest, encode, train, adapter in output/.
 	$(SA3) run $(REQUEST) --pre-encode

@@ -252,6 +252,9 @@ UNDETECTABLE = {
     "sample rate in the header": "AIFF names its rate once and nothing else depends on it",
     "second half silent": "silence is a sound; it begins quietly here, as a fade would",
 }
+UNDETECTABLE_OF = {
+    ("one byte flipped", "MP3"): "a frame's sum is optional and encoders leave it out; inside a zip its CRC catches it",
+}
 EXPECTED = {
     "empty file": "audio_decode_error",
     "first 40 bytes only": "audio_truncated",
@@ -343,7 +346,7 @@ def reason(outcome: str, kind: str, form: str) -> str:
     """One cell of the table."""
     if outcome == "same":
         return f"harmless: {HARMLESS[kind]}"
-    return f"undetectable: {UNDETECTABLE[kind].format(form=form)}"
+    return f"undetectable: {UNDETECTABLE_OF.get((kind, form), UNDETECTABLE[kind]).format(form=form)}"
 
 
 def cells() -> list[tuple[str, str, str, str]]:

@@ -60,9 +60,9 @@ def test_twenty_captured_steps_give_the_losses_and_the_adapter_of_plain_ones(kin
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     for key, value in plain.network.adapter.state().items():
         moved = (fast.network.adapter.state()[key] - value).norm() / value.norm().clamp(min=1e-3)
-        # In bf16 the two ways round differently, and an update of AdamW hardly depends on the size of a gradient: what
-        # starts at zero (the -xs cores) differs most; 0.066 was measured on an H200.
-        assert moved < (1e-3 if precision == "fp32" else 0.15), key
+        # In bf16 the two ways round differently, and an update of AdamW hardly depends on the size of a gradient. Not
+        # met by three -xs kinds on an H200 (0.063 to 0.066): NOTES.md.
+        assert moved < (1e-3 if precision == "fp32" else 0.05), key
 
 
 @pytest.mark.gpu
@@ -73,8 +73,9 @@ def test_rounding_a_batch_up_to_a_bucket_changes_nothing_but_rounding():
         batches = [new_batch(replace(one, num_frames=20 + step % 3), plain, step) for step in range(12)]
         wanted, found = plain_losses(plain, batches), captured_losses(fast, batches, [24])
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
-    # Masked and unmasked kernels add up in another order, which twelve updates enlarge; 1.4e-4 was measured.
-    torch.testing.assert_close(found, wanted, rtol=5e-4, atol=5e-4)
+    # Masked and unmasked kernels add up in another order, which updates enlarge. Not met from the eleventh batch on, on
+    # an H200 (1.4e-4): NOTES.md.
+    torch.testing.assert_close(found, wanted, rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.gpu

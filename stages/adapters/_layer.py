@@ -107,15 +107,18 @@ class AdaptedLayer(nn.Module):
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
         now = self._now() if self.ready is None else self.ready
         scaled = self._scaled(tokens, now.q_I)
-        bias = self.bias if now.p_O is None else None
-        out = self._product(scaled, self.matrix(), bias)
+        # With its bias, as the base layer does it: where nothing is moved yet, the base's very bits come out.
+        out = self._product(scaled, self.matrix(), self.bias)
         if now.outside:
-            out = self._scaled(out, now.p_O) + self._moved(tokens, now)
-        else:
-            out = self._scaled(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
-        if bias is None and self.bias is not None:
-            out = out + self._along_features(self.bias).to(out.dtype)
-        return out
+            return self._lengthened(out, now.p_O) + self._moved(tokens, now)
+        return self._lengthened(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
+
+    def _lengthened(self, out: Tensor, p_O: Tensor | None) -> Tensor:
+        """Each output feature in its new length, p (W x) + b, from W x + b: rounded once."""
+        if p_O is None or self.bias is None:
+            return self._scaled(out, p_O)
+        length, bias = self._along_features(p_O), self._along_features(self.bias)
+        return (out * length + bias * (1 - length)).to(out.dtype)
 
     def _now(self) -> Ready:
         stack = self.stack()
