@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.errors import WeightsNotFound
@@ -11,8 +12,21 @@ WANTED = ("model_config.json", "model.safetensors", "t5gemma-b-b-ul2/*")
 """What a base model's repository must give; anything else in it is left there."""
 
 
+AUTOENCODER_WANTED = WANTED[:2]
+"""What a stand-alone autoencoder's repository must give."""
+
+
 def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
-    """The model's snapshot in the hub's own cache; None when it is not there and must not be downloaded now.
+    """A base model's snapshot in the hub's own cache; None when it is not there and must not be downloaded now.
+
+    Raises: as `snapshot`.
+    """
+    assert spec.repo is not None, "asked of published models only"
+    return snapshot(spec.repo, WANTED, download=download)
+
+
+def snapshot(repo: str, wanted: Sequence[str], *, download: bool) -> Path | None:
+    """The wanted files of a repository; the last pattern may name a folder.
 
     Raises:
         WeightsNotFound: with what to type next: accept the licence, log in, go online, or pass --weights.
@@ -20,34 +34,32 @@ def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    assert spec.repo is not None, "asked of published models only"
     try:
-        return _whole(Path(snapshot_download(spec.repo, allow_patterns=list(WANTED), local_files_only=True)))
+        return _whole(Path(snapshot_download(repo, allow_patterns=list(wanted), local_files_only=True)), wanted)
     except (LocalEntryNotFoundError, _NotWhole):
-        return _downloaded(spec) if download else None
+        return _downloaded(repo, wanted) if download else None
 
 
 class _NotWhole(Exception):
     """A snapshot folder without all its files, as an interrupted download leaves it."""
 
 
-def _whole(folder: Path) -> Path:
-    if not all((folder / name).is_file() for name in WANTED[:2]) or not any(folder.glob(WANTED[2])):
+def _whole(folder: Path, wanted: Sequence[str]) -> Path:
+    if not all(any(folder.glob(pattern)) for pattern in wanted):
         raise _NotWhole
     return folder
 
 
-def _downloaded(spec: ModelSpec) -> Path:
+def _downloaded(repo: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-    repo = str(spec.repo)
     if constants.HF_HUB_OFFLINE:
         remedy = f"Unset HF_HUB_OFFLINE and run again, or pass a downloaded folder with --weights (of {repo})."
         raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy)
     by_hand = f"Or download the folder elsewhere and pass it with --weights (`hf download {repo} --local-dir DIR`)."
     try:
-        return _whole(Path(snapshot_download(repo, allow_patterns=list(WANTED))))
+        return _whole(Path(snapshot_download(repo, allow_patterns=list(wanted))), wanted)
     except GatedRepoError as error:
         accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`, then run again."
         raise WeightsNotFound(repo, "its licence is not accepted by this account", f"{accept} {by_hand}") from error
@@ -56,4 +68,4 @@ def _downloaded(spec: ModelSpec) -> Path:
         why = f"the hub could not be reached or refused ({first})"
         raise WeightsNotFound(repo, why, f"Run again later. {by_hand}") from error
     except _NotWhole as error:
-        raise WeightsNotFound(repo, f"the repository gave no {', '.join(WANTED)}", by_hand) from error
+        raise WeightsNotFound(repo, f"the repository gave no {', '.join(wanted)}", by_hand) from error

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
-from pipeline.hub import hub_folder
+from pipeline.hub import AUTOENCODER_WANTED, hub_folder
+from pipeline.hub import snapshot as snapshot_of
 from stages.catalogue import models
 from stages.errors import WeightsNotFound
+from stages.models._weights import load_autoencoder, weights_of
+from stages.models.stable_audio_3 import AUTOENCODERS
 
 SPEC = models()["small-music-base"]
 
@@ -98,3 +104,28 @@ def test_offline_mode_is_named_as_the_reason(use, monkeypatch):
     with pytest.raises(WeightsNotFound, match="Unset HF_HUB_OFFLINE"):
         hub_folder(SPEC, download=True)
     assert [local for _, local in hub.asked] == [True]
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_a_stand_alone_autoencoder_comes_from_the_hub_the_same_way_and_loads(use, tmp_path, name):
+    golden = Path(__file__).parent / "golden" / "tiny-s"
+    config = json.loads((golden / "model_config.json").read_text())
+    prefix = "pretransform.model."
+    tensors = {
+        key.removeprefix(prefix): value
+        for key, value in load_file(golden / "model.safetensors").items()
+        if key.startswith(prefix)
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    alone = {"sample_rate": 44_100, "model": config["model"]["pretransform"]["config"]}
+    (tmp_path / "model_config.json").write_text(json.dumps(alone))
+    hub = use(FakeHub(online=tmp_path))
+
+    folder = snapshot_of(AUTOENCODERS[name], AUTOENCODER_WANTED, download=True)
+
+    assert folder == tmp_path
+    assert {repo for repo, _ in hub.asked} == {AUTOENCODERS[name]}
+    autoencoder = load_autoencoder(weights_of(folder, alone))
+    whole = load_autoencoder(weights_of(golden, config))
+    audio = torch.linspace(-1, 1, 2 * 8192).view(2, 8192)
+    assert torch.equal(autoencoder.encode_clip(audio), whole.encode_clip(audio))

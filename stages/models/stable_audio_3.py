@@ -18,6 +18,9 @@ def _base(name: str, max_samples: int, max_seconds: int) -> ModelSpec:
     )
 
 
+AUTOENCODERS = {"same-s": "stabilityai/SAME-S", "same-l": "stabilityai/SAME-L"}
+"""Hub repositories of the autoencoders alone; each base model's file carries its own as well."""
+
 MODELS = (
     _base("medium", 16_777_216, 380),
     _base("small-music", 5_324_800, 120),
