@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from pipeline.hub import AUTOENCODER_WANTED, hub_folder
 from pipeline.hub import snapshot as snapshot_of
 from stages.catalogue import models
+from stages.contract import Weights
 from stages.errors import WeightsNotFound
-from stages.models._weights import load_autoencoder, weights_of
+from stages.models._weights import load_autoencoder
 from stages.models.stable_audio_3 import AUTOENCODERS
 
 SPEC = models()["small-music-base"]
@@ -125,7 +126,7 @@ def test_a_stand_alone_autoencoder_comes_from_the_hub_the_same_way_and_loads(use
 
     assert folder == tmp_path
     assert {repo for repo, _ in hub.asked} == {AUTOENCODERS[name]}
-    autoencoder = load_autoencoder(weights_of(folder, alone))
-    whole = load_autoencoder(weights_of(golden, config))
+    autoencoder = load_autoencoder(Weights(model=name, folder=folder, config=alone, digests={}))
+    whole = load_autoencoder(Weights(model="tiny-s", folder=golden, config=config, digests={}))
     audio = torch.linspace(-1, 1, 2 * 8192).view(2, 8192)
     assert torch.equal(autoencoder.encode_clip(audio), whole.encode_clip(audio))
