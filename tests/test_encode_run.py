@@ -175,6 +175,15 @@ def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_pat
     assert not (stopped.root / "encode" / "pieces").exists()
 
 
+def test_pieces_left_by_a_kill_right_after_sealing_do_not_become_part_of_the_artifact(place, monkeypatch):
+    monkeypatch.setattr(encoding.Pieces, "let_go", lambda self, keys: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        place.encode()
+    assert list((place.root / "encode" / "pieces").iterdir())
+    place.encode()
+    assert not (place.root / "encode" / "pieces").exists()
+
+
 def test_another_format_gets_copies_of_the_same_latents_and_encodes_nothing(place):
     place.encode()
     parquet = [place.latents(row) for row in place.rows()]

@@ -68,6 +68,8 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
         encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)
     ]
+    # Also what a run left that was killed between sealing a shard and letting go of its pieces.
+    Pieces(work.directory).clear()
     write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
     write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
     return Outcome(
@@ -153,7 +155,6 @@ def encoded_items(
         groups = [pending[group.start : group.stop] for group in in_shards(sizes)]
         frames = GroupAtOnce(groups, lambda tasks, audios: frames_of_many(tasks, audios, encoder, params), work)
     made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work, pieces.let_go)
-    pieces.clear()
     return located | made, set(made)
 
 
