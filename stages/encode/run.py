@@ -68,8 +68,6 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
         encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)
     ]
-    # Also what a run left that was killed between sealing a shard and letting go of its pieces.
-    Pieces(work.directory).clear()
     write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
     write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
     return Outcome(
@@ -138,7 +136,10 @@ def encoded_items(
     located = shelf.locate(task.key for task in tasks)
     located.update(copied_items(shelf, [task.key for task in tasks if task.key not in located], params, weights))
     pending = [task for task in tasks if task.key not in located]
+    pieces = Pieces(work.directory)
     if not pending:
+        # A run may have been killed between sealing a shard and letting go of its pieces.
+        pieces.clear()
         return located, set()
     device = pick_device(work.resources.device)
     dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
@@ -148,13 +149,13 @@ def encoded_items(
     def alone(task: Task) -> np.ndarray:
         return frames_of(task, encoder, params, device, dtype)
 
-    pieces = Pieces(work.directory)
     frames: Callable[[Task], np.ndarray] = pieces.keeping(alone)
     # The CPU gains nothing from a batch; noise is drawn for one clip at a time.
     if device.type != "cpu" and not params.encoder_noise:
         groups = [pending[group.start : group.stop] for group in in_shards(sizes)]
         frames = GroupAtOnce(groups, lambda tasks, audios: frames_of_many(tasks, audios, encoder, params), work)
     made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work, pieces.let_go)
+    pieces.clear()
     return located | made, set(made)
 
 
