@@ -129,7 +129,7 @@ def test_an_option_that_is_not_built_is_refused_by_name(section, option, value):
 def test_an_unknown_option_that_is_off_is_accepted():
     read = config()
     read["model"]["pretransform"]["config"]["encoder"]["config"]["layer_scale"] = False
-    Autoencoder(read)
+    assert Autoencoder(read).state_dict().keys() == Autoencoder(config()).state_dict().keys()
 
 
 sizes = {"chunk": st.integers(1, 40), "data": st.data()}
