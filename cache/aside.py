@@ -15,8 +15,9 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from platform import node
 from typing import BinaryIO
@@ -29,13 +30,19 @@ _OURS: set[str] = set()
 """Temporaries this process is writing now. In a container every writer may have the same pid."""
 
 
+LASTING = ("file", "folder")
+"""What is fsynced: the content, and the name it gets."""
+
+
 @contextmanager
-def written_aside(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO]:
+def written_aside(final: Path, *, keep_first: bool = False, fsync: Container[str] = LASTING) -> Iterator[BinaryIO]:
     """A file to write that gets its final name when the block ends well, and vanishes when it does not.
 
     Args:
         keep_first: a file already under the final name stays as it is (sealed files never change), even when it
             appeared while ours was being written; otherwise ours takes its place.
+        fsync: less than `LASTING` where another file right behind makes the name last, or where the content can be
+            found again and whoever reads it notices when a power failure took it.
 
     Raises:
         WriteFailed: the disk is full, or the folder refuses.
@@ -48,9 +55,11 @@ def written_aside(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO
         with temporary.open("x+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if "file" in fsync:
+                os.fsync(file.fileno())
         _give_name(temporary, final, keep_first)
-        fsync_directory(final.parent)
+        if "folder" in fsync:
+            fsync_directory(final.parent)
     except OSError as error:
         raise write_failed(final, error) from error
     finally:
@@ -59,9 +68,9 @@ def written_aside(final: Path, *, keep_first: bool = False) -> Iterator[BinaryIO
         _OURS.discard(temporary.name)
 
 
-def write_aside(final: Path, content: bytes) -> None:
+def write_aside(final: Path, content: bytes | memoryview, *, fsync: Container[str] = LASTING) -> None:
     """`written_aside` for content that is at hand."""
-    with written_aside(final) as file:
+    with written_aside(final, fsync=fsync) as file:
         file.write(content)
 
 
@@ -142,6 +151,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+@lru_cache(maxsize=1)
 def _machine() -> str:
     """Eight hex digits for where a pid means something: the host, and on Linux the pid namespace of a container."""
     try:

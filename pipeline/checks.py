@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
     """
     if weights is not None:
         check_model(recipe, weights)
-    errors = [*_dropout_errors(recipe), *(_layer_errors(recipe, weights) if weights else [])]
+    errors = [*_package_errors(recipe), *_dropout_errors(recipe)]
+    errors += _layer_errors(recipe, weights) if weights else []
     errors += _lora_errors(recipe, lora) if lora else []
     if errors:
         raise RecipeError(errors)
@@ -48,6 +50,21 @@ def check_model(recipe: Recipe, weights: Weights) -> None:
     if wrong:
         remedy = f"Point --weights at the folder of {spec.repo}" if spec.repo else "Leave --weights out"
         raise WeightsNotFound(str(weights.folder), "; ".join(wrong), f"{remedy}, or change --model.")
+
+
+_PACKAGES = {
+    "base_quantization": ("none", "torchao", "torchao"),
+    "optimizer": ("adamw", "pytorch_optimizer", "pytorch-optimizer"),
+}
+"""Of a field: the value that needs no package, and what the others need, as it is imported and as it is installed."""
+
+
+def _package_errors(recipe: Recipe) -> Iterator[FieldError]:
+    for field, (plain, module, package) in _PACKAGES.items():
+        asked = recipe.values[field]
+        if asked != plain and find_spec(module) is None:
+            message = f"{asked} needs the package {package}: `pip install {package}`, or ask for {plain}"
+            yield FieldError(loc=(field,), type="package_missing", msg=message, input=asked)
 
 
 def _dropout_errors(recipe: Recipe) -> Iterator[FieldError]:

@@ -24,11 +24,13 @@ from pipeline.request import Found
 from stages.contract import Member, Weights
 from stages.encode.stage import STAGE as ENCODE
 from stages.encode.stage import EncodeParams, item_key, prompt_key
-from stages.ingest.captions import READABLE, stem, suffix
+from stages.ingest.archive import forget_open_archives
+from stages.ingest.captions import READABLE, pair, stem, suffix
+from stages.ingest.prompts import read_prompts
 from stages.ingest.stage import audio_params, prepared_place
 from stages.records import Clip
 
-UNKNOWN = "not known until ingest has run"
+UNKNOWN = "its caption is missing or has a fault; ingest says which"
 _MODEL = "model"
 
 
@@ -52,7 +54,7 @@ class Subject:
     digest: str
     crop_start: int = 0
     prompt: str | None = None
-    """None while nothing says what the caption leads to."""
+    """None where the caption has a fault, or there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +94,20 @@ def subjects_of(recipe: Recipe, store: Store, found: Found) -> list[Subject]:
             for row in rows_of(store, receipt)
         ]
     audio: list[Member] = [one for one in found.source.members if suffix(one.name) in READABLE and one.digest]
-    return sorted(
-        (Subject(clip_id=stem(one.name), digest=str(one.digest)) for one in audio), key=lambda one: one.clip_id
-    )
+    prompts = prompts_of(recipe, found)
+    subjects = (Subject(clip_id=stem(m.name), digest=str(m.digest), prompt=prompts.get(m.name)) for m in audio)
+    return sorted(subjects, key=lambda one: one.clip_id)
+
+
+def prompts_of(recipe: Recipe, found: Found) -> dict[str, str]:
+    """What ingest would make of the captions as they are now, by the audio's name; those with faults are left out."""
+    params = recipe.ingest_params()
+    pairing = pair(found.source.members, templated=params.caption_template is not None)
+    try:
+        made = read_prompts(found.source, pairing, params).of_audio
+    finally:
+        forget_open_archives()
+    return {name: prompt.text for name, prompt in made.items()}
 
 
 def rows_of(store: Store, receipt: Receipt) -> Iterator[Clip]:

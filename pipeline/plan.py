@@ -16,6 +16,7 @@ from pipeline.planned import Plan, StageRun, State, scratch_of
 from pipeline.recipe import Recipe
 from pipeline.request import Found
 from stages.contract import Stage
+from stages.ingest.settled import settled
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
@@ -104,14 +105,15 @@ def _components(declared: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
 def stage_params(name: str, recipe: Recipe, found: Found) -> Any:
     """The params of one stage."""
     if name == "ingest":
-        return recipe.ingest_params()
+        return settled(recipe.ingest_params(), found.source.members)
     return recipe.encode_params() if name == "encode" else recipe.train_params(found.lora_digest)
 
 
 def looked_up(bare: StageRun, store: Store) -> StageRun:
     name = bare.stage.name
     full = fingerprint(f"artifact {name}", bare.record)
-    lasting = {key: value for key, value in bare.record["params"].items() if key not in bare.stage.identity_leaves_out}
+    left_out = bare.stage.identity_leaves_out(bare.params)
+    lasting = {key: value for key, value in bare.record["params"].items() if key not in left_out}
     identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
     receipt = store.find(name, full)
     if receipt is not None:
@@ -123,7 +125,20 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
     if started or shorter:
         why = "stopped earlier; goes on from there" if started else _continues(shorter, bare)
         return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
-    return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=reason(bare.record, earlier))
+    why = reason(bare.record, earlier) + _anew(bare, earlier)
+    return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=why)
+
+
+def _anew(run: StageRun, earlier: Sequence[Receipt]) -> str:
+    """Why more steps do not continue a run that differs in nothing else."""
+    if "number_of_steps" not in run.record["params"] or run.stage.identity_leaves_out(run.params):
+        return ""
+    only_steps = any(_only_steps(changes(_record_of(receipt), run.record)) for receipt in earlier)
+    return f"; trained anew, as every step of a {run.params.schedule} schedule depends on it" if only_steps else ""
+
+
+def _only_steps(found: Sequence[str]) -> bool:
+    return len(found) == 1 and found[0].startswith("number_of_steps ")
 
 
 def _is_shorter(known: Receipt, run: StageRun) -> bool:

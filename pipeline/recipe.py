@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline.conflicts import conflicts
 from pipeline.errors import FieldError, RecipeError
-from pipeline.fields import BASE_PRECISIONS, FIELDS, Field
+from pipeline.field import Field
+from pipeline.fields import BASE_PRECISIONS, FIELDS
 from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
@@ -38,6 +40,18 @@ TRAIN_FIELDS = [
     "base_precision",
     "pre_encode",
     "weight_decay",
+    "decay_magnitudes",
+    "optimizer",
+    "schedule",
+    "warmup_steps",
+    "gradient_accumulation",
+    "gradient_clip",
+    "ema_decay",
+    "frames_per_batch",
+    "crops_per_clip",
+    "crop_seconds",
+    "deterministic",
+    "base_quantization",
     "export_precision",
 ]
 """Request fields that are params of train under the same name."""
@@ -170,7 +184,10 @@ def _validated(given: Mapping[str, Any]) -> dict[str, Any]:
         request = _request_model().model_validate(dict(given))
     except ValidationError as error:
         raise RecipeError([_field_error(entry) for entry in error.errors()]) from error
-    return request.model_dump()
+    values: dict[str, Any] = request.model_dump()
+    if wrong := conflicts(values):
+        raise RecipeError(wrong)
+    return values
 
 
 def _field_error(entry: Mapping[str, Any]) -> FieldError:

@@ -176,7 +176,7 @@ def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
 
 def _earlier(run: StageRun, store: Store) -> Path | None:
     """The longest finished artifact of the same run identity that is shorter than what is asked for."""
-    if not run.stage.identity_leaves_out:
+    if not run.stage.identity_leaves_out(run.params):
         return None
     shorter = [
         receipt
@@ -193,6 +193,11 @@ def copy_outputs(artifact: Artifact, recipe: Recipe, say: Callable[[str], None])
     """Copy the adapter and its config to the output folder; a copy that is already the same is left alone."""
     recipe.output.mkdir(parents=True, exist_ok=True)
     pairs = {"adapter.safetensors": f"{recipe.name}.safetensors", "config.json": f"{recipe.name}.json"}
+    averaged = recipe.output / f"{recipe.name}_ema.safetensors"
+    if (artifact.directory / "adapter_ema.safetensors").exists():
+        pairs["adapter_ema.safetensors"] = averaged.name
+    elif averaged.exists():
+        say(f"{averaged} is of an earlier training: this one keeps no average (ema_decay)")
     return tuple(_copied(artifact.directory / made, recipe.output / name, say) for made, name in pairs.items())
 
 

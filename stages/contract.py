@@ -26,7 +26,7 @@ class Stage(Generic[P]):
     """"module:function", imported only when the stage must run."""
     components: tuple[str, ...] = ()
     """Parts of the checkpoint it reads; their digests are hashed."""
-    identity_leaves_out: tuple[str, ...] = ()
+    identity_leaves_out: Callable[[P], tuple[str, ...]] = lambda params: ()
     """Params that an unfinished run may change and still go on: they name the artifact, not the run."""
 
     outgrown: Callable[[Path, P], bool] = lambda directory, params: False
@@ -45,7 +45,7 @@ class Resources:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     workers: int = 0
-    """Processes for ingest; 0 means one per core."""
+    """Processes for ingest, and for reading ahead where training encodes inside the loop; 0 means one per core."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
     engine: str = "loky"
@@ -56,6 +56,8 @@ class Resources:
     """Checkpoints kept while training; the finished artifact keeps its last one."""
     log_every: int = 50
     """Training steps between progress lines."""
+    gradient_checkpointing: str = "auto"
+    """Whether blocks are computed again in the backward pass: `auto` (when memory is short), `on`, `off`."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):

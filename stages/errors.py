@@ -20,6 +20,7 @@ StageError
 ├── LatentsNotFinite     the autoencoder gave NaN or infinity
 ├── DeviceNotFound       the device asked for is not there
 ├── LossNotFinite        training met NaN or infinity
+├── MemoryShort          by its estimate a training cannot fit into the device's memory
 ├── DeviceFull           a training step does not fit into the device's memory
 └── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
 """
@@ -273,6 +274,25 @@ class LossNotFinite(StageError):
             "What was trained before it is kept. Listen to these clips, or lower --learning-rate, "
             "or train with --base-precision bf16 or fp32."
         )
+
+
+class MemoryShort(StageError):
+    """By its estimate a training cannot fit into the device's memory; nothing was loaded."""
+
+    def __init__(
+        self, device: str, needed: str, available: str, parts: str, alone: Sequence[str], together: Sequence[str]
+    ) -> None:
+        """`alone`: settings each of which is enough; `together`: settings that are enough only all at once."""
+        self.alone, self.together = tuple(alone), tuple(together)
+        said = (
+            f"training needs about {needed} of memory ({parts}), and {device} has {available} left. Nothing was loaded."
+        )
+        remedy = "No setting makes it fit: take a smaller --model or another --device, or stop other programs there."
+        if alone:
+            remedy = "Any one of these makes it fit:\n" + "\n".join(f"    {line}" for line in alone)
+        elif together:
+            remedy = "These together make it fit:\n" + "\n".join(f"    {line}" for line in together)
+        super().__init__(f"{said} {remedy}")
 
 
 class DeviceFull(StageError):

@@ -1,6 +1,7 @@
 """A process with torch and the networks loaded that forks one run per request, to be killed: `python runs_to_kill.py`.
 
-One JSON object per line on stdin: `root` and `data` of the run, `format` of its latents, and how it ends:
+One JSON object per line on stdin: `root` and `data` of the run, `format` of its latents, its `last` stage (encode if
+not given), other `flags`, and how it ends:
 
     {}                    it comes to its end
     {"after": 0.3}        SIGKILL by the parent after so many seconds
@@ -42,12 +43,19 @@ def prepare() -> None:
     import pipeline.runner
     import stages.encode.run as encode
     import stages.ingest.run
+    import stages.train.run
     from cache.shards import formats, load
     from cache.shelf import in_shards
     from stages.models._nets.autoencoder import Autoencoder
 
     pyarrow.set_cpu_count(1)
-    assert pipeline and stages.ingest.run and transformers.AutoTokenizer and [load(name) for name in formats()]
+    assert (
+        pipeline
+        and stages.ingest.run
+        and stages.train.run
+        and transformers.AutoTokenizer
+        and [load(name) for name in formats()]
+    )
     pipeline.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
     torch.set_num_threads(1)
     encode.in_shards = partial(in_shards, max_items=ITEMS_PER_SHARD)
@@ -63,7 +71,7 @@ def prepare() -> None:
 
 
 def run(request: dict[str, Any], answer: int) -> int:
-    """One run of ingest and encode, in this process."""
+    """One run up to its last stage, in this process."""
     from pipeline.recipe import read_recipe
     from pipeline.report import Report, reported_errors
     from pipeline.runner import run_until
@@ -73,10 +81,11 @@ def run(request: dict[str, Any], answer: int) -> int:
     if "fsize" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], resource.RLIM_INFINITY))
     flags = {"model": "tiny-base", "store": "artifacts", "workers": 1, "threads": 1, "device": "cpu"}
+    flags |= {"latent_format": request["format"], **request.get("flags", {})}
     code = 0
     try:
         with reported_errors():
-            run_until("encode", read_recipe(request["data"], {**flags, "latent_format": request["format"]}), Report())
+            run_until(request.get("last", "encode"), read_recipe(request["data"], flags), Report())
     except SystemExit as error:
         code = int(error.code or 0)
     os.write(answer, str(calls[0]).encode())

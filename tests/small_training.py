@@ -218,7 +218,9 @@ class Bench:
 
     def results(self) -> dict[str, bytes]:
         """Every file that must not depend on how often a training was stopped."""
-        names = ["adapter.safetensors", "adapter_fp32.safetensors", "metrics.parquet", "steps.parquet"]
+        names = ["adapter.safetensors", "adapter_fp32.safetensors"]
+        names += [f"{table}.parquet" for table in ("metrics", "steps", "layers")]
+        names += [path.name for path in self.directory.glob("adapter_ema*.safetensors")]
         names += [str(path.relative_to(self.directory)) for path in self.directory.glob("checkpoints/*/tensors*")]
         return {name: self.bytes_of(name) for name in names}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cache import manifest
 from cache.errors import ManifestDamaged, ManifestMismatch
-from cache.manifest import iter_rows, read_rows, write_rows
+from cache.manifest import iter_rows, read_columns, read_rows, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,36 @@ def test_many_rows_are_written_and_read_in_groups(file, monkeypatch):
     write_rows(file, iter(ROWS), Row)
     assert pq.ParquetFile(file).num_row_groups == 7
     assert list(iter_rows(file, Row, batch=4)) == ROWS
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(any_row, max_size=9))
+def test_rows_held_by_column_are_the_rows(file, rows):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "ROW_GROUP_ROWS", 2)
+        write_rows(file, rows, Row)
+        columns = read_columns(file, Row)
+    assert len(columns) == len(rows)
+    assert [columns[index] for index in range(len(rows))] == rows
+    assert columns.numbers("count").tolist() == [row.count for row in rows]
+
+
+def test_a_text_that_comes_again_is_held_once(file, monkeypatch):
+    monkeypatch.setattr(manifest, "ROW_GROUP_ROWS", 7)
+    rows = [replace(ROWS[0], name=f"kind {number // 6}") for number in range(20)]
+    write_rows(file, rows, Row)
+    columns = read_columns(file, Row)
+    assert columns._columns["name"].texts == [f"kind {number}" for number in range(4)]
+    assert [columns.value("name", index) for index in range(20)] == [row.name for row in rows]
+
+
+def test_a_flipped_byte_is_noticed_when_columns_are_read(file):
+    write_rows(file, ROWS, Row)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"clip 7")] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ManifestDamaged):
+        read_columns(file, Row)
 
 
 def test_other_parquet_programs_read_it(file):

@@ -1,14 +1,13 @@
+"""Which clips are encoded together."""
+
 from __future__ import annotations
 
-import threading
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.encode.batching import batches_of, encoded_together
+from stages.encode.batching import LEAST_FRAMES, MOST_FRAMES, batches_of, frames_within
 from stages.models._nets.autoencoder import Autoencoder
 from tests.small_networks import config, randomised
 
@@ -22,43 +21,13 @@ def test_every_clip_is_in_one_batch_and_no_batch_is_too_large(num_frames, most):
         assert len(batch) == 1 or len(batch) * max(num_frames[place] for place in batch) <= most
 
 
-def test_frames_come_back_in_the_order_of_the_group():
-    audios = [lambda length=length: np.full((2, length), length) for length in (5, 1, 3)]
-    frames = encoded_together(audios, [5, 1, 3], lambda places, read: [one.T for one in read], lambda: None)
-    assert [len(one) for one in frames] == [5, 1, 3]
-
-
-def test_the_next_batch_is_read_while_one_is_encoded():
-    read = [threading.Event() for _ in range(2)]
-    audios = [lambda event=event: (event.set(), np.zeros((2, 1)))[1] for event in read]
-
-    def encode(places, audio):
-        assert read[1].wait(5)
-        return audio
-
-    assert len(list(encoded_together(audios, [5000, 5000], encode, lambda: None))) == 2
-
-
-def test_a_stop_is_seen_between_two_batches():
-    encoded = []
-
-    def check() -> None:
-        if encoded:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        encoded_together(
-            [lambda: np.zeros((2, 1))] * 3, [5000] * 3, lambda places, audio: encoded.append(1) or audio, check
-        )
-    assert encoded == [1]
-
-
-def test_a_clip_that_cannot_be_read_is_an_error():
-    def broken() -> np.ndarray:
-        raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        encoded_together([broken], [1], lambda places, audio: audio, lambda: None)
+def test_a_batch_grows_with_memory_between_two_bounds_and_is_smaller_without_fused_kernels():
+    encoder = Autoencoder(config())
+    token_bytes = 17 * 32
+    assert frames_within(0, encoder, fused=True) == LEAST_FRAMES
+    assert frames_within(1 << 50, encoder, fused=False) == MOST_FRAMES
+    assert frames_within(1000 * token_bytes * 32, encoder, fused=True) == 1000
+    assert frames_within(1000 * token_bytes * 32, encoder, fused=False) < 500
 
 
 @pytest.mark.parametrize("windowed", [False, True])

@@ -11,12 +11,13 @@ import pytest
 import soundfile
 import torch
 
+from cache.errors import WriteFailed
 from cache.manifest import read_rows, write_rows
 from cache.shelf import Location, Shelf
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode import run as encoding
 from stages.encode.stage import EncodeParams, item_key
-from stages.errors import LatentsNotFinite, Stopped
+from stages.errors import LatentsNotFinite, PreparedMissing, Stopped
 from stages.models import tiny
 from stages.models._folder import open_folder
 from stages.models._weights import load_autoencoder
@@ -67,14 +68,14 @@ class Place:
         (root / "ingest").mkdir(exist_ok=True)
         write_rows(root / "ingest" / "manifest.parquet", clips, Clip)
 
-    def encode(self, params: EncodeParams | None = None, *, stop_after: int | None = None):
+    def encode(self, params: EncodeParams | None = None, *, stop_after: int | None = None, device: str = "cpu"):
         directory = self.root / "encode"
         directory.mkdir(exist_ok=True)
         asked = iter(range(10_000))
         work = Workspace(
             directory=directory,
             shared=self.shared,
-            resources=Resources(device="cpu", threads=1),
+            resources=Resources(device=device, threads=1),
             say=self.said.append,
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
@@ -173,6 +174,69 @@ def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_pat
     assert seen == ["silence", "a", "b", "c"]
     assert stopped.files() == whole.files()
     assert not (stopped.root / "encode" / "pieces").exists()
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """Encode on the CPU the way a GPU does: in batches, ahead, with shards written beside it."""
+    monkeypatch.setattr(encoding, "one_by_one", lambda device, params: False)
+
+
+def test_clips_encoded_ahead_in_batches_have_the_latents_they_have_alone(tmp_path, weights, monkeypatch):
+    params = EncodeParams(model="tiny-base", latent_dtype="float32")
+    alone, together = (Place(tmp_path / name, weights, CLIPS) for name in ("alone", "together"))
+    alone.encode(params)
+    monkeypatch.setattr(encoding, "one_by_one", lambda device, params: False)
+    assert together.encode(params).facts["num_encoded"] == 3
+    for one, other in zip(alone.rows(), together.rows(), strict=True):
+        np.testing.assert_allclose(together.latents(other), alone.latents(one), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_shard", [1, 2, 9])
+@pytest.mark.parametrize("stop_after", [0, 2, 3, 5])
+def test_a_stopped_encode_in_batches_goes_on_to_the_same_bytes(
+    tmp_path, weights, as_on_a_device, monkeypatch, per_shard, stop_after
+):
+    def few(sizes):
+        return [range(at, min(at + per_shard, len(sizes))) for at in range(0, len(sizes), per_shard)]
+
+    monkeypatch.setattr(encoding, "in_shards", few)
+    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole.encode()
+    with pytest.raises(Stopped):
+        stopped.encode(stop_after=stop_after)
+    stopped.encode()
+    assert stopped.files() == whole.files()
+    assert not (stopped.root / "encode" / "pieces").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("compute", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 3e-3)])
+def test_a_gpu_encodes_what_the_cpu_does(tmp_path, weights, compute, bound):
+    exact = EncodeParams(model="tiny-base", latent_dtype="float32")
+    cpu, gpu = (Place(tmp_path / name, weights, CLIPS) for name in ("cpu", "gpu"))
+    cpu.encode(exact)
+    gpu.encode(replace(exact, compute_dtype=compute), device="cuda")
+    assert gpu.said == []
+    for one, other in zip(cpu.rows(), gpu.rows(), strict=True):
+        expected = cpu.latents(one)
+        assert np.linalg.norm(gpu.latents(other) - expected) < bound * np.linalg.norm(expected)
+
+
+def test_a_shard_that_cannot_be_written_beside_the_encoding_is_an_error(place, as_on_a_device, monkeypatch):
+    def full(self, items, metadata):
+        raise WriteFailed(place.shared, "no space left", 0)
+
+    monkeypatch.setattr(Shelf, "write", full)
+    with pytest.raises(WriteFailed):
+        place.encode()
+
+
+def test_prepared_audio_that_is_shorter_than_its_row_says_is_an_error(place):
+    short = place.shared / CLIPS[0].audio
+    soundfile.write(short, np.zeros((FRAME, 2)), 44_100, subtype="PCM_24")
+    with pytest.raises(PreparedMissing, match=f"it ends after {FRAME} of {3 * FRAME} samples"):
+        place.encode()
 
 
 def test_pieces_left_by_a_kill_right_after_sealing_do_not_become_part_of_the_artifact(place, monkeypatch):

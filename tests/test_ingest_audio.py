@@ -60,7 +60,7 @@ def test_mono_is_doubled_and_of_many_channels_the_first_two_are_kept(channels):
     audio = tone(0.2, channels=channels)
     recording, audio_CN = decoded(sound(audio, RATE, "WAV", "FLOAT"))
     assert recording.num_channels == channels
-    assert audio_CN.shape == (2, len(audio)) and audio_CN.flags.c_contiguous
+    assert audio_CN.shape == (2, len(audio)) and audio_CN.T.flags.c_contiguous, "interleaved, as files hold it"
     assert np.array_equal(audio_CN, audio[:, [0, min(1, channels - 1)]].T)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,33 +13,18 @@ import soundfile
 from stages.contract import Inputs
 from stages.errors import DatasetFaults, PackageMissing
 from stages.ingest import preparing, source
+from stages.ingest.objects import surplus_bytes
 from stages.ingest.resampling import resample, resampled
 from stages.ingest.run import ingest
 from stages.ingest.source import open_source
 from stages.ingest.stage import audio_params, prepared_key
 from stages.prepared import read_prepared
+from tests.foreign_sounds import box, foreign
 from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace
 
 NATIVE = PARAMS.native_samples
 av = pytest.importorskip("av")
 FOREIGN = [("a.m4a", "ipod", "aac"), ("a.m4a", "ipod", "alac"), ("a.aac", "adts", "aac"), ("a.wma", "asf", "wmav2")]
-
-
-def foreign(container: str, codec: str, audio_NC: np.ndarray, rate: int = RATE) -> bytes:
-    """The sound as PyAV writes it."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="stereo")
-        stream.bit_rate = 192_000
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio_NC.T), format="fltp", layout="stereo")
-        frame.sample_rate, frame.pts = rate, 0
-        form = stream.codec_context.format or "fltp"
-        size = stream.codec_context.frame_size or 2048
-        fitted = av.AudioResampler(format=form, layout="stereo", rate=rate, frame_size=size)
-        for part in [*fitted.resample(frame), *fitted.resample(None), None]:
-            for packet in stream.encode(part):
-                file.mux(packet)
-    return buffer.getvalue()
 
 
 def dataset(place: Path, name: str, data: bytes) -> Path:
@@ -95,6 +79,41 @@ def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path,
         ingest(Inputs(source=without), PARAMS, workspace(tmp_path))
     assert [(one.member, one.type) for one in caught.value.faults] == [("a.m4a", "unsupported_audio_format")]
     assert [row.clip_id for row in run(data, workspace(tmp_path), skip_bad=True)[1]] == ["b"]
+
+
+@pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
+def test_bytes_are_decoded_alike_under_every_name(form, subtype):
+    data = sound(tone(0.5), RATE, form, subtype)
+    decoded = {name: type(preparing.recording_of(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
+    assert set(decoded.values()) == {preparing.Recording}, "prepared audio is named by bytes, not by names"
+
+
+def test_raw_aac_may_carry_tags_before_and_behind_its_frames(tmp_path):
+    data = foreign("adts", "aac", tone(1.0))
+    tagged = b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + data + b"TAG" + bytes(125)
+    outcome, (row,) = run(dataset(tmp_path, "a.aac", tagged), workspace(tmp_path))
+    plain, (same,) = run(dataset(tmp_path / "plain", "a.aac", data), workspace(tmp_path / "plain"))
+    assert (row.num_samples, outcome.facts["warnings"]) == (same.num_samples, plain.facts["warnings"])
+
+
+@pytest.mark.parametrize("codec", ["aac", "alac"])
+def test_an_mp4_may_keep_its_list_of_contents_in_front_of_the_sound_and_a_box_without_end(codec):
+    data = foreign("ipod", codec, tone(1.0))
+    start, stop = box(data, b"mdat")
+    assert surplus_bytes(data) == 0
+    endless = data[:start] + data[stop:] + bytes(4) + data[start + 4 : stop]
+    assert surplus_bytes(endless) == 0, "a size of zero means: to the end"
+    wide = data[:start] + b"\0\0\0\1mdat" + (stop - start + 8).to_bytes(8, "big") + data[start + 8 :]
+    assert surplus_bytes(wide) == 0, "a size of one means: see the eight bytes behind"
+    assert surplus_bytes(data + b"strange things") == 14
+
+
+def test_a_wma_that_was_streamed_says_no_size_and_is_not_judged_by_it():
+    data = bytearray(foreign("asf", "wmav2", tone(1.0)))
+    assert surplus_bytes(bytes(data)) == 0 and surplus_bytes(bytes(data) + b"more") == 4
+    data[data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 88] |= 1
+    assert surplus_bytes(bytes(data) + b"more") == 0
+    assert surplus_bytes(bytes(data[:-50])) == 0
 
 
 # Long recordings
@@ -236,7 +255,7 @@ def test_the_resampler_asked_for_is_used_recorded_and_renames_the_audio(tmp_path
     assert outcome.facts["audio_params"]["resampler"] == {
         "name": "soxr", "filter": "HQ", "length": "ceil(n * to / from)",
     }  # fmt: skip
-    audio, _ = soundfile.read(io.BytesIO((data / "a.wav").read_bytes()), dtype="float32")
+    audio, _ = soundfile.read(data / "a.wav", dtype="float32")
     kept = read_prepared(tmp_path / "shared" / row.audio)
     assert np.abs(kept - resample(audio.T, 48000, RATE, "soxr")).max() <= 2.0**-24
     assert audio_params(PARAMS)["resampler"]["name"] == "resampy"

@@ -50,7 +50,7 @@ def test_a_disk_that_refuses_is_an_error_that_survives_the_way_back_from_a_worke
 
 
 def test_a_failed_write_leaves_no_facts_behind(tmp_path, monkeypatch):
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **more: object) -> None:
         raise preparing.CacheError("the disk is full")
 
     monkeypatch.setattr(preparing, "write_aside", full)

@@ -139,6 +139,13 @@ def test_more_steps_continue_a_finished_run(store, finished):
     assert (run.state, run.reason) == (State.RESUME, "continues the same run (number_of_steps 1000 -> 1500)")
 
 
+def test_more_steps_of_a_schedule_that_ends_with_them_train_anew_and_say_why(store, finished):
+    finished(planned(store, number_of_steps=1000, schedule="cosine"))
+    run = planned(store, number_of_steps=1500, schedule="cosine").runs[-1]
+    why = "number_of_steps 1000 -> 1500; trained anew, as every step of a cosine schedule depends on it"
+    assert (run.state, run.reason) == (State.MISS, why)
+
+
 def test_fewer_steps_than_a_finished_run_train_anew_and_say_so(store, finished):
     finished(planned(store, number_of_steps=1000))
     run = planned(store, number_of_steps=500).runs[-1]

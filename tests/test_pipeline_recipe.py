@@ -66,6 +66,19 @@ def test_a_value_out_of_range_has_the_hosted_error_type(field, value, kind):
     assert (entry.loc, entry.type) == ((field,), kind)
 
 
+@pytest.mark.parametrize(
+    ("given", "field", "rule"),
+    [
+        ({"warmup_steps": 100, "number_of_steps": 100}, "warmup_steps", "below number_of_steps, which is 100"),
+        ({"frames_per_batch": 500, "batch_size": 2}, "frames_per_batch", "takes the place of batch_size, which is 2"),
+    ],
+)
+def test_fields_that_rule_each_other_out_are_refused_by_name(given, field, rule):
+    (entry,) = recipe_error(**given).errors
+    assert entry.loc == (field,)
+    assert rule in entry.msg
+
+
 def test_an_unknown_field_is_refused_with_a_near_name(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text('audio_data_url = "clips.zip"\nadaptor_type = "lora"\n')
@@ -141,6 +154,7 @@ def test_every_field_reaches_a_stage_a_place_or_a_resource():
         )
         value = 2.0 if field.name == "duration" else value
         value = "cpu" if field.name == "device" else value
+        value = False if field.default is True else 0.5 if field.name == "ema_decay" else value
         value = "dora-cols" if field.name == "adapter_type" else "fp32" if field.name == "base_precision" else value
         changed = read_recipe("clips.zip", {field.name: value})
         assert params(changed) != params(base), field.name

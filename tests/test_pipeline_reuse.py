@@ -158,3 +158,12 @@ def test_raw_audio_and_cached_latents_are_different_trainings(root, work):
     done = request(root, root / "clips.zip", pre_encode=False)
     assert states(done) == {"ingest": "HIT", "train": "MISS"}
     assert work.clips >= 2
+
+
+def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_is_named(root, capsys):
+    done = request(root, root / "clips.zip", ema_decay=0.9)
+    averaged = root / "output" / "clips_ema.safetensors"
+    assert averaged in done.files
+    assert averaged.read_bytes() != outputs(root)
+    request(root, root / "clips.zip")
+    assert "clips_ema.safetensors is of an earlier training" in capsys.readouterr().err

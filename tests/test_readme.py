@@ -29,7 +29,8 @@ def test_the_table_of_fields_lists_every_field_with_its_default():
     rows = table("field")
     assert list(rows) == ["audio_data_url", *(field.name for field in FIELDS)]
     for field in FIELDS:
-        default = "unset" if field.default is None else "off" if field.default is False else str(field.default)
+        words = {None: "unset", False: "off", True: "on"}
+        default = words[field.default] if field.kind == "bool" or field.default is None else str(field.default)
         assert rows[field.name][1] == default, field.name
 
 

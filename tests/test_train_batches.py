@@ -3,14 +3,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.batches import batch_at, clip_order, followed_by_silence
+from stages.train.batches import batch_at, followed_by_silence
 from stages.train.clips import Subject
 from stages.train.draws import Chance
+from stages.train.order import order_of
 from stages.train.prompts import Prompts
 from stages.train.stage import TrainParams
 
@@ -29,6 +31,14 @@ class CountedClips:
     samples_per_frame: int = 4096
     sample_rate_hz: int = 44_100
     reads: list[tuple[int, int, bool]] = field(default_factory=list)
+
+    @property
+    def sizes(self):
+        return np.array(self.lengths)
+
+    @property
+    def window_samples(self):
+        return self.window * self.samples_per_unit
 
     @property
     def subjects(self):
@@ -57,21 +67,8 @@ def unshifted(timestep_B, num_frames_B):
 
 def batch(clips, step=0, shift=unshifted, seed=1, **changes):
     params = TrainParams(model="tiny-base", **{"batch_size": 3, "seed": seed, **changes})
-    return batch_at(step, clips, prompts_of(clips), params, Chance(seed), shift)
-
-
-@settings(deadline=None, max_examples=60)
-@given(num_clips=st.integers(1, 40), batch_size=st.integers(1, 8), seed=st.integers(0, 99), epochs=st.integers(1, 4))
-def test_every_clip_is_seen_once_per_epoch(num_clips, batch_size, seed, epochs):
-    steps = -(-epochs * num_clips // batch_size)
-    seen = [clip for step in range(steps) for clip in clip_order(Chance(seed), num_clips, batch_size, step)]
-    for epoch in range(epochs):
-        assert sorted(seen[epoch * num_clips : (epoch + 1) * num_clips]) == list(range(num_clips))
-
-
-def test_epochs_have_orders_of_their_own():
-    orders = {tuple(clip_order(Chance(0), 12, 12, epoch)) for epoch in range(5)}
-    assert len(orders) == 5
+    order = order_of(clips, params, Chance(seed))
+    return batch_at(step, clips, prompts_of(clips), order, params, Chance(seed), shift)
 
 
 def test_a_batch_larger_than_the_dataset_holds_clips_more_than_once():
@@ -164,6 +161,60 @@ def test_timesteps_are_shifted_for_the_length_of_the_whole_recording():
     shifted, plain = batch(clips, shift=recording, batch_size=1), batch(clips, batch_size=1)
     assert asked == [[507]]
     assert torch.equal(shifted.timestep_B, plain.timestep_B / 2)
+
+
+def test_the_network_is_told_the_length_of_the_whole_recording_or_of_the_crop_if_asked():
+    asked = []
+
+    def recording(timestep_B, num_frames_B):
+        asked.append(num_frames_B.tolist())
+        return timestep_B
+
+    clips = CountedClips([100, 5], window=20, seconds=47)
+    whole, own = (batch(clips, shift=recording, batch_size=2, crop_seconds=wanted) for wanted in (False, True))
+    order = [int(clip_id.removeprefix("clip")) for clip_id in own.clip_ids]
+    assert whole.seconds_total_B.tolist() == [47 + number for number in order]
+    # 20 frames begin two seconds, 5 one; the shift of timesteps follows what is told.
+    assert own.seconds_total_B.tolist() == [(2, 1)[number] for number in order]
+    assert asked[1] == [(22, 11)[number] for number in order]
+
+
+def test_a_clip_longer_than_the_window_is_cropped_anew_at_every_visit():
+    clips = CountedClips([5000, 5], window=10)
+    seen = [batch(clips, step, batch_size=1, crops_per_clip=4) for step in range(5)]
+    assert sorted(made.clip_ids[0] for made in seen) == ["clip0"] * 4 + ["clip1"]
+    assert len({made.crop_starts[0] for made in seen if made.clip_ids == ("clip0",)}) == 4
+
+
+def test_a_step_of_several_parts_is_the_larger_batch():
+    clips = CountedClips([5, 60, 9, 30, 25, 14, 50, 6, 8, 40], window=60)
+    for step in range(6):
+        divided = batch(clips, step, batch_size=2, gradient_accumulation=2)
+        whole = batch(clips, step, batch_size=4)
+        assert (divided.parts, whole.parts) == ((2, 2), (4,))
+        for name in ("latents_BCT", "noise_BCT", "timestep_B", "real_BT", "given_BT", "dropped_B"):
+            assert torch.equal(getattr(divided, name), getattr(whole, name))
+        assert divided.clip_ids == whole.clip_ids
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    budget=st.integers(1, 400),
+    parts=st.integers(1, 3),
+    step=st.integers(0, 50),
+)
+def test_a_batch_by_frames_is_real_for_the_frames_it_was_chosen_by(lengths, budget, parts, step):
+    clips = CountedClips(lengths, window=max(lengths))
+    changes = {"batch_size": 1, "frames_per_batch": budget, "gradient_accumulation": parts}
+    made = batch(clips, step, **changes)
+    params = TrainParams(model="tiny-base", seed=1, **changes)
+    visits = order_of(clips, params, Chance(1)).visits(step)
+    assert made.real_BT.sum(dim=1).tolist() == visits.frames_B.tolist()
+    assert made.parts == visits.parts
+    ends = [sum(made.parts[: place + 1]) for place in range(parts)]
+    for count, end in zip(made.parts, ends, strict=True):
+        assert count == 1 or count * int(made.real_BT[end - count : end].sum(dim=1).max()) <= budget
 
 
 def test_prompts_are_withheld_as_often_as_asked():

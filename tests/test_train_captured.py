@@ -44,7 +44,7 @@ def captured_losses(training: Training, batches: list, lengths: list[int]) -> to
 
 def figures(training: Training) -> torch.Tensor:
     training.history.settle()
-    return torch.from_numpy(training.history.figures_S3B)
+    return torch.from_numpy(training.history.figures_N3)
 
 
 @pytest.mark.gpu
@@ -116,7 +116,10 @@ class Failing:
     """A fast path that cannot be prepared."""
 
     def __init__(self, error: Exception) -> None:
-        self.error, self.recordings, self.pool, self.buckets = error, {}, None, Buckets([24])
+        self.error, self.buckets = error, Buckets([24])
+
+    def forget(self) -> None:
+        pass
 
     def advance(self, batch) -> None:
         raise self.error

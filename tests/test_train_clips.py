@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cache.manifest import read_rows, write_rows
 from cache.shelf import Shelf
 from stages import catalogue
 from stages.models._weights import load_autoencoder
 from stages.prepared import read_prepared
-from stages.train.clips import LiveLatents, StoredLatents, excerpt_frames
+from stages.records import EncodedClip
+from stages.train import clips as clips_module
+from stages.train.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_kept
 from tests.small_training import encoded, ingested, random_audio, random_hidden, random_latents, weights
 
 MODEL = catalogue.models()["tiny-base"]
@@ -45,11 +50,88 @@ def test_stored_latents_come_as_channels_by_frames_in_fp32(tmp_path):
 
 
 def test_frames_beyond_the_valid_ones_are_not_read(tmp_path):
-    latents, clips = stored(tmp_path, (12,))
-    from dataclasses import replace
-
-    clips.rows[0] = replace(clips.rows[0], num_valid_frames=9)
+    latents = random_latents((12,))
+    artifact = encoded(tmp_path / "shared", tmp_path / "encoded", latents, random_hidden(1))
+    manifest = artifact.directory / "manifest.parquet"
+    write_rows(manifest, [replace(row, num_valid_frames=9) for row in read_rows(manifest, EncodedClip)], EncodedClip)
+    clips = StoredLatents(artifact, Shelf(tmp_path / "shared" / "latents"), MODEL)
     np.testing.assert_array_equal(clips.read(0, 0, False).numpy().T, latents[0][:9])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Items and stretches of frames that are read from a shelf."""
+    seen, read = [], Shelf.read
+
+    def counted(shelf, location, start=0, stop=None):
+        seen.append((location.row, start, stop))
+        return read(shelf, location, start, stop)
+
+    monkeypatch.setattr(Shelf, "read", counted)
+    return seen
+
+
+def test_latents_that_fit_into_memory_are_read_once_and_whole(tmp_path, reads):
+    latents, clips = stored(tmp_path, (12, 20), window=8)
+    reads.clear()
+    for index, start in ((0, 0), (1, 5), (1, 12), (0, 4), (0, 3), (1, 5)):
+        np.testing.assert_array_equal(clips.read(index, start, False).numpy().T, latents[index][start : start + 8])
+    assert reads == [(0, 0, 12), (1, 0, 20)]
+
+
+def test_of_latents_that_do_not_fit_into_memory_every_crop_is_read_alone(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(clips_module, "REMEMBERED_BYTES", 12 * 16 * 4)
+    latents, clips = stored(tmp_path, (12, 20), window=8)
+    reads.clear()
+    for index, start in ((0, 1), (1, 5), (1, 12), (0, 4)):
+        np.testing.assert_array_equal(clips.read(index, start, False).numpy().T, latents[index][start : start + 8])
+    assert reads == [(0, 0, 12), (1, 5, 13), (1, 12, 20)]
+
+
+def test_nobody_can_change_latents_that_are_kept(tmp_path):
+    latents, clips = stored(tmp_path, (12,))
+    clips.read(0, 0, False).zero_()
+    np.testing.assert_array_equal(clips.read(0, 0, False).numpy().T, latents[0])
+
+
+def test_clips_are_kept_while_their_sum_fits():
+    assert [num_kept(np.array([5, 5, 1]), limit) for limit in (0, 4, 5, 9, 10, 11, 99)] == [0, 0, 1, 1, 2, 3, 3]
+
+
+def test_live_latents_beyond_memory_are_encoded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "REMEMBERED_BYTES", 2 * 8 * 16 * 4)
+    clips = live(tmp_path, (30_000, 20_000))
+    assert [clips.keeps(index) for index in (0, 1)] == [True, False]
+    for index in (0, 0, 1, 1):
+        clips.read(index, 0, False)
+    assert [clips.has(index, False) for index in (0, 1)] == [True, False]
+
+
+def test_samples_at_hand_are_not_read_again(tmp_path):
+    clips = live(tmp_path, (30_000,))
+    expected = clips.read(0, 0, False)
+    again = live(tmp_path, (30_000,))
+    stretch = again.stretch(0, 0)
+    again.at_hand = {stretch: stretch.read()}
+    stretch.path.unlink()
+    assert torch.equal(again.read(0, 0, False), expected)
+
+
+def test_an_excerpt_s_own_length_is_counted_in_begun_seconds(tmp_path):
+    clips = live(tmp_path, (44_100, 44_101, 500_000), window=100_000)
+    assert [excerpt_seconds(clips, index) for index in range(3)] == [1, 2, 3]
+    assert [subject.seconds_total for subject in clips.subjects] == [1, 2, 12]
+
+
+def test_a_stored_excerpt_is_never_longer_than_its_recording_or_the_window_in_samples(tmp_path):
+    artifact = encoded(tmp_path / "shared", tmp_path / "encoded", random_latents((11, 40)), random_hidden(2), window=22)
+    manifest = artifact.directory / "manifest.parquet"
+    first, second = read_rows(manifest, EncodedClip)
+    # A second of audio begins an eleventh frame; two seconds a twenty-second.
+    write_rows(manifest, [replace(first, seconds_total=1), second], EncodedClip)
+    in_samples = replace(artifact, facts={**artifact.facts, "window_samples": 2 * 44_100})
+    clips = StoredLatents(in_samples, Shelf(tmp_path / "shared" / "latents"), MODEL)
+    assert [excerpt_seconds(clips, index) for index in range(2)] == [1, 2]
 
 
 def test_live_latents_are_those_of_the_prepared_audio(tmp_path):

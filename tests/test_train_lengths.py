@@ -54,9 +54,15 @@ def test_what_lies_in_the_padding_reaches_nothing():
     torch.testing.assert_close(soiled, clean, rtol=1e-5, atol=1e-6)
 
 
-def test_the_share_of_padding_is_told():
+def test_the_share_of_padding_is_told_of_all_clips_and_apart_from_that_behind_shorter_ones():
     batch, _ = batch_and_training()
     buckets = Buckets([9, 12])
     assert buckets.filled(batch) is batch
-    buckets.filled(lengthened(batch, 10))
-    assert buckets.padding == pytest.approx(2 / 21)
+    assert (buckets.padding, buckets.unevenness) == (0, 0)
+    # Two clips, of 9 and 10 frames, in a batch that is 10 long and worked on at 12; before it two of 9.
+    longer = lengthened(batch, 10)
+    longer.real_BT[1, 9] = True
+    buckets.filled(longer)
+    assert buckets.frames_worked_on == 2 * 9 + 2 * 12
+    assert buckets.padding == pytest.approx(2 * 2 / 42)
+    assert buckets.unevenness == pytest.approx(1 / 42)

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from stages.train.draws import Chance
 from stages.train.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
 from stages.train.metrics import History, window_means
-from stages.train.objective import Losses
 from stages.train.repeatable import repeatable
 from tests.test_train_batches import CountedClips, prompts_of
 
 
 def noted(*losses, norm=1.0):
-    history = History.empty(1)
+    history = History.empty()
     for loss in losses:
-        history.add(torch.tensor([0.5]), Losses(torch.tensor([loss]), torch.tensor([0.0])), torch.tensor(norm))
+        history.note(torch.tensor([[0.5], [loss], [0.0]]), torch.tensor(norm))
     return history
 
 

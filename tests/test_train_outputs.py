@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from cache.manifest import read_rows
 from stages.adapters import _file as adapter_file
 from stages.errors import AdapterMismatch
+from stages.train import results
 from stages.train import run as training
 from stages.train.metrics import ClipRow, StepRow
 from tests.small_training import DIGESTS, Bench, weights
@@ -86,6 +87,10 @@ CONFIG_TYPES = {
     **{"loss_window_steps": int, "final_loss": float, "best_loss": float, "best_loss_step": int},
     **{"loss_before": float, "loss_after": float, "loss_by_timestep": list, "seconds_per_step": float},
     **{"lora_checkpoint_file": (str, type(None)), "device": str, "times": dict, "versions": dict},
+    **{"optimizer": str, "schedule": str, "warmup_steps": int, "gradient_accumulation": int},
+    **{"gradient_clip": (float, type(None)), "ema_decay": (float, type(None)), "decay_magnitudes": bool},
+    **{"frames_per_batch": (int, type(None)), "crops_per_clip": int, "crop_seconds": bool, "deterministic": bool},
+    **{"base_quantization": str, "loss_after_ema": (float, type(None))},
 }
 
 
@@ -211,11 +216,11 @@ def test_every_training_ends_by_loading_its_files_back_and_comparing_outputs(ben
 
 
 def test_a_file_that_means_something_else_than_what_was_trained_is_refused(bench, monkeypatch):
-    write = training.write_adapters
+    write = results.write_adapters
 
     def written_with_another_alpha(directory, tensors, spec, metadata, precision):
-        write(directory, tensors, replace(spec, alpha=2 * spec.alpha), metadata, precision)
+        return write(directory, tensors, replace(spec, alpha=2 * spec.alpha), metadata, precision)
 
-    monkeypatch.setattr(training, "write_adapters", written_with_another_alpha)
+    monkeypatch.setattr(results, "write_adapters", written_with_another_alpha)
     with pytest.raises(AdapterMismatch, match="loaded back, it changes the output by"):
         bench.train(number_of_steps=8, learning_rate=1e-2)

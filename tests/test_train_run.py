@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cache.manifest import read_rows
 from stages.contract import Resources
 from stages.errors import DeviceFull, LossNotFinite, NetworkNotSupported
-from stages.train import clips, examples, job, prompts
+from stages.train import clips, examples, job, prompts, stretches
 from stages.train.metrics import ClipRow
 from tests.small_training import Bench, encoded, random_hidden, random_latents, weights
 
@@ -107,7 +107,16 @@ def test_a_batch_larger_than_the_dataset_trains(bench):
     assert bench.config["steps_done"] == 4
 
 
-def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1},
+        {"batch_size": 2},
+        {"batch_size": 2, "gradient_accumulation": 2, "crop_seconds": True},
+        {"frames_per_batch": 24, "gradient_accumulation": 2},
+    ],
+)
+def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path, changes):
     from stages.models._weights import load_autoencoder, load_text_encoder
     from stages.prepared import read_prepared
 
@@ -120,7 +129,7 @@ def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path):
     artifact = encoded(tmp_path / "shared", tmp_path / "encoded", frames[:3], hidden, frames[3], window=15)
     stored = replace(live, artifact=artifact, name="stored")
 
-    options = {"polarity_flip": False, "number_of_steps": 6, "batch_size": 2}
+    options = {"polarity_flip": False, "number_of_steps": 6, **changes}
     for bench in (live, stored):
         bench.train(**options)
     np.testing.assert_allclose(live.losses, stored.losses, rtol=0, atol=1e-5)
@@ -167,7 +176,7 @@ def test_a_prompt_that_several_clips_share_is_embedded_once(embedded):
 
 def test_audio_that_fits_the_window_is_encoded_once_per_sign(tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr(clips, "read_prepared", lambda *a: reads.append(a) or np.zeros((2, a[2] - a[1]), "float32"))
+    monkeypatch.setattr(stretches, "read_prepared", lambda *a: reads.append(a) or np.zeros((2, a[2] - a[1]), "float32"))
     Bench.of_audio(tmp_path, (20_000,)).train(number_of_steps=20)
     assert len(reads) == 2
 

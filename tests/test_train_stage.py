@@ -38,6 +38,15 @@ def name_of(**changes):
         ("seed", 2**31),
         ("base_precision", "int8"),
         ("export_precision", "bf16"),
+        ("optimizer", "sgd"),
+        ("schedule", "linear"),
+        ("warmup_steps", -1),
+        ("gradient_accumulation", 0),
+        ("gradient_clip", 0.0),
+        ("ema_decay", 1.0),
+        ("frames_per_batch", 0),
+        ("crops_per_clip", 0),
+        ("base_quantization", "int4"),
         ("autoencoder_precision", "half"),
         ("betas", (0.9,)),
         ("betas", (0.9, 1.0)),
@@ -85,7 +94,11 @@ def test_every_param_has_a_default_but_the_model():
 
 
 def test_the_number_of_steps_names_the_artifact_and_not_the_run():
-    assert STAGE.identity_leaves_out == ("number_of_steps",)
+    assert STAGE.identity_leaves_out(TrainParams(model="tiny-base")) == ("number_of_steps",)
+
+
+def test_a_schedule_that_ends_with_the_steps_makes_their_number_part_of_the_run():
+    assert STAGE.identity_leaves_out(TrainParams(model="tiny-base", schedule="cosine")) == ()
 
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints", "log_every"])

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.adapters._kind import Kind, kind_named
-from stages.adapters._layer import AdaptedLayer, Slot, adapted, matrix_of
+from stages.adapters._layer import AdaptedLayer, Slot, adapted
 from stages.adapters._parts import Start
 from stages.adapters._patterns import selected
-from stages.adapters._svd import BasesCache, bases_of, given_bases
+from stages.adapters._svd import Bases, BasesCache, bases_of, given_bases
 from stages.adapters._targets import spec_rank_limit
+from stages.adapters._widened import StoredSmall, WidenedLayer
 from stages.errors import AdapterMismatch, AdapterNotWritable, AdapterOrder
 from stages.records import AdapterSpec
 
@@ -173,15 +174,15 @@ def attach(
     shapes = {name: _shape(target.layer) for name, target in found.items()}
     spec_rank_limit(spec, shapes)
     targets = [found[name] for name in selected(found, spec.include, spec.exclude)]
-    layers = [adapted(target.name, target.layer) for target in targets]
+    layers = [_adapted(target) for target in targets]
     needed = {} if bases is None else {target.name: shapes[target.name] for target in targets}
     known = given_bases(bases or {}, needed, spec.rank)
     slots = []
     for target, layer in zip(targets, layers, strict=True):
-        weight_OI = matrix_of(layer.weight)
+        weight_OI = layer.matrix()
         vectors = known.get(target.name)
         if kind.basis.singular and vectors is None:
-            vectors = bases_of(weight_OI, spec.rank, bases_cache)
+            vectors = _vectors(layer, spec.rank, bases_cache)
         start = Start(weight_OI=weight_OI, rank=spec.rank, dropout=spec.dropout, generator=generator, bases=vectors)
         slots.append(Slot(kind, start, spec.scaling))
     # Nothing was changed so far, and nothing below can fail: no network is left with half an adapter.
@@ -221,9 +222,18 @@ def _layers(root: nn.Module) -> Iterator[Target]:
             yield Target(name=name, parent=root.get_submodule(above), child=child, layer=module)
 
 
+def _adapted(target: Target) -> AdaptedLayer:
+    layer = target.layer
+    return WidenedLayer(layer) if isinstance(layer, StoredSmall) else adapted(target.name, layer)
+
+
+def _vectors(layer: AdaptedLayer, rank: int, cache: BasesCache | None) -> Bases:
+    return layer.vectors(rank) if isinstance(layer, WidenedLayer) else bases_of(layer.matrix(), rank, cache)
+
+
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    num_out, num_in = matrix_of(cast(Tensor, layer.weight)).shape
-    return num_out, num_in
+    shape = cast(Tensor, layer.weight).shape
+    return shape[0], math.prod(shape[1:])
 
 
 def _freeze(roots: Sequence[nn.Module]) -> None:

@@ -15,11 +15,12 @@ leading dimensions: the matrices of many layers of one shape, taken at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stages.adapters._frozen import frozen_product, gram, row_quadratics, weighted_squares
+from stages.adapters._frozen import WIDEST, frozen_product, gram, has_kernels, row_quadratics, weighted_squares
 
 EPS = 1e-12
 """Added to a norm before dividing by it."""
@@ -54,7 +55,7 @@ class Factored:
 
     def with_row_lengths(self, length_O: Tensor) -> Factored:
         """This, every row scaled by length / (its norm + eps)."""
-        scale_O = length_O / (self.row_norms() + EPS)
+        scale_O = self._row_scale(length_O)
         terms = (replace(t, left_OR=t.left_OR * scale_O[..., None], left_weight_RI=None) for t in self.terms)
         return replace(self, p_O=scaled(scale_O, self.p_O), terms=tuple(terms))
 
@@ -86,11 +87,24 @@ class Factored:
         """(out,) 2-norms; 0 with gradient 0 where the square is 0 or, by cancellation, below."""
         squares_O = self._squares_of_scaled_weight()
         if self.terms:
-            left_OR, right_RI = self.low_rank()
-            weight_right_OR = torch.cat([self._weight_times(term) for term in self.terms], dim=-1)
+            left_OR, weight_right_OR, gram_RR = self._products()
             cross_O = scaled((left_OR * weight_right_OR).sum(dim=-1), self.p_O)
-            squares_O = squares_O + 2 * cross_O + row_quadratics(left_OR, gram(right_RI))
+            squares_O = squares_O + 2 * cross_O + row_quadratics(left_OR, gram_RR)
         return guarded_sqrt(squares_O)
+
+    def _row_scale(self, length_O: Tensor) -> Tensor:
+        """length / (norm + eps) of every row."""
+        left_OR = self.terms[0].left_OR if len(self.terms) == 1 else None
+        if left_OR is None or not fits_kernels(left_OR):
+            return length_O / (self.row_norms() + EPS)
+        scale_O: Tensor = _RowScale.apply(*self._products(), self._squares_of_scaled_weight(), self.p_O, length_O)
+        return scale_O
+
+    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """L, W diag(q) R^T and R R^T of all terms."""
+        left_OR, right_RI = self.low_rank()
+        parts = [self._weight_times(term) for term in self.terms]
+        return left_OR, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), gram(right_RI)
 
     def _squares_of_scaled_weight(self) -> Tensor:
         """Squared row norms of diag(p) W diag(q)."""
@@ -121,6 +135,35 @@ class Factored:
         for term in self.terms:
             whole_OI = whole_OI + term.left_OR @ term.right_RI
         return whole_OI
+
+
+def fits_kernels(left_OR: Tensor) -> bool:
+    """Whether a stack of layers on CUDA with this factor has kernels of its own."""
+    fits = left_OR.dim() == 3 and left_OR.dtype == torch.float32 and left_OR.shape[-1] <= WIDEST
+    return left_OR.is_cuda and fits and has_kernels()
+
+
+class _RowScale(torch.autograd.Function):
+    """`Factored._row_scale` of a stack of layers in one kernel each way, instead of some twenty."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, left: Tensor, product: Tensor, gram_RR: Tensor, squares_O: Tensor, p_O: Tensor | None, length: Tensor
+    ) -> Tensor:
+        from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+        gram_RR, squares_O, length = gram_RR.contiguous(), squares_O.contiguous(), length.contiguous()
+        p_O = None if p_O is None else p_O.contiguous()
+        scale_O, norm_O = kernels.row_scale(left, product, gram_RR, squares_O, p_O, length)
+        ctx.save_for_backward(left, product, gram_RR, p_O, scale_O, norm_O)
+        return scale_O
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from stages.adapters import _norm_kernels as kernels  # deferred, as above
+
+        found = kernels.row_scale_backward(grads[0].contiguous(), *ctx.saved_tensors)
+        return tuple(one if needed else None for one, needed in zip(found, ctx.needs_input_grad, strict=True))
 
 
 def scaled(value: Tensor, scale: Tensor | None) -> Tensor:

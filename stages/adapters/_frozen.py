@@ -6,8 +6,8 @@ Letters: O out features, I in features, K rows of the other factor; any leading 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,8 +18,17 @@ NUM_PIECES = 3
 
 ROWS_AT_ONCE = 256
 
+WIDEST = 64
+"""Largest rank that the kernels for stacks of layers take; beyond, the same is done in more launches."""
+
 _HALF_BITS = 11
 """Mantissa of float16, the hidden bit included."""
+
+
+@cache
+def has_kernels() -> bool:
+    """Whether Triton is there, in which the kernels are written; torch brings it along where it supports it."""
+    return find_spec("triton") is not None
 
 
 def frozen_product(weight_OI: Tensor, factor_KI: Tensor) -> Tensor:
@@ -58,6 +67,24 @@ class _RowQuadratics(torch.autograd.Function):
         left_OR, product_OR = ctx.saved_tensors
         weighted_OR = grads[0][..., None] * left_OR
         return 2 * grads[0][..., None] * product_OR, tall_product(weighted_OR, left_OR)
+
+
+def tall_times(tall_OR: Tensor, core_RR: Tensor) -> Tensor:
+    """T C (O, R) of a frozen tall factor; only the core has a gradient, T^T dY in stretches."""
+    product: Tensor = _TallTimes.apply(tall_OR, core_RR)
+    return product
+
+
+class _TallTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tall_OR: Tensor, core_RR: Tensor) -> Tensor:
+        ctx.save_for_backward(tall_OR)
+        return tall_OR @ core_RR
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (tall_OR,) = ctx.saved_tensors
+        return None, tall_product(tall_OR, grads[0])
 
 
 def tall_product(first_OR: Tensor, second_OR: Tensor) -> Tensor:
@@ -122,6 +149,8 @@ def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
 
 
 def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
+    if matrix_OI.dim() > 2 and wide_IK.shape[-1] <= WIDEST and has_kernels():
+        return _stacked_product_in_pieces(matrix_OI, wide_IK)
     pieces, scales = pieces_of(wide_IK, matrix_OI.dtype)
     right = torch.cat(pieces, dim=-1)
     multiply = torch.mm if matrix_OI.dim() == 2 else torch.bmm
@@ -133,27 +162,48 @@ def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
     return total
 
 
+def _stacked_product_in_pieces(matrix_LOI: Tensor, wide_LIK: Tensor) -> Tensor:
+    """The same in three launches; the product lies as the matrix does: by rows, or, of a transpose, by columns."""
+    from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+    scale_L11, step = _near_one(wide_LIK, matrix_LOI.dtype)
+    pieces = kernels.cut(wide_LIK, matrix_LOI.dtype, scale_L11, step, NUM_PIECES)
+    if matrix_LOI.stride(-1) == 1:
+        parts = torch.bmm(matrix_LOI, pieces, out_dtype=torch.float32)
+    else:
+        parts = torch.bmm(pieces.mT, matrix_LOI.mT, out_dtype=torch.float32).mT
+    return kernels.added(parts, scale_L11, step, NUM_PIECES)
+
+
+def _near_one(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+    """float16 spans few powers of two: what brings each matrix near 1 first, and each remainder again."""
+    if dtype != torch.float16:
+        return None, 1.0
+    largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
+    exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
+    return torch.ldexp(torch.ones_like(largest), exponent), 2.0**-_HALF_BITS
+
+
 def _gram_in_pieces(wide_KI: Tensor) -> Tensor:
     """Few rows and long ones are the worst shape for a float32 product; in pieces, tensor cores do it."""
-    pieces, _ = pieces_of(wide_KI, torch.bfloat16)
-    rows, count = torch.cat(pieces, dim=-2), wide_KI.shape[-2]
+    count = wide_KI.shape[-2]
+    if wide_KI.dim() > 2 and count <= WIDEST and has_kernels():
+        from stages.adapters import _norm_kernels as kernels  # deferred, as above
+
+        rows = kernels.cut(wide_KI.mT, torch.bfloat16, None, 1.0, NUM_PIECES).mT
+    else:
+        rows = torch.cat(pieces_of(wide_KI, torch.bfloat16)[0], dim=-2)
     multiply = torch.mm if rows.dim() == 2 else torch.bmm
     whole = multiply(rows, rows.mT, out_dtype=torch.float32)
-    return whole.unflatten(-1, (NUM_PIECES, count)).sum(-2).unflatten(-2, (NUM_PIECES, count)).sum(-3)
+    squared = whole.unflatten(-1, (NUM_PIECES, count)).unflatten(-3, (NUM_PIECES, count))
+    return squared.sum(dim=(-4, -2))
 
 
 def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | float]]:
-    """16-bit tensors and their scales: the sum of piece * scale is `wide`, to float32 rounding.
-
-    float16 spans few powers of two: each matrix is brought near 1 first, and each remainder again.
-    """
-    scale: Tensor | float = 1.0
-    step = 1.0
-    if dtype == torch.float16:
-        largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
-        exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
-        scale, step = torch.ldexp(torch.ones_like(largest), exponent), 2.0**-_HALF_BITS
-        wide = wide / scale
+    """16-bit tensors and their scales: the sum of piece * scale is `wide`, to float32 rounding."""
+    first, step = _near_one(wide, dtype)
+    scale: Tensor | float = 1.0 if first is None else first
+    wide = wide if first is None else wide / first
     pieces: list[Tensor] = []
     scales: list[Tensor | float] = []
     for _ in range(NUM_PIECES):
@@ -166,20 +216,11 @@ def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tens
 
 def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,) sum over k of M_jk^2 F_k."""
-    if matrix_OI.is_cuda and torch.compiler.is_compiling():
-        return _squares_times_in_one(matrix_OI, factor_I)
-    if matrix_OI.is_cuda:
-        return _fused_squares_times()(matrix_OI, factor_I)
+    if matrix_OI.is_cuda and factor_I.dtype == torch.float32 and has_kernels():
+        from stages.adapters import _norm_kernels as kernels  # deferred, as above
+
+        sums_LO = kernels.weighted_squares(matrix_OI[None].flatten(0, -3), factor_I[None].flatten(0, -2))
+        return sums_LO.view(matrix_OI.shape[:-1])
     if matrix_OI.dim() > 2:
         return torch.stack([_squares_times(one, other) for one, other in zip(matrix_OI, factor_I, strict=True)])
     return matrix_OI.to(factor_I.dtype).square() @ factor_I
-
-
-@cache
-def _fused_squares_times() -> Callable[[Tensor, Tensor], Tensor]:
-    # Compiled into one pass over the matrix; eagerly its float32 squares would be written out and read again.
-    return torch.compile(_squares_times_in_one, dynamic=True)
-
-
-def _squares_times_in_one(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
-    return (matrix_OI.to(factor_I.dtype).square() * factor_I[..., None, :]).sum(dim=-1)

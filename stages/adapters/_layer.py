@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.adapters._factored import Factored, Term, squares
+from stages.adapters._joined import joined_product
 from stages.adapters._kind import Kind
 from stages.adapters._parts import Start
 from stages.errors import AdapterOrder, LayerNotAdaptable
@@ -32,11 +33,22 @@ class Ready(NamedTuple):
     right_RI: Tensor | None
     outside: bool = False
     """L and R have their scales in them: diag(p) W diag(q) + L R, as several adapters on a layer leave it."""
+    joined_JI: Tensor | None = None
+    """W with the values of R in the rows behind it, where products are to be joined (`_joined`)."""
+    bias_J: Tensor | None = None
+    """Beside it: the layer's bias, and zeros."""
 
     def part(self, layers: slice) -> Ready:
         """Of some of the layers."""
         p_O, q_I, left_OR, right_RI = (None if tensor is None else tensor[layers] for tensor in self[:4])
-        return Ready(p_O, q_I, left_OR, right_RI, self.outside)
+        joined_JI, bias_J = (None if tensor is None else tensor[layers] for tensor in (self.joined_JI, self.bias_J))
+        return Ready(p_O, q_I, left_OR, right_RI, self.outside, joined_JI, bias_J)
+
+    def one_by_one(self, count: int) -> list[Ready]:
+        """Of each of so many layers."""
+        tensors = (self.p_O, self.q_I, self.left_OR, self.right_RI, self.joined_JI, self.bias_J)
+        columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in tensors]
+        return [Ready(*entry[:4], self.outside, *entry[4:]) for entry in zip(*columns, strict=True)]
 
 
 def ready(whole: Factored, dtype: torch.dtype) -> Ready:
@@ -52,7 +64,7 @@ class Slot(nn.Module):
 
     def __init__(self, kind: Kind, start: Start, scaling: float) -> None:
         super().__init__()
-        self.scaling = scaling
+        self.scaling, self.rank = scaling, start.rank
         self.strength = 1.0
         magnitude = kind.magnitude.load()
         self.uses_squares: bool = magnitude.uses_squares
@@ -107,6 +119,8 @@ class AdaptedLayer(nn.Module):
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
         now = self._now() if self.ready is None else self.ready
         scaled = self._scaled(tokens, now.q_I)
+        if now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None:
+            return joined_product(scaled, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
         # With its bias, as the base layer does it: where nothing is moved yet, the base's very bits come out.
         out = self._product(scaled, self.matrix(), self.bias)
         if now.outside:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.adapters._factored import Factored, Term, guarded_sqrt, squares, wide_dtype
+from stages.adapters._frozen import tall_times
 from stages.adapters._svd import Bases
 
 
@@ -65,7 +66,8 @@ class FreeBasis(nn.Module):
         A_RI: Tensor = self.lora_A
         if self.training and self.dropout > 0:
             A_RI = A_RI * (self._new_mask() if self.mask_1I is None else self.mask_1I)
-        return Term(left_OR=scaling * self.lora_B, right_RI=A_RI)
+        # A whole pass over it is saved where alpha is the rank.
+        return Term(left_OR=self.lora_B if scaling == 1 else scaling * self.lora_B, right_RI=A_RI)
 
     def _new_mask(self) -> Tensor:
         return F.dropout(torch.ones_like(self.lora_A[..., :1, :]), self.dropout)
@@ -107,7 +109,7 @@ class SvdBasis(nn.Module):
         """L = U (scaling M), R = Z^T."""
         core_RR = scaling * self.M_xs
         return Term(
-            left_OR=self.U @ core_RR,
+            left_OR=tall_times(self.U, core_RR),
             right_RI=self.V.mT,
             weight_right_OR=self.weight_V,
             left_weight_RI=None if self.U_weight is None else core_RR.mT @ self.U_weight,

@@ -16,10 +16,13 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
 from stages.adapters._factored import Factored
+from stages.adapters._frozen import has_kernels
+from stages.adapters._joined import LARGEST_RANK, joined_products, width_for
 from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
 from stages.errors import AdapterOrder
 
@@ -49,6 +52,8 @@ def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO:
     """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
     tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
     scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
+    if now.joined_JI is not None:
+        return joined_products(scaled_LNI, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
     out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
     if now.left_OR is not None and now.right_RI is not None:
         out_LNO = out_LNO + torch.bmm(torch.bmm(scaled_LNI, now.right_RI.mT), now.left_OR.mT)
@@ -67,9 +72,13 @@ class Group:
     column_squares_LI: Tensor | None
     slot: Slot
     """All layers' slots as one, with stacked tensors."""
+    joined_LJI: Tensor | None = None
+    """The weights with some rows behind each, which `compute` fills with the factor that tokens meet first."""
+    bias_LJ: Tensor | None = None
+    """Beside it, the biases and zeros, if the layers have biases."""
     ready: Ready | None = None
 
-    def compute(self, run: Run) -> Ready:
+    def compute(self, run: Run, *, joined: bool) -> Ready:
         """The adapted weights as they are now, thin factors in the dtype of the weights."""
         first = self.places[0].slot
         self.slot.strength = first.strength
@@ -79,7 +88,17 @@ class Group:
             row_squares_O=self.row_squares_LO,
             column_squares_I=self.column_squares_LI,
         )
-        return run(self.slot, whole)
+        ready = run(self.slot, whole)
+        return self._joined(ready) if joined else ready
+
+    def _joined(self, ready: Ready) -> Ready:
+        """With the thin factor behind the weights, if there is room for it."""
+        if self.joined_LJI is None or ready.right_RI is None:
+            return ready
+        num_out, rank = self.weight_LOI.shape[1], ready.right_RI.shape[1]
+        # Through `data`: products that the backward needs again hold these weights, whose own rows are not written to.
+        self.joined_LJI.data[:, num_out : num_out + rank].copy_(ready.right_RI.detach())
+        return ready._replace(joined_JI=self.joined_LJI, bias_J=self.bias_LJ)
 
     def biases(self, part: slice) -> Tensor | None:
         """(L, O) of some of the layers; None without."""
@@ -100,8 +119,8 @@ class Together:
     homes: dict[nn.Module, tuple[int, int]] = field(init=False)
     """Group and place in it of every layer."""
     run: Run = adapted_weight
-    multiply: Callable[[Tensor, Tensor, Ready, Tensor | None], Tensor] = stacked_product
-    """These two, or what a compiler made of them."""
+    joins: bool = False
+    """Whether layers use one product for their weight and their first thin factor (`_joined`)."""
 
     def __post_init__(self) -> None:
         self.homes = {
@@ -125,8 +144,8 @@ class Together:
     def ready(self) -> Iterator[None]:
         """Within, layers use weights computed on entry; gradients flow through to the stacked tensors."""
         for group in self.groups:
-            group.ready = group.compute(self.run)
-            for place, one in zip(group.places, _one_by_one(group.ready, len(group.places)), strict=True):
+            group.ready = group.compute(self.run, joined=self.joins)
+            for place, one in zip(group.places, group.ready.one_by_one(len(group.places)), strict=True):
                 place.layer.ready = one
         try:
             yield
@@ -173,7 +192,8 @@ class Together:
         assert group.ready is not None, "asked for outside `ready`"
         now = group.ready.part(part)
         flat_LNI = tokens_L.flatten(1, -2)
-        out_LNO = self.multiply(flat_LNI, group.weight_LOI[part], now, group.biases(part))
+        bias_LO = group.biases(part) if now.joined_JI is None else None
+        out_LNO = stacked_product(flat_LNI, group.weight_LOI[part], now, bias_LO)
         return out_LNO.unflatten(1, tokens_L.shape[1:-1])
 
     def _span(self, layers: Sequence[nn.Module]) -> tuple[Group, slice] | None:
@@ -185,10 +205,13 @@ class Together:
         return self.groups[first[0]], slice(first[1], first[1] + len(layers))
 
 
-def together(adapter: Adapter) -> Together:
+def together(adapter: Adapter, *, room: bool | None = None) -> Together:
     """Stack the tensors of an adapter's layers, by shape, and let the layers' own tensors be views of the stacks.
 
     Nothing changes in value. The adapter must be the only one on its layers.
+
+    Args:
+        room: leave some behind every weight, so that products can be joined; None: where that pays.
 
     Raises:
         AdapterOrder: another adapter is on one of the layers.
@@ -199,7 +222,7 @@ def together(adapter: Adapter) -> Together:
     groups: dict[tuple[int, ...], list[Place]] = {}
     for place in sorted(adapter.places(), key=_role):
         groups.setdefault((*place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d)), []).append(place)
-    return Together(groups=[_group(places) for places in groups.values()])
+    return Together(groups=[_group(places, room) for places in groups.values()])
 
 
 def _role(place: Place) -> str:
@@ -207,18 +230,37 @@ def _role(place: Place) -> str:
 
 
 @torch.no_grad()
-def _group(places: Sequence[Place]) -> Group:
+def _group(places: Sequence[Place], room: bool | None) -> Group:
     layers = [place.layer for place in places]
-    weight_LOI = torch.empty(len(layers), *layers[0].matrix().shape).to(layers[0].weight)
+    joined_LJI, weight_LOI = _room(places, pays(places) if room is None else room)
     for layer, place_OI in zip(layers, weight_LOI, strict=True):
         layer.move_weight(place_OI)
+    bias_LO = _stack([layer.bias for layer in layers])
+    spare = 0 if joined_LJI is None else joined_LJI.shape[1] - weight_LOI.shape[1]
     return Group(
         places=places,
         weight_LOI=weight_LOI,
+        joined_LJI=joined_LJI,
+        bias_LJ=None if bias_LO is None or joined_LJI is None else F.pad(bias_LO, (0, spare)),
         row_squares_LO=_stack([layer.row_squares_O for layer in layers]),
         column_squares_LI=_stack([layer.column_squares_I for layer in layers]),
         slot=_stacked_slot([place.slot for place in places]),
     )
+
+
+def pays(places: Sequence[Place]) -> bool:
+    """Whether joined products are the faster ones: where their kernels are, 16 bits on CUDA, ranks of a tile."""
+    weight = places[0].layer.weight
+    return weight.is_cuda and weight.itemsize == 2 and places[0].slot.rank <= LARGEST_RANK and has_kernels()
+
+
+def _room(places: Sequence[Place], joins: bool) -> tuple[Tensor | None, Tensor]:
+    """Memory for the weights, and that with some rows behind each, where products are to be joined."""
+    layer, (num_out, num_in) = places[0].layer, places[0].layer.matrix().shape
+    if not joins or isinstance(layer, AdaptedConv1d):
+        return None, layer.matrix().new_empty(len(places), num_out, num_in)
+    joined_LJI = layer.matrix().new_zeros(len(places), num_out + width_for(places[0].slot.rank), num_in)
+    return joined_LJI, joined_LJI[:, :num_out]
 
 
 def _stacked_slot(slots: Sequence[Slot]) -> Slot:
@@ -238,8 +280,3 @@ def _stacked_slot(slots: Sequence[Slot]) -> Slot:
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None
-
-
-def _one_by_one(whole: Ready, count: int) -> list[Ready]:
-    columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in whole[:4]]
-    return [Ready(*entry) for entry in zip(*columns, strict=True)]

@@ -18,10 +18,13 @@ from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser
 from stages.records import AdapterSpec
 from stages.train.batches import Batch
+from stages.train.estimate import Prospect
 from stages.train.job import DTYPES
+from stages.train.layers import group_names
 from stages.train.loop import Training
 from stages.train.metrics import History
 from stages.train.network import Network
+from stages.train.rehearsal import Size
 from stages.train.stage import TrainParams
 from stages.train.start import new_optimizer
 
@@ -40,6 +43,7 @@ class Case:
     base_precision: str = "bf16"
     batch_size: int = 1
     checkpointing: bool = False
+    deterministic: bool = True
 
     @property
     def params(self) -> TrainParams:
@@ -49,12 +53,25 @@ class Case:
             rank=self.rank,
             base_precision=self.base_precision,
             batch_size=self.batch_size,
+            deterministic=self.deterministic,
+        )
+
+    def prospect(self, device: torch.device, dtype: torch.dtype, *, plain: bool) -> Prospect:
+        """What the estimate is made from."""
+        return Prospect(
+            config=config_of(self.model),
+            params=self.params,
+            size=Size(num_clips=self.batch_size, num_frames=self.num_frames),
+            dtype=dtype,
+            device=device,
+            plain=plain,
+            checkpointing=self.checkpointing,
         )
 
 
 def config_of(model: str) -> Mapping[str, Any]:
     """model_config.json of a published model, or of the one that ships with the project."""
-    if not (PUBLISHED / f"{model}.json").exists():
+    if model in (spec.name for spec in tiny.MODELS):
         return tiny.model_config()
     read: Mapping[str, Any] = json.loads((PUBLISHED / f"{model}.json").read_text(encoding="utf-8"))
     return read
@@ -74,10 +91,11 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     roots = (denoiser, conditioner)
     adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
     network = Network(denoiser, conditioner, adapter, together(adapter) if stacked else None)
+    optimizer = new_optimizer(network, case.params)
     return Training(
         network=network,
-        optimizer=new_optimizer(network, case.params),
-        history=History.empty(case.batch_size),
+        optimizer=optimizer,
+        history=History.empty(len(group_names(optimizer.stacks))),
         params=case.params,
         device=device,
         notes={},

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from stages.bench.cases import Case
-from stages.bench.measuring import measure, peak_flops
+from stages.bench.measuring import Place, limit_flops, measure
+from stages.bench.memory import PeakMemory
 from stages.models._device import pick_device, set_threads, usable_dtype
 from stages.train.job import DTYPES
 
@@ -23,13 +24,20 @@ COLUMNS = (
     ("adapter", "adapter_type", "{}"),
     ("precision", "base_precision", "{}"),
     ("batch", "batch_size", "{}"),
+    ("recompute", "checkpointing", "{}"),
+    ("repeatable", "deterministic", "{}"),
     ("plain ms", "plain_ms", "{:.1f}"),
+    ("estimate", "plain_ms_estimated", "{:.1f}"),
     ("fast ms", "fast_ms", "{:.1f}"),
+    ("estimate", "fast_ms_estimated", "{:.1f}"),
     ("ratio", "ratio", "{:.1f}"),
     ("frames/s", "frames_per_second", "{:,.0f}"),
     ("TFLOP/s", "tflops_per_second", "{:.2f}"),
     ("of limit", "share_of_limit", "{:.0%}"),
-    ("GiB", "fast_peak_gib", "{:.1f}"),
+    ("plain GiB", "plain_peak_gib", "{:.2f}"),
+    ("estimate", "plain_gib_estimated", "{:.2f}"),
+    ("fast GiB", "fast_peak_gib", "{:.2f}"),
+    ("estimate", "fast_gib_estimated", "{:.2f}"),
     ("first s", "first_step_seconds", "{:.0f}"),
     ("loss differs", "largest_loss_difference", "{:.0e}"),
 )
@@ -44,13 +52,17 @@ class Grid:
     adapter_types: Sequence[str] = ("dora-rows",)
     precisions: Sequence[str] = ("bf16",)
     batch_sizes: Sequence[int] = (1,)
+    checkpointing: Sequence[bool] = (False,)
+    deterministic: Sequence[bool] = (True,)
     rank: int = 16
     steps: int = 10
-    checkpointing: bool = False
 
     def cases(self) -> list[Case]:
         """In the order of the table."""
-        axes = product(self.models, self.frames, self.adapter_types, self.precisions, self.batch_sizes)
+        axes = product(
+            *(self.models, self.frames, self.adapter_types, self.precisions, self.batch_sizes),
+            *(self.checkpointing, self.deterministic),
+        )
         return [
             Case(
                 model=model,
@@ -59,9 +71,10 @@ class Grid:
                 rank=self.rank,
                 base_precision=precision,
                 batch_size=batch_size,
-                checkpointing=self.checkpointing,
+                checkpointing=checkpointing,
+                deterministic=deterministic,
             )
-            for model, frames, kind, precision, batch_size in axes
+            for model, frames, kind, precision, batch_size, checkpointing, deterministic in axes
         ]
 
 
@@ -69,26 +82,40 @@ def bench(grid: Grid, device_name: str, threads: int, target: Path | None, say: 
     """Measure, write `target` as JSON, and return the table."""
     set_threads(threads)
     device = pick_device(device_name)
+    place = Place(device=device, memory=PeakMemory(device), say=say, steps=grid.steps)
     rows: list[dict[str, Any]] = []
-    peaks: dict[str, float] = {}
+    limits: dict[str, float] = {}
     for case in grid.cases():
         dtype = usable_dtype(DTYPES[case.base_precision], device, say)
-        if case.base_precision not in peaks:
-            peaks[case.base_precision] = peak_flops(device, dtype)
+        if case.base_precision not in limits:
+            limits[case.base_precision] = limit_flops(device, dtype)
         say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")
-        rows.append(measure(case, device, grid.steps, peaks[case.base_precision], say))
+        rows.append(measure(case, place, dtype, limits[case.base_precision]))
         if target is not None:
-            target.write_text(json.dumps(report(device, peaks, rows), indent=1), encoding="utf-8")
-    return table(rows)
+            target.write_text(json.dumps(report(device, limits, rows), indent=1), encoding="utf-8")
+    return "\n".join([table(rows), *checked(rows)])
 
 
-def report(device: torch.device, peaks: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def checked(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How far the estimates lie beside what was measured, over all rows."""
+    said = []
+    for what, unit in (("time", "_ms"), ("memory", "_gib")):
+        for way in ("plain", "fast"):
+            measured = f"{way}{unit}" if unit == "_ms" else f"{way}_peak{unit}"
+            pairs = [(row[f"{way}{unit}_estimated"], row[measured]) for row in rows]
+            ratios = [estimate / found for estimate, found in pairs if estimate is not None and found]
+            if ratios:
+                said.append(f"{what} estimated, {way}: {min(ratios):.2f} to {max(ratios):.2f} of what was measured")
+    return said
+
+
+def report(device: torch.device, limits: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All that was measured, and on what."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "limit_tflops_per_second": {name: peak / 1e12 for name, peak in peaks.items()},
+        "limit_tflops_per_second": {name: limit / 1e12 for name, limit in limits.items()},
         "rows": rows,
     }
 

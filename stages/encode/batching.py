@@ -1,24 +1,25 @@
-"""Many clips through the autoencoder at once, while the next ones are read.
+"""Which clips go through the autoencoder together.
 
-Which clips share a batch follows from the shard group alone, so a run that was stopped encodes what is left in the same
+It follows from the shard group and the device alone, so a run that was stopped encodes what is left in the same
 company; and a clip's latents depend on its company by rounding only, as silence follows every clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
-import numpy as np
+import torch
+
+from stages.models._nets.autoencoder import Autoencoder
 
 MOST_FRAMES = 4096
-"""Of a batch, padding included; what keeps a large device busy, within a few gigabytes."""
-READERS = 4
-"""Threads that read and decode; the decoder runs outside the interpreter's lock."""
-
-Audio = Callable[[], np.ndarray]
-EncodeMany = Callable[[Sequence[int], list[np.ndarray]], list[np.ndarray]]
-"""(places of clips, their audio) to their (frames, channels)."""
+"""Of a batch, padding included: what keeps a large device busy. More is no faster."""
+LEAST_FRAMES = 128
+"""Of a batch, however small the memory."""
+MEMORY_SHARE = 0.4
+"""Of the device's whole memory, for one batch: the free part would differ from one start to the next."""
+FUSED_BYTES, PLAIN_BYTES = 32, 120
+"""Of a token per unit of width, at the peak: the inner features of a gate fused; float32 copies and windows plain."""
 
 
 def batches_of(num_frames: Sequence[int], most_frames: int = MOST_FRAMES) -> list[list[int]]:
@@ -32,24 +33,16 @@ def batches_of(num_frames: Sequence[int], most_frames: int = MOST_FRAMES) -> lis
     return batches
 
 
-def encoded_together(
-    audios: Sequence[Audio], num_frames: Sequence[int], encode: EncodeMany, check_stop: Callable[[], None]
-) -> Iterator[np.ndarray]:
-    """Frames of every clip of a group, in the group's order.
-
-    Args:
-        check_stop: called before every batch; raises to stop.
-    """
-    batches = batches_of(num_frames)
-    found: dict[int, np.ndarray] = {}
-    with ThreadPoolExecutor(READERS) as readers:
-        ahead = _read(readers, audios, batches[0])
-        for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            check_stop()
-            now, ahead = ahead, _read(readers, audios, following)
-            found.update(zip(batch, encode(batch, [future.result() for future in now]), strict=True))
-    return iter([found[place] for place in range(len(audios))])
+def frames_at_once(encoder: Autoencoder, device: torch.device, *, fused: bool) -> int:
+    """How many frames of this autoencoder a batch may hold on this device."""
+    if device.type != "cuda":
+        return LEAST_FRAMES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return frames_within(int(MEMORY_SHARE * memory), encoder, fused=fused)
 
 
-def _read(readers: ThreadPoolExecutor, audios: Sequence[Audio], batch: Sequence[int]) -> list[Future[np.ndarray]]:
-    return [readers.submit(audios[place]) for place in batch]
+def frames_within(num_bytes: int, encoder: Autoencoder, *, fused: bool) -> int:
+    """The same for so much memory, between LEAST_FRAMES and MOST_FRAMES."""
+    config = encoder.encoder.stage.config
+    frame_bytes = config.group * config.width * (FUSED_BYTES if fused else PLAIN_BYTES)
+    return max(LEAST_FRAMES, min(MOST_FRAMES, num_bytes // frame_bytes))

@@ -37,18 +37,26 @@ class Pieces:
         """`make`, remembered across stops: a piece that is there is read instead of made again."""
 
         def kept(task: K) -> np.ndarray:
-            file = self._file(task.key)
-            if file.is_file():
-                found: np.ndarray = np.load(file, allow_pickle=False)
+            found = self.find(task.key)
+            if found is not None:
                 return found
             made = make(task)
-            held = io.BytesIO()
-            np.save(held, made, allow_pickle=False)
-            self.folder.mkdir(exist_ok=True)
-            write_aside(file, held.getvalue())
+            self.keep(task.key, made)
             return made
 
         return kept
+
+    def find(self, key: str) -> np.ndarray | None:
+        """The piece of that name, if it is there."""
+        file = self._file(key)
+        return np.load(file, allow_pickle=False) if file.is_file() else None
+
+    def keep(self, key: str, frames: np.ndarray) -> None:
+        """Write one piece."""
+        held = io.BytesIO()
+        np.save(held, frames, allow_pickle=False)
+        self.folder.mkdir(exist_ok=True)
+        write_aside(self._file(key), held.getvalue())
 
     def let_go(self, keys: Iterable[str]) -> None:
         """Forget pieces that lie in a sealed shard now."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -14,12 +17,15 @@ from cache.manifest import read_rows, write_rows
 from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.batching import encoded_together
+from stages.encode.ahead import Ahead, num_readers
+from stages.encode.batching import frames_at_once
+from stages.encode.on_device import OnDevice
 from stages.encode.pieces import Pieces
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
-from stages.errors import LatentsNotFinite, Stopped
+from stages.errors import LatentsNotFinite, PreparedMissing, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
 from stages.models._nets.autoencoder import Autoencoder
+from stages.models._nets.local_fused import kernels_kept_in, use_fused_blocks
 from stages.models._nets.text import TextEncoder
 from stages.models._weights import load_autoencoder, load_text_encoder
 from stages.prepared import read_prepared
@@ -123,10 +129,18 @@ def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, wor
     ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
     tasks: dict[str, Task] = {}
     for clip, key in zip(clips, keys, strict=True):
-        path, stop = work.shared / clip.audio, clip.num_samples
-        audio = lambda path=path, stop=stop: read_prepared(path, 0, stop)  # noqa: E731 - bound per clip
-        tasks.setdefault(key, Task(key=key, clip_id=clip.clip_id, num_frames=-(-stop // ratio), audio=audio))
+        audio = partial(clip_audio, work.shared / clip.audio, clip.num_samples)
+        num_frames = -(-clip.num_samples // ratio)
+        tasks.setdefault(key, Task(key=key, clip_id=clip.clip_id, num_frames=num_frames, audio=audio))
     return list(tasks.values())
+
+
+def clip_audio(path: Path, num_samples: int) -> np.ndarray:
+    """(channels, samples) of a prepared clip. Raises PreparedMissing, for a file that is too short as well."""
+    audio_CL = read_prepared(path, 0, num_samples)
+    if audio_CL.shape[1] != num_samples:
+        raise PreparedMissing(path, f"is damaged (it ends after {audio_CL.shape[1]} of {num_samples} samples)")
+    return audio_CL
 
 
 def encoded_items(
@@ -141,22 +155,61 @@ def encoded_items(
         # A run may have been killed between sealing a shard and letting go of its pieces.
         pieces.clear()
         return located, set()
+    sizes = [task.num_frames * width_of(weights) * np.dtype(params.latent_dtype).itemsize for task in pending]
     device = pick_device(work.resources.device)
     dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
     encoder = load_autoencoder(weights, device, dtype)
-    sizes = [task.num_frames * encoder.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending]
+    metadata = shard_metadata(params, weights)
+    if one_by_one(device, params):
 
-    def alone(task: Task) -> np.ndarray:
-        return frames_of(task, encoder, params, device, dtype)
+        def alone(task: Task) -> np.ndarray:
+            return frames_of(task, encoder, params, device, dtype)
 
-    frames: Callable[[Task], np.ndarray] = pieces.keeping(alone)
-    # The CPU gains nothing from a batch; noise is drawn for one clip at a time.
-    if device.type != "cpu" and not params.encoder_noise:
-        groups = [pending[group.start : group.stop] for group in in_shards(sizes)]
-        frames = GroupAtOnce(groups, lambda tasks, audios: frames_of_many(tasks, audios, encoder, params), work)
-    made = sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work, pieces.let_go)
+        made = sealed(shelf, pending, sizes, pieces.keeping(alone), metadata, work, pieces.let_go)
+    else:
+        made = sealed_ahead(shelf, pending, sizes, metadata, work, encoder, params, pieces)
     pieces.clear()
     return located | made, set(made)
+
+
+def one_by_one(device: torch.device, params: EncodeParams) -> bool:
+    """The CPU gains nothing from a batch; noise is drawn for one clip at a time."""
+    return device.type == "cpu" or params.encoder_noise
+
+
+def sealed_ahead(
+    shelf: Shelf,
+    tasks: Sequence[Task],
+    sizes: Sequence[int],
+    metadata: Mapping[str, str],
+    work: Workspace,
+    encoder: Autoencoder,
+    params: EncodeParams,
+    pieces: Pieces,
+) -> dict[str, Location]:
+    """`sealed` with a device that encodes batches while this process reads, and writes shards beside it."""
+    with kernels_kept_in(work.shared / "compiled" / "triton"):
+        fused = use_fused_blocks(encoder.encoder.stage, work.say)
+    device = next(encoder.parameters()).device
+    on_device = OnDevice(encoder, params.latent_dtype, frames_at_once(encoder, device, fused=fused), work.say)
+    groups = [tasks[group.start : group.stop] for group in in_shards(sizes)]
+    readers = num_readers(work.resources.workers)
+    checked = lambda task, latents_TC: finite(task, latents_TC, params)  # noqa: E731 - bound to these params
+    check = lambda: check_stop(work, "between two batches of clips to encode")  # noqa: E731 - likewise
+    with Ahead(groups, on_device, pieces, readers, checked, check) as frames, ThreadPoolExecutor(1) as writer:
+
+        def let_go(keys: Iterable[str]) -> None:
+            names = list(keys)
+            frames.sealed(names)
+            pieces.let_go(names)
+
+        return sealed(shelf, tasks, sizes, frames, metadata, work, let_go, writer)
+
+
+def check_stop(work: Workspace, where: str) -> None:
+    """Raises Stopped when asked to."""
+    if work.should_stop():
+        raise Stopped(where)
 
 
 def sealed(
@@ -167,29 +220,43 @@ def sealed(
     metadata: Mapping[str, str],
     work: Workspace,
     when_sealed: Callable[[Iterable[str]], None] = lambda keys: None,
+    writer: Executor | None = None,
 ) -> dict[str, Location]:
     """Make every task's (frames, channels) latents and seal them, one shard at a time.
 
     Args:
         sizes: bytes of each, for where a shard ends.
-        when_sealed: told the keys of each shard that is whole.
+        when_sealed: told the keys of each shard that is whole, by whoever wrote it.
+        writer: seals a shard while the next one is made; None: it is sealed here, before that.
 
     Raises:
         Stopped: asked to, between two clips; the shards sealed so far stay.
     """
-    located: dict[str, Location] = {}
-    done = 0
+
+    def seal(items: list[tuple[str, np.ndarray]]) -> list[Location]:
+        locations = shelf.write(items, metadata)
+        when_sealed(key for key, _ in items)
+        return locations
+
+    located: list[Location] = []
+    sealing: Future[list[Location]] | None = None
     for group in in_shards(sizes):
         items = []
-        for task in tasks[group.start : group.stop]:
-            if work.should_stop():
-                raise Stopped(f"at clip {done} of {len(tasks)} to encode")
-            items.append((task.key, frames(task)))
-            done += 1
-            work.progress(done, len(tasks), task.clip_id)
-        located.update({location.item_key: location for location in shelf.write(items, metadata)})
-        when_sealed(key for key, _ in items)
-    return located
+        for number in group:
+            check_stop(work, f"at clip {number} of {len(tasks)} to encode")
+            items.append((tasks[number].key, frames(tasks[number])))
+            work.progress(number + 1, len(tasks), tasks[number].clip_id)
+        # One shard at most waits to be written: a slow disk holds the device up instead of filling the memory.
+        located += sealing.result() if sealing is not None else []
+        sealing = writer.submit(seal, items) if writer is not None else _done(seal(items))
+    located += sealing.result() if sealing is not None else []
+    return {location.item_key: location for location in located}
+
+
+def _done(locations: list[Location]) -> Future[list[Location]]:
+    future: Future[list[Location]] = Future()
+    future.set_result(locations)
+    return future
 
 
 def copied_items(shelf: Shelf, keys: Sequence[str], params: EncodeParams, weights: Weights) -> dict[str, Location]:
@@ -210,33 +277,6 @@ def width_of(weights: Weights) -> int:
     return int(weights.config["model"]["io_channels"])
 
 
-class GroupAtOnce:
-    """Frames of a task from a run over its whole shard group, made when the first of the group is asked for."""
-
-    def __init__(
-        self,
-        groups: Sequence[Sequence[Task]],
-        encode: Callable[[Sequence[Task], Sequence[np.ndarray]], list[np.ndarray]],
-        work: Workspace,
-    ) -> None:
-        self.group_of = {task.key: group for group in groups for task in group}
-        self.encode, self.work = encode, work
-        self.made: dict[str, np.ndarray] = {}
-
-    def __call__(self, task: Task) -> np.ndarray:
-        if task.key not in self.made:
-            group = self.group_of[task.key]
-            encode = lambda places, audios: self.encode([group[place] for place in places], audios)  # noqa: E731
-            audios, lengths = [one.audio for one in group], [one.num_frames for one in group]
-            frames = encoded_together(audios, lengths, encode, self.check_stop)
-            self.made = dict(zip((one.key for one in group), frames, strict=True))
-        return self.made.pop(task.key)
-
-    def check_stop(self) -> None:
-        if self.work.should_stop():
-            raise Stopped("between two batches of clips to encode")
-
-
 @torch.inference_mode()
 def frames_of(
     task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
@@ -247,24 +287,18 @@ def frames_of(
     return stored(task, encoder.encode_clip(audio_CL, token_noise=generator), params)
 
 
-@torch.inference_mode()
-def frames_of_many(
-    tasks: Sequence[Task], audios: Sequence[np.ndarray], encoder: Autoencoder, params: EncodeParams
-) -> list[np.ndarray]:
-    """`frames_of` of several clips in one batch, whose latents are the same but for rounding."""
-    device, dtype = next(encoder.parameters()).device, encoder.dtype
-    moved = [torch.from_numpy(audio).to(device, non_blocking=True).to(dtype) for audio in audios]
-    latents = encoder.encode_clips(moved)
-    return [stored(task, latents_CT, params) for task, latents_CT in zip(tasks, latents, strict=True)]
-
-
 def stored(task: Task, latents_CT: Tensor, params: EncodeParams) -> np.ndarray:
     """(frames, channels) in the storage precision."""
     with np.errstate(over="ignore"):  # said below, by name
         frames_TC = latents_CT.T.to("cpu", torch.float32).numpy().astype(params.latent_dtype)
+    return finite(task, np.ascontiguousarray(frames_TC), params)
+
+
+def finite(task: Task, frames_TC: np.ndarray, params: EncodeParams) -> np.ndarray:
+    """The latents as they are. Raises LatentsNotFinite."""
     if not np.isfinite(frames_TC).all():
         raise LatentsNotFinite(task.clip_id, params.compute_dtype, params.latent_dtype)
-    return np.ascontiguousarray(frames_TC)
+    return frames_TC
 
 
 def shard_metadata(params: EncodeParams, weights: Weights) -> dict[str, str]:

@@ -68,11 +68,13 @@ class Recording:
     def blocks(self) -> Iterator[np.ndarray]:
         """The sound as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
 
+        The blocks are views of interleaved samples, as files hold them: what is written again is never turned around.
+
         Raises:
             Unfit: the decoder fails on the way, or a sample is not finite.
         """
         for block_NC in self._decoded():
-            block_CN = np.ascontiguousarray(block_NC.T[:2]) if self.num_channels > 1 else block_NC.T.repeat(2, axis=0)
+            block_CN = np.ascontiguousarray(block_NC[:, :2] if self.num_channels > 1 else block_NC.repeat(2, axis=1)).T
             self.num_samples += block_CN.shape[1]
             # NaN wins over every number in numpy's min and max, so these two find NaN, infinity and the peak.
             peak = max(-float(block_CN.min()), float(block_CN.max()))

@@ -71,7 +71,7 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
         templated: captions are made by a template, so a .json beside an audio file is part of the clip and a .txt is
             not required.
     """
-    audio = [member for member in members if suffix(member.name) in READABLE | UNREADABLE]
+    audio = [member for member in members if _is_audio(member)]
     captions = [member for member in members if suffix(member.name) == CAPTION]
     sidecars = _sidecars(members, audio) if templated else []
     taken = {id(member) for member in (*audio, *captions, *sidecars)}
@@ -98,6 +98,15 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
         notes=tuple(notes),
         num_audio=len(audio),
     )
+
+
+def num_audio(members: Sequence[Member]) -> int:
+    """Audio files, readable or not."""
+    return sum(_is_audio(member) for member in members)
+
+
+def _is_audio(member: Member) -> bool:
+    return suffix(member.name) in READABLE | UNREADABLE
 
 
 def _sidecars(members: Sequence[Member], audio: Sequence[Member]) -> list[Member]:

@@ -25,6 +25,11 @@ _FLAC_RATES = {4: 8000, 5: 16000, 6: 22050, 7: 24000, 8: 32000, 9: 44100, 10: 48
 """By a frame header's code; other codes say the rate elsewhere."""
 
 
+def is_known(data: bytes) -> bool:
+    """Whether a file begins like one of these containers, whatever its name says."""
+    return data.startswith(tuple(_CHECKS))
+
+
 def check_whole(data: bytes) -> bool:
     """Compare what a container declares with what is there.
 

@@ -40,12 +40,16 @@ class Written:
 
 
 class FlacWindows:
-    """The first native window of a recording, or all of them; finished ones wait in a nameless file."""
+    """The first native window of a recording, or all of them.
+
+    One window stays in memory, where it grew; of several, finished ones wait on the store's own disk, without a name.
+    """
 
     def __init__(self, params: IngestParams, folder: Path) -> None:
         self._params = params
         self._splits = params.long_clips == "split"
         self._folder = folder
+        self._only: memoryview = memoryview(b"")
         self._spool: BinaryIO | None = None
         self._end = 0
         self._open: _Window | None = None
@@ -76,9 +80,10 @@ class FlacWindows:
         if len(self.written) > 1 and self.written[-1].num_samples < self._params.downsampling_ratio:
             self.written.pop()
 
-    def content(self, window: Written) -> bytes:
+    def content(self, window: Written) -> bytes | memoryview:
         """The FLAC file of one window."""
-        assert self._spool is not None
+        if self._spool is None:
+            return self._only
         self._spool.seek(window.place.start)
         return self._spool.read(window.place.stop - window.place.start)
 
@@ -98,13 +103,14 @@ class FlacWindows:
         )
         self._end += len(content)
 
-    def _keep(self, content: bytes) -> None:
-        """One window stays in memory, where it grew; an hour of them waits on the store's own disk, without a name."""
+    def _keep(self, content: memoryview) -> None:
+        if not self._splits:
+            self._only = content
+            return
         try:
-            if self._spool is None and self._splits:
-                self._folder.mkdir(parents=True, exist_ok=True)
             if self._spool is None:
-                self._spool = tempfile.TemporaryFile(dir=self._folder) if self._splits else io.BytesIO()  # noqa: SIM115
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._spool = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             self._spool.seek(self._end)
             self._spool.write(content)
         except OSError as error:
@@ -130,21 +136,25 @@ class _Window:
         self.peak = max(self.peak, peak)
         if peak > 1.0:
             self.num_clamped += int(np.count_nonzero(np.abs(audio_CN) > 1.0))
-        self._file.write(_as_24_bit(audio_CN).T)
+        self._file.write(_as_24_bit(audio_CN))
         self.last_write = audio_CN.shape[1]
         self.room -= self.last_write
         self.num_samples += self.last_write
 
-    def content(self) -> bytes:
+    def content(self) -> memoryview:
         """The finished file."""
         self._file.close()
-        return self._buffer.getvalue()
+        return self._buffer.getbuffer()
 
 
 def _as_24_bit(audio_CN: np.ndarray) -> np.ndarray:
-    """Nearest 24 bit values, clamped to [-1, 1), in the upper bits of int32 as libsndfile takes them."""
-    scaled_CN = np.rint(np.clip(audio_CN, -1.0, 1.0) * np.float32(_FULL_SCALE))
-    return np.minimum(scaled_CN, _FULL_SCALE - 1).astype(np.int32) << 8
+    """(N, C): nearest 24 bit values, clamped to [-1, 1), in the upper bits of int32 as libsndfile takes them."""
+    scaled_NC = np.multiply(audio_CN.T, np.float32(_FULL_SCALE), order="C")
+    np.clip(scaled_NC, np.float32(-_FULL_SCALE), np.float32(_FULL_SCALE - 1), out=scaled_NC)
+    np.rint(scaled_NC, out=scaled_NC)
+    whole_NC = scaled_NC.astype(np.int32)
+    whole_NC <<= 8
+    return whole_NC
 
 
 def window_starts(num_samples_whole: int, params: IngestParams) -> Iterator[int]:

@@ -25,7 +25,7 @@ class FlacSum:
         scaled_NC = block_NC * np.float32(1 << (8 * self._num_bytes - 1))
         whole = np.ascontiguousarray(scaled_NC, np.dtype("<i2") if self._num_bytes == 2 else np.dtype("<i4"))
         if self._num_bytes == 2:
-            self._found.update(whole.tobytes())
+            self._found.update(whole.reshape(-1).data)
         else:
             self._found.update(whole.view(np.uint8).reshape(-1, 4)[:, : self._num_bytes].tobytes())
 

@@ -15,9 +15,12 @@ from av.error import FFmpegError
 
 from stages.ingest.audio import Recording
 from stages.ingest.faults import Unfit
+from stages.ingest.objects import check_adts, surplus_bytes
 
 _FRAME_SAMPLES = 1024
 """Of AAC; an MP4's declared length is off by less than that."""
+_MOST_PADDING_SAMPLES = 8192
+"""Two frames of ALAC, eight of AAC: an encoder fills its last frame and no more."""
 _WMA_SLACK_SAMPLES = 8192
 """A WMA counts its encoder's delay in milliseconds, and its decoder leaves some of it out."""
 
@@ -30,11 +33,14 @@ class ForeignRecording(Recording):
     """
 
     def _open(self, data: bytes) -> None:
+        self.num_stray_bytes = surplus_bytes(data)
         try:
             self._container = av.open(io.BytesIO(data), "r", options={"err_detect": "explode"})
             stream = self._container.streams.audio[0]
         except (FFmpegError, IndexError, ValueError) as error:
             raise Unfit("audio_decode_error", why=_words(error)) from error
+        if self._container.format.name == "aac":
+            check_adts(data)
         self._stream = stream
         self.sample_rate_hz: int = stream.codec_context.sample_rate
         self.num_channels: int = stream.codec_context.channels
@@ -71,8 +77,10 @@ class ForeignRecording(Recording):
         Raises:
             Unfit: `audio_truncated` or `absurd_peak`.
         """
-        if self._declared - self.num_samples >= self._slack:
-            why = f"its header says {self._declared:,} samples, {self.num_samples:,} could be decoded"
+        if self._declared - self.num_samples >= self._slack or self.num_padding > _MOST_PADDING_SAMPLES:
+            why = (
+                f"its header says {self._declared:,} samples, {self.num_samples + self.num_padding:,} could be decoded"
+            )
             raise Unfit("audio_truncated", why=why)
         self._declared = self.num_samples
         super().check()

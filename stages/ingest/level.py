@@ -9,10 +9,16 @@ _NEARLY_FULL = 1 - 2.0**-14
 _SHORTEST_RUN = 4
 """Samples: a shorter run at full scale is what a peak normaliser leaves."""
 
-
 _SHORTEST_DROPOUT = 256
 _LOUD = 0.02
 """A sound that fades, or a gate that closes, is quieter than this where silence begins."""
+
+
+def _is_sound(block_CN: np.ndarray) -> np.ndarray:
+    """(n,) bool, False where both channels are exactly zero."""
+    # A sample pair read as one double is zero when both halves are; adding zero turns -0.0 into it.
+    pairs_N = np.ascontiguousarray(block_CN.T + np.float32(0.0)).view(np.float64)[:, 0]
+    return np.not_equal(pairs_N, 0.0)
 
 
 def _is_loud(sample_C: np.ndarray) -> bool:
@@ -35,20 +41,21 @@ class Level:
 
     def add(self, block_CN: np.ndarray, peak: float) -> None:
         """Look at one block, whose peak is known already."""
-        self._sum_C += block_CN.sum(axis=1, dtype=np.float64)
+        # Channel by channel: numpy is slow at summing over the longer axis of interleaved samples.
+        self._sum_C += [channel_N.sum() for channel_N in block_CN]
         self._num_samples += block_CN.shape[1]
         if peak >= _NEARLY_FULL:
             for sign in (1, -1):
                 self._count(block_CN * sign >= _NEARLY_FULL)
-
         self._find_dropouts(block_CN)
 
     def _find_dropouts(self, block_CN: np.ndarray) -> None:
         """Runs of exact zeros in both channels behind something loud; one may go on from block to block."""
-        places = np.flatnonzero(block_CN.any(axis=0))
-        if places.size == block_CN.shape[1]:
+        sounds_N = _is_sound(block_CN)
+        if sounds_N.all():
             self._num_zeros, self._last_loud = 0, _is_loud(block_CN[:, -1])
             return
+        places = np.flatnonzero(sounds_N)
         if not places.size:
             self._go_on(block_CN.shape[1])
             return

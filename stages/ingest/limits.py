@@ -31,10 +31,16 @@ def over_limit(num_bytes: int, packed_bytes: int | None, limits: ArchiveLimits) 
     """Why one file may not be read, going by its declared sizes."""
     if num_bytes > limits.max_member_bytes:
         return Unfit("member_too_large", size=num_bytes, limit=limits.max_member_bytes)
-    ratio = num_bytes / max(1, packed_bytes) if packed_bytes is not None else 1.0
-    if num_bytes >= RATIO_FLOOR_BYTES and ratio > limits.max_compression_ratio:
+    if (ratio := compression_ratio(num_bytes, packed_bytes)) > limits.max_compression_ratio:
         return Unfit("compression_ratio", ratio=ratio, limit=limits.max_compression_ratio)
     return None
+
+
+def compression_ratio(num_bytes: int, packed_bytes: int | None) -> float:
+    """Unpacked over packed size; 0 where that says nothing."""
+    if packed_bytes is None or num_bytes < RATIO_FLOOR_BYTES:
+        return 0.0
+    return num_bytes / max(1, packed_bytes)
 
 
 def over_total(total_bytes: int, limits: ArchiveLimits) -> Unfit | None:

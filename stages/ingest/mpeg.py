@@ -18,7 +18,7 @@ _BITRATES = {
 """kbit/s of layer III, by version bits (2.5 has version 2's)."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _LAYER_3 = 1
-_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
+TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
 _STRAY_BYTES = 4096
 """Of an unknown kind behind the last frame: some tagger's."""
 _SEARCHED_BYTES = 1 << 16
@@ -51,7 +51,7 @@ def frame_at(data: bytes, place: int) -> Frame | None:
 
 def looks_like_mp3(data: bytes) -> bool:
     """Whether a layer III frame comes first, behind ID3 tags and zeros."""
-    return frame_at(data, _behind_tags(data)) is not None
+    return frame_at(data, behind_tags(data)) is not None
 
 
 def check_frames(data: bytes) -> bool:
@@ -87,13 +87,13 @@ def _first_frame(data: bytes) -> int:
     Raises:
         Unfit: something else lies before them.
     """
-    place = _behind_tags(data)
+    place = behind_tags(data)
     if frame_at(data, place) is None and data[place : place + 1] != b"\xff":
         raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
     return place
 
 
-def _behind_tags(data: bytes) -> int:
+def behind_tags(data: bytes) -> int:
     """Where ID3 tags and the zeros behind them end."""
     place = 0
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
@@ -132,7 +132,7 @@ def _check_rest(data: bytes, place: int, *, complete: bool) -> None:
         Unfit: frames go on further behind, or there is too much of something unknown.
     """
     rest = data[place:]
-    if complete or not rest or rest.startswith(_TAGS):
+    if complete or not rest or rest.startswith(TAGS):
         return
     for near in range(place + 1, min(len(data), place + _SEARCHED_BYTES)):
         if data[near] == 0xFF and len(list(zip(range(3), _frames(data, near), strict=False))) == 3:

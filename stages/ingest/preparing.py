@@ -18,8 +18,10 @@ from stages.errors import Fault, StageError
 from stages.ingest.archive import read_member
 from stages.ingest.audio import Recording
 from stages.ingest.captions import WITH_PYAV, suffix
+from stages.ingest.containers import is_known
 from stages.ingest.faults import Unfit
 from stages.ingest.flac import SILENCE_DBFS, FlacWindows, Written, window_starts
+from stages.ingest.mpeg import looks_like_mp3
 from stages.ingest.resampling import resampled, resampled_length
 from stages.ingest.stage import IngestParams, prepared_place
 
@@ -121,8 +123,11 @@ def prepare(job: Job, should_stop: Callable[[], bool] = lambda: False) -> tuple[
 
 
 def recording_of(name: str, data: bytes) -> Recording:
-    """The sound file in memory, with the decoder its name asks for."""
-    if suffix(name) in WITH_PYAV:
+    """The sound file in memory, with the decoder its name asks for, unless its bytes show that it is another's.
+
+    Prepared audio is named by bytes: the same bytes under two names must go through the same decoder.
+    """
+    if suffix(name) in WITH_PYAV and not is_known(data) and not looks_like_mp3(data):
         from stages.ingest.foreign import ForeignRecording  # deferred: it is an optional package
 
         return ForeignRecording(data)
@@ -186,9 +191,11 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
     )
     audio = job.shared / prepared_place(facts.digest, job.params, facts.crop_start)
     if _kept(job.shared, facts.digest, job.params, facts.crop_start) != facts:
+        # Flushing is most of what a short clip costs. The facts make both names last; facts that a power failure took
+        # are noticed, and found again by decoding. The sound has no such second chance, so it is flushed.
         if content:
-            write_aside(audio, content)
-        write_aside(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n")
+            write_aside(audio, content, fsync=("file",))
+        write_aside(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n", fsync=("folder",))
     return facts
 
 

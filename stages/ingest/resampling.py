@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -115,7 +117,8 @@ def resampled(
         if pending_CN is None:
             pending_CN = np.zeros((block_CN.shape[0], ratio.reach), np.float32)
         num_in += block_CN.shape[1]
-        pending_CN = np.concatenate([pending_CN, block_CN], axis=1)
+        longer_CN = np.empty((block_CN.shape[0], pending_CN.shape[1] + block_CN.shape[1]), np.float32)
+        pending_CN = np.concatenate([pending_CN, block_CN], axis=1, out=longer_CN)  # rows whole, whatever blocks are
         while pending_CN.shape[1] >= _round_samples(ratio):
             yield _one_round(pending_CN, ratio)
             num_out += ratio.num_rows * ratio.num_outputs
@@ -215,7 +218,8 @@ def _filter(zeros: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _window() -> tuple[np.ndarray, int, int]:
     """Right half of the window, entries per zero crossing, zero crossings."""
-    from resampy.filters import get_filter  # deferred: it brings numba along, which a dataset at 44.1 kHz never needs
-
-    half_window, table_step, _ = get_filter(FILTER)
-    return half_window, int(table_step), (half_window.size - 1) // int(table_step)
+    package = find_spec("resampy")  # found, not imported: that would compile for more than a second in every worker
+    assert package is not None and package.submodule_search_locations, "resampy is a dependency"
+    with np.load(Path(package.submodule_search_locations[0]) / "data" / f"{FILTER}.npz") as table:
+        half_window, table_step = table["half_window"], int(table["precision"])
+    return half_window, table_step, (half_window.size - 1) // table_step

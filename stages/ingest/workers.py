@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -17,6 +15,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownEx
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.preparing import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
+from stages.processes import settle_in
 
 Result = tuple[Job, tuple[Prepared, ...] | Fault]
 _BYTES_WORTH_A_PROCESS = 64 << 20
@@ -65,7 +64,7 @@ def _side_by_side(
     calls = (joblib.delayed(_done)(job, **asked) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
-    own_processes = {"initializer": _settle_in, "initargs": (os.getpid(),)} if engine == "loky" else {}
+    own_processes = {"initializer": settle_in, "initargs": (os.getpid(),)} if engine == "loky" else {}
     side_by_side = joblib.Parallel(
         n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1, **own_processes
     )
@@ -123,21 +122,6 @@ class Watch:
 
 def _done(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Result:
     return job, prepare(job, should_stop)
-
-
-def _settle_in(parent: int) -> None:
-    """First act of each process of our own: leave Ctrl-C to the parent, and do not outlive it."""
-    # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun clips finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":  # elsewhere a process keeps its parent's number after the parent is gone
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process with its parent: one that was killed cannot say so, and idle workers hold memory."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _ready(engine: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -56,3 +57,19 @@ def usable_dtype(wanted: torch.dtype, device: torch.device, say: Callable[[str],
         say(f"{device} cannot compute in {wanted} ({error}); using float32")
         return torch.float32
     return wanted
+
+
+_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
+"""x86-64 processors that have any of these multiply in that precision."""
+
+
+def slow_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies in `dtype` by way of float32; False too where torch cannot tell.
+
+    A step of a 512-wide network, one thread: bf16 takes 0.6 of the time of fp32 where the processor has it, 1.4 times
+    as long with AVX-512 alone, 19 times with AVX2. fp16 took 14 times as long on a processor without it.
+    """
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if device.type != "cpu" or known.get("architecture") != "x86_64":
+        return False
+    return dtype in _INSTRUCTIONS and not any(known.get(name) for name in _INSTRUCTIONS[dtype])

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.train.clips import Clips, excerpt_frames
+from stages.train.clips import Clips, all_excerpt_frames, excerpt_seconds, window_frames
 from stages.train.draws import Chance, coins, crop_start, extensions, normals
 from stages.train.masks import inpainting_mask
+from stages.train.order import Order
 from stages.train.prompts import Prompts
 from stages.train.stage import TrainParams
 from stages.train.timesteps import effective_frames, timesteps
@@ -47,11 +48,16 @@ class Batch:
     dropped_B: Tensor
     """bool, True where the prompt is withheld."""
     seconds_total_B: Tensor
-    """float32, of the whole recording."""
+    """float32, what the network is told; whole recordings unless `crop_seconds` says otherwise.
+
+    Where an excerpt starts is told to no model there is: none has a conditioner for seconds_start.
+    """
     hidden: tuple[Tensor, ...]
     """Prompt hidden states of each item, (tokens, width)."""
     all_real: bool
     """No padding at all; known without asking the device."""
+    parts: tuple[int, ...] = ()
+    """How many consecutive clips go through the network at a time; empty: all at once."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -60,68 +66,96 @@ class Batch:
         return replace(self, **moved)
 
 
-def clip_order(chance: Chance, num_clips: int, batch_size: int, step: int) -> list[int]:
-    """Clips of one step. Every epoch is a new permutation, and batches walk on across epochs.
+@dataclass(frozen=True, kw_only=True)
+class Excerpts:
+    """What a step works on, before anything of it is read."""
 
-    So each clip is seen once per epoch, no clip is dropped, and a batch may be larger than the dataset. (The reference
-    drops the rest of each epoch that fills no batch.)
-    """
-    places = range(step * batch_size, (step + 1) * batch_size)
-    epochs = {place // num_clips for place in places}
-    permutations = {epoch: chance.at("order", epoch).permutation(num_clips) for epoch in epochs}
-    return [int(permutations[place // num_clips][place % num_clips]) for place in places]
+    clips: tuple[int, ...]
+    starts: tuple[int, ...]
+    """In the source's units."""
+    flipped: tuple[bool, ...]
+    frames: tuple[int, ...]
+    """Of each, with the silence behind it, at most the window."""
+    parts: tuple[int, ...]
+    """How many consecutive ones go through the network at a time."""
 
 
-def batch_at(step: int, clips: Clips, prompts: Prompts, params: TrainParams, chance: Chance, shift: Shift) -> Batch:
-    """The batch of one step; the same for the same arguments.
+def excerpts_at(step: int, clips: Clips, order: Order, params: TrainParams, chance: Chance) -> Excerpts:
+    """The excerpts of one step; the same for the same arguments."""
+    visits = order.visits(step)
+    indices = visits.clips_B.tolist()
+    flipped = coins(chance.at("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
+    frames_B = visits.frames_B
+    if frames_B is None:
+        frames_B = real_frames(clips, indices, params, chance.at("silence", step))
+    return Excerpts(
+        clips=tuple(indices),
+        starts=tuple(crops(clips, indices, chance.at("crop", step))),
+        flipped=tuple(flipped.tolist()),
+        frames=tuple(frames_B.tolist()),
+        parts=visits.parts,
+    )
+
+
+def batch_at(
+    step: int, clips: Clips, prompts: Prompts, order: Order, params: TrainParams, chance: Chance, shift: Shift
+) -> Batch:
+    """The batch of one step, all its parts together; the same for the same arguments.
 
     In distribution the reference's, apart from what the length of the batch changes: silence is drawn first and decides
     it, noise and padding latents exist up to there only, and so do their shares in the pairing of noise with clips.
     """
-    indices = clip_order(chance, len(clips.subjects), params.batch_size, step)
-    subjects = [clips.subjects[index] for index in indices]
-    starts = crops(clips, indices, chance.at("crop", step))
-    flipped = coins(chance.at("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
-    real = real_frames(clips, indices, params, chance.at("silence", step))
-    num_frames = int(real.max())
-    excerpts = [clips.read(*choice) for choice in zip(indices, starts, flipped.tolist(), strict=True)]
+    chosen = excerpts_at(step, clips, order, params, chance)
+    subjects = [clips.subjects[index] for index in chosen.clips]
+    num_frames, count = max(chosen.frames), len(chosen.clips)
+    excerpts = [clips.read(*each) for each in zip(chosen.clips, chosen.starts, chosen.flipped, strict=True)]
     latents_BCT = torch.stack([followed_by_silence(excerpt, clips.silence_CT, num_frames) for excerpt in excerpts])
     masks = chance.at("mask", step)
-    given = [inpainting_mask(masks, num_frames, int(count), params.mask_probabilities) for count in real]
-    drawn_B = timesteps(chance.at("timestep", step), len(indices), params.timestep_truncation)
+    given = [inpainting_mask(masks, num_frames, frames, params.mask_probabilities) for frames in chosen.frames]
+    drawn_B = timesteps(chance.at("timestep", step), count, params.timestep_truncation)
+    seconds = told_seconds(clips, chosen.clips, params)
     return Batch(
         clip_ids=tuple(subject.clip_id for subject in subjects),
-        crop_starts=tuple(start * clips.samples_per_unit for start in starts),
+        crop_starts=tuple(start * clips.samples_per_unit for start in chosen.starts),
         latents_BCT=latents_BCT,
         noise_BCT=normals(chance.at("noise", step), *latents_BCT.shape),
-        timestep_B=shift(drawn_B, whole_frames(clips, indices)),
-        real_BT=torch.from_numpy(np.arange(num_frames) < real[:, None]),
+        timestep_B=shift(drawn_B, effective_lengths(clips, seconds)),
+        real_BT=torch.from_numpy(np.arange(num_frames) < np.array(chosen.frames)[:, None]),
         given_BT=torch.from_numpy(np.stack(given)),
-        dropped_B=torch.from_numpy(coins(chance.at("prompt dropout", step), len(indices), params.cfg_dropout_prob)),
-        seconds_total_B=torch.tensor([subject.seconds_total for subject in subjects], dtype=torch.float32),
+        dropped_B=torch.from_numpy(coins(chance.at("prompt dropout", step), count, params.cfg_dropout_prob)),
+        seconds_total_B=torch.tensor(seconds, dtype=torch.float32),
         hidden=tuple(prompts.of([subject.prompt_key for subject in subjects])),
-        all_real=bool((real == num_frames).all()),
+        all_real=min(chosen.frames) == num_frames,
+        parts=chosen.parts,
     )
 
 
 def crops(clips: Clips, indices: Sequence[int], generator: np.random.Generator) -> list[int]:
     """Where each excerpt starts, in the source's units."""
-    return [crop_start(generator, clips.subjects[index].size, clips.window) for index in indices]
+    return [crop_start(generator, int(size), clips.window) for size in clips.sizes[list(indices)]]
 
 
 def real_frames(
     clips: Clips, indices: Sequence[int], params: TrainParams, generator: np.random.Generator
 ) -> np.ndarray:
     """(B,) int64: frames of each excerpt and its random extension into silence, at most the window."""
-    window = -(-clips.window * clips.samples_per_unit // clips.samples_per_frame)
     mean = params.silence_extension_seconds * clips.sample_rate_hz / clips.samples_per_frame
-    lengths = np.array([excerpt_frames(clips, index) for index in indices])
-    return np.minimum(lengths + extensions(generator, len(indices), mean), window)
+    lengths = all_excerpt_frames(clips, clips.sizes[list(indices)])
+    return np.minimum(lengths + extensions(generator, len(indices), mean), window_frames(clips))
 
 
-def whole_frames(clips: Clips, indices: Sequence[int]) -> Tensor:
-    """(B,) int64: frames of each whole recording."""
-    seconds = [clips.subjects[index].seconds_total for index in indices]
+def told_seconds(clips: Clips, indices: Sequence[int], params: TrainParams) -> list[float]:
+    """The duration that the network is told of each clip: the whole recording's, or with `crop_seconds` its excerpt's.
+
+    The shift of timesteps for length follows it, as the reference takes both from one number.
+    """
+    if params.crop_seconds:
+        return [excerpt_seconds(clips, index) for index in indices]
+    return [clips.subjects[index].seconds_total for index in indices]
+
+
+def effective_lengths(clips: Clips, seconds: Sequence[float]) -> Tensor:
+    """(B,) int64: frames of recordings of so many seconds."""
     return torch.tensor([effective_frames(each, clips.sample_rate_hz, clips.samples_per_frame) for each in seconds])
 
 

@@ -13,22 +13,27 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stages.adapters._together import Together, adapted_weight, stacked_product
-from stages.models._nets.attention import masked_attention, replace_attention
+from stages.adapters._together import Together
+from stages.models._nets.attention import masked_attention, replace_attention, replace_heads
 from stages.models._nets.fused import fused_attention
+from stages.models._nets.heads import fused_heads, plain_heads
 from stages.models._nets.transformer import Denoiser, each_module, run_block
 from stages.train.batches import Batch
 from stages.train.lengths import Buckets
+from stages.train.network import loss_scale
+from stages.train.parts import parts_of
 
 if TYPE_CHECKING:
     from stages.train.loop import Training
 
 # B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
+
+Result = TypeVar("Result")
 
 WARM_UPS = 2
 """Runs before a recording: the first compiles, the second finds every lazily made thing there."""
@@ -36,15 +41,32 @@ WARM_UPS = 2
 
 @dataclass(kw_only=True)
 class Recording:
-    """A step as the device was told it, for one shape of batch."""
+    """What the device was told to do with a batch of one shape: a whole step, or one part of a step."""
 
     batch: Batch
     """What the recording reads: tensors that keep their place."""
     prompts_BLD: Tensor
     masks: list[Tensor]
+    weight: Tensor
+    """What the loss is multiplied by before the backward pass."""
     figures_3B: Tensor
     """What it writes: timestep, generated loss, context loss."""
+    loss: Tensor
+    norm: Tensor | None
+    """Of the gradient; None where more parts follow."""
+    gradients: list[Tensor]
+    graph: torch.cuda.CUDAGraph
+
+
+@dataclass(kw_only=True)
+class Finishing:
+    """The end of a step of several parts, as the device was told it."""
+
+    loss: Tensor
+    scale: Tensor
+    """What the host writes before: what the parts add to the loss, and what they were multiplied by."""
     norm: Tensor
+    gradients: list[Tensor]
     graph: torch.cuda.CUDAGraph
 
 
@@ -53,21 +75,66 @@ class CapturedSteps:
 
     def __init__(self, training: Training, buckets: Buckets, say: Callable[[str], None]) -> None:
         self.training, self.buckets, self.say = training, buckets, say
-        self.recordings: dict[tuple[Any, ...], Recording] = {}
         self.pool: Any = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Everything recorded so far."""
+        self.recordings: dict[tuple[Any, ...], Recording] = {}
+        self.finishing: Finishing | None = None
+        self.pool = None
+        self.training.optimizer.clear()
 
     def advance(self, batch: Batch) -> None:
         """One update from a batch on the CPU; does not wait for the device."""
         training = self.training
+        parts = parts_of(batch, paired=training.params.optimal_transport)
+        with training.looked_at():
+            figures_3B, norm = self.whole(parts[0]) if len(parts) == 1 else self.in_parts(parts)
+        training.history.note(figures_3B, norm)
+        training.step += 1
+
+    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A step of one part: one recording does all of it."""
         batch = self.buckets.filled(batch)
-        key = (*batch.latents_BCT.shape, batch.all_real)
-        if key not in self.recordings:
-            self.recordings[key] = self.recorded(batch)
-        recording = self.recordings[key]
+        recording = self.recording_for(batch, finishes=True)
+        self.replay(recording, batch, loss_scale(batch, self.training.network.denoiser.dtype))
+        assert recording.norm is not None, "a recording that finishes has the norm of its gradient"
+        self.training.optimizer.gradients = recording.gradients
+        return recording.figures_3B.clone(), recording.norm.clone()
+
+    def in_parts(self, parts: list[Batch]) -> tuple[Tensor, Tensor]:
+        """A step of several: each adds its gradient, then one more recording makes the update."""
+        filled = [self.buckets.filled(part) for part in parts]
+        recordings = [self.recording_for(part, finishes=False) for part in filled]
+        finishing = self.finishing = self.finishing or self.recorded_end()
+        scale = loss_scale(max(filled, key=lambda part: part.latents_BCT.numel()), self.training.network.denoiser.dtype)
+        count = sum(len(part.clip_ids) for part in parts)
+        torch._foreach_zero_(finishing.gradients)
+        finishing.loss.zero_()
+        finishing.scale.fill_(scale)
+        figures = []
+        for recording, part in zip(recordings, filled, strict=True):
+            share = len(part.clip_ids) / count
+            self.replay(recording, part, share * scale)
+            finishing.loss.add_(recording.loss, alpha=share)
+            figures.append(recording.figures_3B.clone())
+        finishing.graph.replay()
+        self.training.optimizer.gradients = finishing.gradients
+        return torch.cat(figures, dim=1), finishing.norm.clone()
+
+    def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
+        """Hand a batch to a recording, and let the device go through it."""
+        recording.weight.fill_(weight)
         self.fill(recording, batch)
         recording.graph.replay()
-        training.history.note(recording.figures_3B.clone(), recording.norm.clone())
-        training.step += 1
+
+    def recording_for(self, batch: Batch, *, finishes: bool) -> Recording:
+        """The recording for batches of this shape, made if there is none yet."""
+        key = (*batch.latents_BCT.shape, batch.all_real)
+        if key not in self.recordings:
+            self.recordings[key] = self.recorded(batch, finishes=finishes)
+        return self.recordings[key]
 
     def fill(self, recording: Recording, batch: Batch) -> None:
         """Copy a batch to where the recording reads it, without waiting."""
@@ -84,7 +151,7 @@ class CapturedSteps:
         assert training.network.layers is not None, "only stacked adapters are captured"
         return training.network.layers.masks(training.mask_generator())
 
-    def recorded(self, batch: Batch) -> Recording:
+    def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
         """Compile, warm up and record; parameters, moments and figures stay as they are."""
         started, training = time.perf_counter(), self.training
         shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
@@ -96,26 +163,66 @@ class CapturedSteps:
         assert training.network.layers is not None
         training.network.layers.use_masks(masks)
         with training.optimizer.refusing():
-            recording = self._captured(placed, prompts_BLD, masks)
+            recording = self._captured(placed, prompts_BLD, masks, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
         return recording
 
-    def _captured(self, batch: Batch, prompts_BLD: Tensor, masks: list[Tensor]) -> Recording:
+    def _captured(self, batch: Batch, prompts_BLD: Tensor, masks: list[Tensor], *, finishes: bool) -> Recording:
         training = self.training
-        stream = torch.cuda.Stream(training.device)
-        stream.wait_stream(torch.cuda.current_stream(training.device))
+        weight = torch.ones((), device=training.device)
+
+        def work() -> tuple[Tensor, Tensor, Tensor | None]:
+            if finishes:
+                training.optimizer.clear()
+            with training.network.ready():
+                loss, figures_3B = training.loss_of(batch, prompts_BLD)
+                (loss * weight).backward()
+            return loss.detach(), figures_3B, training.optimizer.finish(loss.detach(), weight) if finishes else None
+
+        if not finishes:
+            self.keep_gradients()
+        graph, (loss, figures_3B, norm) = self.told(work)
+        return Recording(
+            batch=batch,
+            prompts_BLD=prompts_BLD,
+            masks=masks,
+            weight=weight,
+            figures_3B=figures_3B,
+            loss=loss,
+            norm=None if norm is None else norm.detach(),
+            gradients=list(training.optimizer.gradients),
+            graph=graph,
+        )
+
+    def keep_gradients(self) -> None:
+        """Gradients that every recorded part adds to, in memory that keeps its place."""
+        for parameter in self.training.optimizer.trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def recorded_end(self) -> Finishing:
+        """Record the update itself; nothing is changed by that."""
+        training = self.training
+        loss, scale = (torch.ones((), device=training.device) for _ in range(2))
+        with training.optimizer.refusing():
+            graph, norm = self.told(lambda: training.optimizer.finish(loss, scale))
+        gradients = list(training.optimizer.gradients)
+        return Finishing(loss=loss, scale=scale, norm=norm.detach(), gradients=gradients, graph=graph)
+
+    def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Warm up and record."""
+        device = self.training.device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                training.update(batch, prompts_BLD)
-        torch.cuda.current_stream(training.device).wait_stream(stream)
+                work()
+        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            losses, norm = training.update(batch, prompts_BLD)
-            figures_3B = torch.stack([batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach()])
+            result = work()
         self.pool = graph.pool()
-        return Recording(
-            batch=batch, prompts_BLD=prompts_BLD, masks=masks, figures_3B=figures_3B, norm=norm.detach(), graph=graph
-        )
+        return graph, result
 
 
 def device_tensors(batch: Batch) -> dict[str, Tensor]:
@@ -125,31 +232,59 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 @contextmanager
-def compiled(denoiser: Denoiser, layers: Together, caches: Path | None = None) -> Iterator[None]:
+def compiled(
+    denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
+) -> Iterator[None]:
     """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
 
     One compilation per shape of batch serves all blocks.
 
     Args:
         caches: where compiled code is kept between runs.
+        deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
     """
-    if caches is not None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches)
-    tower = denoiser.model.transformer
+    tower, narrow = denoiser.model.transformer, denoiser.dtype != torch.float32
     tower.run_block = torch.compile(run_block, dynamic=False)
     tower.each = layers.each
     tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
-    layers.run = torch.compile(adapted_weight, dynamic=True)
-    layers.multiply = torch.compile(stacked_product, dynamic=False)
-    if denoiser.dtype != torch.float32:
-        replace_attention(denoiser, fused_attention)
+    layers.joins = narrow
+    if narrow:
+        replace_heads(denoiser, fused_heads)
+        replace_attention(denoiser, fused_attention if deterministic else masked_attention)
     try:
-        with one_program_for_all():
+        with kept_code(caches), one_program_for_all(deterministic=deterministic), fastest_first():
             yield
     finally:
         replace_attention(denoiser, masked_attention)
+        replace_heads(denoiser, plain_heads)
         tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
-        layers.run, layers.multiply = adapted_weight, stacked_product
+        layers.joins = False
+
+
+@contextmanager
+def kept_code(caches: Path | None) -> Iterator[None]:
+    """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
+    places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update({name: str(place) for name, place in places.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def fastest_first() -> Iterator[None]:
+    """Torch's own attention kernels in the order of their speed on this kind of device."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    with sdpa_kernel(list(order), set_priority=True):
+        yield
 
 
 FAILURES = (RuntimeError, NotImplementedError)
@@ -163,17 +298,38 @@ class Stepper:
     that was stopped goes on as it began.
     """
 
-    def __init__(self, training: Training, buckets: Buckets | None, caches: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        training: Training,
+        buckets: Buckets | None,
+        caches: Path,
+        say: Callable[[str], None],
+        *,
+        may_recompute: bool = True,
+    ) -> None:
+        """`may_recompute`: where memory turns out too short, compute blocks again in the backward pass."""
         self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
+        self.may_recompute = may_recompute
         self.settings = ExitStack()
         self.fast: CapturedSteps | None = None
 
     def __enter__(self) -> Stepper:
         layers = self.training.network.layers
-        if self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
+        if why := self.why_plain():
+            self.say(f"stepping without the fast path: {why}")
+        elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
             self.settings.enter_context(compiled(self.training.network.denoiser, layers, self.caches))
             self.fast = CapturedSteps(self.training, self.buckets, self.say)
         return self
+
+    def why_plain(self) -> str:
+        """What of a training on CUDA cannot be recorded; empty when nothing is in the way."""
+        if self.training.device.type != "cuda" or self.buckets is None:
+            return ""
+        if self.training.network.layers is None:
+            return "its layers are computed one by one"
+        name = self.training.params.optimizer
+        return "" if self.training.optimizer.rule.capturable else f"the host looks at every step of optimizer {name}"
 
     def __exit__(self, *exception: object) -> None:
         if self.fast is not None and self.fast.buckets.frames_padded > 0:
@@ -187,51 +343,44 @@ class Stepper:
 
     def advance(self, batch: Batch) -> None:
         """One update from a batch on the CPU."""
-        if self.fast is not None:
+        done = False
+        while not done:
             try:
-                return self.fast.advance(batch)
+                (self.training if self.fast is None else self.fast).advance(batch)
+                done = True
             except FAILURES as error:
                 self.recover(error)
-                return self.advance(batch)
-        return self.training.advance(batch.to(self.training.device))
+            # Tried again only out here: an error that is being handled holds on to what the step had made.
 
     def recover(self, error: Exception) -> None:
-        """Nothing of the failed step was kept: recompute blocks where memory was short, else take the plain way."""
+        """Nothing of the failed step was kept: recompute blocks where memory was short, else take the plain way.
+
+        Raises:
+            error: that was the plain way.
+        """
         tower = self.training.network.denoiser.model.transformer
-        assert self.fast is not None
-        if isinstance(error, torch.OutOfMemoryError) and not tower.checkpointing:
+        if isinstance(error, torch.OutOfMemoryError) and self.may_recompute and not tower.checkpointing:
             self.say("device memory is short: recomputing each block in the backward pass from now on")
             tower.checkpointing = True
-            self.fast.recordings.clear()
-            self.fast.pool = None
+            if self.fast is not None:
+                self.fast.forget()
             return
+        if self.fast is None:
+            raise error
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
         self.plainly()
 
 
 @contextmanager
-def one_program_for_all() -> Iterator[None]:
-    """Compiler settings: groups of layers of any sizes share a program, blocks of all lengths keep theirs."""
+def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
+    """Compiler settings: all blocks share a program, and those of all lengths are kept."""
     import torch._dynamo  # deferred: compiling is for CUDA only
     import torch._inductor.config as inductor
-    from torch.fx.experimental import _config as symbolic
 
     dynamo: Any = torch._dynamo.config
     # Programs chosen by the clock could differ between two runs, and with them the last bits.
-    ordered: Any = inductor.patch(deterministic=True) if hasattr(inductor, "deterministic") else nullcontext()
-    with (
-        ordered,
-        dynamo.patch(
-            recompile_limit=64,
-            # Otherwise a parameter's size is taken for a constant ...
-            force_parameter_static_shapes=False,
-            force_nn_module_property_static_shapes=False,
-        ),
-    ):
-        # ... and sizes that happen to be equal in one group for always equal.
-        duck_shape, symbolic.use_duck_shape = symbolic.use_duck_shape, False
-        try:
-            yield
-        finally:
-            symbolic.use_duck_shape = duck_shape
+    fixed = deterministic and hasattr(inductor, "deterministic")
+    ordered: Any = inductor.patch(deterministic=True) if fixed else nullcontext()
+    with ordered, dynamo.patch(recompile_limit=64):
+        yield

@@ -22,7 +22,7 @@ from cache.aside import fsync_directory, write_aside
 from cache.fingerprint import digest_bytes
 
 FOLDER = "checkpoints"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TENSORS, _RECORD = "tensors.safetensors", "checkpoint.json"
 _UNFINISHED = ".writing"
 

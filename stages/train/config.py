@@ -33,6 +33,8 @@ class Summary:
     """Of every step."""
     before: Evaluation
     after: Evaluation
+    average: Evaluation | None
+    """Of the moving average, where there is one."""
     seconds: float
     """Spent in steps."""
     precision_used: str
@@ -111,6 +113,7 @@ def result_entry(summary: Summary) -> dict[str, Any]:
         "best_loss_step": best + min(LOSS_WINDOW, len(summary.losses)),
         "loss_before": summary.before.loss,
         "loss_after": summary.after.loss,
+        "loss_after_ema": None if summary.average is None else summary.average.loss,
         "loss_by_timestep": by_timestep(summary),
         "seconds_per_step": summary.seconds / len(summary.losses),
     }

@@ -44,7 +44,7 @@ def evaluate(network: Network, clips: Clips, prompts: Prompts, chance: Chance, d
     with network.ready():
         per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
-    return Evaluation(tuple(per_clip.double().mean(dim=0).tolist()))
+    return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))
 
 
 def fixed_batches(clips: Clips, prompts: Prompts, chance: Chance) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +13,12 @@ from cache.shelf import Shelf
 from stages.errors import NetworkNotSupported
 from stages.models._nets.schedule import shifted
 from stages.models._weights import load_autoencoder
-from stages.train.batches import Batch, batch_at, clip_order, crops
+from stages.train.base import settled_dtype
+from stages.train.batches import Batch, Excerpts, batch_at, excerpts_at
 from stages.train.clips import Clips, LiveLatents, StoredLatents
 from stages.train.draws import Chance
 from stages.train.job import Job
+from stages.train.order import ByFrames, Order, order_of
 from stages.train.prompts import Prompts, embedded_prompts, stored_prompts
 from stages.train.stage import TrainParams
 
@@ -41,9 +44,18 @@ class Examples:
         """Where every draw comes from."""
         return Chance(self.params.seed)
 
+    @cached_property
+    def order(self) -> Order:
+        """Which clips each step sees."""
+        return order_of(self.clips, self.params, self.chance)
+
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        return batch_at(step, self.clips, self.prompts, self.params, self.chance, self.shift)
+        """The batch of a step, counted from 0: all that one update learns from, whose `parts` say how to divide it."""
+        return batch_at(step, self.clips, self.prompts, self.order, self.params, self.chance, self.shift)
+
+    def excerpts(self, step: int) -> Excerpts:
+        """What a step's batch is made of, without reading it."""
+        return excerpts_at(step, self.clips, self.order, self.params, self.chance)
 
     def shift(self, timestep_B: Tensor, num_frames_B: Tensor) -> Tensor:
         """Timesteps moved towards noise for long clips."""
@@ -51,10 +63,9 @@ class Examples:
 
     def seen(self, step: int) -> tuple[list[str], list[int]]:
         """Clip ids and first samples of a step's batch, without making it."""
-        indices = clip_order(self.chance, len(self.clips.subjects), self.params.batch_size, step)
-        starts = crops(self.clips, indices, self.chance.at("crop", step))
-        ids = [self.clips.subjects[index].clip_id for index in indices]
-        return ids, [start * self.clips.samples_per_unit for start in starts]
+        chosen = self.excerpts(step)
+        ids = [self.clips.subjects[index].clip_id for index in chosen.clips]
+        return ids, [start * self.clips.samples_per_unit for start in chosen.starts]
 
 
 def examples_of(job: Job) -> Examples:
@@ -65,7 +76,10 @@ def examples_of(job: Job) -> Examples:
     """
     options = shift_options(job.weights.config)
     clips, prompts = stored_examples(job) if job.params.pre_encode else live_examples(job)
-    return Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
+    examples = Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
+    if isinstance(examples.order, ByFrames) and (remark := examples.order.remark()):
+        job.work.say(remark)
+    return examples
 
 
 def stored_examples(job: Job) -> tuple[Clips, Prompts]:
@@ -77,7 +91,8 @@ def stored_examples(job: Job) -> tuple[Clips, Prompts]:
 
 def live_examples(job: Job) -> tuple[Clips, Prompts]:
     """Prepared audio, encoded when it is read; prompts embedded now, and the text encoder let go."""
-    autoencoder = load_autoencoder(job.weights, job.device, job.dtype(job.params.autoencoder_precision))
+    dtype = settled_dtype(job, "autoencoder", job.params.autoencoder_precision)
+    autoencoder = load_autoencoder(job.weights, job.device, dtype)
     clips = LiveLatents(job.artifact, job.work.shared, job.model, autoencoder)
     return clips, embedded_prompts((row.prompt for row in clips.rows), job.weights, job.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,21 +16,41 @@ from stages.records import AdapterSpec
 from stages.train.job import DTYPES, Job
 from stages.train.stage import TrainParams
 
-ADAPTER, TRAINED_VALUES = "adapter.safetensors", "adapter_fp32.safetensors"
+
+@dataclass(frozen=True)
+class Names:
+    """Of the two files of an adapter."""
+
+    shared: str
+    """For the world, in the precision asked for."""
+    exact: str
+    """In fp32."""
+
+
+TRAINED = Names("adapter.safetensors", "adapter_fp32.safetensors")
+AVERAGE = Names("adapter_ema.safetensors", "adapter_ema_fp32.safetensors")
+"""Of the moving average, where there is one."""
 
 
 def write_adapters(
-    directory: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, metadata: Mapping[str, str], precision: str
-) -> None:
-    """Write the adapter for the world, in `precision`, and the trained values in fp32; read both back and compare.
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    spec: AdapterSpec,
+    metadata: Mapping[str, str],
+    precision: str,
+    names: Names = TRAINED,
+) -> dict[Path, torch.dtype]:
+    """Write the adapter for the world, in `precision`, and in fp32; read both back and compare. Returns the files.
 
     Raises:
         AdapterMismatch: a file does not hold what was written.
         AdapterNotWritable: a value is beyond the precision.
     """
-    for name, dtype in ((ADAPTER, DTYPES[precision]), (TRAINED_VALUES, torch.float32)):
-        adapter_file.write(directory / name, tensors, spec, metadata, dtype)
-        compare(directory / name, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
+    files = {directory / names.shared: DTYPES[precision], directory / names.exact: torch.float32}
+    for file, dtype in files.items():
+        adapter_file.write(file, tensors, spec, metadata, dtype)
+        compare(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
+    return files
 
 
 def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:

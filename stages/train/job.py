@@ -59,7 +59,8 @@ class Job:
     @property
     def identity(self) -> str:
         """Names the run whatever its number of steps: only its own checkpoints may be gone on from."""
-        params = {name: value for name, value in asdict(self.params).items() if name not in STAGE.identity_leaves_out}
+        left_out = STAGE.identity_leaves_out(self.params)
+        params = {name: value for name, value in asdict(self.params).items() if name not in left_out}
         record = {
             "version": STAGE.version,
             "params": params,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
-from stages.train.batches import Batch
-from stages.train.clips import Clips, excerpt_frames
+from stages.train.clips import Clips, all_excerpt_frames, window_frames
+
+if TYPE_CHECKING:
+    from stages.train.batches import Batch
 
 # B clips, C latent channels, T frames.
 
@@ -37,11 +39,15 @@ def bucket_lengths(shortest: int, window: int) -> list[int]:
 
 @dataclass
 class Buckets:
-    """Lengths, and how much padding rounding up to them has cost so far."""
+    """Lengths, and what the frames worked on so far were, those of all clips of a batch counted."""
 
     lengths: list[int]
     frames_real: int = 0
+    """Of clips, and the silence that is trained on behind them."""
+    frames_uneven: int = 0
+    """Behind clips that are shorter than the longest of their batch."""
     frames_padded: int = 0
+    """Added by rounding up."""
 
     def of(self, num_frames: int) -> int:
         """The least length that holds so many frames."""
@@ -49,23 +55,31 @@ class Buckets:
 
     def filled(self, batch: Batch) -> Batch:
         """The batch at its bucket's length; what is added is masked and reaches nothing."""
-        num_frames = batch.latents_BCT.shape[-1]
-        length = self.of(num_frames)
-        self.frames_real += num_frames
-        self.frames_padded += length - num_frames
+        size, _, num_frames = batch.latents_BCT.shape
+        length, real = self.of(num_frames), int(batch.real_BT.sum())
+        self.frames_real += real
+        self.frames_uneven += size * num_frames - real
+        self.frames_padded += size * (length - num_frames)
         return lengthened(batch, length)
 
     @property
     def padding(self) -> float:
         """Share of all frames worked on that rounding up has added."""
-        return self.frames_padded / max(self.frames_real + self.frames_padded, 1)
+        return self.frames_padded / max(self.frames_worked_on, 1)
+
+    @property
+    def unevenness(self) -> float:
+        """Share of all frames worked on that lie behind clips shorter than the longest of their batch."""
+        return self.frames_uneven / max(self.frames_worked_on, 1)
+
+    @property
+    def frames_worked_on(self) -> int:
+        return self.frames_real + self.frames_uneven + self.frames_padded
 
 
 def buckets_of(clips: Clips) -> Buckets:
     """For the lengths that batches of these clips can have."""
-    window = -(-clips.window * clips.samples_per_unit // clips.samples_per_frame)
-    shortest = min(excerpt_frames(clips, index) for index in range(len(clips.subjects)))
-    return Buckets(bucket_lengths(shortest, window))
+    return Buckets(bucket_lengths(int(all_excerpt_frames(clips).min()), window_frames(clips)))
 
 
 def lengthened(batch: Batch, num_frames: int) -> Batch:

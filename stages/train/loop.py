@@ -16,13 +16,16 @@ from stages.contract import Workspace
 from stages.errors import DeviceFull, LossNotFinite, Stopped
 from stages.train import checkpoint
 from stages.train.batches import Batch
+from stages.train.captured import Stepper
 from stages.train.checkpoint import Checkpoint
 from stages.train.draws import Chance
+from stages.train.layers import Look, is_due
 from stages.train.lengths import Buckets
 from stages.train.metrics import LOSS_WINDOW, History
 from stages.train.network import Network, batch_losses, loss_scale
-from stages.train.objective import Losses
 from stages.train.optimizer import Optimizer
+from stages.train.parts import parts_of
+from stages.train.schedule import learning_rate
 from stages.train.stage import TrainParams
 
 QUIET_SECONDS = 10.0
@@ -44,20 +47,47 @@ class Training:
     """Updates made."""
 
     def advance(self, batch: Batch) -> None:
-        """One update."""
-        with adapter_dropout(self.params, self.step, self.device):
-            self.use_masks()
-            losses, norm = self.update(batch)
-        self.history.add(batch.timestep_B, losses, norm)
+        """One update from a batch on the CPU."""
+        scale = loss_scale(batch, self.network.denoiser.dtype)
+        parts = parts_of(batch, paired=self.params.optimal_transport)
+        with self.looked_at():
+            self.optimizer.clear()
+            found = [self.learn(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
+            norm = self.optimizer.finish(torch.stack([loss for _, loss in found]).sum(), scale)
+        self.history.note(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
         self.step += 1
 
-    def update(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Losses, Tensor]:
-        """All that the device does in a step: forward, backward, optimiser; losses and the norm of the gradient."""
-        with self.network.ready():
-            losses = batch_losses(self.network, batch, paired=self.params.optimal_transport, prompts_BLD=prompts_BLD)
-            total = losses.total(self.params.mask_loss_weight)
-            norm = self.optimizer.update(total, loss_scale(batch, self.network.denoiser.dtype))
-        return losses, norm
+    def learn(self, part: Batch, share: float, scale: float) -> tuple[Tensor, Tensor]:
+        """Forward and backward of a part of the step's clips; returns their figures (3, B) and their share of the loss.
+
+        Every part has the same dropout masks, as the clips of one batch have.
+        """
+        with adapter_dropout(self.params, self.step, self.device):
+            self.use_masks()
+            # The backward too: a block computed again in it finds the weights that it was computed with.
+            with self.network.ready():
+                loss, figures_3B = self.loss_of(part.to(self.device))
+                (loss * (share * scale)).backward()
+        return figures_3B, loss.detach() * share
+
+    def loss_of(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B)."""
+        # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
+        # only find pairs that are as near.
+        paired = self.params.optimal_transport and self.params.gradient_accumulation == 1
+        losses = batch_losses(self.network, batch, paired=paired, prompts_BLD=prompts_BLD)
+        total = losses.total(self.params.mask_loss_weight)
+        figures = (batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach())
+        return total, torch.stack(figures)
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Around an update: looks at the layers, if that is due."""
+        self.optimizer.prepare(self.step)
+        look = Look(self.optimizer) if is_due(self.step) else None
+        yield
+        if look is not None:
+            self.history.note_layers(look.figures())
 
     def use_masks(self) -> None:
         """Give stacked layers the dropout masks of this step, drawn on the CPU."""
@@ -71,15 +101,11 @@ class Training:
 
     def as_checkpoint(self) -> Checkpoint:
         """All of it, on the CPU."""
-        self.history.settle()
         return Checkpoint(
             step=self.step,
             adapter=self.network.adapter.state(),
             optimizer=self.optimizer.state(),
-            history={
-                "figures": torch.from_numpy(self.history.figures_S3B),
-                "norms": torch.from_numpy(self.history.norms_S),
-            },
+            history=self.history.saved(),
             notes=dict(self.notes),
         )
 
@@ -87,7 +113,7 @@ class Training:
         """Go on from a checkpoint."""
         self.network.adapter.load(saved.adapter, f"checkpoint of step {saved.step}")
         self.optimizer.load(saved.optimizer)
-        self.history = History(saved.history["figures"].numpy(), saved.history["norms"].numpy())
+        self.history = History.of(saved.history)
         self.notes = dict(saved.notes)
         self.step = saved.step
 
@@ -144,23 +170,26 @@ class Fit:
             LossNotFinite: a loss or gradient was NaN or infinite; that update was not made, what came before is saved.
         """
         self.training.network.train(True)
-        while self.training.step < self.total_steps:
-            if self.work.should_stop():
-                self.save()
-                raise Stopped(f"at step {self.training.step} of {self.total_steps}")
-            self.make_step()
-            self.after_step()
+        caches = self.work.shared / "compiled"
+        may = self.work.resources.gradient_checkpointing != "off"
+        with Stepper(self.training, self.buckets, caches, self.work.say, may_recompute=may) as stepper:
+            while self.training.step < self.total_steps:
+                if self.work.should_stop():
+                    self.save()
+                    raise Stopped(f"at step {self.training.step} of {self.total_steps}")
+                self.make_step(stepper)
+                self.after_step()
         # Saved already, unless all steps were made by the run this one goes on from.
         self.save()
 
-    def make_step(self) -> None:
+    def make_step(self, stepper: Stepper) -> None:
         """The next step, on its own batch. Raises: DeviceFull."""
-        batch, device = self.batch_at(self.training.step), self.training.device
+        batch = self.batch_at(self.training.step)
         try:
-            self.training.advance(batch.to(device))
+            stepper.advance(batch)
         except torch.OutOfMemoryError as error:
             size, _, num_frames = batch.latents_BCT.shape
-            raise DeviceFull(str(device), size, num_frames, self.training.step + 1) from error
+            raise DeviceFull(str(self.training.device), size, num_frames, self.training.step + 1) from error
 
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""
@@ -208,7 +237,7 @@ class Fit:
         left = int((self.total_steps - training.step) / rate)
         parts = [
             f"loss {recent.mean():.4f}",
-            f"lr {training.params.learning_rate:.2g}",
+            f"lr {learning_rate(training.params, training.step - 1):.2g}",
             f"{rate:.2f} steps/s",
             *memory_held(training.device),
             f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",

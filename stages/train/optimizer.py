@@ -1,4 +1,4 @@
-"""AdamW on the adapter's fp32 parameters, which refuses an update that is not finite without waiting for the device."""
+"""From losses to an update of the adapter's fp32 parameters; one that is not finite is refused without waiting."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from stages.adapters._together import Stacked
+from stages.train.average import Average
+from stages.train.rules import rule_of
+from stages.train.schedule import average_weight, learning_rate
 from stages.train.stage import TrainParams
 
-_GUARDED_DEVICES = ("cpu", "cuda")
-"""Where torch's fused AdamW takes a flag, on the device, that makes it leave everything as it is."""
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_TINY = 1e-6
+"""Keeps a gradient of zero from being divided by."""
 
 
 class Optimizer:
-    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101) on every adapter tensor, magnitudes included.
+    """Gradients of one or several backward passes, clipped if asked, handed to the rule and followed by the average.
 
-    Once a loss or gradient is not finite, `broken` is set and no later update is applied: parameters and moments stay
-    as they were before that step, however late the host looks.
+    Once a loss or gradient is not finite, `broken` is set and no later update is applied: parameters, moments and
+    average stay as they were before that step, however late the host looks.
     """
 
     def __init__(
@@ -31,21 +32,21 @@ class Optimizer:
         stacks: Sequence[Stacked] | None = None,
     ) -> None:
         """`stacks`: train these, of which `parameters` are views, instead; moments are known by the views' names."""
-        self.names = list(parameters)
+        self.params = params
         self.stacks = alone(parameters) if stacks is None else list(stacks)
         self.trained = [stack.parameter for stack in self.stacks]
         device = self.trained[0].device
-        self.adamw = torch.optim.AdamW(
-            self.trained,
-            lr=params.learning_rate,
-            betas=params.betas,
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-            fused=True if device.type in _GUARDED_DEVICES else None,
-            capturable=device.type == "cuda",
-        )
-        self.guarded = device.type in _GUARDED_DEVICES
+        self.rule = rule_of(params, self.stacks)
+        self.average = None if params.ema_decay is None else Average(self.stacks)
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
+        self.gradients: list[Tensor] = []
+        """Of the last update, as applied; in the order of `trained`."""
+
+    def prepare(self, step: int) -> None:
+        """Before a step, counted from 0: its learning rate, and how far the average moves."""
+        self.rule.set_rate(learning_rate(self.params, step))
+        if self.average is not None and self.params.ema_decay is not None:
+            self.average.set_weight(average_weight(self.params.ema_decay, step))
 
     def update(self, loss: Tensor, scale: float = 1.0) -> Tensor:
         """One step along the gradient of `loss`; returns the norm of that gradient, a 0-d tensor on the device.
@@ -53,23 +54,36 @@ class Optimizer:
         Args:
             scale: the backward pass runs on loss * scale; gradients are divided by it.
         """
+        self.clear()
         (loss * scale).backward()
-        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        if scale != 1.0:
-            torch._foreach_mul_(gradients, 1.0 / scale)
-        norm = nn.utils.get_total_norm(gradients)
-        # In place: a captured step writes to the flag that the host looks at.
-        self.broken.logical_or_(~(torch.isfinite(norm) & torch.isfinite(loss.detach())))
-        self._step()
-        self.adamw.zero_grad()
-        return norm
+        return self.finish(loss.detach(), scale)
 
-    def _step(self) -> None:
-        if self.guarded:
-            self.adamw.found_inf = self.broken.float()  # type: ignore[attr-defined]
-            self.adamw.step()
-        elif not bool(self.broken):
-            self.adamw.step()
+    def clear(self) -> None:
+        """Forget the gradients of the last step; they are kept until here so that they can be looked at."""
+        for parameter in self.trained:
+            parameter.grad = None
+
+    def finish(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Apply the gradients that backward passes have left; returns their norm before clipping.
+
+        Args:
+            loss: what they belong to, looked at only for being finite.
+            scale: what the loss was multiplied by.
+        """
+        self.gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        if isinstance(scale, Tensor):
+            torch._foreach_div_(self.gradients, scale)
+        elif scale != 1.0:
+            torch._foreach_mul_(self.gradients, 1.0 / scale)
+        norm = nn.utils.get_total_norm(self.gradients)
+        # In place: a captured step writes to the flag that the host looks at.
+        self.broken.logical_or_(~(torch.isfinite(norm) & torch.isfinite(loss)))
+        if self.params.gradient_clip is not None:
+            torch._foreach_mul_(self.gradients, (self.params.gradient_clip / (norm + _TINY)).clamp(max=1.0))
+        self.rule.step(self.broken)
+        if self.average is not None:
+            self.average.follow(self.broken)
+        return norm
 
     def mend(self) -> None:
         """Forget that an update was refused: the state is good."""
@@ -77,7 +91,7 @@ class Optimizer:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Within, every update is made in full but for its effect: parameters and moments stay as they are."""
+        """Within, every update is made in full but for its effect: parameters, moments, average stay as they are."""
         self.broken.fill_(True)
         try:
             yield
@@ -85,35 +99,18 @@ class Optimizer:
             self.mend()
 
     def state(self) -> dict[str, Tensor]:
-        """CPU copies of the moments: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`."""
-        held: dict[str, dict[str, Tensor]] = {}
-        for stack in self.stacks:
-            for moment, value in self.adamw.state.get(stack.parameter, {}).items():
-                for name, one in zip(stack.keys, _parts(value, stack), strict=True):
-                    held.setdefault(name, {})[moment] = one.detach().to("cpu", copy=True)
-        return {f"{moment}.{name}": held[name][moment] for name in self.names if name in held for moment in held[name]}
+        """CPU copies of what the rule and the average remember."""
+        averaged = {} if self.average is None else self.average.state()
+        return self.rule.state() | {f"average.{name}": tensor for name, tensor in averaged.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments back, exactly as `state` gave them."""
-        for stack in self.stacks:
-            if f"step.{stack.keys[0]}" in state:
-                moments = {
-                    moment: _whole([state[f"{moment}.{name}"] for name in stack.keys], stack) for moment in _MOMENTS
-                }
-                step = state[f"step.{stack.keys[0]}"].to(stack.parameter.device if self.guarded else "cpu", copy=True)
-                self.adamw.state[stack.parameter] = {"step": step, **moments}
+        """Take everything back, exactly as `state` gave it."""
+        averaged = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
+        self.rule.load({name: state[name] for name in state if not name.startswith("average.")})
+        if self.average is not None:
+            self.average.load(averaged)
 
 
 def alone(parameters: Mapping[str, nn.Parameter]) -> list[Stacked]:
     """Every tensor for itself."""
     return [Stacked(parameter=parameter, keys=(name,), bare=True) for name, parameter in parameters.items()]
-
-
-def _parts(value: Tensor, stack: Stacked) -> Sequence[Tensor]:
-    """One entry per key; the count of steps is the same for all."""
-    return [value] * len(stack.keys) if stack.bare or value.dim() == 0 else value.unbind(0)
-
-
-def _whole(parts: Sequence[Tensor], stack: Stacked) -> Tensor:
-    value = parts[0] if stack.bare else torch.stack(list(parts))
-    return value.to(stack.parameter.device, copy=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,37 +26,41 @@ grows on its way through the layers.
 """
 
 
-def check_outputs(network: Network, batch: Batch, files: Mapping[Path, torch.dtype], cache: BasesCache) -> None:
+@dataclass(frozen=True)
+class Written:
+    """An adapter file, and what the network it was written from computes."""
+
+    precision: torch.dtype
+    velocity_BCT: Tensor
+
+
+def check_outputs(network: Network, batch: Batch, files: Mapping[Path, Written], cache: BasesCache) -> None:
     """Take the trained adapter off, attach each file's in its place, and compare what the network computes.
 
-    The network is left without an adapter.
-
-    Args:
-        files: and the precision each is written in; fp32 files must give the trained outputs to the bit.
+    The network is left without an adapter. fp32 files must give the trained outputs to the bit.
 
     Raises:
         AdapterMismatch: a file means something else than what was trained.
     """
-    plain = replace(network, layers=None)
-    trained_BCT = _velocity(plain, batch)
     network.adapter.detach()
-    for file, dtype in files.items():
+    for file, written in files.items():
         found = adapter_file.read(file)
         # Its start is overwritten at once, so it must not draw from torch's own generator.
         chance = torch.Generator()
         adapter = attach((network.denoiser, network.conditioner), found.spec, generator=chance, bases_cache=cache)
         adapter.load(found.tensors, file.name)
-        change = _relative(_velocity(replace(plain, adapter=adapter), batch), trained_BCT)
+        change = _relative(outputs(replace(network, adapter=adapter), batch), written.velocity_BCT)
         adapter.detach()
-        limit = 0.0 if dtype is torch.float32 else ROUNDED[network.denoiser.dtype]
+        limit = 0.0 if written.precision is torch.float32 else ROUNDED[network.denoiser.dtype]
         if not change <= limit:
             raise AdapterMismatch(file.name, [f"loaded back, it changes the output by {change:.1e}, above {limit:.1e}"])
 
 
 @torch.no_grad()
-def _velocity(network: Network, batch: Batch) -> Tensor:
+def outputs(network: Network, batch: Batch) -> Tensor:
+    """(B, C, T) float32: what the network computes, layer by layer as anybody would."""
     network.train(False)
-    return network.velocity(batch, batch.noise_BCT).float()
+    return replace(network, layers=None).velocity(batch, batch.noise_BCT).float()
 
 
 def _relative(found_BCT: Tensor, expected_BCT: Tensor) -> float:

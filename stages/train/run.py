@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from cache.aside import write_aside
-from cache.manifest import write_rows
 from stages.adapters._svd import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models._device import set_threads, training_threads
-from stages.train import checkpoint
 from stages.train.config import Summary, configuration
 from stages.train.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.examples import Examples, examples_of
-from stages.train.export import ADAPTER, TRAINED_VALUES, metadata_of, write_adapters
+from stages.train.export import metadata_of
 from stages.train.job import DTYPES, Job
 from stages.train.lengths import buckets_of
 from stages.train.loop import Fit, Training
-from stages.train.metrics import ClipRow, StepRow, clip_rows, step_rows
 from stages.train.readback import check_outputs
 from stages.train.repeatable import repeatable
+from stages.train.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
 from stages.train.stage import TrainParams
 from stages.train.start import new_training, num_parameters, rank_limit, resume
 
@@ -38,13 +32,14 @@ _FACTS = (
 def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     """Fit an adapter, going on from where an earlier run of the same identity left off.
 
-    Leaves adapter.safetensors, adapter_fp32.safetensors, config.json, metrics.parquet, steps.parquet and the last
-    checkpoint, from which a longer training goes on.
+    Leaves adapter.safetensors and adapter_fp32.safetensors (with an average, adapter_ema and adapter_ema_fp32 as well),
+    config.json, metrics.parquet, steps.parquet, layers.parquet and the last checkpoint, from which a longer training
+    goes on.
 
     Raises:
         Stopped, LossNotFinite: with what is trained so far saved.
         AdapterMismatch: the adapter to start from does not fit.
-        FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported.
+        FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported, PackageMissing.
     """
     started = now()
     job = Job.of(inputs, params, work)
@@ -58,12 +53,24 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
         fit.run()
     summary = summarised(training, examples, fit.seconds, started)
     config = configuration(job, summary)
-    leave(work.directory, training, examples, metadata_of(job, training.step), config)
-    files = {work.directory / ADAPTER: DTYPES[params.export_precision], work.directory / TRAINED_VALUES: torch.float32}
-    batch = next(fixed_batches(examples.clips, examples.prompts, examples.chance)).to(job.device)
-    with repeatable(job.device):
-        check_outputs(training.network, batch, files, BasesFolder(work.shared / "bases"))
+    leave(job, training, examples, config)
     return Outcome(facts={name: config[name] for name in _FACTS})
+
+
+def leave(job: Job, training: Training, examples: Examples, config: Mapping[str, Any]) -> None:
+    """Write what the artifact is made of; adapter files are loaded back into the base and compared by what it computes.
+
+    Raises:
+        AdapterMismatch: a file means something else than what was trained.
+    """
+    directory = job.work.directory
+    batch = next(fixed_batches(examples.clips, examples.prompts, examples.chance)).to(job.device)
+    leave_tables(directory, training, examples)
+    with repeatable(job.device):
+        written = leave_adapters(directory, training, metadata_of(job, training.step), batch)
+        check_outputs(training.network, batch, written, BasesFolder(job.work.shared / "bases"))
+    leave_config(directory, config)
+    keep_last_checkpoint(directory, training.step)
 
 
 def evaluated(training: Training, examples: Examples) -> list[float]:
@@ -75,7 +82,9 @@ def evaluated(training: Training, examples: Examples) -> list[float]:
 def summarised(training: Training, examples: Examples, seconds: float, started: str) -> Summary:
     """Look back on a finished training."""
     training.history.settle()
-    network = training.network
+    network, average = training.network, training.optimizer.average
+    with average.in_place() if average is not None else nullcontext():
+        averaged = None if average is None else Evaluation(tuple(evaluated(training, examples)))
     return Summary(
         spec=network.adapter.spec,
         rank_limit=rank_limit(network),
@@ -84,24 +93,12 @@ def summarised(training: Training, examples: Examples, seconds: float, started: 
         losses=training.history.losses(training.params.mask_loss_weight).tolist(),
         before=Evaluation(tuple(training.notes["before"])),
         after=Evaluation(tuple(evaluated(training, examples))),
+        average=averaged,
         seconds=seconds,
         precision_used=next(name for name, dtype in DTYPES.items() if dtype is network.denoiser.dtype),
         started=started,
         finished=now(),
     )
-
-
-def leave(
-    directory: Path, training: Training, examples: Examples, metadata: Mapping[str, str], config: Mapping[str, Any]
-) -> None:
-    """Write what the artifact is made of, and keep the last checkpoint only."""
-    adapter, params, history = training.network.adapter, training.params, training.history
-    write_adapters(directory, adapter.state(), adapter.spec, metadata, params.export_precision)
-    seen = [examples.seen(step) for step in range(training.step)]
-    write_rows(directory / "metrics.parquet", clip_rows(history, seen, params.mask_loss_weight), ClipRow)
-    write_rows(directory / "steps.parquet", step_rows(history, params.learning_rate, params.mask_loss_weight), StepRow)
-    write_aside(directory / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())
-    checkpoint.keep_only(directory / checkpoint.FOLDER, training.step)
 
 
 def now() -> str:

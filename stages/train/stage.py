@@ -20,13 +20,25 @@ PRECISIONS = {
 }
 """Spellings of a precision, and the one each is hashed as."""
 
+OPTIMIZERS = ("adamw", "prodigy", "lion")
+"""All but the first come from the optional extra `optimizers`."""
+
+SCHEDULES = ("constant", "cosine", "inverse")
+
+QUANTIZATIONS = ("none", "int8", "fp8")
+"""Of the frozen base's matrices; all but the first come from the optional extra `quantization`."""
+
 LEGACY_KINDS = {"dora": "dora-rows"}
 """Adapter kinds under an old name: the same adapter, so the same fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainParams:
-    """All of it is hashed; `number_of_steps` names the artifact but not the run, so a run can go on to more steps."""
+    """All of it is hashed.
+
+    `number_of_steps` names the artifact but not the run, so a run can go on to more steps; unless the learning rate
+    of every step depends on how many there are (`schedule` cosine).
+    """
 
     model: str
     number_of_steps: int = 1000
@@ -52,6 +64,30 @@ class TrainParams:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    decay_magnitudes: bool = True
+    """Whether weight decay pulls on magnitudes too, as the field has it."""
+    optimizer: str = "adamw"
+    schedule: str = "constant"
+    """What the learning rate does after the warm-up: `constant`, `cosine` (to 0 at the last step) or `inverse`."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly to its full value."""
+    gradient_accumulation: int = 1
+    """Batches that one step adds up: the same as a batch that many times as large, in the memory of one."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; longer ones are scaled down to it. None: never."""
+    ema_decay: float | None = None
+    """Of an exponential moving average of the adapter, exported beside it. None: no average."""
+
+    frames_per_batch: int | None = None
+    """Most latent frames in a batch, as many clips as fit: in place of `batch_size`."""
+    crops_per_clip: int = 1
+    """How often a clip longer than the window is seen in an epoch, each time cropped elsewhere."""
+    crop_seconds: bool = False
+    """Tell the network how long the excerpt is; otherwise, as the field does, how long the whole recording."""
+    deterministic: bool = True
+    """Only kernels that give the same bits every time."""
+    base_quantization: str = "none"
+    """Of the frozen base's matrices: `none`, `int8` or `fp8` (weights only)."""
 
     cfg_dropout_prob: float = 0.1
     """How often a clip is trained without its prompt (and duration token)."""
@@ -122,11 +158,38 @@ def _rules(params: TrainParams) -> list[tuple[str, bool, str]]:
         ("betas", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1"),
         ("eps", 0 < params.eps < math.inf, "above 0"),
         ("weight_decay", 0 <= params.weight_decay < math.inf, "at least 0"),
+        *_step_rules(params),
+        *_batch_rules(params),
         ("cfg_dropout_prob", 0 <= params.cfg_dropout_prob <= 1, "from 0 to 1"),
         ("mask_probabilities", shares, "three or four numbers from 0 that add up to 1"),
         ("mask_loss_weight", 0 <= params.mask_loss_weight < math.inf, "at least 0"),
         ("silence_extension_seconds", 0 <= params.silence_extension_seconds < math.inf, "at least 0"),
         ("timestep_truncation", 0 < params.timestep_truncation < 1, "above 0 and below 1"),
+    ]
+
+
+def _step_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
+    """Of what is done with a gradient."""
+    clip, decay, accumulated = params.gradient_clip, params.ema_decay, params.gradient_accumulation
+    return [
+        ("optimizer", params.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        ("schedule", params.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("warmup_steps", _is_int(params.warmup_steps) and params.warmup_steps >= 0, "a whole number from 0"),
+        ("warmup_steps", params.warmup_steps < params.number_of_steps, "below number_of_steps"),
+        ("gradient_accumulation", _is_int(accumulated) and accumulated >= 1, "a whole number from 1"),
+        ("gradient_clip", clip is None or 0 < clip < math.inf, "above 0, or unset"),
+        ("ema_decay", decay is None or 0 < decay < 1, "above 0 and below 1, or unset"),
+        ("base_quantization", params.base_quantization in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
+    ]
+
+
+def _batch_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
+    """Of what is in a batch."""
+    budget, crops = params.frames_per_batch, params.crops_per_clip
+    return [
+        ("frames_per_batch", budget is None or (_is_int(budget) and budget >= 1), "a whole number from 1, or unset"),
+        ("frames_per_batch", budget is None or params.batch_size == 1, "unset where batch_size is given"),
+        ("crops_per_clip", _is_int(crops) and crops >= 1, "a whole number from 1"),
     ]
 
 
@@ -144,6 +207,11 @@ def outgrown(directory: Path, params: TrainParams) -> bool:
     return any(step.isdigit() and int(step) > params.number_of_steps for step in steps)
 
 
+def identity_leaves_out(params: TrainParams) -> tuple[str, ...]:
+    """A run goes on to more steps, unless every step so far would have had another learning rate."""
+    return () if params.schedule == "cosine" else ("number_of_steps",)
+
+
 STAGE = Stage(
     name="train",
     version=1,
@@ -151,6 +219,6 @@ STAGE = Stage(
     inputs=("ingest", "encode"),
     entry="stages.train.run:train",
     components=("transformer", "conditioner"),
-    identity_leaves_out=("number_of_steps",),
+    identity_leaves_out=identity_leaves_out,
     outgrown=outgrown,
 )

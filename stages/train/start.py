@@ -7,10 +7,12 @@ from math import prod
 from stages.adapters._base import Adapter, attach
 from stages.adapters._svd import BasesFolder
 from stages.adapters._together import together
-from stages.models._weights import load_conditioner, load_denoiser
+from stages.models._quantized import NONE, quantization_of
 from stages.train import checkpoint
+from stages.train.base import frozen_base
 from stages.train.export import read_start, resolved_spec
 from stages.train.job import Job
+from stages.train.layers import group_names
 from stages.train.loop import Training
 from stages.train.metrics import History
 from stages.train.network import Network
@@ -21,10 +23,11 @@ from stages.train.stage import TrainParams
 def new_training(job: Job) -> Training:
     """Base in its precision, adapter on top: at the base model's own output, or at the adapter file to go on from."""
     network = new_network(job)
+    optimizer = new_optimizer(network, job.params)
     return Training(
         network=network,
-        optimizer=new_optimizer(network, job.params),
-        history=History.empty(job.params.batch_size),
+        optimizer=optimizer,
+        history=History.empty(len(group_names(optimizer.stacks))),
         params=job.params,
         device=job.device,
         notes={},
@@ -40,18 +43,18 @@ def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
 def new_network(job: Job) -> Network:
     """The adapter is attached after the cast: its magnitudes are norms of the weights as the layers use them."""
     start = read_start(job)
-    dtype = job.dtype(job.params.base_precision)
-    denoiser = load_denoiser(job.weights, job.device, dtype)
-    conditioner = load_conditioner(job.weights, job.device, dtype)
+    spec = resolved_spec(job.params, start)
+    denoiser, conditioner = frozen_base(job, spec)
     adapter = attach(
         (denoiser, conditioner),
-        resolved_spec(job.params, start),
+        spec,
         generator=job.chance.torch_at("adapter", 0),
         bases_cache=BasesFolder(job.work.shared / "bases"),
     )
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
-    return Network(denoiser, conditioner, adapter, together(adapter))
+    stackable = quantization_of(denoiser) == NONE
+    return Network(denoiser, conditioner, adapter, together(adapter) if stackable else None)
 
 
 def rank_limit(network: Network) -> int:

@@ -2,25 +2,31 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_ingest [CLIPS] [SECONDS]
 
-Three tables: ingest against decode + resample, spread over as many processes (goal: at most 1.3 times);
-memory at its peak for few and for many clips; a second run, and a run with one clip changed.
+Three tables: ingest against decode + resample, and against these with writing 24 bit FLAC, spread over as many
+processes (goal: at most 1.3 times; rounds alternate, medians are printed); memory at its peak for few and for many
+clips; a second run, and a run with one clip changed. On a busy machine processor time is what to believe: it is given
+for one process, without its start.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from stages.ingest.flac import FlacWindows
 from stages.ingest.resampling import resample
+from stages.ingest.stage import IngestParams
 from tests.small_datasets import RATE, folder, sound
 
 CASES = (
@@ -30,6 +36,7 @@ CASES = (
     ("MP3, 44.1 kHz", "mp3", "MP3", "MPEG_LAYER_III", RATE),
     ("OPUS, 48 kHz", "opus", "OGG", "OPUS", 48000),
 )
+ROUNDS = 3
 RUN = """
 import resource, sys, time
 from pathlib import Path
@@ -64,24 +71,39 @@ def dataset(place: Path, count: int, seconds: float, suffix: str, form: str, sub
 
 def decoded(path: Path) -> None:
     """What no ingest can do without."""
+    samples(path)
+
+
+def samples(path: Path) -> np.ndarray:
+    """(2, n) at the model's rate."""
     audio_NC, rate = soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32", always_2d=True)
-    resample(audio_NC.T, rate, RATE)
+    return resample(audio_NC.T, rate, RATE)
 
 
-def floor_seconds(files: list[Path], workers: int) -> float:
-    """Decoding and resampling alone, in processes that have started and warmed up."""
+def written(path: Path) -> None:
+    """What no ingest can do without that leaves 24 bit FLAC: as above, and libFLAC at its fastest, in memory."""
+    sink = FlacWindows(IngestParams(native_samples=380 * RATE), path.parent)
+    audio_CN = samples(path)
+    for start in range(0, audio_CN.shape[1], 1 << 15):
+        sink.write(audio_CN[:, start : start + (1 << 15)])
+    sink.close()
+
+
+def floor_seconds(work: Callable[[Path], None], files: Sequence[Path], workers: int) -> tuple[float, float]:
+    """This work alone on every file, in processes that have started and warmed up: wall and processor time."""
     if workers == 1:
-        decoded(files[0])
-        return taken(lambda: [decoded(file) for file in files])
+        work(files[0])
+        return taken(lambda: [work(file) for file in files])
     with get_context("fork").Pool(workers) as pool:
-        pool.map(decoded, files[:workers], chunksize=1)
-        return taken(lambda: pool.map(decoded, files, chunksize=1))
+        pool.map(work, files[:workers], chunksize=1)
+        return taken(lambda: pool.map(work, files, chunksize=1))
 
 
-def taken(call: object) -> float:
-    begun = time.perf_counter()
-    call()  # type: ignore[operator]
-    return time.perf_counter() - begun
+def taken(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the wall, and of this process's processor time."""
+    begun, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - begun, time.process_time() - cpu
 
 
 def ingested(data: Path, place: Path, workers: int) -> tuple[float, float, float, float]:
@@ -94,15 +116,37 @@ def ingested(data: Path, place: Path, workers: int) -> tuple[float, float, float
 
 def speeds(count: int, seconds: float) -> None:
     print(f"{count} clips of {seconds:g} s; times in seconds")
-    print(f"{'':<20} {'workers':>7} {'decode+resample':>16} {'ingest':>8} {'ratio':>7} {'x real time':>12}")
+    heads = ("decode+resample", "and write FLAC", "ingest", "to the first", "to the second", "x real time")
+    print(f"{'':<18} {'':<17}" + "".join(f"{head:>16}" for head in heads))
     for name, suffix, form, subtype, rate in CASES:
         for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
             with tempfile.TemporaryDirectory() as place:
                 data = dataset(Path(place) / "d", count, seconds, suffix, form, subtype, rate)
-                floor = floor_seconds(sorted(data.glob(f"*.{suffix}")), workers)
-                whole, _, _, _ = ingested(data, Path(place) / "store", workers)
-            speed = count * seconds / whole
-            print(f"{name:<20} {workers:>7} {floor:>16.2f} {whole:>8.2f} {whole / floor:>6.2f}x {speed:>11.0f}x")
+                wall, cpu = compared(data, sorted(data.glob(f"*.{suffix}")), Path(place), workers)
+            show(name, f"{workers} at work, wall", wall, count * seconds)
+            if workers == 1:
+                show(name, "1 at work, cpu", cpu, count * seconds)
+
+
+def show(name: str, what: str, cost: Sequence[float], total_seconds: float) -> None:
+    """One line: what decode + resample, these with FLAC, and ingest cost."""
+    bare, flac, whole = cost
+    ratios = f"{whole / bare:>15.2f}x{whole / flac:>15.2f}x{total_seconds / whole:>15.0f}x"
+    print(f"{name:<18} {what:<17}{bare:>16.2f}{flac:>16.2f}{whole:>16.2f}{ratios}", flush=True)
+
+
+def compared(data: Path, files: Sequence[Path], place: Path, workers: int) -> tuple[list[float], list[float]]:
+    """Median wall and processor seconds of decode + resample, of these with writing FLAC, and of a new ingest."""
+    rounds = [
+        (
+            floor_seconds(decoded, files, workers),
+            floor_seconds(written, files, workers),
+            ingested(data, place / f"store{number}", workers)[:2],
+        )
+        for number in range(ROUNDS)
+    ]
+    wall, cpu = ([statistics.median(costs[work][kind] for costs in rounds) for work in range(3)] for kind in (0, 1))
+    return wall, cpu
 
 
 def memory_and_reuse(counts: tuple[int, ...]) -> None:

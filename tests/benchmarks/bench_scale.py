@@ -226,11 +226,21 @@ def random_read(root: Path, format: str, num_clips: int) -> Any:
 
 @measure
 def all_rows(root: Path, format: str, num_clips: int) -> Any:
-    """read_rows of the manifest (what train holds)"""
+    """read_rows of the manifest (one object a clip)"""
     from cache.manifest import read_rows
 
     (manifest,) = (root / "encode").glob("*/manifest.parquet")
     return len(read_rows(manifest, EncodedClip))
+
+
+@measure
+def all_columns(root: Path, format: str, num_clips: int) -> Any:
+    """read_columns of the manifest (what train holds)"""
+    from cache.manifest import read_columns
+
+    (manifest,) = (root / "encode").glob("*/manifest.parquet")
+    rows = read_columns(manifest, EncodedClip)
+    return len(rows), rows[len(rows) // 2].clip_id
 
 
 @measure

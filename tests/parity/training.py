@@ -18,6 +18,7 @@ from stages.train.batches import Batch
 from stages.train.coupling import pairing
 from stages.train.draws import Chance, extensions
 from stages.train.examples import shift_options
+from stages.train.layers import group_names
 from stages.train.loop import Training
 from stages.train.masks import causal, full, inpainting_mask, segments, spans
 from stages.train.metrics import History
@@ -140,10 +141,11 @@ def first_step(family: Family, case: Case, network: Network) -> Iterator[Compari
 
 def all_steps(family: Family, case: Case, network: Network) -> Iterator[Comparison]:
     params = TrainParams(model=family.name, learning_rate=1e-3, batch_size=len(frames_of(family)))
+    optimizer = Optimizer(network.adapter.named_parameters(), params)
     training = Training(
         network=network,
-        optimizer=Optimizer(network.adapter.named_parameters(), params),
-        history=History.empty(params.batch_size),
+        optimizer=optimizer,
+        history=History.empty(len(group_names(optimizer.stacks))),
         params=params,
         device=torch.device("cpu"),
         notes={},

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models._nets.rotary import Turn, rotated
+from stages.models._nets.heads import KEY, QUERY, VALUE, MakeHeads, plain_heads
+from stages.models._nets.rotary import Turn
 from stages.models._nets.windows import attended_in_windows
 
 
@@ -40,6 +40,13 @@ def replace_attention(network: nn.Module, function: AttentionFunction) -> None:
             module.attention = function
 
 
+def replace_heads(network: nn.Module, make: MakeHeads) -> None:
+    """Let every attention of `network` make its heads so; `plain_heads` is what they are built with."""
+    for module in network.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.heads = make
+
+
 MakeNorm = Callable[[int], nn.Module]
 """A norm over the D features of a head."""
 
@@ -62,26 +69,24 @@ class SelfAttention(nn.Module):
     ) -> None:
         """`window`: how many tokens before and after itself a query sees; None = all."""
         super().__init__()
-        self.num_heads, self.num_parts, self.window = num_heads, 5 if differential else 3, window
-        self.to_qkv = nn.Linear(width, self.num_parts * width, bias=False)
+        self.num_heads, self.differential, self.window = num_heads, differential, window
+        self.roles = (QUERY, KEY, VALUE, QUERY, KEY) if differential else (QUERY, KEY, VALUE)
+        self.to_qkv = nn.Linear(width, len(self.roles) * width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
+        self.heads: MakeHeads = plain_heads
 
     def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
         """(B, N, W). `valid_BN` True where a token may be looked at."""
-        query, key, value, *second = split_heads(self.to_qkv(token_BNW), self.num_parts, self.num_heads)
-        if second:
-            query, key, value = both(query, second[0]), both(key, second[1]), both(value, value)
-        out_BHND = self._map(query, key, value, turn, valid_BN)
-        return self.to_out(merged_heads(difference(out_BHND) if second else out_BHND))
-
-    def _map(self, query: Tensor, key: Tensor, value: Tensor, turn: Turn, valid_BN: Tensor | None) -> Tensor:
-        query = rotated(self.q_norm(query), turn).to(value.dtype)
-        key = rotated(self.k_norm(key), turn).to(value.dtype)
+        norms = (self.q_norm, self.k_norm)
+        query, key, value = self.heads(self.to_qkv(token_BNW), self.roles, self.num_heads, *norms, turn)
+        assert query is not None and key is not None and value is not None, "the projection has all three"
         if self.window is not None:
-            return attended_in_windows(self.attention, query, key, value, self.window)
-        return self.attention(query, key, value, valid_BN)
+            out_BHND = attended_in_windows(self.attention, query, key, value, self.window)
+        else:
+            out_BHND = self.attention(query, key, value, valid_BN)
+        return self.to_out(merged_heads(difference(out_BHND) if self.differential else out_BHND))
 
 
 class CrossAttention(nn.Module):
@@ -92,41 +97,30 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, make_norm: MakeNorm, *, differential: bool) -> None:
         super().__init__()
-        self.num_heads, self.num_maps = num_heads, 2 if differential else 1
-        self.to_q = nn.Linear(width, self.num_maps * width, bias=False)
-        self.to_kv = nn.Linear(width, (self.num_maps + 1) * width, bias=False)
+        self.num_heads, self.differential = num_heads, differential
+        num_maps = 2 if differential else 1
+        self.query_roles, self.context_roles = (QUERY,) * num_maps, (*(KEY,) * num_maps, VALUE)
+        self.to_q = nn.Linear(width, num_maps * width, bias=False)
+        self.to_kv = nn.Linear(width, (num_maps + 1) * width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
+        self.heads: MakeHeads = plain_heads
 
     def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
         """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
-        query, *queries = split_heads(self.to_q(token_BNW), self.num_maps, self.num_heads)
-        key, *rest = split_heads(key_value_BSF, self.num_maps + 1, self.num_heads)
-        value = rest[-1]
-        if queries:
-            query, key, value = both(query, queries[0]), both(key, rest[0]), both(value, value)
-        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        norms = (self.q_norm, self.k_norm)
+        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None)[0]
+        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None)
+        assert query is not None and key is not None and value is not None, "the projections have all three"
         out_BHND = self.attention(query, key, value, None)
-        return self.to_out(merged_heads(difference(out_BHND) if queries else out_BHND))
-
-
-def both(first_BHND: Tensor, second_BHND: Tensor) -> Tensor:
-    """Two maps as heads side by side, so that one call attends for both."""
-    return torch.cat([first_BHND, second_BHND], dim=1)
+        return self.to_out(merged_heads(difference(out_BHND) if self.differential else out_BHND))
 
 
 def difference(maps_BHND: Tensor) -> Tensor:
     """The first map's heads minus the second's."""
     first_BHND, second_BHND = maps_BHND.chunk(2, dim=1)
     return first_BHND - second_BHND
-
-
-def split_heads(token_BNF: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
-    """A fused projection as `num_parts` tensors (B, H, N, D); features of one part are head-major."""
-    batch, num_tokens, _ = token_BNF.shape
-    parts = token_BNF.view(batch, num_tokens, num_parts, num_heads, -1).unbind(dim=2)
-    return [part.transpose(1, 2) for part in parts]
 
 
 def merged_heads(head_BHND: Tensor) -> Tensor:

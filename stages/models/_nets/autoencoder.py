@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,13 @@ class Encoder(nn.Module):
         # Keys are positions of the published layout, which counts transposes between them.
         self.layers = nn.ModuleDict({"0": Downsampling(config), "2": nn.Linear(config.width, config.latent_channels)})
 
+    @property
+    def stage(self) -> Downsampling:
+        """Where nearly all of the work is."""
+        return cast(Downsampling, self.layers["0"])
+
     def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
-        return self.layers["2"](self.layers["0"](patch_BCL, token_noise)).transpose(1, 2)
+        return self.layers["2"](self.stage(patch_BCL, token_noise)).transpose(1, 2)
 
 
 class Decoder(nn.Module):
@@ -181,7 +186,18 @@ class Autoencoder(nn.Module):
     def encode_clips(
         self, audios: Sequence[Tensor], *, chunk_frames: int | None = None, token_noise: Noise = None
     ) -> list[Tensor]:
-        """`encode_clip` of several clips (A, L_i) in one batch.
+        """`encode_clip` of several clips (A, L_i) in one batch; see `encode_batch`."""
+        latents_BCT, num_frames = self.encode_batch(audios, chunk_frames=chunk_frames, token_noise=token_noise)
+        return [latents_CT[:, :frames] for latents_CT, frames in zip(latents_BCT, num_frames, strict=True)]
+
+    def num_frames(self, num_samples: int) -> int:
+        """Latent frames of a clip."""
+        return -(-num_samples // self.downsampling_ratio)
+
+    def encode_batch(
+        self, audios: Sequence[Tensor], *, chunk_frames: int | None = None, token_noise: Noise = None
+    ) -> tuple[Tensor, list[int]]:
+        """Latents (B, C, T) of clips (A, L_i), and how many of each one's frames are its own.
 
         A clip's latents depend neither on its neighbours nor on how far the batch pads it: so much silence follows
         every clip that nothing behind it, the end of the batch included, reaches its frames through local attention.
@@ -190,16 +206,15 @@ class Autoencoder(nn.Module):
             chunk_frames: encode in chunks of this many frames, for bounded memory; equal up to rounding.
         """
         ratio = self.downsampling_ratio
-        num_frames = [-(-audio.shape[-1] // ratio) for audio in audios]
+        num_frames = [self.num_frames(audio.shape[-1]) for audio in audios]
         total = max(num_frames) + self.silence_frames
         if chunk_frames is not None:
             total = self._whole_chunks(total, chunk_frames)
         padded_BAL = torch.stack([F.pad(audio, (0, total * ratio - audio.shape[-1])) for audio in audios])
         if chunk_frames is None:
-            latents_BCT = self.encode(padded_BAL, token_noise)
-        else:
-            latents_BCT = self.encode_chunked(padded_BAL, chunk_frames, 2 * self.silence_frames, token_noise)
-        return [latents_CT[:, :frames] for latents_CT, frames in zip(latents_BCT, num_frames, strict=True)]
+            return self.encode(padded_BAL, token_noise), num_frames
+        overlap_frames = 2 * self.silence_frames
+        return self.encode_chunked(padded_BAL, chunk_frames, overlap_frames, token_noise), num_frames
 
     def _whole_chunks(self, num_frames: int, chunk_frames: int) -> int:
         """`num_frames` rounded up so that chunks, overlapping by twice the silence, end exactly with the signal."""

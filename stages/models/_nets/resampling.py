@@ -6,9 +6,9 @@ A frame's group holds its S patch tokens and its one frame token; the side that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,7 @@ class ResamplingBlock(nn.Module):
         window = None
         if config.window_frames is not None:
             window = (config.window_frames[0] * config.group, config.window_frames[1] * config.group)
+        self.num_heads, self.maps, self.window = config.num_heads, 2 if config.differential else 1, window
         self.pre_norm = DynamicTanh(config.width)
         self.self_attn = SelfAttention(
             config.width, config.num_heads, DynamicTanh, differential=config.differential, window=window
@@ -159,6 +160,16 @@ class ResamplingBlock(nn.Module):
     def forward(self, token_BNW: Tensor) -> Tensor:
         token_BNW = token_BNW + self.self_attn(self.pre_norm(token_BNW), self.rope(token_BNW.shape[1]))
         return token_BNW + self.ff(self.ff_norm(token_BNW))
+
+
+RunBlock = Callable[[ResamplingBlock, Tensor], Tensor]
+"""(block, its tokens) to the next tokens."""
+
+
+def run_block(block: ResamplingBlock, token_BNW: Tensor) -> Tensor:
+    """As it is."""
+    out: Tensor = block(token_BNW)
+    return out
 
 
 class WeightNormConv(nn.Module):
@@ -175,6 +186,9 @@ class WeightNormConv(nn.Module):
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(1, 2), keepdim=True))
+        if weight.shape[-1] == 1 and x_BCL.is_cuda:
+            # cuDNN rounds a float32 convolution's inputs to 19 bits unless told not to; a product is exact.
+            return F.linear(x_BCL.transpose(1, 2), weight[..., 0], self.bias).transpose(1, 2)
         return F.conv1d(x_BCL, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
@@ -187,6 +201,7 @@ class ResamplingStage(nn.Module):
         self.new_tokens = nn.Parameter(torch.zeros(1, 1, config.width))
         self.mapping = mapping
         self.transformers = nn.ModuleList(ResamplingBlock(config, layer) for layer in range(config.depth))
+        self.run_block: RunBlock = run_block
 
     def new_tokens_for(self, batch: int, num_frames: int, num_new: int, noise: Noise) -> Tensor:
         """(B, T, num_new, W): the learned token, plus `mask_noise` times normals of shape (B * T, num_new, W)."""
@@ -200,15 +215,25 @@ class ResamplingStage(nn.Module):
         """(B, N, W) through all layers, in chunks or windows."""
         size = self.config.chunk_tokens
         if size is None:
-            return _through(self.transformers, token_BNW)
+            return self._through(self.transformers, token_BNW)
         half = len(self.transformers) // 2 if self.config.midpoint_shift else len(self.transformers)
-        token_BNW = _through_chunks(self.transformers[:half], token_BNW, size)
+        token_BNW = self._through_chunks(self.transformers[:half], token_BNW, size)
         if not self.config.midpoint_shift:
             return token_BNW
         # The outer half chunks are doubled, so that the moved chunks are whole; the copies take part and are dropped.
         shift = size // 2
         doubled = torch.cat([token_BNW[:, :shift], token_BNW, token_BNW[:, -shift:]], dim=1)
-        return _through_chunks(self.transformers[half:], doubled, size)[:, shift:-shift]
+        return self._through_chunks(self.transformers[half:], doubled, size)[:, shift:-shift]
+
+    def _through(self, blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
+        for block in blocks:
+            token_BNW = self.run_block(cast(ResamplingBlock, block), token_BNW)
+        return token_BNW
+
+    def _through_chunks(self, blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
+        """Through blocks that see `size` tokens at a time; N is a multiple of it. Rotary positions restart in each."""
+        folded = token_BNW.reshape(-1, size, token_BNW.shape[-1])
+        return self._through(blocks, folded).reshape(token_BNW.shape)
 
 
 class Downsampling(ResamplingStage):
@@ -242,15 +267,3 @@ class Upsampling(ResamplingStage):
         token_BNW = self.transformed(group_BTGW.flatten(1, 2))
         patch_BLW = token_BNW.unflatten(1, (num_frames, -1))[:, :, 1:].flatten(1, 2)
         return self.mapping(patch_BLW.transpose(1, 2))
-
-
-def _through(blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
-    for block in blocks:
-        token_BNW = block(token_BNW)
-    return token_BNW
-
-
-def _through_chunks(blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
-    """Through blocks that see `size` tokens at a time; N is a multiple of it. Rotary positions restart in each."""
-    folded = token_BNW.reshape(-1, size, token_BNW.shape[-1])
-    return _through(blocks, folded).reshape(token_BNW.shape)

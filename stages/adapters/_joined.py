@@ -1,0 +1,187 @@
+"""The adapted product of one layer, or of a stack of them, in few launches: y = p (W x + b + L A x) + (1 - p) b.
+
+The thin factor A lies behind the rows of W, [W; A], so one product gives W x and A x, and in the backward one product
+with [dy, dh] gives the gradient of x. What is between and behind them is one kernel each. Opaque to torch's compiler.
+
+L layers, M tokens, I in features, O out features, R rank, J = O + width columns of a joined product, where `width` rows
+are kept for A (those behind its R are zero).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "sa3_trainer::joined_product"
+LARGEST_RANK = 64
+_MULTIPLE = 16
+
+
+def width_for(rank: int) -> int:
+    """Rows to keep behind W for a factor of this rank: a power of two, as tiles are."""
+    return max(_MULTIPLE, 1 << (rank - 1).bit_length())
+
+
+def joined_product(
+    tokens: Tensor, joined_JI: Tensor, left_OR: Tensor, right_RI: Tensor, p_O: Tensor | None, bias_J: Tensor | None
+) -> Tensor:
+    """(..., O) from (..., I) through one layer; see `joined_products`."""
+    stacked = (None if one is None else one[None] for one in (joined_JI, left_OR, right_RI, p_O, bias_J))
+    out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), *stacked)
+    return out_1MO.view(*tokens.shape[:-1], out_1MO.shape[-1])
+
+
+def joined_products(tokens_LMI: Tensor, *factors: Tensor | None) -> Tensor:
+    """(L, M, O).
+
+    Args:
+        factors: [W; A] (L, J, I), which has no gradient, though its rows behind W are the values of A; L (L, O, R) and
+            A (L, R, I), which have; the scale p (L, O); the bias with zeros behind it (L, J). The last two may be None.
+    """
+    out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, *factors)[0]
+    return out_LMO
+
+
+def _forward(
+    tokens: Tensor, joined: Tensor, left: Tensor, right: Tensor, p: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The result, and the joined product before its second half is added to the first."""
+    width = joined.shape[1] - left.shape[1]
+    product_LMJ = _product(tokens, joined, bias)
+    if product_LMJ.is_cuda:
+        from stages.adapters import _joined_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+        return kernels.moved(product_LMJ, left, p, bias if p is not None else None, width), product_LMJ
+    return moved(product_LMJ, left, p, bias), product_LMJ
+
+
+def _product(tokens_LMI: Tensor, joined_LJI: Tensor, bias_LJ: Tensor | None) -> Tensor:
+    """[W; A] x + [b; 0]."""
+    if bias_LJ is None:
+        return torch.bmm(tokens_LMI, joined_LJI.mT)
+    if len(tokens_LMI) == 1:
+        return torch.addmm(bias_LJ[0], tokens_LMI[0], joined_LJI[0].mT)[None]
+    return torch.baddbmm(bias_LJ[:, None], tokens_LMI, joined_LJI.mT)
+
+
+def moved(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
+    """p (first + second L^T) + (1 - p) b, rounded once; the bias is in `first` already."""
+    num_out, rank = left_LOR.shape[1:]
+    wide = torch.promote_types(product_LMJ.dtype, torch.float32)
+    whole = product_LMJ[..., :num_out].to(wide)
+    whole = whole + product_LMJ[..., num_out : num_out + rank].to(wide) @ left_LOR.mT.to(wide)
+    if p_LO is not None:
+        whole = whole * p_LO[:, None]
+        whole = whole if bias_LJ is None else whole + (bias_LJ[:, :num_out] * (1 - p_LO))[:, None]
+    return whole.to(product_LMJ.dtype)
+
+
+def _backward(
+    d_out: Tensor,
+    product: Tensor,
+    tokens: Tensor,
+    joined: Tensor,
+    left: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    needs_tokens: bool,
+    needs_right: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of tokens, L, A and p; empty where none is needed."""
+    num_out, rank = left.shape[1:]
+    d_out = d_out.contiguous()
+    if d_out.is_cuda:
+        from stages.adapters import _joined_kernels as kernels  # deferred, as above
+
+        d_product, d_left, d_p = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
+    else:
+        d_product, d_left, d_p = split(d_out, product, left, p, bias)
+    d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
+    d_thin = d_product[..., num_out : num_out + rank]
+    d_right = torch.bmm(d_thin.mT, tokens) if needs_right else d_out.new_empty(0)
+    return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
+
+
+def split(
+    d_out_LMO: Tensor, product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the joined product, of L and of p."""
+    num_out, rank = left_LOR.shape[1:]
+    wide, narrow = torch.promote_types(product_LMJ.dtype, torch.float32), product_LMJ.dtype
+    base, thin = product_LMJ[..., :num_out].to(wide), product_LMJ[..., num_out : num_out + rank].to(wide)
+    d_p = None
+    scaled = d_out_LMO
+    if p_LO is not None:
+        whole = base + thin @ left_LOR.mT.to(wide)
+        whole = whole if bias_LJ is None else whole - bias_LJ[:, None, :num_out].to(wide)
+        d_p = (d_out_LMO.to(wide) * whole).sum(dim=1)
+        scaled = (d_out_LMO * p_LO[:, None]).to(narrow)
+    d_left = (scaled.to(wide).mT @ thin).to(narrow)
+    d_thin = (scaled.to(wide) @ left_LOR.to(wide)).to(narrow)
+    spare = product_LMJ.shape[-1] - num_out - rank
+    return torch.cat([scaled, torch.nn.functional.pad(d_thin, (0, spare))], dim=-1), d_left, d_p
+
+
+_OPTIONAL = "Tensor tokens, Tensor joined, Tensor left, Tensor right, Tensor? p, Tensor? bias"
+_forward_op = torch.library.custom_op(NAME, _forward, mutates_args=(), schema=f"({_OPTIONAL}) -> (Tensor, Tensor)")
+_backward_op = torch.library.custom_op(
+    f"{NAME}_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor d_out, Tensor product, Tensor tokens, Tensor joined, Tensor left, Tensor? p, Tensor? bias, "
+    "bool needs_tokens, bool needs_right) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
+def _forward_shapes(
+    tokens: Tensor, joined: Tensor, left: Tensor, right: Tensor, p: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    layers, count = tokens.shape[:2]
+    return tokens.new_empty(layers, count, left.shape[1]), tokens.new_empty(layers, count, joined.shape[1])
+
+
+@_backward_op.register_fake
+def _backward_shapes(
+    d_out: Tensor,
+    product: Tensor,
+    tokens: Tensor,
+    joined: Tensor,
+    left: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    needs_tokens: bool,
+    needs_right: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layers, count, num_in = tokens.shape
+    return (
+        tokens.new_empty((layers, count, num_in) if needs_tokens else 0),
+        left.new_empty(left.shape),
+        tokens.new_empty((layers, left.shape[-1], num_in) if needs_right else 0),
+        torch.empty(0, device=left.device) if p is None else torch.empty_like(p),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tokens, joined, left, _, p, bias = inputs
+    ctx.save_for_backward(output[1], tokens, joined, left, p, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    product, tokens, joined, left, p, bias = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    d_tokens, d_left, d_right, d_p = _backward_op(d_out, product, tokens, joined, left, p, bias, needs[0], needs[3])
+    return (
+        d_tokens if needs[0] else None,
+        None,
+        d_left if needs[2] else None,
+        d_right if needs[3] else None,
+        d_p if p is not None and needs[4] else None,
+        None,
+    )
+
+
+_forward_op.register_autograd(_gradients, setup_context=_keep)

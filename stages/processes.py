@@ -1,0 +1,27 @@
+"""How processes of our own begin. Light: standard library only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+
+def settle_in(parent: int) -> None:
+    """First act of each process that works for another: leave Ctrl-C to it, and do not outlive it.
+
+    Args:
+        parent: number of the process worked for.
+    """
+    # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun work finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name == "posix":  # elsewhere a process keeps its parent's number after the parent is gone
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent: one that was killed cannot say so, and idle workers hold memory."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,199 @@
+"""How a gradient becomes an update: torch's AdamW, or what a library of optimisers offers.
+
+A rule has `step(broken)`, which leaves everything as it is once `broken` is set, `set_rate`, `state` and `load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stages.adapters._together import Stacked
+from stages.errors import PackageMissing
+from stages.train.stage import TrainParams
+
+_GUARDED_DEVICES = ("cpu", "cuda")
+"""Where torch's fused AdamW takes a flag, on the device, that makes it leave everything as it is."""
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+PRODIGY_UNIT = 1e-4
+"""The learning rate at which prodigy takes its own estimate as it is."""
+
+
+class Rule(Protocol):
+    """What an optimiser does with gradients."""
+
+    capturable: bool
+    """Whether a step can be recorded for the device: no look from the host decides anything."""
+
+    def step(self, broken: Tensor) -> None: ...
+
+    def set_rate(self, rate: float) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def rule_of(params: TrainParams, stacks: Sequence[Stacked]) -> Rule:
+    """The rule a training asks for.
+
+    Raises:
+        PackageMissing: it is of a library that is not there.
+    """
+    return FusedAdamW(params, stacks) if params.optimizer == "adamw" else Borrowed(params, stacks)
+
+
+def groups(params: TrainParams, stacks: Sequence[Stacked]) -> list[dict[str, Any]]:
+    """Tensors by their weight decay: one group, or magnitudes apart, which nothing pulls on."""
+    kept = [stack.parameter for stack in stacks if not params.decay_magnitudes and is_magnitude(stack)]
+    pulled = [stack.parameter for stack in stacks if params.decay_magnitudes or not is_magnitude(stack)]
+    both = [{"params": pulled, "weight_decay": params.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in both if group["params"]]
+
+
+def is_magnitude(stack: Stacked) -> bool:
+    """Whether a stack holds trained lengths rather than directions."""
+    return stack.keys[0].rpartition(".")[2].startswith("magnitude")
+
+
+class FusedAdamW:
+    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all tensors."""
+
+    def __init__(self, params: TrainParams, stacks: Sequence[Stacked]) -> None:
+        device = stacks[0].parameter.device
+        self.stacks, self.guarded = stacks, device.type in _GUARDED_DEVICES
+        self.capturable = device.type == "cuda"
+        # On the device, so that a recorded step reads what the host has written there.
+        self.rate: float | Tensor = params.learning_rate
+        if self.capturable:
+            self.rate = torch.tensor(params.learning_rate, device=device)
+        self.adamw = torch.optim.AdamW(
+            groups(params, stacks),
+            lr=self.rate,
+            betas=params.betas,
+            eps=params.eps,
+            fused=True if self.guarded else None,
+            capturable=self.capturable,
+        )
+        self.set_to = params.learning_rate
+
+    def set_rate(self, rate: float) -> None:
+        """Of the next step."""
+        if rate == self.set_to:
+            return
+        self.set_to = rate
+        for group in self.adamw.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def step(self, broken: Tensor) -> None:
+        if self.guarded:
+            self.adamw.found_inf = broken.float()  # type: ignore[attr-defined]
+            self.adamw.step()
+        elif not bool(broken):
+            self.adamw.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """CPU copies of the moments: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`."""
+        held: dict[str, Tensor] = {}
+        for stack in self.stacks:
+            for moment, value in self.adamw.state.get(stack.parameter, {}).items():
+                for name, one in zip(stack.keys, parts(value, stack), strict=True):
+                    held[f"{moment}.{name}"] = one.detach().to("cpu", copy=True)
+        return held
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take moments back, exactly as `state` gave them."""
+        for stack in self.stacks:
+            if f"step.{stack.keys[0]}" in state:
+                moments = {
+                    moment: whole([state[f"{moment}.{name}"] for name in stack.keys], stack) for moment in _MOMENTS
+                }
+                step = state[f"step.{stack.keys[0]}"].to(stack.parameter.device if self.guarded else "cpu", copy=True)
+                self.adamw.state[stack.parameter] = {"step": step, **moments}
+
+
+class Borrowed:
+    """An optimiser of the package pytorch-optimizer; the host looks at every step whether it may be made."""
+
+    capturable = False
+
+    def __init__(self, params: TrainParams, stacks: Sequence[Stacked]) -> None:
+        self.stacks = stacks
+        self.unit = PRODIGY_UNIT if params.optimizer == "prodigy" else 1.0
+        made = _class_of(params.optimizer)
+        # Lion's second beta is another thing than Adam's, so each keeps its own.
+        betas = {"betas": params.betas} if params.optimizer == "prodigy" else {}
+        self.rule = made(groups(params, stacks), lr=params.learning_rate / self.unit, weight_decouple=True, **betas)
+
+    def set_rate(self, rate: float) -> None:
+        """Of the next step; for prodigy a factor of the rate that it finds itself."""
+        for group in self.rule.param_groups:
+            group["lr"] = rate / self.unit
+
+    def step(self, broken: Tensor) -> None:
+        if not bool(broken):
+            self.rule.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the rule remembers: `state.<stack>.<name>` and, for numbers, `group.<group>.<name>`."""
+        held = self.rule.state_dict()
+        found = {
+            f"state.{index}.{name}": as_tensor(value)
+            for index, entry in held["state"].items()
+            for name, value in entry.items()
+        }
+        numbers = {
+            f"group.{index}.{name}": as_tensor(value)
+            for index, group in enumerate(held["param_groups"])
+            for name, value in group.items()
+            if isinstance(value, int | float | Tensor)
+        }
+        return found | numbers
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        held = self.rule.state_dict()
+        for name, value in state.items():
+            room, index, leaf = name.split(".", 2)
+            place = held["state"].setdefault(int(index), {}) if room == "state" else held["param_groups"][int(index)]
+            place[leaf] = value.item() if is_number(value) else value.clone()
+        self.rule.load_state_dict(held)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A CPU copy; numbers in 64 bits, so that they come back as they were."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+
+
+def is_number(value: Tensor) -> bool:
+    """Whether `as_tensor` made it of a number: parameters and what goes with them have 32 bits."""
+    return value.dim() == 0 and value.dtype in (torch.float64, torch.int64)
+
+
+def _class_of(name: str) -> Any:
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise PackageMissing(f"optimizer {name}", "pytorch-optimizer") from error
+    return {"prodigy": pytorch_optimizer.Prodigy, "lion": pytorch_optimizer.Lion}[name]
+
+
+def parts(value: Tensor, stack: Stacked) -> Sequence[Tensor]:
+    """One entry per key; the count of steps is the same for all."""
+    return [value] * len(stack.keys) if stack.bare or value.dim() == 0 else value.unbind(0)
+
+
+def whole(values: Sequence[Tensor], stack: Stacked) -> Tensor:
+    """What `parts` took apart, on the device of the stack."""
+    value = values[0] if stack.bare else torch.stack(list(values))
+    return value.to(stack.parameter.device, copy=True)

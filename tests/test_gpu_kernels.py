@@ -1,0 +1,144 @@
+"""Hand-written kernels against what they stand for, written in torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.adapters import _joined
+from stages.adapters._factored import Factored, Term, fits_kernels
+from stages.adapters._frozen import pieces_of, weighted_squares
+from stages.models._nets import heads
+from stages.models._nets.rotary import Rotary
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+NARROW = [torch.bfloat16, torch.float16]
+ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(CUDA, dtype)
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
+
+
+def lengths(whole: Factored, length: Tensor, columns: bool) -> Tensor:
+    scaled = whole.with_column_lengths(length) if columns else whole.with_row_lengths(length)
+    scale = scaled.q_I if columns else scaled.p_O
+    assert scale is not None
+    return scale
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16, 33, 64])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_scales_and_their_gradients_are_those_of_float64(rank, columns, dtype):
+    layers, num_out, num_in = 3, 90, 70
+    weight = drawn(layers, num_out, num_in, dtype=dtype)
+    left, right = 0.3 * drawn(layers, num_out, rank), drawn(layers, rank, num_in)
+    length, d_scale = drawn(layers, num_in if columns else num_out).abs(), drawn(layers, num_in if columns else num_out)
+
+    def scales(wide: torch.dtype) -> list[Tensor]:
+        leaves = [one.to(wide).detach().requires_grad_() for one in (left, right, length)]
+        matrix = weight if wide == torch.float32 else weight.double()
+        squares = weight.to(wide).square()
+        whole = Factored(weight_OI=matrix, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
+        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1]))
+        assert fits_kernels(leaves[0]) == (wide == torch.float32)
+        scale = lengths(whole, leaves[2], columns)
+        return [scale, *torch.autograd.grad(scale, leaves, d_scale.to(wide))]
+
+    for found, wanted in zip(scales(torch.float32), scales(torch.float64), strict=True):
+        assert apart(found, wanted) < 2e-6
+
+
+def test_a_row_of_zeros_keeps_scale_and_gradients_finite():
+    weight = torch.zeros(1, 64, 32, device=CUDA, dtype=torch.bfloat16)
+    left, right = torch.zeros(1, 64, 4, device=CUDA, requires_grad=True), drawn(1, 4, 32)
+    squares = weight.float().square()
+    whole = Factored(weight_OI=weight, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
+    scale = lengths(whole.moved(Term(left_OR=left, right_RI=right)), torch.zeros(1, 64, device=CUDA), False)
+    (gradient,) = torch.autograd.grad(scale.sum(), [left])
+    assert torch.equal(scale, torch.zeros_like(scale)) and torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("layers", [1, 5])
+def test_weighted_squares_read_a_matrix_either_way(dtype, layers):
+    weight = drawn(layers, 200, 333, dtype=dtype)
+    for matrix in (weight, weight.mT):
+        factor = drawn(layers, matrix.shape[-1]).abs().requires_grad_()
+        found = weighted_squares(matrix, factor)
+        wanted = (matrix.double().square() * factor[:, None].double()).sum(-1)
+        d_out = drawn(*found.shape)
+        (gradient,) = torch.autograd.grad(found, [factor], d_out)
+        assert apart(found, wanted) < 1e-6
+        assert apart(gradient, (matrix.double().square() * d_out[..., None].double()).sum(-2)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("columns", [5, 16, 48])
+def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns):
+    from stages.adapters import _norm_kernels as kernels
+    from stages.adapters._frozen import NUM_PIECES, _near_one
+
+    wide = 1e-3 * drawn(3, 77, columns)
+    for one in (wide, wide.mT.contiguous().mT):
+        scale, step = _near_one(one, dtype)
+        wanted, scales = pieces_of(one, dtype)
+        found = kernels.cut(one, dtype, scale, step, NUM_PIECES)
+        assert torch.equal(found, torch.cat(wanted, dim=-1))
+        total = kernels.added(found.float(), scale, step, NUM_PIECES)
+        assert apart(total, sum(piece.double() * s for piece, s in zip(wanted, scales, strict=True))) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("rank", [1, 16, 20, 64])
+@pytest.mark.parametrize(("scaled", "biased"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("layers", "tokens"), [(1, 1), (1, 172), (3, 1300)])
+def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens):
+    num_out, width = 136, _joined.width_for(rank)
+    product = drawn(layers, tokens, num_out + width, dtype=dtype)
+    product[..., num_out + rank :] = 0
+    left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)
+    p = 1 + 0.1 * drawn(layers, num_out) if scaled else None
+    bias = drawn(layers, num_out, dtype=dtype) if biased else None
+    from stages.adapters import _joined_kernels as kernels
+
+    found = kernels.moved(product, left, p, bias if scaled else None, width)
+    assert apart(found, _joined.moved(product, left, p, bias)) < ULP[dtype] / 2
+    d_out = drawn(layers, tokens, num_out, dtype=dtype, seed=9)
+    for ours, theirs in zip(
+        kernels.split(d_out, product, left, p, bias, width), _joined.split(d_out, product, left, p, bias), strict=True
+    ):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or (apart(ours, theirs) < ULP[dtype] and ours.dtype == theirs.dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("roles", [(0, 1, 2, 0, 1), (0, 1, 2), (0, 0), (1, 1, 2), (1, 2)])
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("width", [40, 64])
+def test_heads_are_those_of_torch(dtype, roles, turned, width):
+    features = drawn(2, 77, len(roles) * 3 * width, dtype=dtype)
+    gammas = [(1 + 0.2 * drawn(width, seed=seed)).to(dtype) for seed in range(2)]
+    turn = Rotary(32).to(CUDA)(77) if turned else (None, None)
+    rest = (*gammas, *turn, 3, list(roles), 1e-6)
+    from stages.models._nets import heads_kernels as kernels
+
+    wanted = [
+        one.to(CUDA)
+        for one in heads._forward(*(one.cpu() if isinstance(one, Tensor) else one for one in (features, *rest)))
+    ]
+    found = kernels.heads(features, *rest)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.shape == theirs.shape and (ours.numel() == 0 or apart(ours, theirs) < ULP[dtype] / 2)
+    d_outs = [drawn(*one.shape, dtype=dtype, seed=place) for place, one in enumerate(found)]
+    inputs = (*d_outs, features, *rest)
+    theirs = heads._backward(*(one.cpu() if isinstance(one, Tensor) else one for one in inputs)).to(CUDA)
+    assert apart(kernels.heads_backward(*inputs), theirs) < ULP[dtype]

@@ -1,0 +1,203 @@
+"""The fast path on CUDA against the plain one: outputs, gradients, twenty steps, for every kind and precision.
+
+Plain: layer by layer, operation by operation, nothing stacked. In float32 the two must agree tightly. In 16 bits both
+round, differently; the fast one may not be farther from the same network computed in float32 than the plain one is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages import catalogue
+from stages.bench import cases
+from stages.bench.cases import Case, new_batch
+from stages.train.captured import CapturedSteps, compiled
+from stages.train.lengths import Buckets
+from stages.train.loop import Training
+from stages.train.repeatable import repeatable
+from tests.dense_adapters import shake
+from tests.small_networks import config
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+NO_FARTHER = 1.25
+"""How much farther from float32 the fast path may be than the plain one: both are sums of random roundings."""
+STEPS = 20
+
+
+def case(**changes) -> Case:
+    return replace(Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp32", batch_size=4), **changes)
+
+
+def training(one: Case, *, stacked: bool) -> Training:
+    """Before its first step, every tensor of its adapter moved away from where it starts."""
+    made = cases.new_training(one, config(differential=True), CUDA, stacked=stacked)
+    made.network.train(True)
+    shaken = {key: value.cpu().clone() for key, value in made.network.adapter.state().items()}
+    shake(shaken, torch.Generator().manual_seed(5))
+    start = made.network.adapter.state()
+    made.network.adapter.load({key: start[key] + 0.1 * (shaken[key] - start[key]) for key in start}, "test")
+    return made
+
+
+def in_float32(one: Case, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """The case's network with the weights that its precision rounds them to, computed in float32."""
+    rounded = cases.random_network
+    narrow = cases.DTYPES[one.base_precision]
+    monkeypatch.setattr(cases, "random_network", lambda net, device, dtype: rounded(net, device, narrow).float())
+    made = training(replace(one, base_precision="fp32"), stacked=False)
+    monkeypatch.undo()
+    return made
+
+
+def batches(one: Case, like: Training, count: int) -> list:
+    """Timesteps that every precision holds exactly: the network rounds them to its own."""
+    made = [new_batch(one, like, step) for step in range(count)]
+    return [replace(batch, timestep_B=(batch.timestep_B * 128).round().clamp(1, 127) / 128) for batch in made]
+
+
+Found = dict[str, Tensor]
+
+
+def plainly(made: Training, through: list) -> Found:
+    made.advance(through[0])
+    first = gradient(made)
+    for batch in through[1:]:
+        made.advance(batch)
+    return found(made, first)
+
+
+def captured(made: Training, through: list, lengths: list[int], **options) -> Found:
+    with compiled(made.network.denoiser, made.network.layers, **options):
+        steps = CapturedSteps(made, Buckets(lengths), lambda line: None)
+        steps.advance(through[0])
+        first = gradient(made)
+        for batch in through[1:]:
+            steps.advance(batch)
+        seen = found(made, first)
+    del steps
+    gc.collect()
+    return seen
+
+
+def gradient(made: Training) -> Tensor:
+    """Of the last step, all tensors in a row."""
+    stacks = made.optimizer.stacks
+    parts = {}
+    for stack, one in zip(stacks, made.optimizer.gradients, strict=True):
+        parts.update(zip(stack.keys, [one] if stack.bare else one.unbind(0), strict=True))
+    return torch.cat([parts[key].flatten().cpu() for key in sorted(parts)])
+
+
+def found(made: Training, first: Tensor) -> Found:
+    made.history.settle()
+    figures = torch.from_numpy(made.history.figures_N3[:, 1:])
+    clips = made.params.batch_size
+    return {
+        "output": figures[:clips],
+        "gradient": first,
+        "losses": figures,
+        "adapter": torch.cat([value.flatten() for _, value in sorted(made.network.adapter.state().items())]),
+    }
+
+
+def distance(one: Found, other: Found) -> Mapping[str, float]:
+    return {name: float((one[name] - other[name]).norm() / other[name].norm()) for name in one}
+
+
+@pytest.mark.parametrize("kind", catalogue.adapter_kinds())
+def test_in_float32_twenty_captured_steps_are_the_plain_ones(kind):
+    one = case(adapter_type=kind)
+    with repeatable(CUDA):
+        plain, fast = training(one, stacked=False), training(one, stacked=True)
+        through = batches(one, plain, STEPS)
+        apart = distance(captured(fast, through, [24]), plainly(plain, through))
+    print(kind, apart)
+    assert apart["output"] < 1e-5 and apart["gradient"] < 1e-4, apart
+    assert apart["losses"] < 1e-5 and apart["adapter"] < 1e-4, apart
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", catalogue.adapter_kinds())
+def test_in_16_bits_captured_steps_are_as_near_to_float32_as_plain_ones(kind, precision, monkeypatch):
+    one = case(adapter_type=kind, base_precision=precision)
+    with repeatable(CUDA):
+        exact, plain, fast = in_float32(one, monkeypatch), training(one, stacked=False), training(one, stacked=True)
+        through = batches(one, plain, STEPS)
+        wanted = plainly(exact, through)
+        allowed, seen = (distance(way, wanted) for way in (plainly(plain, through), captured(fast, through, [24])))
+    print(kind, precision, {name: (seen[name], allowed[name]) for name in seen})
+    assert all(seen[name] <= NO_FARTHER * allowed[name] for name in seen), (seen, allowed)
+
+
+def test_a_batch_rounded_up_to_a_bucket_makes_the_step_of_the_batch():
+    """Each step from the plain training's very state: updates of AdamW would enlarge another order of adding up."""
+    one = case(adapter_type="dora-rows")
+    with repeatable(CUDA):
+        plain, fast = training(one, stacked=False), training(one, stacked=True)
+        through = [batches(replace(one, num_frames=20 + step % 3), plain, step + 1)[step] for step in range(12)]
+        with compiled(fast.network.denoiser, fast.network.layers):
+            for step, batch in enumerate(through):
+                fast.restore(plain.as_checkpoint())
+                steps = CapturedSteps(fast, Buckets([24]), lambda line: None)
+                steps.advance(batch)
+                plain.advance(batch)
+                apart = distance(found(fast, gradient(fast)), found(plain, gradient(plain)))
+                assert apart["gradient"] < 1e-4 and apart["losses"] < 1e-5 and apart["adapter"] < 1e-5, (step, apart)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_and_plain_steps_go_on_from_each_other(precision):
+    one = case(base_precision=precision)
+    with repeatable(CUDA):
+        plain, fast, mixed = (training(one, stacked=stacked) for stacked in (False, True, True))
+        through = batches(one, plain, 9)
+        wanted, other = plainly(plain, through), captured(fast, through, [24])
+        captured(mixed, through[:3], [24])
+        for batch in through[3:6]:
+            mixed.advance(batch)
+        apart = distance(captured(mixed, through[6:], [24]), wanted)
+    allowed = 1e-4 if precision == "fp32" else 2 * distance(other, wanted)["adapter"]
+    assert apart["adapter"] < allowed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_captured_steps_repeat_to_the_bit_also_from_the_middle(precision):
+    one = case(base_precision=precision)
+    with repeatable(CUDA):
+        whole, stopped, resumed = (training(one, stacked=True) for _ in range(3))
+        through = batches(one, whole, 8)
+        captured(whole, through, [24])
+        captured(stopped, through[:3], [24])
+        resumed.restore(stopped.as_checkpoint())
+        captured(resumed, through[3:], [24])
+    wanted, seen = whole.as_checkpoint(), resumed.as_checkpoint()
+    for part in ("adapter", "optimizer", "history"):
+        left, right = getattr(wanted, part), getattr(seen, part)
+        assert all(torch.equal(left[key], right[key]) for key in left), part
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_blocks_make_the_same_steps(precision):
+    one = case(base_precision=precision)
+    with repeatable(CUDA):
+        kept, recomputed = (training(replace(one, checkpointing=on), stacked=True) for on in (False, True))
+        through = batches(one, kept, 4)
+        apart = distance(captured(recomputed, through, [24]), captured(kept, through, [24]))
+    assert max(apart.values()) < 1e-5, apart
+
+
+def test_without_repeatable_kernels_steps_are_as_near_to_float32(monkeypatch):
+    one = case(base_precision="bf16")
+    exact, plain, fast = in_float32(one, monkeypatch), training(one, stacked=False), training(one, stacked=True)
+    through = batches(one, plain, STEPS)
+    wanted = plainly(exact, through)
+    seen = distance(captured(fast, through, [24], deterministic=False), wanted)
+    allowed = distance(plainly(plain, through), wanted)
+    assert all(seen[name] <= NO_FARTHER * allowed[name] for name in seen), (seen, allowed)

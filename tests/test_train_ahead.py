@@ -1,0 +1,282 @@
+"""Audio read by other processes: the same batches, nothing read twice, nobody left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import catalogue
+from stages.contract import Resources, Workspace
+from stages.errors import PreparedMissing, Stopped
+from stages.models._weights import load_autoencoder
+from stages.processes import settle_in
+from stages.train import ahead as ahead_module
+from stages.train import stretches
+from stages.train.ahead import Ahead, num_processes
+from stages.train.clips import LiveLatents, StoredLatents
+from stages.train.examples import Examples
+from stages.train.prompts import Prompts
+from stages.train.stretches import Stretch, read_stretches
+from tests.small_training import Bench, encoded, ingested, params, random_audio, random_hidden, random_latents, weights
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = (30_000, 70_000, 20_000, 55_000)
+WINDOW = 40_000
+
+
+def live_examples(root, lengths=LENGTHS, window=WINDOW, **changes):
+    """Two clips are longer than the window."""
+    artifact = ingested(root / "shared", root / "ingested", random_audio(lengths), window)
+    clips = LiveLatents(artifact, root / "shared", catalogue.models()["tiny-base"], load_autoencoder(weights()))
+    prompts = Prompts({f"prompt {number}": torch.zeros(2, 4) for number in range(len(lengths))})
+    wanted = params(**{"pre_encode": False, "batch_size": 2, **changes})
+    return Examples(clips=clips, prompts=prompts, params=wanted, shift_options=None)
+
+
+def workspace(root, workers):
+    said = []
+    work = Workspace(directory=root, shared=root / "shared", resources=Resources(workers=workers), say=said.append)
+    return work, said
+
+
+def tensors(batch):
+    return {name: getattr(batch, name) for name in ("latents_BCT", "noise_BCT", "timestep_B", "real_BT", "given_BT")}
+
+
+def assert_same(batch, other):
+    assert (batch.clip_ids, batch.crop_starts, batch.parts) == (other.clip_ids, other.crop_starts, other.parts)
+    for name, tensor in tensors(batch).items():
+        assert torch.equal(tensor, tensors(other)[name])
+
+
+class Pool:
+    """Reads at once, in this process, and notes what it was asked for."""
+
+    def __init__(self, *_, **__):
+        self.asked = []
+
+    def submit(self, function, stretches):
+        self.asked.append(stretches)
+        done = Future()
+        done.set_result(function(stretches))
+        return done
+
+    def shutdown(self, **_):
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(ahead_module, "ProcessPoolExecutor", Pool)
+
+
+def gone(pids, seconds=8.0):
+    """Whether none of the processes is left after so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not any(is_running(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 1, "frames_per_batch": 40, "gradient_accumulation": 2}])
+def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch, changes):
+    expected = [live_examples(tmp_path / "alone", **changes).batch(step) for step in range(6)]
+    examples = live_examples(tmp_path / "ahead", **changes)
+    reads = []
+    monkeypatch.setattr(stretches, "read_prepared", lambda *a: reads.append(a))
+    work, said = workspace(tmp_path, workers=2)
+    with Ahead(examples, range(6), work) as ahead:
+        for step in range(6):
+            assert_same(ahead.batch(step), expected[step])
+    assert (reads, said) == ([], [])
+
+
+def test_processes_begin_anew_and_load_little(tmp_path):
+    work, _ = workspace(tmp_path, workers=1)
+    with Ahead(live_examples(tmp_path), range(2), work) as ahead:
+        assert ahead._pool.submit(read_stretches, []).result() == []
+        loaded = ahead._pool.submit(eval, "sorted({'torch', 'stages.train.ahead'} & set(__import__('sys').modules))")
+        assert loaded.result() == []
+
+
+def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
+    clips = live_examples(tmp_path).clips
+    stretch = pickle.loads(pickle.dumps(clips.stretch(1, 5)))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=settle_in, initargs=(os.getpid(),)) as pool:
+        audio, missing = pool.submit(read_stretches, [stretch, Stretch(tmp_path / "none.flac", 0, 9)]).result()
+    np.testing.assert_array_equal(audio, stretch.read())
+    assert missing is None
+
+
+def test_latents_that_are_kept_are_read_once_for_each_sign(tmp_path, here):
+    examples = live_examples(tmp_path, lengths=(30_000, 20_000), window=30_000)
+    work, _ = workspace(tmp_path, workers=1)
+    with Ahead(examples, range(40), work) as ahead:
+        for step in range(40):
+            ahead.batch(step)
+        asked = [stretch.path.name for stretches in ahead._pool.asked for stretch in stretches]
+    assert sorted(asked) == ["0.flac"] * 2 + ["1.flac"] * 2
+
+
+def test_latents_known_from_before_are_not_read(tmp_path, here):
+    examples = live_examples(tmp_path, lengths=(30_000,), polarity_flip=False)
+    examples.clips.read(0, 0, False)
+    work, _ = workspace(tmp_path, workers=1)
+    with Ahead(examples, range(5), work) as ahead:
+        ahead.batch(0)
+        assert not any(ahead._pool.asked)
+
+
+def test_steps_are_read_in_order_a_few_at_a_time(tmp_path, here, monkeypatch):
+    examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
+    work, _ = workspace(tmp_path, workers=2)
+    with Ahead(examples, range(3, 30), work) as ahead:
+        ahead.batch(3)
+        few = len(ahead._pool.asked)
+        assert 2 <= few <= 6
+        monkeypatch.setattr(ahead_module, "AHEAD_BYTES", 0)
+        for step in range(4, 30):
+            ahead.batch(step)
+        starts = [stretch.start for stretches in ahead._pool.asked for stretch in stretches]
+    assert starts == [examples.excerpts(step).starts[0] for step in range(3, 30)]
+
+
+def test_memory_bounds_how_much_is_read(tmp_path, here, monkeypatch):
+    monkeypatch.setattr(ahead_module, "AHEAD_BYTES", 2 * WINDOW * 8)
+    examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
+    work, _ = workspace(tmp_path, workers=4)
+    with Ahead(examples, range(30), work) as ahead:
+        ahead.batch(0)
+        assert len(ahead._pool.asked) == 2
+
+
+def test_any_step_may_be_asked_for(tmp_path, here):
+    examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
+    work, _ = workspace(tmp_path, workers=1)
+    with Ahead(examples, range(20), work) as ahead:
+        for step in (0, 1, 7, 2, 8, 19, 25):
+            assert_same(ahead.batch(step), alone.batch(step))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_path, workers):
+    examples = live_examples(tmp_path, lengths=(70_000, 80_000))
+    path = tmp_path / "shared" / "prepared" / "1.flac"
+    path.unlink()
+    work, _ = workspace(tmp_path, workers)
+    with Ahead(examples, range(4), work) as ahead, pytest.raises(PreparedMissing, match="is gone") as caught:
+        ahead.batch(0)
+    assert caught.value.path == path
+
+
+def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
+    examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
+    work, said = workspace(tmp_path, workers=1)
+    with Ahead(examples, range(20), work) as ahead:
+        assert_same(ahead.batch(0), alone.batch(0))
+        pid = ahead._pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGKILL)
+        assert gone([pid])
+        for step in range(1, 12):
+            assert_same(ahead.batch(step), alone.batch(step))
+    assert len(said) == 1 and "a process that reads ahead was killed" in said[0]
+
+
+def test_leaving_ends_the_processes(tmp_path):
+    work, _ = workspace(tmp_path, workers=2)
+    with Ahead(live_examples(tmp_path), range(20), work) as ahead:
+        pids = {ahead._pool.submit(os.getpid).result() for _ in range(4)}
+        ahead.batch(0)
+    assert gone(pids)
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.test_train_ahead import live_examples, workspace
+from stages.train.ahead import Ahead
+place = Path({place!r})
+with Ahead(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as ahead:
+    ahead.batch(0)
+    print(*[process.pid for process in ahead._pool._processes.values()], flush=True)
+    time.sleep(60)
+"""
+"""No guard around the main module, as in somebody's own script."""
+
+
+@pytest.mark.parametrize(
+    ("kill", "code"), [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, -2, marks=pytest.mark.slow)]
+)
+def test_processes_end_with_a_training_that_is_killed_or_interrupted(tmp_path, kill, code):
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT.format(root=str(ROOT), place=str(tmp_path)))
+    script = subprocess.Popen(
+        [sys.executable, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    assert script.stdout is not None
+    pids = [int(pid) for pid in script.stdout.readline().split()]
+    assert pids and all(is_running(pid) for pid in pids)
+    if kill is signal.SIGINT:
+        os.killpg(script.pid, kill)  # as a terminal does
+    else:
+        os.kill(script.pid, kill)
+    _, errors = script.communicate(timeout=20)
+    assert script.returncode == code
+    assert gone(pids)
+    assert errors.count("Traceback") == (kill is signal.SIGINT)
+
+
+def test_nobody_reads_ahead_of_stored_latents_nor_unasked_of_little_audio(tmp_path, monkeypatch):
+    from cache.shelf import Shelf
+
+    monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 6)
+    little = live_examples(tmp_path)
+    assert [num_processes(little, range(10), asked) for asked in (0, 3)] == [0, 3]
+    monkeypatch.setattr(ahead_module, "SECONDS_WORTH_A_PROCESS", 1.0)
+    assert num_processes(little, range(100), 0) == 3
+    monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 1)
+    assert num_processes(little, range(100), 0) == 0
+
+    artifact = encoded(tmp_path / "shared", tmp_path / "encoded", random_latents((9,)), random_hidden(1))
+    stored = StoredLatents(artifact, Shelf(tmp_path / "shared" / "latents"), catalogue.models()["tiny-base"])
+    examples = Examples(clips=stored, prompts=Prompts({}), params=params(), shift_options=None)
+    assert num_processes(examples, range(100), 3) == 0
+
+
+def test_a_training_from_audio_is_the_same_with_processes_and_without(tmp_path):
+    options = {"number_of_steps": 5, "batch_size": 2, "crops_per_clip": 2}
+    alone = Bench.of_audio(tmp_path, LENGTHS, WINDOW)
+    ahead = alone.at("ahead", resources=replace(alone.resources, workers=2))
+    alone.train(**options)
+    with pytest.raises(Stopped):
+        ahead.train(stop_after=2, **options)
+    ahead.train(**options)
+    assert ahead.results() == alone.results()

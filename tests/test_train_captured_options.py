@@ -1,0 +1,122 @@
+"""Options of a step on CUDA: recorded steps against plain ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.bench.cases import Case, new_batch, new_training
+from stages.train.captured import CapturedSteps, Stepper, compiled
+from stages.train.lengths import Buckets
+from stages.train.loop import Training
+from stages.train.repeatable import repeatable
+from stages.train.start import new_optimizer
+from tests.small_networks import config
+from tests.small_training import Bench
+
+CUDA = torch.device("cuda")
+
+OPTIONS = {
+    "accumulated": {"gradient_accumulation": 2},
+    "clipped": {"gradient_clip": 1e-2},
+    "averaged": {"ema_decay": 0.9},
+    "scheduled": {"schedule": "cosine", "warmup_steps": 3},
+    "undecayed magnitudes": {"decay_magnitudes": False, "weight_decay": 0.5},
+    "dropped": {"adapter_dropout": 0.3},
+    "all": {
+        **{"gradient_accumulation": 2, "gradient_clip": 1e-2, "ema_decay": 0.9, "schedule": "cosine"},
+        **{"decay_magnitudes": False, "adapter_dropout": 0.3},
+    },
+}
+
+
+def training_with(device: torch.device, precision: str = "fp32", **changes) -> Training:
+    case = Case(model="tiny-base", num_frames=24, rank=4, base_precision=precision, batch_size=2)
+    made = new_training(case, config(), device)
+    made.params = replace(made.params, number_of_steps=12, **changes)
+    made.optimizer = new_optimizer(made.network, made.params)
+    made.network.train(True)
+    return made
+
+
+def batches(training: Training, count: int) -> list:
+    case = Case(model="tiny-base", num_frames=24, batch_size=2)
+    parts = (1, 1) if training.params.gradient_accumulation == 2 else ()
+    return [replace(new_batch(case, training, step), parts=parts) for step in range(count)]
+
+
+def stepped(training: Training, made: list, *, fast: bool) -> dict[str, torch.Tensor]:
+    """Adapter, average and figures after these batches."""
+    if fast:
+        with compiled(training.network.denoiser, training.network.layers):
+            steps = CapturedSteps(training, Buckets([24]), lambda line: None)
+            for batch in made:
+                steps.advance(batch)
+            torch.cuda.synchronize()
+    else:
+        for batch in made:
+            training.advance(batch)
+    state = training.as_checkpoint()
+    averaged = {name: tensor for name, tensor in state.optimizer.items() if name.startswith("average.")}
+    return {**state.adapter, **averaged, **state.history}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
+    changes = OPTIONS[name]
+    tolerance = 2e-3 if precision == "fp32" else 5e-2
+    with repeatable(CUDA):
+        plain, fast = (training_with(CUDA, precision, **changes) for _ in range(2))
+        made = batches(plain, 12)
+        wanted, found = stepped(plain, made, fast=False), stepped(fast, made, fast=True)
+    assert wanted.keys() == found.keys()
+    for key, tensor in wanted.items():
+        assert (found[key] - tensor).norm() <= tolerance * tensor.float().norm().clamp(min=1e-3), key
+
+
+@pytest.mark.gpu
+def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_other_way_round():
+    changes = OPTIONS["all"]
+    with repeatable(CUDA):
+        whole, first, second = (training_with(CUDA, **changes) for _ in range(3))
+        made = batches(whole, 8)
+        wanted = stepped(whole, made, fast=True)
+        stepped(first, made[:4], fast=True)
+        second.restore(first.as_checkpoint())
+        found = stepped(second, made[4:], fast=True)
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+@pytest.mark.gpu
+def test_a_training_on_cuda_takes_the_fast_path(tmp_path):
+    bench = Bench.of_latents(tmp_path)
+    bench.resources = replace(bench.resources, device="cuda")
+    bench.train(number_of_steps=6, base_precision="bf16")
+    assert any("fast path for" in line and "ready" in line for line in bench.said)
+    assert not any("without the fast path" in line for line in bench.said)
+
+
+def test_the_loop_makes_its_steps_through_the_stepper(tmp_path, monkeypatch):
+    made = []
+    advance = Stepper.advance
+    monkeypatch.setattr(Stepper, "advance", lambda self, batch: (made.append(batch), advance(self, batch)))
+    Bench.of_latents(tmp_path).train(number_of_steps=3)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"optimizer": "lion"}, "the host looks at every step of optimizer lion"), ({}, "its layers are computed one by")],
+)
+def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_path, change, why):
+    training = training_with(torch.device("cpu"), **change)
+    if not change:
+        training.network = replace(training.network, layers=None)
+    training.device, said = CUDA, []
+    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+        assert stepper.fast is None
+    assert said[0].startswith(f"stepping without the fast path: {why}")

@@ -1,0 +1,130 @@
+"""Trainings are killed (SIGKILL) at random moments, or run out of disk; the next run ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_pipeline_crash import Driver, driver  # noqa: F401 - the fixture
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
+STEPS = 8
+COMMON = {
+    "number_of_steps": STEPS,
+    "checkpoint_every": 2,
+    "rank": 2,
+    "include": ["layers.0.self_attn"],
+    "batch_size": 2,
+}
+KINDS = ("lora", "dora-rows", "dora-cols", "bora", "lora-xs", "dora-rows-xs", "bora-xs")
+CASES = [
+    *({"adapter_type": kind, "pre_encode": True, "base_precision": "fp32"} for kind in KINDS),
+    *({"adapter_type": kind, "pre_encode": False, "base_precision": "bf16"} for kind in ("dora-rows", "bora")),
+    {
+        "adapter_type": "dora-rows",
+        "pre_encode": True,
+        "ema_decay": 0.9,
+        "gradient_accumulation": 2,
+        "gradient_clip": 0.1,
+    },
+]
+RESULTS = ("adapter*.safetensors", "*.parquet", "checkpoints/*/tensors.safetensors")
+
+
+@dataclass(kw_only=True)
+class Whole:
+    """A store with everything before train, and what a training leaves in it that nobody stopped."""
+
+    store: Path
+    files: dict[str, bytes]
+    seconds: float
+    calls: int
+    largest: int
+
+
+def asked(driver: Driver, root: Path, flags: dict[str, Any], **ending: Any) -> dict[str, Any]:  # noqa: F811
+    return driver.ask(root, "parquet", last="train", flags={**COMMON, **flags}, **ending)
+
+
+def left(root: Path) -> dict[str, bytes]:
+    """What must not depend on how often a training was stopped."""
+    (artifact,) = (root / "artifacts" / "train").iterdir()
+    paths = [path for pattern in RESULTS for path in artifact.glob(pattern)]
+    return {path.relative_to(artifact).as_posix(): path.read_bytes() for path in paths}
+
+
+def uninterrupted(driver: Driver, root: Path, flags: dict[str, Any]) -> Whole:  # noqa: F811
+    first = asked(driver, driver.fresh(root / "first"), flags)
+    assert first["code"] == 0, first["said"]
+    files = left(root / "first")
+    before = root / "before"
+    shutil.copytree(root / "first", before)
+    shutil.rmtree(before / "artifacts" / "train")
+    again = asked(driver, shutil.copytree(before, root / "again"), flags)
+    assert left(root / "again") == files
+    largest = max(len(content) for content in files.values())
+    return Whole(store=before, files=files, seconds=again["seconds"], calls=again["calls"], largest=largest)
+
+
+def finish(driver: Driver, root: Path, flags: dict[str, Any], known: Whole) -> None:  # noqa: F811
+    ended = asked(driver, root, flags)
+    assert ended["code"] == 0, ended["said"]
+    assert left(root) == known.files
+    store = root / "artifacts"
+    assert list((store / "scratch").iterdir()) == []
+    assert not list(store.rglob("*.tmp")) and not list(store.rglob("*.writing"))
+
+
+def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:
+    """A moment in time, or one of the calls that make work last."""
+    if chance.random() < 0.5:
+        return {"after": chance.uniform(0.1, known.seconds)}
+    return {"at": chance.randint(1, known.calls)}
+
+
+def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, chance: random.Random, most: int) -> int:  # noqa: F811
+    """Kill up to so many runs, one after the other; how many were still at work when their moment came."""
+    for stops in range(most):
+        ended = asked(driver, root, flags, **drawn_kill(chance, known))
+        if ended["code"] == 0:
+            return stops
+        assert ended["code"] == -signal.SIGKILL, ended["said"]
+    return most
+
+
+@pytest.mark.parametrize(
+    ("cases", "most"),
+    [pytest.param(CASES[1:2], 2, id="a few"), pytest.param(CASES, 4, id="many", marks=pytest.mark.slow)],
+)
+def test_a_killed_training_ends_with_the_bytes_of_one_that_nobody_killed(driver, tmp_path, cases, most):  # noqa: F811
+    chance, kills = random.Random(f"{len(cases)} {most}"), 0
+    for number, flags in enumerate(cases):
+        known, before = uninterrupted(driver, tmp_path / str(number), flags), kills
+        while kills - before < 1.5 * most:
+            root = shutil.copytree(known.store, tmp_path / f"{number} {kills}")
+            kills += killed(driver, root, flags, known, chance, most)
+            finish(driver, root, flags, known)
+            shutil.rmtree(root)
+    print(f"{kills} trainings killed, {len(cases)} kinds of them")
+
+
+@pytest.mark.parametrize("times", [pytest.param(1, id="once"), pytest.param(12, id="often", marks=pytest.mark.slow)])
+def test_a_training_on_a_full_disk_says_so_and_the_next_one_finishes(driver, tmp_path, times):  # noqa: F811
+    chance, flags = random.Random(f"full {times}"), CASES[1]
+    known = uninterrupted(driver, tmp_path / "whole", flags)
+    for number in range(times):
+        root = shutil.copytree(known.store, tmp_path / str(number))
+        ended = asked(driver, root, flags, fsize=chance.randint(0, known.largest - 1))
+        assert ended["code"] == 1, ended["said"]
+        assert "error: " in ended["said"] and "Traceback" not in ended["said"], ended["said"]
+        finish(driver, root, flags, known)
+        shutil.rmtree(root)
+    print(f"{times} trainings on a full disk")

@@ -1,0 +1,80 @@
+"""Batches of a training's own clips: what its tables say was seen is what was seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from cache.manifest import read_rows
+from cache.shelf import Shelf
+from stages import catalogue
+from stages.train.clips import StoredLatents
+from stages.train.examples import Examples
+from stages.train.metrics import ClipRow
+from stages.train.prompts import Prompts
+from tests.small_training import Bench, encoded, params, random_hidden, random_latents
+
+LENGTHS = (9, 80, 30, 22, 7, 50)
+WINDOW = 40
+OPTIONS = [
+    {"batch_size": 1, "crops_per_clip": 3},
+    {"batch_size": 3},
+    {"batch_size": 2, "gradient_accumulation": 2},
+    {"frames_per_batch": 100, "crops_per_clip": 2, "silence_extension_seconds": 0.2},
+    {"frames_per_batch": 100, "gradient_accumulation": 3, "silence_extension_seconds": 0.2},
+]
+
+
+def examples(root, **changes):
+    hidden = random_hidden(len(LENGTHS))
+    artifact = encoded(root / "shared", root / "encoded", random_latents(LENGTHS), hidden, window=WINDOW)
+    clips = StoredLatents(artifact, Shelf(root / "shared" / "latents"), catalogue.models()["tiny-base"])
+    prompts = Prompts({subject.prompt_key: torch.zeros(2, 4) for subject in clips.subjects})
+    return Examples(clips=clips, prompts=prompts, params=params(**changes), shift_options=None)
+
+
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_what_was_seen_is_known_without_making_the_batch_again(tmp_path, changes):
+    made = examples(tmp_path, **changes)
+    for step in (0, 1, 2, 17):
+        batch = made.batch(step)
+        assert made.seen(step) == (list(batch.clip_ids), list(batch.crop_starts))
+        assert sum(batch.parts) == len(batch.clip_ids)
+        assert batch.real_BT.sum(dim=1).tolist() == list(made.excerpts(step).frames)
+
+
+@pytest.mark.parametrize("changes", OPTIONS[3:], ids=str)
+def test_tables_have_a_row_for_every_clip_of_steps_of_any_size(tmp_path, changes):
+    bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
+    bench.train(number_of_steps=6, **changes)
+    rows = read_rows(bench.directory / "metrics.parquet", ClipRow)
+    made = examples(tmp_path / "again", **changes)
+    expected = [(step + 1, *row) for step in range(6) for row in zip(*made.seen(step), strict=True)]
+    assert [(row.step, row.clip_id, row.crop_start) for row in rows] == expected
+    assert len(set(Counter(row.step for row in rows).values())) > 1
+
+
+def test_clips_longer_than_the_budget_are_told_once_and_trained_alone(tmp_path):
+    bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
+    bench.train(number_of_steps=12, frames_per_batch=24, silence_extension_seconds=0.0)
+    told = [line for line in bench.said if "frames_per_batch" in line]
+    assert len(told) == 1 and "3 of 6 clips always are" in told[0]
+    rows = read_rows(bench.directory / "metrics.parquet", ClipRow)
+    assert {row.clip_id for row in rows} == {f"clip{number}" for number in range(6)}
+    alone = {row.clip_id for row in rows if sum(row.step == other.step for other in rows) == 1}
+    assert alone >= {"clip1", "clip2", "clip5"}
+
+
+def test_a_budget_for_every_clip_is_not_remarked_upon(tmp_path):
+    bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
+    bench.train(number_of_steps=2, frames_per_batch=WINDOW)
+    assert not [line for line in bench.said if "frames_per_batch" in line]
+
+
+def test_crop_seconds_changes_the_losses_of_cropped_clips(tmp_path):
+    whole, own = (Bench.of_latents(tmp_path / name, (60, 80), 12) for name in ("whole", "own"))
+    whole.train()
+    own.train(crop_seconds=True)
+    assert whole.losses[0] != own.losses[0]

@@ -1,0 +1,266 @@
+"""Which clips a step sees: once per epoch each, like lengths together, the same for the same seed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.train.draws import Chance
+from stages.train.order import ByFrames, BySize, Epoch, cuts, order_of, shuffled, zigzag
+from stages.train.stage import TrainParams
+from tests.test_train_batches import CountedClips
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+
+
+def epoch(lengths, silence=0.0, window=None):
+    window = window or max(lengths)
+    frames = np.minimum(lengths, window)
+    return Epoch(clips_V=np.arange(len(lengths)), frames_V=frames, window=window, silence=silence)
+
+
+def by_size(lengths, batch_size, *, parts=1, seed=0, silence=0.0):
+    return BySize(Chance(seed), epoch(lengths, silence), batch_size, parts)
+
+
+def by_frames(lengths, budget, *, parts=1, seed=0, silence=0.0, rounding=None):
+    rounding = np.array(rounding or range(1, max(lengths) + 1))
+    return ByFrames(Chance(seed), epoch(lengths, silence), rounding, budget, parts)
+
+
+def mixed_lengths(count, seed=3):
+    """Log-uniform from a second to two minutes, as frames."""
+    return np.exp(np.random.default_rng(seed).uniform(np.log(11), np.log(1292), count)).astype(int).tolist()
+
+
+def joined(lists):
+    return list(chain.from_iterable(lists))
+
+
+def seen(order, steps):
+    return [order.visits(step).clips_B.tolist() for step in range(steps)]
+
+
+def padding(lengths, batches):
+    """Share of all frames worked on that lie behind clips shorter than the longest of their batch."""
+    worked_on = sum(len(batch) * max(lengths[clip] for clip in batch) for batch in batches)
+    return 1 - sum(lengths[clip] for batch in batches for clip in batch) / worked_on
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths=LENGTHS, batch_size=st.integers(1, 8), parts=st.integers(1, 3), seed=st.integers(0, 99))
+def test_each_clip_is_seen_once_per_epoch_and_none_is_dropped(lengths, batch_size, parts, seed):
+    order = by_size(lengths, batch_size, parts=parts, seed=seed)
+    # As many steps as make whole epochs of whole stretches: then every clip was seen as often as there were epochs.
+    stretch = order.num_sorted
+    steps = stretch * len(lengths)
+    counts = Counter(clip for batch in seen(order, steps) for clip in batch)
+    assert counts == dict.fromkeys(range(len(lengths)), stretch * batch_size * parts)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=LENGTHS, batch_size=st.integers(1, 8), seed=st.integers(0, 99))
+def test_epochs_meet_only_inside_one_stretch(lengths, batch_size, seed):
+    order = by_size(lengths, batch_size, seed=seed)
+    stretch = order.num_sorted * batch_size
+    visits = [clip for batch in seen(order, 8 * order.num_sorted) for clip in batch]
+    for end in range(stretch, len(visits) + 1, stretch):
+        counts = Counter(visits[:end])
+        assert {counts[clip] for clip in range(len(lengths))} <= {end // len(lengths), -(-end // len(lengths))}
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=LENGTHS, batch_size=st.integers(2, 8), seed=st.integers(0, 99))
+def test_no_clip_is_its_own_neighbour_unless_epochs_meet(lengths, batch_size, seed):
+    order = by_size(lengths, batch_size, seed=seed)
+    for step, batch in enumerate(seen(order, 20)):
+        assert len(batch) == batch_size
+        stretch = order.num_sorted * batch_size
+        start = step // order.num_sorted * stretch
+        within_one_epoch = start // len(lengths) == (start + stretch - 1) // len(lengths)
+        assert not within_one_epoch or len(set(batch)) == batch_size
+
+
+@settings(deadline=None, max_examples=40)
+@given(num_clips=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
+def test_a_batch_of_one_walks_through_the_permutations_as_they_are(num_clips, seed, step):
+    epoch, place = divmod(step, num_clips)
+    expected = Chance(seed).at("order", epoch).permutation(num_clips)[place]
+    assert by_size(list(range(1, num_clips + 1)), 1, seed=seed).visits(step).clips_B.tolist() == [expected]
+
+
+def test_datasets_smaller_than_two_batches_are_taken_as_they_come():
+    for num_clips in (1, 3, 5):
+        order = by_size(list(range(1, num_clips + 1)), 3)
+        walked = np.concatenate([Chance(0).at("order", epoch).permutation(num_clips) for epoch in range(12)])
+        assert np.concatenate(seen(order, 4)).tolist() == walked[:12].tolist()
+
+
+def test_epochs_have_orders_of_their_own():
+    order = by_size([5] * 12, 3)
+    assert len({tuple(joined(seen(order, 20)[4 * epoch : 4 * epoch + 4])) for epoch in range(5)}) == 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=LENGTHS, batch_size=st.integers(1, 6), parts=st.integers(2, 4), step=st.integers(0, 40))
+def test_a_step_of_several_parts_holds_the_clips_of_the_larger_batch(lengths, batch_size, parts, step):
+    divided, whole = by_size(lengths, batch_size, parts=parts), by_size(lengths, batch_size * parts)
+    assert divided.visits(step).clips_B.tolist() == whole.visits(step).clips_B.tolist()
+    assert divided.visits(step).parts == (batch_size,) * parts
+
+
+@pytest.mark.parametrize("make", [lambda lengths: by_size(lengths, 4), lambda lengths: by_frames(lengths, 900)])
+def test_a_step_asked_for_alone_is_the_same(make):
+    lengths = mixed_lengths(50)
+    expected = seen(make(lengths), 120)
+    for step in (119, 40, 0, 77):
+        assert make(lengths).visits(step).clips_B.tolist() == expected[step]
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(2, 0.08), (4, 0.11), (8, 0.14)])
+@pytest.mark.parametrize("silence", [0.0, 43.0])
+def test_sorting_saves_most_of_the_padding(batch_size, most, silence):
+    lengths = mixed_lengths(500)
+    order, unsorted = (by_size(lengths, batch_size, silence=silence) for _ in range(2))
+    unsorted.num_sorted = 1
+    steps = range(4 * len(lengths) // batch_size)
+    assert padding(lengths, [unsorted.visits(step).clips_B for step in steps]) > 0.3
+    frames = [order.visits(step).frames_B for step in steps]
+    assert 1 - sum(each.sum() for each in frames) / sum(batch_size * each.max() for each in frames) < most
+
+
+def test_silence_behind_sorted_clips_is_exponential_and_ends_at_the_window():
+    lengths, steps = [10] * 400 + [1000], range(1000)
+    visits = [by_size(lengths, 4, silence=43.07).visits(step) for step in steps]
+    clips, frames = (np.concatenate([getattr(each, name) for each in visits]) for name in ("clips_B", "frames_B"))
+    assert (frames[clips == 400] == 1000).all()
+    extra = np.sort(frames[clips != 400] - 10)
+    law = 1 - np.exp(-(np.arange(300) + 1) / 43.07)
+    assert np.abs(np.searchsorted(extra, np.arange(300), side="right") / len(extra) - law).max() < 0.04
+
+
+def test_batches_of_a_stretch_do_not_come_in_the_order_of_their_lengths():
+    lengths = mixed_lengths(64)
+    longest = [max(lengths[clip] for clip in batch) for batch in seen(by_size(lengths, 4), 16)]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=LENGTHS,
+    budget=st.integers(1, 1000),
+    silence=st.sampled_from([0.0, 20.0]),
+    seed=st.integers(0, 99),
+    step=st.integers(0, 60),
+    parts=st.integers(1, 3),
+)
+def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths, budget, silence, seed, step, parts):
+    rounding = sorted({*range(8, max(lengths), 24), max(lengths)})
+    order = by_frames(lengths, budget, parts=parts, seed=seed, silence=silence, rounding=rounding)
+    visits = order.visits(step)
+    assert len(visits.parts) == parts
+    ends = np.cumsum(visits.parts)
+    assert ends[-1] == len(visits.clips_B) == len(visits.frames_B)
+    for count, end in zip(visits.parts, ends, strict=True):
+        longest = order.rounded(visits.frames_B[end - count : end]).max()
+        assert count == 1 or count * longest <= budget
+    assert (visits.frames_B >= np.array(lengths)[visits.clips_B]).all()
+    assert (visits.frames_B <= max(lengths)).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=LENGTHS, budget=st.integers(1, 2000), seed=st.integers(0, 99))
+def test_a_round_by_frames_holds_every_clip_once_per_epoch(lengths, budget, seed):
+    order = by_frames(lengths, budget, seed=seed)
+    counts = Counter(clip for clips, _ in order.round(1) for clip in clips.tolist())
+    assert counts == dict.fromkeys(range(len(lengths)), order.num_epochs)
+
+
+@pytest.mark.parametrize(("count", "budget"), [(400, 2000), (400, 20_000), (30, 3000), (3, 8000), (1, 5000)])
+def test_a_budget_is_nearly_used_up(count, budget):
+    lengths = mixed_lengths(count)
+    order = by_frames(lengths, budget)
+    batches = [order.visits(step) for step in range(200)]
+    worked_on = [len(visits.clips_B) * visits.frames_B.max() for visits in batches]
+    assert np.mean(worked_on) > (0.8 if budget > 2000 else 0.7) * budget
+
+
+def test_few_clips_fill_a_large_budget_with_variety():
+    visits = by_frames([10, 20, 30], 600).visits(0)
+    assert len(visits.clips_B) == 20
+    assert {*Counter(visits.clips_B.tolist()).values()} <= {6, 7}
+
+
+def test_batches_by_frames_are_of_like_lengths():
+    lengths = mixed_lengths(500)
+    as_they_come = np.random.default_rng(0).integers(0, 500, 4000)
+    unsorted = np.split(as_they_come, cuts([lengths[clip] for clip in as_they_come], 5000))
+    assert padding(lengths, unsorted) > 0.45
+    assert padding(lengths, seen(by_frames(lengths, 5000), 300)) < 0.15
+
+
+def test_going_on_at_a_late_step_by_frames_takes_no_time():
+    for lengths, budget in (([40], 40), ([40] * 3, 40), (mixed_lengths(2000), 5000)):
+        order = by_frames(lengths, budget, silence=43.0)
+        started = time.process_time()
+        order.visits(10_000)
+        assert time.process_time() - started < 2.0
+
+
+def test_steps_by_frames_of_several_parts_are_consecutive_batches():
+    lengths = mixed_lengths(100)
+    alone, together = by_frames(lengths, 2000), by_frames(lengths, 2000, parts=3)
+    for step in range(30):
+        batches = seen(alone, 3 * step + 3)[3 * step :]
+        assert together.visits(step).clips_B.tolist() == joined(batches)
+        assert together.visits(step).parts == tuple(len(batch) for batch in batches)
+
+
+def test_clips_beyond_the_budget_are_counted_aloud():
+    assert by_frames([10, 20, 200], 200).remark() is None
+    assert "1 of 3 clips always are" in by_frames([10, 20, 200], 50).remark()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), window=st.integers(1, 60), times=st.integers(1, 4)
+)
+def test_clips_longer_than_the_window_are_visited_as_often_as_asked(lengths, window, times):
+    clips = CountedClips(lengths, window)
+    expected = {number: times if length > window else 1 for number, length in enumerate(lengths)}
+    params = TrainParams(model="tiny-base", crops_per_clip=times)
+    order = order_of(clips, params, Chance(0))
+    assert Counter(joined(seen(order, sum(expected.values())))) == expected
+
+    budget = order_of(clips, TrainParams(model="tiny-base", crops_per_clip=times, frames_per_batch=100), Chance(0))
+    counts = Counter(clip for batch, _ in budget.round(0) for clip in batch.tolist())
+    assert counts == {clip: count * budget.num_epochs for clip, count in expected.items()}
+
+
+@settings(deadline=None, max_examples=100)
+@given(frames=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 200))
+def test_cuts_take_as_many_as_fit(frames, budget):
+    ends = [0, *cuts(frames, budget), len(frames)]
+    batches = [frames[start:stop] for start, stop in pairwise(ends)]
+    assert all(batches) and joined(batches) == frames
+    for batch, after in pairwise(batches):
+        assert (len(batch) + 1) * max(*batch, after[0]) > budget
+
+
+def test_pieces_are_sorted_up_and_down_in_turn():
+    assert zigzag([np.array([5, 1, 3]), np.array([2, 9, 4])]).tolist() == [1, 2, 0, 4, 5, 3]
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 50), together=st.integers(1, 20))
+def test_shuffling_keeps_places_in_their_group(count, together):
+    places = shuffled(Chance(0).at("batches", 0), count, together)
+    assert sorted(places) == list(range(count))
+    assert all(place // together == number // together for number, place in enumerate(places))
