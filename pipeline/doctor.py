@@ -82,7 +82,8 @@ def packages() -> Iterator[tuple[str, str, str]]:
     except metadata.PackageNotFoundError:
         yield PROJECT, BAD, "is not installed here; run `make setup`"
         return
-    for one in wanted:
+    # What several extras ask for is listed once.
+    for one in {requirement.name: requirement for requirement in wanted}.values():
         extras = one.marker is not None and "extra" in str(one.marker)
         yield one.name, *_version(one, optional=extras)
 
@@ -106,13 +107,17 @@ def devices() -> Iterator[tuple[str, str, str]]:
     except (ImportError, OSError) as error:
         yield "torch", BAD, f"cannot be loaded ({error}); run `make setup`"
         return
-    yield "cpu", GOOD, f"{torch.get_num_threads()} threads; torch {torch.__version__}"
+    from stages.models._device import slow_on  # deferred: needs torch
+
+    slow = slow_on(torch.device("cpu"), torch.bfloat16)
+    arithmetic = "no bf16 arithmetic: --base-precision fp32 is faster" if slow else "bf16"
+    yield "cpu", GOOD, f"{torch.get_num_threads()} threads, {arithmetic}; torch {torch.__version__}"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used, and said"
         yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
     if torch.backends.mps.is_available():
-        yield "mps", GOOD, "Apple GPU"
+        yield "mps", NOTE, "Apple GPU: never tried with this program; 8-bit fp8 bases fall back to int8"
     elif not torch.cuda.device_count():
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
 

@@ -45,7 +45,8 @@ class Resources:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     workers: int = 0
-    """Processes for ingest, and for reading ahead where training encodes inside the loop; 0 means one per core."""
+    """Processes for ingest, and for reading ahead where training encodes inside the loop; 0 lets each decide: one per
+    core for ingest, half of them and at most 4 for reading ahead, fewer where there is little to do."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
     engine: str = "loky"

@@ -31,3 +31,24 @@ def read_prepared(path: Path, start: int = 0, stop: int | None = None) -> np.nda
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise PreparedMissing(path, f"is damaged ({error})") from error
     return np.ascontiguousarray(audio_NC.T)
+
+
+def read_prepared_into(path: Path, out_NC: np.ndarray) -> None:
+    """Decode the beginning of a prepared clip straight to where it is wanted.
+
+    Args:
+        out_NC: (n, 2) float32, contiguous; holds samples 0 to n-1 afterwards.
+
+    Raises:
+        PreparedMissing: the file is gone, damaged, or shorter than that.
+    """
+    import soundfile  # deferred, as above
+
+    if not path.is_file():
+        raise PreparedMissing(path, "is gone")
+    try:
+        found_NC, _ = soundfile.read(path, out=out_NC, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        raise PreparedMissing(path, f"is damaged ({error})") from error
+    if len(found_NC) < len(out_NC):
+        raise PreparedMissing(path, f"is damaged (it ends after {len(found_NC)} of {len(out_NC)} samples)")

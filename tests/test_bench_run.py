@@ -8,30 +8,122 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, config_of, new_batch, new_training
-from stages.bench.measuring import counted
-from stages.bench.run import COLUMNS, Grid, bench
+from stages.bench.measuring import useful_flops
+from stages.bench.memory import PeakMemory
+from stages.bench.run import COLUMNS, Grid, bench, checked, table
+from stages.models._nets.attention import masked_attention, replace_attention
+from stages.train.estimate import count_of
+from stages.train.ledger import BaseProducts
+
+CPU = torch.device("cpu")
 
 
 def test_every_combination_is_measured_once():
-    grid = Grid(models=["a", "b"], frames=[8, 16], adapter_types=["lora", "bora"], batch_sizes=[1, 2])
-    assert len({(c.model, c.num_frames, c.adapter_type, c.batch_size) for c in grid.cases()}) == 16
+    grid = Grid(
+        models=["a", "b"],
+        frames=[8, 16],
+        adapter_types=["lora", "bora"],
+        batch_sizes=[1, 2],
+        checkpointing=[False, True],
+        deterministic=[True, False],
+    )
+    assert len(set(grid.cases())) == 64
 
 
-def test_a_row_holds_both_paths_and_how_far_their_losses_differ(tmp_path):
-    grid = Grid(models=["tiny-base"], frames=[8], precisions=["fp32"], rank=2, steps=2)
-    text = bench(grid, "cpu", 1, tmp_path / "bench.json", lambda line: None)
-    heading, row = text.splitlines()
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[str, dict]:
+    """The table and the file of one case, with blocks kept and recomputed."""
+    target = tmp_path_factory.mktemp("bench") / "bench.json"
+    grid = Grid(models=["tiny-base"], frames=[8], precisions=["fp32"], checkpointing=[False, True], rank=2, steps=2)
+    text = bench(grid, "cpu", 1, target, lambda line: None)
+    return text, json.loads(target.read_text("utf-8"))
+
+
+def test_a_row_holds_both_paths_and_how_far_their_losses_differ(measured):
+    text, written = measured
+    heading, row, *_ = text.splitlines()
     assert [heading.find(name) >= 0 for name, _, _ in COLUMNS] == [True] * len(COLUMNS)
-    written = json.loads((tmp_path / "bench.json").read_text("utf-8"))
+    assert "tiny-base" in row
     assert written["rows"][0]["plain_ms"] > 0 and written["rows"][0]["fast_ms"] > 0
     assert written["rows"][0]["largest_loss_difference"] < 1e-5
-    assert "tiny-base" in row
 
 
-def test_work_is_counted_from_the_sizes_of_what_flows():
+def test_beside_time_and_memory_stands_what_a_training_would_have_estimated(measured):
+    text, written = measured
+    for row in written["rows"]:
+        for way in ("plain", "fast"):
+            assert row[f"{way}_ms_estimated"] > 0
+            assert row[f"{way}_gib_estimated"] > 0
+    assert "time estimated, fast:" in text
+
+
+def test_recomputed_blocks_are_a_row_of_their_own(measured):
+    _, written = measured
+    assert [row["checkpointing"] for row in written["rows"]] == [False, True]
+    kept, again = (row["tflops_per_second"] * row["fast_ms"] for row in written["rows"])
+    assert kept == pytest.approx(again), "what is computed again is no useful work"
+
+
+def test_the_last_lines_say_how_far_the_estimates_lie_beside_the_measurements():
+    rows = [
+        {"plain_ms": 10.0, "plain_ms_estimated": each, "fast_ms": 5.0, "fast_ms_estimated": 5.0}
+        | {"plain_peak_gib": None, "plain_gib_estimated": 1.0, "fast_peak_gib": 2.0, "fast_gib_estimated": 1.0}
+        for each in (8.0, 15.0)
+    ]
+    assert checked(rows) == [
+        "time estimated, plain: 0.80 to 1.50 of what was measured",
+        "time estimated, fast: 1.00 to 1.00 of what was measured",
+        "memory estimated, fast: 0.50 to 0.50 of what was measured",
+    ]
+
+
+def test_what_is_not_known_is_a_dash():
+    row = dict.fromkeys((key for _, key, _ in COLUMNS), None)
+    assert set(table([row]).splitlines()[1].split()) == {"-"}
+
+
+def test_useful_work_is_that_of_real_layers_and_real_attention():
     case = Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2)
-    training = new_training(case, config_of("tiny-base"), torch.device("cpu"), stacked=False)
-    one = counted(training, new_batch(case, training))
-    longer = counted(training, new_batch(Case(**{**case.__dict__, "batch_size": 2}), training))
-    # Twice the clips are twice the work, in layers and in attention.
-    assert longer == pytest.approx((2 * one[0], 2 * one[1]))
+    training, attended = new_training(case, config_of("tiny-base"), CPU, stacked=False), []
+    network, products = training.network, BaseProducts()
+    batch = new_batch(case, training)
+
+    def attend(query, key, value, valid):
+        attended.append(4 * query.numel() * key.shape[-2])
+        return masked_attention(query, key, value, valid)
+
+    replace_attention(network.denoiser, attend)
+    with torch.no_grad(), products.counted((network.denoiser, network.conditioner)):
+        network.velocity(batch, batch.noise_BCT)
+    counted = count_of(case.prospect(CPU, torch.float32, plain=False))
+    assert (counted.base_flops, counted.base_attention_flops) == (products.flops, sum(attended))
+    assert useful_flops(counted) == 2 * products.flops + 3.5 * sum(attended)
+
+
+def test_twice_the_clips_are_twice_the_work():
+    one, two = (
+        useful_flops(
+            count_of(Case(model="tiny-base", num_frames=8, batch_size=clips).prospect(CPU, torch.float32, plain=False))
+        )
+        for clips in (1, 2)
+    )
+    assert two == pytest.approx(2 * one)
+
+
+def test_an_unknown_model_is_no_other_model():
+    with pytest.raises(FileNotFoundError):
+        config_of("huge-base")
+
+
+def test_memory_of_the_process_is_counted_anew_from_each_start():
+    memory = PeakMemory(CPU)
+    if memory.before is None:
+        pytest.skip("only Linux tells")
+    memory.start()
+    held = torch.ones(1 << 26, dtype=torch.uint8)
+    most = memory.gib()
+    del held
+    memory.start()
+    after = memory.gib()
+    assert most is not None and after is not None
+    assert most - after > 0.05

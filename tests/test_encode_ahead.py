@@ -31,8 +31,12 @@ class Clip:
     def num_frames(self) -> int:
         return -(-self.num_samples // RATIO)
 
-    def audio(self) -> np.ndarray:
-        return np.random.default_rng(self.num_samples).normal(0, 0.25, (2, self.num_samples)).astype(np.float32)
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_samples, 2
+
+    def fill(self, out: np.ndarray) -> None:
+        out[:] = np.random.default_rng(self.num_samples).normal(0, 0.25, self.shape)
 
 
 CLIPS = [Clip(f"c{number}", length) for number, length in enumerate((30_000, 9_000, 70_001, 12_000, 8_192, 50_000))]
@@ -50,7 +54,9 @@ def ahead(encoder, folder: Path, *, groups=GROUPS, most_frames=60, check_stop=la
 
 
 def alone(encoder: Autoencoder, clip: Clip) -> np.ndarray:
-    return encoder.encode_clip(torch.from_numpy(clip.audio())).T.numpy()
+    audio = np.empty(clip.shape, np.float32)
+    clip.fill(audio)
+    return encoder.encode_clip(torch.from_numpy(audio.T.copy())).T.numpy()
 
 
 def test_each_clip_gets_the_latents_it_has_alone(encoder, tmp_path):
@@ -68,7 +74,7 @@ def test_a_clip_longer_than_a_batch_is_encoded_in_chunks_to_the_same_latents(enc
 def test_no_batch_holds_clips_of_two_shards_nor_more_frames_than_allowed(encoder, tmp_path, monkeypatch):
     batches, launch = [], OnDevice.launch
     monkeypatch.setattr(
-        OnDevice, "launch", lambda self, audios: batches.append([a.shape[1] for a in audios]) or launch(self, audios)
+        OnDevice, "launch", lambda self, audios: batches.append([len(a) for a in audios]) or launch(self, audios)
     )
     with ahead(encoder, tmp_path) as frames:
         for clip in CLIPS:
@@ -82,7 +88,7 @@ def test_no_batch_holds_clips_of_two_shards_nor_more_frames_than_allowed(encoder
 
 def test_the_next_batch_is_read_while_one_is_encoded(encoder, tmp_path, monkeypatch):
     began, launch = {clip.key: threading.Event() for clip in CLIPS}, OnDevice.launch
-    monkeypatch.setattr(Clip, "audio", lambda self: began[self.key].set() or np.zeros((2, RATIO), np.float32))
+    monkeypatch.setattr(Clip, "fill", lambda self, out: began[self.key].set())
     launched = []
 
     def waiting(self, audios):
@@ -144,10 +150,10 @@ def test_long_work_is_kept_in_files_before_any_shard_is_sealed_and_let_go_once_i
 
 
 def test_a_clip_that_cannot_be_read_is_an_error(encoder, tmp_path, monkeypatch):
-    def broken(self) -> np.ndarray:
+    def broken(self, out) -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr(Clip, "audio", broken)
+    monkeypatch.setattr(Clip, "fill", broken)
     with pytest.raises(OSError, match="gone"), ahead(encoder, tmp_path) as frames:
         frames(CLIPS[0])
 
@@ -172,7 +178,10 @@ def test_short_memory_halves_the_batch_then_the_chunk_and_says_so(encoder, monke
 
     monkeypatch.setattr(Autoencoder, "encode_batch", short)
     on_device = OnDevice(encoder, "float32", 400, said.append)
-    parts = on_device.launch([on_device.prepared(clip.audio()) for clip in clips])
+    rooms = [on_device.room(clip.shape) for clip in clips]
+    for clip, room in zip(clips, rooms, strict=True):
+        clip.fill(room.numpy())
+    parts = on_device.launch(rooms)
     for latents, whole in zip([one for part in parts for one in part.latents()], expected, strict=True):
         np.testing.assert_allclose(latents, whole, rtol=0, atol=SAME)
     assert ["two batches" in line or "in chunks of" in line for line in said] == [True] * len(said)
@@ -185,7 +194,7 @@ def test_memory_that_suffices_for_nothing_is_an_error(encoder, monkeypatch):
 
     monkeypatch.setattr(Autoencoder, "encode_batch", never)
     with pytest.raises(torch.OutOfMemoryError):
-        OnDevice(encoder, "float32", 4096, lambda line: None).launch([torch.zeros(2, RATIO)])
+        OnDevice(encoder, "float32", 4096, lambda line: None).launch([torch.zeros(RATIO, 2)])
 
 
 def test_as_many_threads_read_as_asked_for():

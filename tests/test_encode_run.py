@@ -22,6 +22,7 @@ from stages.models import tiny
 from stages.models._folder import open_folder
 from stages.models._weights import load_autoencoder
 from stages.records import Clip, EncodedClip, PromptRow
+from tests.small_networks import TINY
 
 AUDIO_PARAMS = {"sample_rate_hz": 44_100}
 FRAME = 4096
@@ -211,13 +212,15 @@ def test_a_stopped_encode_in_batches_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("compute", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 3e-3)])
-def test_a_gpu_encodes_what_the_cpu_does(tmp_path, weights, compute, bound):
+@pytest.mark.parametrize(("compute", "bound"), [("float32", 1e-5), ("bfloat16", 1.5e-2), ("float16", 2e-3)])
+def test_a_gpu_encodes_what_the_cpu_does(tmp_path, compute, bound):
+    # Torch's own operations differ by 0.8e-2 and 1.2e-3 from float32 with these weights.
+    weights = open_folder("tiny-s", TINY)
     exact = EncodeParams(model="tiny-base", latent_dtype="float32")
     cpu, gpu = (Place(tmp_path / name, weights, CLIPS) for name in ("cpu", "gpu"))
     cpu.encode(exact)
     gpu.encode(replace(exact, compute_dtype=compute), device="cuda")
-    assert gpu.said == []
+    assert not [line for line in gpu.said if "without" in line]
     for one, other in zip(cpu.rows(), gpu.rows(), strict=True):
         expected = cpu.latents(one)
         assert np.linalg.norm(gpu.latents(other) - expected) < bound * np.linalg.norm(expected)

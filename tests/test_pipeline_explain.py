@@ -84,14 +84,27 @@ def test_another_autoencoder_is_named_with_the_models_both_came_from(root):
 def test_changed_bytes_and_an_edited_caption_are_told_apart(root):
     zipped(root / "clips.zip", {**FILES, "low.wav": sound(tone(0.4))})
     findings = explained(root)
-    assert states(findings) == ["MISS", "MISS", "MISS", "?"]
+    assert states(findings) == ["MISS", "MISS", "MISS", "HIT"], "captions are read before ingest has run"
     assert "its bytes changed since ingest" in findings["data"].reason
     assert findings["latents"].reason.startswith("its bytes changed (since encode ")
     zipped(root / "clips.zip", {**FILES, "low.txt": b"deep"})
+    before = explained(root)
+    assert states(before) == ["HIT", "HIT", "HIT", "MISS"]
+    assert before["prompt"].reason.startswith("prompt tone number 0 -> deep (since encode ")
     run_until("ingest", recipe(root), Report())
-    findings = explained(root)
-    assert states(findings) == ["HIT", "HIT", "HIT", "MISS"]
-    assert findings["prompt"].reason.startswith("prompt tone number 0 -> deep (since encode ")
+    assert explained(root)["prompt"] == before["prompt"], "ingest makes of it what was said before"
+
+
+def test_a_prompt_whose_caption_has_a_fault_is_left_to_ingest(root):
+    zipped(root / "clips.zip", {**FILES, "low.txt": b""})
+    finding = explained(root)["prompt"]
+    assert (finding.state, finding.reason) == ("?", "its caption is missing or has a fault; ingest says which")
+
+
+def test_a_prompt_is_told_with_its_trigger_phrase_and_template_before_ingest_has_run(root):
+    zipped(root / "clips.zip", {**FILES, "low.json": b'{"genre": "dub"}', "pads/warm.json": b'{"genre": "ambient"}'})
+    reason = explained(root, caption_template="{genre}", trigger_phrase="zxq")["prompt"].reason
+    assert reason.startswith("prompt tone number 0 -> zxq, dub (since encode "), reason
 
 
 def test_a_new_clip_was_never_seen_and_a_renamed_one_is_known_under_its_old_name(root):

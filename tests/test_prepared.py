@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import PreparedMissing
-from stages.prepared import read_prepared
+from stages.prepared import read_prepared, read_prepared_into
 
 NUM_SAMPLES = 30_000
 
@@ -46,3 +46,16 @@ def test_a_damaged_file_is_no_audio(clip, tmp_path):
     broken.write_bytes(clip.read_bytes()[:20_000])
     with pytest.raises(PreparedMissing, match="is damaged"):
         read_prepared(broken)
+
+
+def test_a_clip_read_into_its_place_is_the_clip(clip):
+    out_NC = np.full((20_000, 2), np.nan, np.float32)
+    read_prepared_into(clip, out_NC)
+    assert np.array_equal(out_NC.T, read_prepared(clip, 0, 20_000))
+
+
+def test_a_place_larger_than_the_clip_is_an_error_and_so_is_a_file_that_is_gone(clip, tmp_path):
+    with pytest.raises(PreparedMissing, match=f"it ends after {NUM_SAMPLES} of {NUM_SAMPLES + 1} samples"):
+        read_prepared_into(clip, np.empty((NUM_SAMPLES + 1, 2), np.float32))
+    with pytest.raises(PreparedMissing, match="is gone"):
+        read_prepared_into(tmp_path / "gone.flac", np.empty((1, 2), np.float32))

@@ -6,11 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.draws import Chance
+from stages.train.examples import Examples
 from stages.train.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
 from stages.train.metrics import History, window_means
 from stages.train.repeatable import repeatable
+from stages.train.stage import TrainParams
 from tests.test_train_batches import CountedClips, prompts_of
+
+
+def examples_of(clips) -> Examples:
+    return Examples(
+        clips=clips, prompts=prompts_of(clips), params=TrainParams(model="tiny-base", seed=0), shift_options=None
+    )
 
 
 def noted(*losses, norm=1.0):
@@ -56,7 +63,7 @@ def test_a_cut_history_ends_there():
 
 def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_timestep():
     clips = CountedClips([5, 6, 7], window=6)
-    made = list(fixed_batches(clips, prompts_of(clips), Chance(0)))
+    made = list(fixed_batches(examples_of(clips)))
     assert [batch.clip_ids for batch in made] == [(f"clip{n}",) * 5 for n in range(3)]
     for batch, frames in zip(made, (5, 6, 6), strict=True):
         torch.testing.assert_close(batch.timestep_B, torch.tensor(TIMESTEPS))
@@ -68,14 +75,14 @@ def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_tim
 
 def test_the_comparable_loss_looks_at_no_more_of_a_large_dataset():
     clips = CountedClips([5] * 100, window=5)
-    ids = [batch.clip_ids[0] for batch in fixed_batches(clips, prompts_of(clips), Chance(0))]
+    ids = [batch.clip_ids[0] for batch in fixed_batches(examples_of(clips))]
     assert len(set(ids)) == MOST_CLIPS
     assert ids[-1] == "clip93"
 
 
 def test_the_comparable_loss_has_the_same_noise_every_time():
     clips = CountedClips([5], window=5)
-    first, second = (next(fixed_batches(clips, prompts_of(clips), Chance(0))) for _ in range(2))
+    first, second = (next(fixed_batches(examples_of(clips))) for _ in range(2))
     assert torch.equal(first.noise_BCT, second.noise_BCT)
 
 

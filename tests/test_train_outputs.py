@@ -90,7 +90,8 @@ CONFIG_TYPES = {
     **{"optimizer": str, "schedule": str, "warmup_steps": int, "gradient_accumulation": int},
     **{"gradient_clip": (float, type(None)), "ema_decay": (float, type(None)), "decay_magnitudes": bool},
     **{"frames_per_batch": (int, type(None)), "crops_per_clip": int, "crop_seconds": bool, "deterministic": bool},
-    **{"base_quantization": str, "loss_after_ema": (float, type(None))},
+    **{"base_quantization": str, "base_quantization_used": str, "loss_after_ema": (float, type(None))},
+    **{"loss_before_unquantized": (float, type(None))},
 }
 
 

@@ -68,14 +68,14 @@ def test_it_is_said_how_the_base_is_stored_and_what_that_saves(bench):
 def test_the_loss_of_the_unquantised_base_is_noted_beside_it_once(bench):
     job = job_of(bench, base_quantization="fp8")
     training, examples = new_training(job), examples_of(job)
-    found = evaluate(training.network, examples.clips, examples.prompts, examples.chance, job.device)
+    found = evaluate(training.network, examples, job.device)
     training.notes["before"] = list(found.by_timestep)
     bench.said.clear()
 
     note_rounding(job, training, examples)
 
     exact = new_network(job_of(bench.at("plain")))
-    wanted = evaluate(exact, examples.clips, examples.prompts, examples.chance, job.device)
+    wanted = evaluate(exact, examples, job.device)
     assert training.notes[UNQUANTIZED] == list(wanted.by_timestep)
     assert training.notes[UNQUANTIZED] != training.notes["before"]
     (line,) = bench.said

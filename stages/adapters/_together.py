@@ -16,7 +16,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
@@ -75,7 +74,7 @@ class Group:
     joined_LJI: Tensor | None = None
     """The weights with some rows behind each, which `compute` fills with the factor that tokens meet first."""
     bias_LJ: Tensor | None = None
-    """Beside it, the biases and zeros, if the layers have biases."""
+    """Beside it, the biases and zeros; None where no layer has one."""
     ready: Ready | None = None
 
     def compute(self, run: Run, *, joined: bool) -> Ready:
@@ -146,7 +145,7 @@ class Together:
         for group in self.groups:
             group.ready = group.compute(self.run, joined=self.joins)
             for place, one in zip(group.places, group.ready.one_by_one(len(group.places)), strict=True):
-                place.layer.ready = one
+                place.layer.ready = one.without_bias() if place.layer.bias is None else one
         try:
             yield
         finally:
@@ -190,7 +189,7 @@ class Together:
             return torch.stack([layer(one) for layer, one in zip(layers, tokens, strict=True)])
         group, part = span
         assert group.ready is not None, "asked for outside `ready`"
-        now = group.ready.part(part)
+        now = group.ready.part(part) if layers[0].bias is not None else group.ready.part(part).without_bias()
         flat_LNI = tokens_L.flatten(1, -2)
         bias_LO = group.biases(part) if now.joined_JI is None else None
         out_LNO = stacked_product(flat_LNI, group.weight_LOI[part], now, bias_LO)
@@ -235,13 +234,11 @@ def _group(places: Sequence[Place], room: bool | None) -> Group:
     joined_LJI, weight_LOI = _room(places, pays(places) if room is None else room)
     for layer, place_OI in zip(layers, weight_LOI, strict=True):
         layer.move_weight(place_OI)
-    bias_LO = _stack([layer.bias for layer in layers])
-    spare = 0 if joined_LJI is None else joined_LJI.shape[1] - weight_LOI.shape[1]
     return Group(
         places=places,
         weight_LOI=weight_LOI,
         joined_LJI=joined_LJI,
-        bias_LJ=None if bias_LO is None or joined_LJI is None else F.pad(bias_LO, (0, spare)),
+        bias_LJ=None if joined_LJI is None else _bias_beside(joined_LJI, layers),
         row_squares_LO=_stack([layer.row_squares_O for layer in layers]),
         column_squares_LI=_stack([layer.column_squares_I for layer in layers]),
         slot=_stacked_slot([place.slot for place in places]),
@@ -261,6 +258,17 @@ def _room(places: Sequence[Place], joins: bool) -> tuple[Tensor | None, Tensor]:
         return None, layer.matrix().new_empty(len(places), num_out, num_in)
     joined_LJI = layer.matrix().new_zeros(len(places), num_out + width_for(places[0].slot.rank), num_in)
     return joined_LJI, joined_LJI[:, :num_out]
+
+
+def _bias_beside(joined_LJI: Tensor, layers: Sequence[AdaptedLayer]) -> Tensor | None:
+    """(L, J): each layer's bias, zeros behind it and in place of one that is not there."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    bias_LJ = joined_LJI.new_zeros(joined_LJI.shape[:2])
+    for layer, place_J in zip(layers, bias_LJ, strict=True):
+        if layer.bias is not None:
+            place_J[: len(layer.bias)] = layer.bias
+    return bias_LJ
 
 
 def _stacked_slot(slots: Sequence[Slot]) -> Slot:

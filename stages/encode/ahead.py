@@ -39,7 +39,10 @@ class Readable(Protocol):
     def num_frames(self) -> int: ...
 
     @property
-    def audio(self) -> Callable[[], np.ndarray]: ...
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def fill(self) -> Callable[[np.ndarray], None]: ...
 
 
 T = TypeVar("T", bound=Readable)
@@ -137,7 +140,9 @@ class Ahead(Generic[T]):
         return len(tasks) > self.readers or frames >= AHEAD_FRAMES * self.on_device.most_frames
 
     def _read(self, task: T) -> Tensor:
-        return self.on_device.prepared(task.audio())
+        room = self.on_device.room(task.shape)
+        task.fill(room.numpy())
+        return room
 
     def _take_in(self) -> None:
         """Wait for the oldest batch and note its latents."""

@@ -53,14 +53,16 @@ class OnDevice:
         self.device = next(encoder.parameters()).device
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def prepared(self, audio_AL: np.ndarray) -> Tensor:
-        """A clip's samples where the device can fetch them by itself; called by the threads that read."""
-        audio = torch.from_numpy(audio_AL)
-        return audio.pin_memory() if self._copying is not None else audio
+    def room(self, shape: tuple[int, int]) -> Tensor:
+        """Where to put a clip's samples (L, A), float32, so that the device can fetch them by itself.
+
+        Memory of clips that are through is used again.
+        """
+        return torch.empty(shape, dtype=torch.float32, pin_memory=self._copying is not None)
 
     @torch.inference_mode()
     def launch(self, audios: Sequence[Tensor]) -> list[Launched]:
-        """Begin to encode clips (A, L_i) in one batch; in several, which is said, where memory does not suffice."""
+        """Begin to encode clips (L_i, A) in one batch; in several, which is said, where memory does not suffice."""
         try:
             return [self._launch(audios)]
         except torch.OutOfMemoryError:
@@ -87,7 +89,7 @@ class OnDevice:
         return Launched(latents_BTC=held_BTC, num_frames=tuple(num_frames), arrived=arrived)
 
     def _moved(self, audios: Sequence[Tensor]) -> list[Tensor]:
-        """The samples on the device, once what is launched next gets there."""
+        """(A, L_i) on the device, once what is launched next gets there."""
         beside: Any = nullcontext() if self._copying is None else torch.cuda.stream(self._copying)
         with beside:
             moved = [audio.to(self.device, non_blocking=True) for audio in audios]
@@ -96,11 +98,11 @@ class OnDevice:
             here.wait_stream(self._copying)
             for audio in moved:
                 audio.record_stream(here)  # or its memory would be given away before it is read
-        return moved
+        return [audio.T for audio in moved]
 
     def _chunk(self, audios: Sequence[Tensor]) -> int | None:
         """Frames to encode a clip in that is too long for one batch; None for clips that fit whole."""
-        frames = max(self.encoder.num_frames(audio.shape[-1]) for audio in audios)
+        frames = max(self.encoder.num_frames(len(audio)) for audio in audios)
         if frames <= self.most_frames:
             return None
         return max(self._smallest_chunk(), self.most_frames // self.encoder.frame_unit * self.encoder.frame_unit)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,13 +21,13 @@ from stages.encode.batching import frames_at_once
 from stages.encode.on_device import OnDevice
 from stages.encode.pieces import Pieces
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
-from stages.errors import LatentsNotFinite, PreparedMissing, Stopped
+from stages.errors import LatentsNotFinite, Stopped
 from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.local_fused import kernels_kept_in, use_fused_blocks
 from stages.models._nets.text import TextEncoder
 from stages.models._weights import load_autoencoder, load_text_encoder
-from stages.prepared import read_prepared
+from stages.prepared import read_prepared_into
 from stages.records import Clip, EncodedClip, PromptRow
 
 
@@ -52,8 +51,10 @@ class Task:
     key: str
     clip_id: str
     num_frames: int
-    audio: Callable[[], np.ndarray]
-    """(channels, samples) float32 at the model's rate."""
+    shape: tuple[int, int]
+    """(samples, channels) of its audio at the model's rate."""
+    fill: Callable[[np.ndarray], None]
+    """Writes the audio into a float32 array of that shape."""
 
 
 def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
@@ -119,9 +120,9 @@ def facts(
 def silence_task(params: EncodeParams, weights: Weights) -> Task:
     """The latents that fill a clip's extension into silence."""
     autoencoder = weights.config["model"]["pretransform"]["config"]
-    shape = (int(autoencoder["io_channels"]), SILENCE_FRAMES * int(autoencoder["downsampling_ratio"]))
+    shape = (SILENCE_FRAMES * int(autoencoder["downsampling_ratio"]), int(autoencoder["io_channels"]))
     key = silence_key(params, weights.digests["autoencoder"])
-    return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, audio=lambda: np.zeros(shape, dtype=np.float32))
+    return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, shape=shape, fill=lambda out_LC: out_LC.fill(0))
 
 
 def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, work: Workspace) -> list[Task]:
@@ -129,18 +130,14 @@ def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, wor
     ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
     tasks: dict[str, Task] = {}
     for clip, key in zip(clips, keys, strict=True):
-        audio = partial(clip_audio, work.shared / clip.audio, clip.num_samples)
-        num_frames = -(-clip.num_samples // ratio)
-        tasks.setdefault(key, Task(key=key, clip_id=clip.clip_id, num_frames=num_frames, audio=audio))
+        tasks[key] = tasks.get(key) or Task(
+            key=key,
+            clip_id=clip.clip_id,
+            num_frames=-(-clip.num_samples // ratio),
+            shape=(clip.num_samples, 2),
+            fill=partial(read_prepared_into, work.shared / clip.audio),
+        )
     return list(tasks.values())
-
-
-def clip_audio(path: Path, num_samples: int) -> np.ndarray:
-    """(channels, samples) of a prepared clip. Raises PreparedMissing, for a file that is too short as well."""
-    audio_CL = read_prepared(path, 0, num_samples)
-    if audio_CL.shape[1] != num_samples:
-        raise PreparedMissing(path, f"is damaged (it ends after {audio_CL.shape[1]} of {num_samples} samples)")
-    return audio_CL
 
 
 def encoded_items(
@@ -282,7 +279,9 @@ def frames_of(
     task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
 ) -> np.ndarray:
     """(frames, channels) latents of one clip, with silence behind it while encoding, in the storage precision."""
-    audio_CL = torch.from_numpy(task.audio()).to(device, dtype)
+    audio_LC = np.empty(task.shape, dtype=np.float32)
+    task.fill(audio_LC)
+    audio_CL = torch.from_numpy(audio_LC).to(device, dtype).T
     generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
     return stored(task, encoder.encode_clip(audio_CL, token_noise=generator), params)
 

@@ -10,7 +10,6 @@ O out features, I in features.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, cast
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from stages.errors import PackageMissing
 from stages.models._nets.transformer import Denoiser
+from stages.models._quiet import hush_torchao
 
 PACKAGE = "torchao"
 NONE, INT8, FP8 = "none", "int8", "fp8"
@@ -128,13 +128,10 @@ def matrix_names(denoiser: Denoiser) -> list[str]:
 
 
 def _config(how: str) -> Any:
-    """Torchao's name for it. That its compiled kernels do not load here is no news: none of them is called."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig  # deferred: optional, seconds
-    finally:
-        logging.disable(before)
+    """Torchao's name for it."""
+    hush_torchao()
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig  # deferred: optional, seconds
+
     # Its settings for torch's compiler are global, and meant for inference.
     return {INT8: Int8WeightOnlyConfig, FP8: Float8WeightOnlyConfig}[how](set_inductor_config=False)
 

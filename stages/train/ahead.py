@@ -43,7 +43,7 @@ class Ahead:
         self.examples, self.steps, self.say = examples, steps, work.say
         self.num_processes = num_processes(examples, steps, work.resources.workers)
         self._pool: ProcessPoolExecutor | None = None
-        self._reading: dict[int, tuple[list[Stretch], Future[list[np.ndarray | None]]]] = {}
+        self._reading: dict[int, tuple[list[Stretch], Future[list[np.ndarray | None]] | None]] = {}
         self._next = steps.start
         """First step for which nothing is asked yet."""
         self._asked: set[tuple[int, bool]] = set()
@@ -102,7 +102,7 @@ class Ahead:
         self._next = max(self._next, step)
         while self._next in self.steps and (self._next == step or self.has_room()):
             stretches = self.missing(self._next)
-            self._reading[self._next] = stretches, self._pool.submit(read_stretches, stretches)
+            self._reading[self._next] = stretches, self._pool.submit(read_stretches, stretches) if stretches else None
             self._next += 1
 
     def has_room(self) -> bool:

@@ -7,10 +7,9 @@ The host only copies each batch into the memory that the recording reads. The ar
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,15 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from stages.adapters._together import Together
-from stages.models._nets.attention import masked_attention, replace_attention, replace_heads
-from stages.models._nets.fused import fused_attention
-from stages.models._nets.heads import fused_heads, plain_heads
-from stages.models._nets.transformer import Denoiser, each_module, run_block
 from stages.train.batches import Batch
+from stages.train.compiling import compiled
 from stages.train.lengths import Buckets
 from stages.train.network import loss_scale
 from stages.train.parts import parts_of
+from stages.train.watched import watched
 
 if TYPE_CHECKING:
     from stages.train.loop import Training
@@ -73,8 +69,15 @@ class Finishing:
 class CapturedSteps:
     """Makes the steps of a training. State lies where the plain step keeps it: either can go on from the other."""
 
-    def __init__(self, training: Training, buckets: Buckets, say: Callable[[str], None]) -> None:
-        self.training, self.buckets, self.say = training, buckets, say
+    def __init__(
+        self,
+        training: Training,
+        buckets: Buckets,
+        say: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`should_stop` is asked while a step is prepared, which takes longest."""
+        self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
         self.pool: Any = None
         self.forget()
 
@@ -86,7 +89,11 @@ class CapturedSteps:
         self.training.optimizer.clear()
 
     def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU; does not wait for the device."""
+        """One update from a batch on the CPU; does not wait for the device.
+
+        Raises:
+            Interrupted: asked to stop while the step was prepared; nothing was updated.
+        """
         training = self.training
         parts = parts_of(batch, paired=training.params.optimal_transport)
         with training.looked_at():
@@ -210,11 +217,11 @@ class CapturedSteps:
         return Finishing(loss=loss, scale=scale, norm=norm.detach(), gradients=gradients, graph=graph)
 
     def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-        """Warm up and record."""
+        """Warm up and record. Raises: Interrupted."""
         device = self.training.device
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), watched("compiling", self.say, self.should_stop):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream(device).wait_stream(stream)
@@ -229,62 +236,6 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
     """What of a batch lies on the device, prompts apart."""
     held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in held.items() if isinstance(value, Tensor)}
-
-
-@contextmanager
-def compiled(
-    denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
-) -> Iterator[None]:
-    """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
-
-    One compilation per shape of batch serves all blocks.
-
-    Args:
-        caches: where compiled code is kept between runs.
-        deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
-    """
-    tower, narrow = denoiser.model.transformer, denoiser.dtype != torch.float32
-    tower.run_block = torch.compile(run_block, dynamic=False)
-    tower.each = layers.each
-    tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
-    layers.joins = narrow
-    if narrow:
-        replace_heads(denoiser, fused_heads)
-        replace_attention(denoiser, fused_attention if deterministic else masked_attention)
-    try:
-        with kept_code(caches), one_program_for_all(deterministic=deterministic), fastest_first():
-            yield
-    finally:
-        replace_attention(denoiser, masked_attention)
-        replace_heads(denoiser, plain_heads)
-        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
-        layers.joins = False
-
-
-@contextmanager
-def kept_code(caches: Path | None) -> Iterator[None]:
-    """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
-    places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
-    before = {name: os.environ.get(name) for name in places}
-    os.environ.update({name: str(place) for name, place in places.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def fastest_first() -> Iterator[None]:
-    """Torch's own attention kernels in the order of their speed on this kind of device."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    with sdpa_kernel(list(order), set_priority=True):
-        yield
 
 
 FAILURES = (RuntimeError, NotImplementedError)
@@ -306,10 +257,16 @@ class Stepper:
         say: Callable[[str], None],
         *,
         may_recompute: bool = True,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`may_recompute`: where memory turns out too short, compute blocks again in the backward pass."""
+        """Ways to step.
+
+        Args:
+            may_recompute: where memory turns out too short, compute blocks again in the backward pass.
+            should_stop: asked while something is compiled, too.
+        """
         self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
-        self.may_recompute = may_recompute
+        self.may_recompute, self.should_stop = may_recompute, should_stop
         self.settings = ExitStack()
         self.fast: CapturedSteps | None = None
 
@@ -318,8 +275,10 @@ class Stepper:
         if why := self.why_plain():
             self.say(f"stepping without the fast path: {why}")
         elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
-            self.settings.enter_context(compiled(self.training.network.denoiser, layers, self.caches))
-            self.fast = CapturedSteps(self.training, self.buckets, self.say)
+            ordered = self.training.params.deterministic
+            code = compiled(self.training.network.denoiser, layers, self.caches, deterministic=ordered)
+            self.settings.enter_context(code)
+            self.fast = CapturedSteps(self.training, self.buckets, self.say, self.should_stop)
         return self
 
     def why_plain(self) -> str:
@@ -333,7 +292,11 @@ class Stepper:
 
     def __exit__(self, *exception: object) -> None:
         if self.fast is not None and self.fast.buckets.frames_padded > 0:
-            self.say(f"{self.fast.buckets.padding:.1%} of the frames worked on were padding up to prepared lengths")
+            buckets = self.fast.buckets
+            self.say(
+                f"of the frames worked on, {buckets.padding:.1%} were padding up to prepared lengths, "
+                f"{buckets.unevenness:.1%} lay behind clips shorter than the longest of their batch"
+            )
         self.plainly()
 
     def plainly(self) -> None:
@@ -342,7 +305,11 @@ class Stepper:
         self.settings.close()
 
     def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU."""
+        """One update from a batch on the CPU.
+
+        Raises:
+            Interrupted: asked to stop while it was prepared; nothing was updated.
+        """
         done = False
         while not done:
             try:
@@ -370,17 +337,3 @@ class Stepper:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
         self.plainly()
-
-
-@contextmanager
-def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
-    """Compiler settings: all blocks share a program, and those of all lengths are kept."""
-    import torch._dynamo  # deferred: compiling is for CUDA only
-    import torch._inductor.config as inductor
-
-    dynamo: Any = torch._dynamo.config
-    # Programs chosen by the clock could differ between two runs, and with them the last bits.
-    fixed = deterministic and hasattr(inductor, "deterministic")
-    ordered: Any = inductor.patch(deterministic=True) if fixed else nullcontext()
-    with ordered, dynamo.patch(recompile_limit=64):
-        yield

@@ -32,6 +32,8 @@ class Summary:
     losses: Sequence[float]
     """Of every step."""
     before: Evaluation
+    unquantized: Evaluation | None
+    """As `before`, on the base as it was before it was rounded to 8 bits; None where it was not."""
     after: Evaluation
     average: Evaluation | None
     """Of the moving average, where there is one."""
@@ -39,6 +41,8 @@ class Summary:
     """Spent in steps."""
     precision_used: str
     """Of the base: as asked for, or the nearest the device computes in."""
+    quantization_used: str
+    """Likewise."""
     started: str
     finished: str
     """UTC, of the run that finished it."""
@@ -80,6 +84,7 @@ def request_entry(job: Job, summary: Summary) -> dict[str, Any]:
         if (started_from := job.inputs.files.get("lora_checkpoint"))
         else None,
         "base_precision_used": summary.precision_used,
+        "base_quantization_used": summary.quantization_used,
         "rank_limit": summary.rank_limit,
     }
 
@@ -112,6 +117,7 @@ def result_entry(summary: Summary) -> dict[str, Any]:
         "best_loss": float(means[best]),
         "best_loss_step": best + min(LOSS_WINDOW, len(summary.losses)),
         "loss_before": summary.before.loss,
+        "loss_before_unquantized": None if summary.unquantized is None else summary.unquantized.loss,
         "loss_after": summary.after.loss,
         "loss_after_ema": None if summary.average is None else summary.average.loss,
         "loss_by_timestep": by_timestep(summary),

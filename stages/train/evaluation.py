@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.train.batches import Batch
-from stages.train.clips import Clips, excerpt_frames
-from stages.train.draws import Chance, normals
+from stages.train.batches import Batch, told_seconds
+from stages.train.clips import excerpt_frames
+from stages.train.draws import normals
+from stages.train.examples import Examples
 from stages.train.network import Network, batch_losses
-from stages.train.prompts import Prompts
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MOST_CLIPS = 16
@@ -37,38 +37,40 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(network: Network, clips: Clips, prompts: Prompts, chance: Chance, device: torch.device) -> Evaluation:
+def evaluate(network: Network, examples: Examples, device: torch.device) -> Evaluation:
     """One forward pass per clip, all timesteps in one batch."""
     network.train(False)
-    batches = (batch.to(device) for batch in fixed_batches(clips, prompts, chance))
+    batches = (batch.to(device) for batch in fixed_batches(examples))
     with network.ready():
         per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
-    return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))
+    return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))  # mps has no float64
 
 
-def fixed_batches(clips: Clips, prompts: Prompts, chance: Chance) -> Iterator[Batch]:
+def fixed_batches(examples: Examples) -> Iterator[Batch]:
     """One batch per chosen clip: its beginning at every timestep, with noise of its own at each."""
-    count = len(clips.subjects)
+    count = len(examples.clips.subjects)
     for index in sorted({place * count // MOST_CLIPS for place in range(MOST_CLIPS)}):
-        yield fixed_batch(clips, index, prompts, chance)
+        yield fixed_batch(examples, index)
 
 
-def fixed_batch(clips: Clips, index: int, prompts: Prompts, chance: Chance) -> Batch:
+def fixed_batch(examples: Examples, index: int) -> Batch:
     """One clip at every timestep of TIMESTEPS."""
-    subject, copies = clips.subjects[index], len(TIMESTEPS)
+    clips, copies = examples.clips, len(TIMESTEPS)
+    subject = clips.subjects[index]
     latents_CT = clips.read(index, 0, False)[:, : min(MOST_FRAMES, excerpt_frames(clips, index))]
     num_frames = latents_CT.shape[1]
+    (seconds,) = told_seconds(clips, [index], examples.params)
     return Batch(
         clip_ids=(subject.clip_id,) * copies,
         crop_starts=(0,) * copies,
         latents_BCT=latents_CT.expand(copies, -1, -1),
-        noise_BCT=normals(chance.at("evaluation noise", index), copies, *latents_CT.shape),
+        noise_BCT=normals(examples.chance.at("evaluation noise", index), copies, *latents_CT.shape),
         timestep_B=torch.tensor(TIMESTEPS),
         real_BT=torch.ones(copies, num_frames, dtype=torch.bool),
         given_BT=torch.zeros(copies, num_frames, dtype=torch.bool),
         dropped_B=torch.zeros(copies, dtype=torch.bool),
-        seconds_total_B=torch.full((copies,), subject.seconds_total, dtype=torch.float32),
-        hidden=tuple(prompts.of([subject.prompt_key] * copies)),
+        seconds_total_B=torch.full((copies,), seconds, dtype=torch.float32),
+        hidden=tuple(examples.prompts.of([subject.prompt_key] * copies)),
         all_real=True,
     )

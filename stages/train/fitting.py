@@ -33,9 +33,9 @@ def remedies(prospect: Prospect, free: int) -> tuple[list[Remedy], list[Remedy]]
 
 
 def _together(prospect: Prospect, free: int) -> list[Remedy]:
-    """One knob after the other until it fits; none if it never does."""
+    """One knob after the other until it fits, cutting clips shorter last; none if it never does."""
     turned: list[Remedy] = []
-    for knob in KNOBS:
+    for knob in sorted(KNOBS, key=lambda knob: knob is shorter_clips):
         remedy = knob(prospect, free)
         if remedy is not None:
             turned, prospect = [*turned, remedy], remedy.prospect

@@ -27,6 +27,7 @@ from stages.train.optimizer import Optimizer
 from stages.train.parts import parts_of
 from stages.train.schedule import learning_rate
 from stages.train.stage import TrainParams
+from stages.train.watched import Interrupted
 
 QUIET_SECONDS = 10.0
 """Longest time without a progress line, where steps are slow."""
@@ -172,18 +173,22 @@ class Fit:
         self.training.network.train(True)
         caches = self.work.shared / "compiled"
         may = self.work.resources.gradient_checkpointing != "off"
-        with Stepper(self.training, self.buckets, caches, self.work.say, may_recompute=may) as stepper:
+        say, stop = self.work.say, self.work.should_stop
+        with Stepper(self.training, self.buckets, caches, say, may_recompute=may, should_stop=stop) as stepper:
             while self.training.step < self.total_steps:
-                if self.work.should_stop():
+                if stop():
                     self.save()
                     raise Stopped(f"at step {self.training.step} of {self.total_steps}")
-                self.make_step(stepper)
+                try:
+                    self.make_step(stepper)
+                except Interrupted:  # while the step was prepared: it was not made
+                    continue
                 self.after_step()
         # Saved already, unless all steps were made by the run this one goes on from.
         self.save()
 
     def make_step(self, stepper: Stepper) -> None:
-        """The next step, on its own batch. Raises: DeviceFull."""
+        """The next step, on its own batch. Raises: DeviceFull, Interrupted."""
         batch = self.batch_at(self.training.step)
         try:
             stepper.advance(batch)

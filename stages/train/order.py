@@ -98,7 +98,7 @@ class BySize:
         self.chance, self.epoch = chance, epoch
         self.parts = (batch_size,) * num_parts
         self.size = batch_size * num_parts
-        # No clip comes thrice in what is sorted together, nor twice from one epoch: it would be its own neighbour.
+        # Sorting more than an epoch at a time would make every clip its own neighbour in a batch.
         self.num_sorted = max(1, min(STRETCH_BATCHES, len(epoch) // self.size)) if self.size > 1 else 1
         """Batches; 1 sorts nothing."""
         self._permutation = lru_cache(4)(lambda number: chance.at("order", number).permutation(len(epoch)))
@@ -193,7 +193,7 @@ class ByFrames:
         total = len(np.unique(clips_V))
         return (
             f"frames_per_batch {self.budget} holds no excerpt of the full window ({self.epoch.window} frames): "
-            f"one that is longer is a batch of its own; {beyond} of {total} clips always are, others when silence follows"
+            f"a longer one is a batch of its own; {beyond} of {total} clips always are, others when silence follows"
         )
 
 

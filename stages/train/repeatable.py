@@ -35,6 +35,8 @@ def repeatable(
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(deterministic)
+    # Else cuDNN rounds the factors of float32 convolutions to 10 bits, at some lengths and not at others.
+    rounds, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     # Every value is written before it is read here, so filling new tensors beforehand would only cost time.
     settings.fill_uninitialized_memory = False
     try:
@@ -42,6 +44,7 @@ def repeatable(
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         settings.fill_uninitialized_memory = filled
+        torch.backends.cudnn.allow_tf32 = rounds
 
 
 def where_runs_differ(device: torch.device, deterministic: bool) -> str:

@@ -23,7 +23,7 @@ def note_rounding(job: Job, training: Training, examples: Examples) -> None:
     if how == NONE or UNQUANTIZED in training.notes:
         return
     network = new_network(unquantized(job))
-    exact = evaluate(network, examples.clips, examples.prompts, examples.chance, job.device)
+    exact = evaluate(network, examples, job.device)
     training.notes[UNQUANTIZED] = list(exact.by_timestep)
     job.work.say(rounding_line(how, exact, Evaluation(tuple(training.notes["before"]))))
 

@@ -10,6 +10,8 @@ from typing import Any
 from stages.adapters._svd import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models._device import set_threads, training_threads
+from stages.models._quantized import quantization_of
+from stages.train.ahead import Ahead
 from stages.train.config import Summary, configuration
 from stages.train.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.examples import Examples, examples_of
@@ -20,12 +22,14 @@ from stages.train.loop import Fit, Training
 from stages.train.readback import check_outputs
 from stages.train.repeatable import repeatable
 from stages.train.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
+from stages.train.rounding import UNQUANTIZED, note_rounding
 from stages.train.stage import TrainParams
 from stages.train.start import new_training, num_parameters, rank_limit, resume
 
 _FACTS = (
     *("steps_done", "final_loss", "best_loss", "best_loss_step", "loss_before", "loss_after", "seconds_per_step"),
     *("trainable_parameters", "adapted_layers", "rank_limit", "alpha", "base_precision_used", "device"),
+    "base_quantization_used",
 )
 
 
@@ -48,8 +52,10 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     resume(training, job)
     if "before" not in training.notes:
         training.notes["before"] = evaluated(training, examples)
-    fit = Fit(training, examples.batch, work, job.identity, buckets_of(examples.clips))
-    with repeatable(job.device):
+    note_rounding(job, training, examples)
+    remaining = range(training.step, params.number_of_steps)
+    with Ahead(examples, remaining, work) as ahead, repeatable(job.device, params.deterministic, work.say):
+        fit = Fit(training, ahead.batch, work, job.identity, buckets_of(examples.clips))
         fit.run()
     summary = summarised(training, examples, fit.seconds, started)
     config = configuration(job, summary)
@@ -64,7 +70,7 @@ def leave(job: Job, training: Training, examples: Examples, config: Mapping[str,
         AdapterMismatch: a file means something else than what was trained.
     """
     directory = job.work.directory
-    batch = next(fixed_batches(examples.clips, examples.prompts, examples.chance)).to(job.device)
+    batch = next(fixed_batches(examples)).to(job.device)
     leave_tables(directory, training, examples)
     with repeatable(job.device):
         written = leave_adapters(directory, training, metadata_of(job, training.step), batch)
@@ -75,8 +81,7 @@ def leave(job: Job, training: Training, examples: Examples, config: Mapping[str,
 
 def evaluated(training: Training, examples: Examples) -> list[float]:
     """Loss at each of the fixed timesteps, as the adapter is now."""
-    found = evaluate(training.network, examples.clips, examples.prompts, examples.chance, training.device)
-    return list(found.by_timestep)
+    return list(evaluate(training.network, examples, training.device).by_timestep)
 
 
 def summarised(training: Training, examples: Examples, seconds: float, started: str) -> Summary:
@@ -92,10 +97,12 @@ def summarised(training: Training, examples: Examples, seconds: float, started: 
         num_layers=len(network.adapter.layer_names()),
         losses=training.history.losses(training.params.mask_loss_weight).tolist(),
         before=Evaluation(tuple(training.notes["before"])),
+        unquantized=Evaluation(tuple(exact)) if (exact := training.notes.get(UNQUANTIZED)) else None,
         after=Evaluation(tuple(evaluated(training, examples))),
         average=averaged,
         seconds=seconds,
         precision_used=next(name for name, dtype in DTYPES.items() if dtype is network.denoiser.dtype),
+        quantization_used=quantization_of(network.denoiser),
         started=started,
         finished=now(),
     )

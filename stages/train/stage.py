@@ -214,7 +214,7 @@ def identity_leaves_out(params: TrainParams) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="train",
-    version=1,
+    version=2,
     params=TrainParams,
     inputs=("ingest", "encode"),
     entry="stages.train.run:train",

@@ -68,10 +68,9 @@ def row(peak: Peak) -> str:
     estimate = estimated(peak.prospect, measured_speed(CPU, peak.prospect.dtype))
     foretold_gib, foretold = estimate.total_bytes / GIB, estimate.seconds_per_step or float("nan")
     name = f"{peak.network:9} {peak.frames:5} x {peak.clips}  {peak.precision}  {peak.adapter:10}"
-    return (
-        f"{name} {'recomputed' if peak.recomputing else '':10}  {gib:7.2f}  {foretold_gib:9.2f}  {foretold_gib / gib:6.2f}"
-        f"  {1e3 * each:9.1f}  {1e3 * foretold:9.1f}  {foretold / each:6.2f}"
-    )
+    memory = f"{gib:7.2f}  {foretold_gib:9.2f}  {foretold_gib / gib:6.2f}"
+    time = f"{1e3 * each:9.1f}  {1e3 * foretold:9.1f}  {foretold / each:6.2f}"
+    return f"{name} {'recomputed' if peak.recomputing else '':10}  {memory}  {time}"
 
 
 def main() -> None:

@@ -1,0 +1,88 @@
+"""What a training on CUDA has compiled: the transformer's block, once for every length, by torch's compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.adapters._together import Together
+from stages.models._nets.attention import masked_attention, replace_attention, replace_heads
+from stages.models._nets.fused import FusedAttention
+from stages.models._nets.heads import fused_heads, plain_heads
+from stages.models._nets.transformer import Denoiser, each_module, run_block
+
+
+@contextmanager
+def compiled(
+    denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
+) -> Iterator[None]:
+    """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
+
+    One compilation per shape of batch serves all blocks.
+
+    Args:
+        caches: where compiled code is kept between runs.
+        deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
+    """
+    tower, narrow = denoiser.model.transformer, denoiser.dtype != torch.float32
+    tower.run_block = torch.compile(run_block, dynamic=False)
+    tower.each = layers.each
+    tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
+    layers.joins = narrow
+    if narrow:
+        replace_heads(denoiser, fused_heads)
+        device = tower.memory_tokens.device
+        replace_attention(denoiser, FusedAttention(device) if deterministic else masked_attention)
+    try:
+        with kept_code(caches), one_program_for_all(deterministic=deterministic), fastest_first():
+            yield
+    finally:
+        replace_attention(denoiser, masked_attention)
+        replace_heads(denoiser, plain_heads)
+        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
+        layers.joins = False
+
+
+@contextmanager
+def kept_code(caches: Path | None) -> Iterator[None]:
+    """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
+    places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update({name: str(place) for name, place in places.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def fastest_first() -> Iterator[None]:
+    """Torch's own attention kernels in the order of their speed on this kind of device."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    with sdpa_kernel(list(order), set_priority=True):
+        yield
+
+
+@contextmanager
+def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
+    """Compiler settings: all blocks share a program, and those of all lengths are kept."""
+    import torch._dynamo  # deferred: compiling is for CUDA only
+    import torch._inductor.config as inductor
+
+    dynamo: Any = torch._dynamo.config
+    # Programs chosen by the clock could differ between two runs, and with them the last bits.
+    fixed = deterministic and hasattr(inductor, "deterministic")
+    ordered: Any = inductor.patch(deterministic=True) if fixed else nullcontext()
+    with ordered, dynamo.patch(recompile_limit=64):
+        yield

@@ -1,0 +1,81 @@
+"""One product for a weight and its thin factor: the numbers and gradients of two. Its kernels: `test_gpu_kernels`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages import catalogue
+from stages.adapters._joined import joined_product, joined_products, width_for
+from stages.adapters._together import together
+from tests.test_adapters_together import gradients, tokens, tower
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.mark.parametrize("rank", [1, 5, 16, 17])
+@pytest.mark.parametrize(("scaled", "biased"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, scaled, biased):
+    layers, count, num_in, num_out = 3, 7, 6, 9
+    x, left, right = drawn(layers, count, num_in), drawn(layers, num_out, rank), drawn(layers, rank, num_in)
+    weight, bias = drawn(layers, num_out, num_in, seed=4), drawn(layers, num_out, seed=5) if biased else None
+    p = drawn(layers, num_out, seed=6) if scaled else None
+    leaves = [one.requires_grad_() for one in (x, left, right, p) if one is not None]
+    spare = width_for(rank) - rank
+    joined = torch.cat([weight, right.detach(), torch.zeros(layers, spare, num_in, dtype=x.dtype)], dim=1)
+    beside = None if bias is None else torch.nn.functional.pad(bias, (0, width_for(rank)))
+
+    found = joined_products(x, joined, left, right, p, beside)
+
+    moved = x @ (weight + left @ right).mT
+    wanted = moved if p is None else moved * p[:, None]
+    wanted = wanted if bias is None else wanted + bias[:, None]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    d_out = drawn(*found.shape, seed=7)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves, d_out), torch.autograd.grad(wanted, leaves, d_out), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_what_needs_no_gradient_is_not_asked_for_one():
+    x, left, right = drawn(1, 4, 6), drawn(1, 9, 2).requires_grad_(), drawn(1, 2, 6)
+    joined = torch.cat([drawn(1, 9, 6, seed=3), right, torch.zeros(1, width_for(2) - 2, 6).double()], dim=1)
+    out = joined_product(x[0].view(2, 2, 6), joined[0], left[0], right[0], None, None)
+    assert out.shape == (2, 2, 9)
+    out.sum().backward()
+    assert left.grad is not None and x.grad is None and right.grad is None
+
+
+@pytest.mark.parametrize("kind", catalogue.adapter_kinds())
+def test_layers_that_join_their_products_compute_what_they_did(kind):
+    net, adapter = tower(kind)
+    plain = net(tokens())
+    wanted = torch.autograd.grad(plain.square().sum(), list(adapter.named_parameters().values()))
+    by_key = dict(zip(adapter.named_parameters(), wanted, strict=True))
+    all_layers = together(adapter, room=True)
+    all_layers.joins, net.each = True, all_layers.each
+
+    with all_layers.ready():
+        assert any(place.layer.ready.joined_JI is not None for place in adapter.places())
+        ours = net(tokens())
+        found = gradients(all_layers, ours.square().sum())
+
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    for key, one in found.items():
+        torch.testing.assert_close(one, by_key[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_room_behind_the_weights_changes_no_weight_and_no_name():
+    net, adapter = tower("dora-rows")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    all_layers = together(adapter, room=True)
+    all_layers.joins = True
+    with all_layers.ready():
+        net(tokens())
+    after = net.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)

@@ -1,0 +1,58 @@
+"""Heads made as one operation with its own gradient: those of small operations. Its kernels: `test_gpu_kernels`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stages.models._nets.attention import replace_heads
+from stages.models._nets.heads import fused_heads, plain_heads
+from stages.models._nets.norms import RMSNorm
+from stages.models._nets.rotary import Rotary
+from stages.models._nets.transformer import Denoiser
+from tests.small_networks import config, denoiser_inputs, randomised
+
+SELF, CROSS_QUERIES, CONTEXT = (0, 1, 2), (0,), (1, 2)
+DIFFERENTIAL = [(0, 1, 2, 0, 1), (0, 0), (1, 1, 2)]
+
+
+def norms(width: int) -> tuple[nn.Module, nn.Module]:
+    made = [RMSNorm(width, 1e-6) for _ in range(2)]
+    for number, norm in enumerate(made):
+        values = torch.rand(width, generator=torch.Generator().manual_seed(number))
+        norm.gamma = nn.Parameter(0.5 + values, requires_grad=False)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("roles", [SELF, CROSS_QUERIES, CONTEXT, *DIFFERENTIAL])
+@pytest.mark.parametrize("turned", [True, False])
+def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned):
+    batch, count, heads, width = 2, 11, 3, 40
+    features = torch.randn(batch, count, len(roles) * heads * width, generator=torch.Generator().manual_seed(3))
+    features.requires_grad_()
+    turn = Rotary(32)(count) if turned else None
+
+    ways = [make(features, roles, heads, *norms(width), turn) for make in (fused_heads, plain_heads)]
+
+    assert [one is None for one in ways[0]] == [role not in roles for role in range(3)]
+    found, wanted = ([one for one in way if one is not None] for way in ways)
+    d_outs = [torch.randn(one.shape, generator=torch.Generator().manual_seed(4)) for one in wanted]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, features, d_outs)[0],
+        torch.autograd.grad(wanted, features, d_outs)[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("differential", [True, False])
+def test_a_denoiser_gives_the_same_either_way(differential):
+    read = config(differential=differential)
+    network = randomised(Denoiser(read))
+    inputs = denoiser_inputs(read, 2, 9)
+    plain = network(**inputs)
+    replace_heads(network, fused_heads)
+    torch.testing.assert_close(network(**inputs), plain, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,181 @@
+"""What does not fit is refused, with the settings that would; told by a device whose memory is made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.errors import MemoryShort
+from stages.train import fitting
+from stages.train.estimate import ERROR, MIB, Estimate, Prospect, estimated
+from stages.train.fitting import largest, remedies, settled
+from stages.train.rehearsal import Size
+from stages.train.stage import TrainParams
+from tests.small_networks import config
+
+BASE, FRAME = 1000, 10
+"""Bytes of a made-up base, and of a frame of one clip."""
+
+
+def made_up(prospect: Prospect) -> Estimate:
+    """Needs that are easy to work out: activations by the frame, a base by its precision."""
+    size = prospect.size
+    activations = FRAME * size.num_clips * size.num_frames // (5 if prospect.checkpointing else 1)
+    weights = BASE // 4 if prospect.params.base_quantization != "none" else BASE * prospect.dtype.itemsize // 4
+    return Estimate(
+        weights_bytes=weights,
+        adapter_bytes=0,
+        activation_bytes=activations,
+        encoding_bytes=0 if prospect.clip_samples is None else 500,
+        allowance_bytes=0,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _made_up_needs(request, monkeypatch):
+    if "a_real_training" not in request.node.name:
+        monkeypatch.setattr(fitting, "estimated", made_up)
+
+
+def prospect(clips: int = 1, frames: int = 100, **changes: object) -> Prospect:
+    params = TrainParams(**{"model": "tiny-base", "batch_size": clips, "base_precision": "fp32", **changes})  # type: ignore[arg-type]
+    return Prospect(
+        config=config(),
+        params=params,
+        size=Size(num_clips=clips, num_frames=frames),
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[params.base_precision],
+        device=torch.device("cpu"),
+    )
+
+
+def refused(wanted: Prospect, free: int, setting: str = "off") -> MemoryShort:
+    with pytest.raises(MemoryShort) as caught:
+        settled(wanted, free, setting)
+    return caught.value
+
+
+def test_what_fits_is_left_as_it_is():
+    found = settled(prospect(), 2000, "auto")
+    assert not found.prospect.checkpointing and found.remarks == ()
+
+
+def test_unknown_memory_refuses_nothing():
+    assert settled(prospect(clips=8, frames=10_000), None, "off").remarks == ()
+
+
+def test_recomputation_is_turned_on_where_it_is_left_to_us_and_makes_it_fit():
+    found = settled(prospect(), 1500, "auto")
+    assert found.prospect.checkpointing
+    assert found.remarks == ("memory would be short: gradient checkpointing is turned on",)
+
+
+def test_recomputation_that_is_forbidden_stays_off_and_is_offered():
+    error = refused(prospect(frames=200), 1500, "off")
+    assert any("--gradient-checkpointing on" in line for line in error.alone)
+
+
+def test_recomputation_that_is_asked_for_is_on_even_where_memory_is_plenty():
+    assert settled(prospect(), 10**9, "on").prospect.checkpointing
+
+
+def test_between_the_estimate_and_its_low_end_there_is_a_warning_and_no_refusal():
+    needed = made_up(prospect()).total_bytes
+    found = settled(prospect(), int(needed * (1 - ERROR / 2)), "off")
+    assert len(found.remarks) == 1
+    assert found.remarks[0].startswith("it may not fit") and "--base-precision bf16" in found.remarks[0]
+    refused(prospect(), int(needed * (1 - ERROR)) - 1, "off")
+
+
+def test_the_refusal_names_what_is_needed_what_there_is_and_each_setting_that_is_enough():
+    error = refused(prospect(clips=4, frames=200), 4600, "off")
+    assert error.alone == (
+        "--gradient-checkpointing on  (about 0 MiB)",
+        "--batch-size 1 --gradient-accumulation 4  (about 0 MiB)",
+        "--duration 8  (about 0 MiB)",
+    )
+    text = str(error)
+    assert "cpu has 0 MiB left" in text and "weights" in text and "Nothing was loaded" in text
+    assert "Any one of these makes it fit" in text
+
+
+def test_the_smallest_change_of_the_batch_is_named_and_keeps_its_clips_per_step():
+    alone, _ = remedies(prospect(clips=8, frames=100, gradient_accumulation=2), 1000 + 4 * 1000)
+    chosen = next(remedy for remedy in alone if "--batch-size" in remedy.flags)
+    assert chosen.flags == "--batch-size 4 --gradient-accumulation 4"
+
+
+def test_settings_that_are_enough_only_together_are_named_in_one_line_each():
+    error = refused(prospect(clips=4, frames=100), 500, "off")
+    assert error.alone == ()
+    assert error.together == (
+        "--gradient-checkpointing on",
+        "--batch-size 1 --gradient-accumulation 4",
+        "--base-precision bf16",
+        "--base-quantization int8",
+    )
+    assert "These together make it fit" in str(error)
+
+
+def test_clips_are_cut_shorter_last_and_then_no_more_than_needed():
+    _, together = remedies(prospect(clips=4, frames=2000), 400)
+    assert together[-1].flags == "--duration 6"
+    assert made_up(together[-1].prospect).total_bytes <= 400
+
+
+def test_where_no_setting_helps_another_model_or_device_is_named():
+    error = refused(prospect(), 10, "off")
+    assert (error.alone, error.together) == ((), ())
+    assert "smaller --model" in str(error)
+
+
+def test_an_autoencoder_inside_the_loop_can_be_left_to_the_encode_stage():
+    alone, _ = remedies(replace(prospect(), clip_samples=44_100), 2000)
+    assert "--pre-encode" in [remedy.flags for remedy in alone]
+
+
+def test_a_budget_of_frames_is_lowered_by_whole_clips():
+    wanted = replace(prospect(frames_per_batch=800), size=Size(num_clips=8, num_frames=100))
+    alone, _ = remedies(wanted, 1000 + 5 * 1000 + 50)
+    assert "--frames-per-batch 500" in [remedy.flags for remedy in alone]
+    assert not [remedy for remedy in alone if "--batch-size" in remedy.flags]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    clips=st.integers(1, 8),
+    frames=st.integers(2, 4000),
+    free=st.integers(200, 400_000),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    quantization=st.sampled_from(["none", "int8"]),
+)
+def test_every_setting_that_is_named_really_fits(clips, frames, free, precision, quantization):
+    wanted = prospect(clips, frames, base_precision=precision, base_quantization=quantization)
+    alone, together = remedies(wanted, free)
+    assert all(made_up(remedy.prospect).total_bytes <= free for remedy in alone)
+    if together:
+        assert made_up(together[-1].prospect).total_bytes <= free
+    for remedy in alone:
+        passes = remedy.prospect.params.gradient_accumulation
+        assert remedy.prospect.params.batch_size * passes == clips
+
+
+@settings(deadline=None, max_examples=100)
+@given(most=st.integers(1, 400), base=st.integers(0, 100), step=st.integers(0, 20), free=st.integers(0, 9000))
+def test_the_largest_count_that_fits_is_found(most, base, step, free):
+    found = largest(most, lambda count: base + step * count, free)
+    fitting_counts = [count for count in range(1, most + 1) if base + step * count <= free]
+    assert found == max(fitting_counts, default=1)
+
+
+def test_a_real_training_is_refused_and_what_is_named_fits_by_its_own_estimate():
+    wanted = prospect(clips=4, frames=2000)
+    free = 250 * MIB
+    error = refused(wanted, free, "off")
+    alone, _ = remedies(wanted, free)
+    assert len(error.alone) == len(alone) > 0
+    assert all(estimated(remedy.prospect).total_bytes <= free for remedy in alone)
+    assert "250 MiB left" in str(error)

@@ -1,0 +1,118 @@
+"""What people are told before a training begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stages.contract import Inputs, Resources
+from stages.errors import MemoryShort
+from stages.train import forecast
+from stages.train.estimate import GIB, MIB, Estimate
+from stages.train.forecast import duration_words, foreseen, largest_batch, line, prospect_of
+from stages.train.job import Job
+from stages.train.rehearsal import Size
+from tests.small_training import RATIO, Bench, params, weights
+
+
+def job(bench: Bench, **changes: object) -> Job:
+    """Of a base model whose weights are not there: whoever reads one fails."""
+    absent = replace(weights(), folder=bench.root / "not there")
+    inputs = Inputs(artifacts={bench.artifact.stage: bench.artifact}, weights=absent, files={})
+    wanted = params(**{"pre_encode": bench.artifact.stage == "encode", **changes})
+    return Job.of(inputs, wanted, bench.workspace())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench.of_latents(tmp_path, lengths=(12, 20, 7))
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: free)
+
+
+def test_one_line_says_memory_by_part_what_is_left_and_time(bench, monkeypatch):
+    with_free(monkeypatch, 4 * GIB)
+    assert foreseen(job(bench, number_of_steps=100)).params.number_of_steps == 100
+    (said,) = bench.said
+    assert said.startswith("estimate: about ") and " of 4.0 GiB left on cpu (weights " in said
+    assert "activations" in said and "for 100 steps at " in said
+
+
+def test_what_cannot_fit_is_refused_before_any_weight_is_read(bench, monkeypatch):
+    with_free(monkeypatch, 10 * MIB)
+    with pytest.raises(MemoryShort, match="10 MiB left"):
+        foreseen(job(bench))
+    assert bench.said == []
+
+
+def test_blocks_are_recomputed_from_the_start_where_that_makes_it_fit(tmp_path, monkeypatch):
+    bench = Bench.of_latents(tmp_path, lengths=(600,))
+    wanted = job(bench, include=None, batch_size=4)
+    plain = forecast.estimated(prospect_of(wanted)).total_bytes
+    with_free(monkeypatch, plain - MIB)
+    assert foreseen(wanted).work.resources.gradient_checkpointing == "on"
+    assert bench.said[1] == "memory would be short: gradient checkpointing is turned on"
+
+
+def test_memory_that_is_not_known_is_left_out(bench, monkeypatch):
+    with_free(monkeypatch, None)
+    foreseen(job(bench))
+    assert "left" not in bench.said[0]
+
+
+def test_a_setting_of_the_user_reaches_the_estimate(bench, monkeypatch):
+    with_free(monkeypatch, None)
+    asked = replace(bench, resources=Resources(device="cpu", gradient_checkpointing="on"))
+    assert foreseen(job(asked)).work.resources.gradient_checkpointing == "on"
+
+
+def test_the_largest_batch_is_as_long_as_the_window(bench):
+    assert largest_batch(job(bench, batch_size=3)) == Size(num_clips=3, num_frames=20)
+
+
+@pytest.mark.parametrize(("budget", "size"), [(42, (6, 7)), (20, (2, 7)), (19, (1, 20)), (5, (1, 20))], ids=str)
+def test_a_budget_of_frames_holds_most_clips_where_they_are_short(bench, budget, size):
+    found = largest_batch(job(bench, frames_per_batch=budget))
+    assert (found.num_clips, found.num_frames) == size
+
+
+def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
+    bench = Bench.of_audio(tmp_path, lengths=(5 * RATIO, 9 * RATIO))
+    wanted = prospect_of(job(bench, frames_per_batch=10))
+    assert wanted.clip_samples == 9 * RATIO
+    assert wanted.size == Size(num_clips=2, num_frames=5)
+    estimate = forecast.estimated(wanted)
+    assert estimate.encoding_bytes > 0
+    assert "autoencoder" in line(estimate, wanted, None)
+
+
+@pytest.mark.parametrize(
+    ("each", "steps", "words"),
+    [
+        (0.017, 1000, "about 0:17 for 1000 steps at 17 ms"),
+        (1.25, 4000, "about 1:23:20 for 4000 steps at 1.2 s"),
+        (0.5, 130, "about 1:05 for 130 steps at 500 ms"),
+    ],
+)
+def test_time_is_said_as_a_clock_shows_it(each, steps, words):
+    assert duration_words(each, params(number_of_steps=steps)) == words
+
+
+def test_what_the_time_is_without_is_said(bench):
+    wanted = replace(prospect_of(job(bench)), device=forecast.torch.device("cuda"), clip_samples=5)
+    estimate = Estimate(
+        weights_bytes=3 * GIB,
+        adapter_bytes=GIB // 2,
+        activation_bytes=0,
+        encoding_bytes=0,
+        allowance_bytes=0,
+        seconds_per_step=0.02,
+    )
+    assert line(estimate, wanted, 139 * GIB) == (
+        "estimate: about 3.5 GiB of 139.0 GiB left on cuda (weights 3.0 GiB, adapter 512 MiB); "
+        "about 0:00 for 4 steps at 20 ms, compiling apart, encoding apart"
+    )
