@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cache.fingerprint import digest_file
 from cache.ledger import Ledger, row_check, warn
@@ -19,6 +21,8 @@ CREATE TABLE IF NOT EXISTS memo (
     PRIMARY KEY (path, what)
 ) WITHOUT ROWID
 """
+_SEEN = "num_bytes, mtime_ns, inode, value, row_check"
+Row = tuple[Any, ...]
 Stamp = tuple[int, int, str]
 """(size, mtime in ns, inode) of a file; the inode as text, because Windows has ones beyond sqlite's integers."""
 
@@ -33,6 +37,8 @@ class DigestMemo:
     def __init__(self, file: Path, say: Callable[[str], None] = warn) -> None:
         self._ledger = Ledger(file, _SCHEMA, _VERSION, say)
         self._before: dict[tuple[str, str], tuple[Stamp, float]] = {}
+        self._foreseen: dict[str, tuple[str, dict[str, Row]]] = {}
+        """By what is asked: the folder, and the rows about files below it."""
 
     def __reduce__(self) -> tuple[type[DigestMemo], tuple[Path]]:
         return type(self), (self._ledger.file,)
@@ -41,11 +47,28 @@ class DigestMemo:
         """What is remembered about this very state of the file, or None."""
         name, stamp = str(path.absolute()), _stamp(path)
         self._before[name, what] = (stamp, time.time())
-        query = "SELECT num_bytes, mtime_ns, inode, value, row_check FROM memo WHERE path = ? AND what = ?"
-        for *seen, value, check in self._ledger.rows(query, (_text(name), what)):
+        for *seen, value, check in self._rows(_text(name), what):
             if tuple(seen) == stamp and check == row_check(_text(name), what, *stamp, value):
                 return str(value)
         return None
+
+    def foresee(self, folder: Path, what: str) -> None:
+        """Fetch what is remembered about all files below a folder, of which each will be recalled: one query for all.
+
+        What other processes remember from now on is not seen; then a file is read once more.
+        """
+        below = _text(f"{folder.absolute()}{os.sep}")
+        behind = below[:-1] + chr(ord(os.sep) + 1)
+        query = f"SELECT path, {_SEEN} FROM memo WHERE path >= ? AND path < ? AND what = ?"
+        rows = self._ledger.rows(query, (below, behind, what))
+        self._foreseen[what] = (below, {name: tuple(row) for name, *row in rows})
+
+    def _rows(self, name: str, what: str) -> list[Row]:
+        """What is remembered about one file, in the order of `_SEEN`."""
+        below, rows = self._foreseen.get(what, ("\0", {}))
+        if name.startswith(below):
+            return [rows[name]] if name in rows else []
+        return self._ledger.rows(f"SELECT {_SEEN} FROM memo WHERE path = ? AND what = ?", (name, what))
 
     def remember(self, path: Path, what: str, value: str) -> None:
         """Keep what was found out by reading the file since it was last recalled (or just now)."""
@@ -54,6 +77,8 @@ class DigestMemo:
         if before != now or now[1] / 1e9 > looked_at - RACY_SECONDS:
             return
         row = (_text(name), what, *now, value)
+        if _text(name).startswith(self._foreseen.get(what, ("\0", {}))[0]):
+            self._foreseen[what][1][_text(name)] = (*now, value, row_check(*row))
         self._ledger.change([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?)", [(*row, row_check(*row))])])
 
     def digest(self, path: Path) -> str:

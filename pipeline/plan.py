@@ -121,7 +121,7 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
         return hit if name == ON_DEMAND else mended(hit, store)
     started = any_file(scratch_of(replace(bare, fingerprint=full, identity=identity), store))
     earlier = store.receipts(name)
-    shorter = [known for known in earlier if known.identity == identity and _is_shorter(known, bare)]
+    shorter = [known for known in earlier if known.identity == identity and _is_no_longer(known, bare)]
     if started or shorter:
         why = "stopped earlier; goes on from there" if started else _continues(shorter, bare)
         return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
@@ -131,7 +131,7 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
 
 def _anew(run: StageRun, earlier: Sequence[Receipt]) -> str:
     """Why more steps do not continue a run that differs in nothing else."""
-    if "number_of_steps" not in run.record["params"] or run.stage.identity_leaves_out(run.params):
+    if "number_of_steps" not in run.record["params"] or "number_of_steps" in run.stage.identity_leaves_out(run.params):
         return ""
     only_steps = any(_only_steps(changes(_record_of(receipt), run.record)) for receipt in earlier)
     return f"; trained anew, as every step of a {run.params.schedule} schedule depends on it" if only_steps else ""
@@ -141,14 +141,14 @@ def _only_steps(found: Sequence[str]) -> bool:
     return len(found) == 1 and found[0].startswith("number_of_steps ")
 
 
-def _is_shorter(known: Receipt, run: StageRun) -> bool:
+def _is_no_longer(known: Receipt, run: StageRun) -> bool:
     """Whether a finished run of the same identity can be gone on with: a longer one cannot be cut."""
-    return bool(known.params.get("number_of_steps", 0) < getattr(run.params, "number_of_steps", 0))
+    return bool(known.params.get("number_of_steps", 0) <= getattr(run.params, "number_of_steps", 0))
 
 
 def _continues(known: Sequence[Receipt], run: StageRun) -> str:
-    steps = ", ".join(sorted(str(receipt.params.get("number_of_steps")) for receipt in known))
-    return f"continues the same run (number_of_steps {steps} -> {run.params.number_of_steps})"
+    longest = max(known, key=lambda receipt: int(receipt.params["number_of_steps"]))
+    return f"continues the same run ({', '.join(changes(_record_of(longest), run.record))})"
 
 
 def any_file(directory: Path) -> bool:
@@ -183,8 +183,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _tells(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Inputs and weights that one side does not read at all follow from a param, which is told."""
-    return not name.startswith(("inputs.", "components.")) or (name in old and name in new)
+    """Inputs and weights that one side does not read at all follow from a param, and params from the version."""
+    follows = name.startswith(("inputs.", "components.")) or old.get("version") != new.get("version")
+    return not follows or (name in old and name in new)
 
 
 def _change(name: str, before: Any, now: Any) -> str:

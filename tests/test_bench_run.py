@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, config_of, new_batch, new_training
-from stages.bench.measuring import useful_flops
+from stages.bench.measuring import Place, timed, timed_apart, useful_flops
 from stages.bench.memory import PeakMemory
 from stages.bench.run import COLUMNS, Grid, bench, checked, table
 from stages.models._nets.attention import masked_attention, replace_attention
@@ -35,7 +35,7 @@ def measured(tmp_path_factory) -> tuple[str, dict]:
     """The table and the file of one case, with blocks kept and recomputed."""
     target = tmp_path_factory.mktemp("bench") / "bench.json"
     grid = Grid(models=["tiny-base"], frames=[8], precisions=["fp32"], checkpointing=[False, True], rank=2, steps=2)
-    text = bench(grid, "cpu", 1, target, lambda line: None)
+    text = bench(grid, "cpu", 1, target, lambda line: None, apart=False)
     return text, json.loads(target.read_text("utf-8"))
 
 
@@ -113,6 +113,16 @@ def test_twice_the_clips_are_twice_the_work():
 def test_an_unknown_model_is_no_other_model():
     with pytest.raises(FileNotFoundError):
         config_of("huge-base")
+
+
+def test_on_the_cpu_a_case_is_measured_in_a_process_of_its_own(tmp_path):
+    held = torch.ones(1 << 29, dtype=torch.uint8)  # of this process: no other has it
+    place = Place(device=CPU, memory=PeakMemory(CPU), say=print, steps=1, caches=tmp_path)
+    case = Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2)
+    found, here = timed_apart(case, place, stacked=True), timed(case, place, stacked=True)
+    assert found.losses.tolist() == pytest.approx(here.losses.tolist())
+    if found.peak_gib is not None:
+        assert 0 < found.peak_gib < held.nbytes / 2**30
 
 
 def test_memory_of_the_process_is_counted_anew_from_each_start():

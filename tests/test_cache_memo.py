@@ -52,6 +52,41 @@ def test_another_process_recalls_it(memo, clip):
     assert pickle.loads(pickle.dumps(memo)).recall(clip, "name") == "value"
 
 
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "d"
+    (root / "deep").mkdir(parents=True)
+    for name in ("a.wav", "deep/b.wav", "unseen.wav"):
+        write(root / name, name.encode())
+    write(tmp_path / "d.wav", b"beside, and almost of the same name")
+    return root
+
+
+def test_what_lies_below_a_folder_is_fetched_at_once_and_judged_as_ever(memo, folder, monkeypatch):
+    for path in (folder / "a.wav", folder / "deep" / "b.wav", folder.with_suffix(".wav")):
+        remember(memo, path, path.name)
+    memo.foresee(folder, "name")
+    asked: list[str] = []
+    rows = memo._ledger.rows
+    monkeypatch.setattr(memo._ledger, "rows", lambda query, values: asked.append(query) or rows(query, values))
+    assert memo.recall(folder / "a.wav", "name") == "a.wav"
+    assert memo.recall(folder / "deep" / "b.wav", "name") == "b.wav"
+    assert memo.recall(folder / "unseen.wav", "name") is None
+    write(folder / "a.wav", b"changed since it was fetched")
+    assert memo.recall(folder / "a.wav", "name") is None
+    assert not asked, "nothing below the folder was asked for again"
+    assert memo.recall(folder.with_suffix(".wav"), "name") == "d.wav"
+    assert memo.recall(folder / "a.wav", "another name") is None
+    assert len(asked) == 2
+
+
+def test_what_is_remembered_after_it_was_fetched_is_recalled_too(memo, folder):
+    memo.foresee(folder, "name")
+    remember(memo, folder / "unseen.wav", "seen now")
+    assert memo.recall(folder / "unseen.wav", "name") == "seen now"
+    assert pickle.loads(pickle.dumps(memo)).recall(folder / "unseen.wav", "name") == "seen now"
+
+
 def test_another_size_is_another_file(memo, clip):
     remember(memo, clip)
     write(clip, b"longer than before")

@@ -8,11 +8,19 @@ from torch import Tensor
 
 from stages.adapters import _joined
 from stages.adapters._factored import Factored, Term, fits_kernels
-from stages.adapters._frozen import pieces_of, weighted_squares
+from stages.adapters._frozen import kernels_used, pieces_of, weighted_squares
 from stages.models._nets import heads
 from stages.models._nets.rotary import Rotary
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    with kernels_used():
+        yield
+
+
 CUDA = torch.device("cuda")
 NARROW = [torch.bfloat16, torch.float16]
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -55,6 +63,31 @@ def test_scales_and_their_gradients_are_those_of_float64(rank, columns, dtype):
 
     for found, wanted in zip(scales(torch.float32), scales(torch.float64), strict=True):
         assert apart(found, wanted) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_scales_of_rows_and_then_of_columns_are_those_of_float64(dtype):
+    layers, num_out, num_in, rank = 2, 96, 80, 16
+    weight = drawn(layers, num_out, num_in, dtype=dtype)
+    drawings = (0.3 * drawn(layers, num_out, rank), drawn(layers, rank, num_in))
+    lengths_of = (drawn(layers, num_out).abs(), drawn(layers, num_in).abs())
+
+    def scales(wide: torch.dtype) -> list[Tensor]:
+        leaves = [one.to(wide).detach().requires_grad_() for one in (*drawings, *lengths_of)]
+        squares = weight.to(wide).square()
+        whole = Factored(
+            weight_OI=weight if wide == torch.float32 else weight.double(),
+            row_squares_O=squares.sum(-1),
+            column_squares_I=squares.sum(-2),
+        )
+        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1]))
+        whole = whole.with_row_lengths(leaves[2]).with_column_lengths(leaves[3])
+        assert whole.p_O is not None and whole.q_I is not None
+        d_p, d_q = (drawn(*one.shape, seed=3).to(wide) for one in (whole.p_O, whole.q_I))
+        return [whole.p_O, whole.q_I, *torch.autograd.grad([whole.p_O, whole.q_I], leaves, [d_p, d_q])]
+
+    for found, wanted in zip(scales(torch.float32), scales(torch.float64), strict=True):
+        assert apart(found, wanted) < 5e-6
 
 
 def test_a_row_of_zeros_keeps_scale_and_gradients_finite():
@@ -107,7 +140,7 @@ def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers,
     product[..., num_out + rank :] = 0
     left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)
     p = 1 + 0.1 * drawn(layers, num_out) if scaled else None
-    bias = drawn(layers, num_out, dtype=dtype) if biased else None
+    bias = torch.nn.functional.pad(drawn(layers, num_out, dtype=dtype), (0, width)) if biased else None
     from stages.adapters import _joined_kernels as kernels
 
     found = kernels.moved(product, left, p, bias if scaled else None, width)

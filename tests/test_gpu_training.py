@@ -32,7 +32,7 @@ STEPS = 20
 
 
 def case(**changes) -> Case:
-    return replace(Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp32", batch_size=4), **changes)
+    return replace(Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp32", batch_size=8), **changes)
 
 
 def training(one: Case, *, stacked: bool) -> Training:
@@ -66,24 +66,26 @@ Found = dict[str, Tensor]
 
 
 def plainly(made: Training, through: list) -> Found:
+    seen = output(made, through[0])
     made.advance(through[0])
     first = gradient(made)
     for batch in through[1:]:
         made.advance(batch)
-    return found(made, first)
+    return found(made, first, seen)
 
 
 def captured(made: Training, through: list, lengths: list[int], **options) -> Found:
     with compiled(made.network.denoiser, made.network.layers, **options):
         steps = CapturedSteps(made, Buckets(lengths), lambda line: None)
+        seen = output(made, through[0])
         steps.advance(through[0])
         first = gradient(made)
         for batch in through[1:]:
             steps.advance(batch)
-        seen = found(made, first)
+        result = found(made, first, seen)
     del steps
     gc.collect()
-    return seen
+    return result
 
 
 def gradient(made: Training) -> Tensor:
@@ -95,12 +97,19 @@ def gradient(made: Training) -> Tensor:
     return torch.cat([parts[key].flatten().cpu() for key in sorted(parts)])
 
 
-def found(made: Training, first: Tensor) -> Found:
+def output(made: Training, batch) -> Tensor:
+    """The velocity; with gradients asked for, as the compiled block is the one that trains."""
+    placed = batch.to(CUDA)
+    with made.network.ready():
+        seen = made.network.velocity(placed, placed.noise_BCT).detach().float().cpu()
+    return seen
+
+
+def found(made: Training, first: Tensor, seen: Tensor) -> Found:
     made.history.settle()
     figures = torch.from_numpy(made.history.figures_N3[:, 1:])
-    clips = made.params.batch_size
     return {
-        "output": figures[:clips],
+        "output": seen,
         "gradient": first,
         "losses": figures,
         "adapter": torch.cat([value.flatten() for _, value in sorted(made.network.adapter.state().items())]),
@@ -108,7 +117,8 @@ def found(made: Training, first: Tensor) -> Found:
 
 
 def distance(one: Found, other: Found) -> Mapping[str, float]:
-    return {name: float((one[name] - other[name]).norm() / other[name].norm()) for name in one}
+    """Mean absolute differences: where a gradient is all but zero, an update of AdamW is the toss of a coin anyway."""
+    return {name: float((one[name] - other[name]).abs().mean() / other[name].abs().mean()) for name in one}
 
 
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
@@ -119,8 +129,8 @@ def test_in_float32_twenty_captured_steps_are_the_plain_ones(kind):
         through = batches(one, plain, STEPS)
         apart = distance(captured(fast, through, [24]), plainly(plain, through))
     print(kind, apart)
-    assert apart["output"] < 1e-5 and apart["gradient"] < 1e-4, apart
-    assert apart["losses"] < 1e-5 and apart["adapter"] < 1e-4, apart
+    assert apart["output"] < 1e-5 and apart["gradient"] < 1e-5, apart
+    assert apart["losses"] < 1e-5 and apart["adapter"] < 1e-6, apart
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -148,8 +158,9 @@ def test_a_batch_rounded_up_to_a_bucket_makes_the_step_of_the_batch():
                 steps = CapturedSteps(fast, Buckets([24]), lambda line: None)
                 steps.advance(batch)
                 plain.advance(batch)
-                apart = distance(found(fast, gradient(fast)), found(plain, gradient(plain)))
-                assert apart["gradient"] < 1e-4 and apart["losses"] < 1e-5 and apart["adapter"] < 1e-5, (step, apart)
+                nothing = torch.ones(1)
+                apart = distance(found(fast, gradient(fast), nothing), found(plain, gradient(plain), nothing))
+                assert apart["gradient"] < 1e-5 and apart["losses"] < 1e-5 and apart["adapter"] < 1e-5, (step, apart)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -163,7 +174,7 @@ def test_captured_and_plain_steps_go_on_from_each_other(precision):
         for batch in through[3:6]:
             mixed.advance(batch)
         apart = distance(captured(mixed, through[6:], [24]), wanted)
-    allowed = 1e-4 if precision == "fp32" else 2 * distance(other, wanted)["adapter"]
+    allowed = 1e-5 if precision == "fp32" else 2 * distance(other, wanted)["adapter"]
     assert apart["adapter"] < allowed
 
 

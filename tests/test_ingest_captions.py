@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contract import Member
-from stages.ingest.captions import READABLE, UNREADABLE, pair, prompt_of
+from stages.ingest.captions import READABLE, UNREADABLE, pair, prompt_of, suffix
 from stages.ingest.faults import Unfit
+
+
+@given(st.text("aB./é ", min_size=1, max_size=12))
+def test_a_suffix_is_that_of_the_path_in_lower_case(name):
+    path = PurePosixPath(name)
+    if str(path) == name and not path.name.startswith("."):  # as members are named; dot files are never listed
+        assert suffix(name) == PurePosixPath(name).suffix.lower()
 
 
 def members(*names: str, **faults: str) -> list[Member]:

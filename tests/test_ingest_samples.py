@@ -20,7 +20,7 @@ from stages.ingest.level import _is_sound
 from stages.ingest.resampling import FILTER, _window, resampled
 from tests.small_datasets import RATE, clips, folder, run, sound, tone, workspace
 
-EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, -7.0, 1 - 2.0**-24, 1 - 2.0**-23, -1 + 2.0**-24, 2.0**-24, 1e-45, -1e-45, 0.5]
+EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, -7.0, 1 - 2.0**-24, 1 - 2.0**-23, -1 + 2.0**-24, 2.0**-24, 1e-45, -1e-45, 0.5, 3e38]
 any_sample = st.sampled_from(EDGES) | st.floats(-2, 2, width=32)
 any_block = arrays(np.float32, st.tuples(st.just(2), st.integers(1, 40)), elements=any_sample)
 

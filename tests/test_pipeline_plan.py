@@ -8,7 +8,7 @@ import pytest
 
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.plan import State, changes, plan, reason
+from pipeline.plan import changes, State, changes, plan, reason
 from pipeline.planned import scratch_of
 from pipeline.recipe import read_recipe
 from pipeline.report import plan_lines
@@ -144,6 +144,12 @@ def test_more_steps_of_a_schedule_that_ends_with_them_train_anew_and_say_why(sto
     run = planned(store, number_of_steps=1500, schedule="cosine").runs[-1]
     why = "number_of_steps 1000 -> 1500; trained anew, as every step of a cosine schedule depends on it"
     assert (run.state, run.reason) == (State.MISS, why)
+
+
+def test_params_that_a_new_version_brings_are_told_by_the_version_alone():
+    before = {"version": 1, "params": {"rank": 16}, "inputs": {}, "components": {}}
+    now = {"version": 2, "params": {"rank": 8, "schedule": "constant"}, "inputs": {}, "components": {}}
+    assert changes(before, now) == ["version 1 -> 2", "rank 16 -> 8"]
 
 
 def test_fewer_steps_than_a_finished_run_train_anew_and_say_so(store, finished):

@@ -17,6 +17,7 @@ from pipeline.report import Report
 from pipeline.runner import Done, run_until
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.text import TextEncoder
+from stages.train.loop import Training
 
 FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1}
 
@@ -148,6 +149,15 @@ def test_more_steps_continue_the_same_run(root, work):
     fresh = request(root.parent / "fresh", root / "clips.zip", number_of_steps=4)
     assert outputs(root) == outputs(root.parent / "fresh")
     assert fresh.artifacts["train"].fingerprint == done.artifacts["train"].fingerprint
+
+
+def test_another_precision_of_the_file_trains_no_step(root, work, monkeypatch):
+    monkeypatch.setattr(Training, "advance", lambda self, batch: pytest.fail("a step was made"))
+    before = outputs(root)
+    done = request(root, root / "clips.zip", export_precision="fp32")
+    assert states(done)["train"] == "RESUME"
+    assert done.plan.runs[-1].reason == "continues the same run (export_precision fp16 -> fp32)"
+    assert outputs(root) != before
 
 
 def outputs(root: Path) -> bytes:

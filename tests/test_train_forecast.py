@@ -58,6 +58,16 @@ def test_blocks_are_recomputed_from_the_start_where_that_makes_it_fit(tmp_path, 
     assert bench.said[1] == "memory would be short: gradient checkpointing is turned on"
 
 
+def test_where_torch_cannot_rehearse_a_step_that_is_said_and_the_training_goes_on(bench, monkeypatch):
+    def unknown(*rest: object) -> None:
+        raise NotImplementedError("aten::new_thing has no meta kernel\nand much more")
+
+    monkeypatch.setattr(forecast, "settled", unknown)
+    wanted = job(bench)
+    assert foreseen(wanted) is wanted
+    assert bench.said == ["no estimate of memory and time: aten::new_thing has no meta kernel"]
+
+
 def test_memory_that_is_not_known_is_left_out(bench, monkeypatch):
     with_free(monkeypatch, None)
     foreseen(job(bench))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.adapters._frozen import WIDEST, frozen_product, gram, has_kernels, row_quadratics, weighted_squares
+from stages.adapters._frozen import WIDEST, frozen_product, gram, row_quadratics, uses_kernels, weighted_squares
 
 EPS = 1e-12
 """Added to a norm before dividing by it."""
@@ -56,7 +56,7 @@ class Factored:
     def with_row_lengths(self, length_O: Tensor) -> Factored:
         """This, every row scaled by length / (its norm + eps)."""
         scale_O = self._row_scale(length_O)
-        terms = (replace(t, left_OR=t.left_OR * scale_O[..., None], left_weight_RI=None) for t in self.terms)
+        terms = (replace(t, left_OR=rows_scaled(t.left_OR, scale_O), left_weight_RI=None) for t in self.terms)
         return replace(self, p_O=scaled(scale_O, self.p_O), terms=tuple(terms))
 
     def with_column_lengths(self, length_I: Tensor) -> Factored:
@@ -140,7 +140,7 @@ class Factored:
 def fits_kernels(left_OR: Tensor) -> bool:
     """Whether a stack of layers on CUDA with this factor has kernels of its own."""
     fits = left_OR.dim() == 3 and left_OR.dtype == torch.float32 and left_OR.shape[-1] <= WIDEST
-    return left_OR.is_cuda and fits and has_kernels()
+    return left_OR.is_cuda and fits and uses_kernels()
 
 
 class _RowScale(torch.autograd.Function):
@@ -173,7 +173,35 @@ def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
 
 def columns_scaled(matrix_OI: Tensor, scale_I: Tensor | None) -> Tensor:
     """M diag(scale); None stands for ones."""
-    return matrix_OI if scale_I is None else matrix_OI * scale_I[..., None, :]
+    if scale_I is None:
+        return matrix_OI
+    return rows_scaled(matrix_OI.mT, scale_I).mT if fits_kernels(matrix_OI.mT) else matrix_OI * scale_I[..., None, :]
+
+
+def rows_scaled(matrix_OR: Tensor, scale_O: Tensor) -> Tensor:
+    """diag(scale) M."""
+    if not fits_kernels(matrix_OR):
+        return matrix_OR * scale_O[..., None]
+    out_OR: Tensor = _RowsScaled.apply(matrix_OR, scale_O)
+    return out_OR
+
+
+class _RowsScaled(torch.autograd.Function):
+    """Of a stack of layers, in one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix_OR: Tensor, scale_O: Tensor) -> Tensor:
+        from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+        scale_O = scale_O.contiguous()
+        ctx.save_for_backward(matrix_OR, scale_O)
+        return kernels.rows_scaled(matrix_OR, scale_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        from stages.adapters import _norm_kernels as kernels  # deferred, as above
+
+        return kernels.rows_scaled_backward(grads[0], *ctx.saved_tensors)
 
 
 def guarded_sqrt(square: Tensor) -> Tensor:

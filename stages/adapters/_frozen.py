@@ -6,6 +6,8 @@ Letters: O out features, I in features, K rows of the other factor; any leading 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -26,9 +28,28 @@ _HALF_BITS = 11
 
 
 @cache
-def has_kernels() -> bool:
+def can_have_kernels() -> bool:
     """Whether Triton is there, in which the kernels are written; torch brings it along where it supports it."""
     return find_spec("triton") is not None
+
+
+_KERNELS = {"wanted": False}
+"""One for all threads: the backward pass runs in one of its own."""
+
+
+def uses_kernels() -> bool:
+    """Whether stacks of layers on CUDA are worked on by hand-written kernels, or by torch's own operations."""
+    return _KERNELS["wanted"] and can_have_kernels()
+
+
+@contextmanager
+def kernels_used() -> Iterator[None]:
+    """Within, they are. Backward passes belong inside as well."""
+    before, _KERNELS["wanted"] = _KERNELS["wanted"], True
+    try:
+        yield
+    finally:
+        _KERNELS["wanted"] = before
 
 
 def frozen_product(weight_OI: Tensor, factor_KI: Tensor) -> Tensor:
@@ -149,7 +170,7 @@ def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
 
 
 def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
-    if matrix_OI.dim() > 2 and wide_IK.shape[-1] <= WIDEST and has_kernels():
+    if matrix_OI.dim() > 2 and wide_IK.shape[-1] <= WIDEST and uses_kernels():
         return _stacked_product_in_pieces(matrix_OI, wide_IK)
     pieces, scales = pieces_of(wide_IK, matrix_OI.dtype)
     right = torch.cat(pieces, dim=-1)
@@ -187,7 +208,7 @@ def _near_one(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
 def _gram_in_pieces(wide_KI: Tensor) -> Tensor:
     """Few rows and long ones are the worst shape for a float32 product; in pieces, tensor cores do it."""
     count = wide_KI.shape[-2]
-    if wide_KI.dim() > 2 and count <= WIDEST and has_kernels():
+    if wide_KI.dim() > 2 and count <= WIDEST and uses_kernels():
         from stages.adapters import _norm_kernels as kernels  # deferred, as above
 
         rows = kernels.cut(wide_KI.mT, torch.bfloat16, None, 1.0, NUM_PIECES).mT
@@ -216,7 +237,7 @@ def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tens
 
 def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,) sum over k of M_jk^2 F_k."""
-    if matrix_OI.is_cuda and factor_I.dtype == torch.float32 and has_kernels():
+    if matrix_OI.is_cuda and factor_I.dtype == torch.float32 and uses_kernels():
         from stages.adapters import _norm_kernels as kernels  # deferred, as above
 
         sums_LO = kernels.weighted_squares(matrix_OI[None].flatten(0, -3), factor_I[None].flatten(0, -2))

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 EPS = 1e-12
-PROGRAMS = 264
-"""Twice the multiprocessors of a large device: fewer pieces of work leave some idle."""
+PROGRAMS = 2048
+"""Pieces of work for a pass over a stack of matrices: some sixteen for each multiprocessor of a large device, so that
+enough of the matrix is under way at once."""
 
 
 def tile_width(rank: int) -> int:
@@ -148,6 +149,42 @@ def row_scale_backward(
 
 
 @triton.jit
+def _rows_scaled_kernel(
+    given, scale, out, matrix, d_scale, num_rows, rank, given_l, given_o, given_r, out_l, out_o, out_r,
+    matrix_l, matrix_o, matrix_r, BACKWARD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    layer = tl.program_id(1).to(tl.int64)
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    given_OR = _tile(given + layer * given_l, given_o, given_r, rows, columns, num_rows, rank)
+    scale_O = tl.load(scale + layer * num_rows + rows, mask=rows < num_rows, other=0.0)
+    _put(out + layer * out_l, out_o, out_r, rows, columns, num_rows, rank, given_OR * scale_O[:, None])
+    if BACKWARD:
+        matrix_OR = _tile(matrix + layer * matrix_l, matrix_o, matrix_r, rows, columns, num_rows, rank)
+        d_scale_O = tl.sum(given_OR * matrix_OR, axis=1)
+        tl.store(d_scale + layer * num_rows + rows, d_scale_O, mask=rows < num_rows)
+
+
+def rows_scaled(given_LOR: Tensor, scale_LO: Tensor) -> Tensor:
+    """Every row times its scale, laid out as before."""
+    return _rows_scaled(given_LOR, scale_LO, torch.empty_like(given_LOR), given_LOR, None)
+
+
+def rows_scaled_backward(d_out_LOR: Tensor, matrix_LOR: Tensor, scale_LO: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the matrix, laid out as it is, and of the scale."""
+    d_scale_LO = torch.empty_like(scale_LO)
+    return _rows_scaled(d_out_LOR, scale_LO, torch.empty_like(matrix_LOR), matrix_LOR, d_scale_LO), d_scale_LO
+
+
+def _rows_scaled(given: Tensor, scale: Tensor, out: Tensor, matrix: Tensor, d_scale: Tensor | None) -> Tensor:
+    layers, num_rows, rank = given.shape
+    _rows_scaled_kernel[(triton.cdiv(num_rows, ROWS), layers)](
+        given, scale, out, matrix, d_scale, num_rows, rank, *given.stride(), *out.stride(), *matrix.stride(),
+        BACKWARD=d_scale is not None, ROWS=ROWS, WIDTH=tile_width(rank),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
 def _cut_kernel(
     wide, scale, pieces, num_rows, columns_each, step,
     wide_l, wide_i, wide_k, pieces_l, pieces_i, pieces_k,
@@ -218,13 +255,14 @@ def _squares_kernel(
     layer, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = part * columns_each
-    sums = tl.zeros((ROWS,), dtype=tl.float32)
+    sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(first, tl.minimum(first + columns_each, num_columns), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         values = _tile(matrix + layer * matrix_l, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
         weight = tl.load(factor + layer * num_columns + columns, mask=columns < num_columns, other=0.0)
-        sums += tl.sum(values.to(tl.float32) * values.to(tl.float32) * weight[None, :], axis=1)
-    tl.store(parts + (layer * tl.num_programs(1) + part) * num_rows + rows, sums, mask=rows < num_rows)
+        sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
+    place = parts + (layer * tl.num_programs(1) + part) * num_rows + rows
+    tl.store(place, tl.sum(sums, axis=1), mask=rows < num_rows)
 
 
 def weighted_squares(matrix_LOI: Tensor, factor_LI: Tensor) -> Tensor:

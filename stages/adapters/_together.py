@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
 from stages.adapters._factored import Factored
-from stages.adapters._frozen import has_kernels
+from stages.adapters._frozen import can_have_kernels
 from stages.adapters._joined import LARGEST_RANK, joined_products, width_for
 from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
 from stages.errors import AdapterOrder
@@ -248,7 +248,7 @@ def _group(places: Sequence[Place], room: bool | None) -> Group:
 def pays(places: Sequence[Place]) -> bool:
     """Whether joined products are the faster ones: where their kernels are, 16 bits on CUDA, ranks of a tile."""
     weight = places[0].layer.weight
-    return weight.is_cuda and weight.itemsize == 2 and places[0].slot.rank <= LARGEST_RANK and has_kernels()
+    return weight.is_cuda and weight.itemsize == 2 and places[0].slot.rank <= LARGEST_RANK and can_have_kernels()
 
 
 def _room(places: Sequence[Place], joins: bool) -> tuple[Tensor | None, Tensor]:

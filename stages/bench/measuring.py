@@ -1,4 +1,4 @@
-"""One cell of the grid measured: the fast path and the plain one, side by side in one process.
+"""One cell of the grid measured: the fast path and the plain one, side by side.
 
 Both take the same twenty made-up batches from the same start, so beside every speed stands how far their losses differ,
 and beside time and memory what the estimate before a training says of them.
@@ -7,10 +7,13 @@ and beside time and memory what the estimate before a training says of them.
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,10 @@ class Place:
     say: Callable[[str], None]
     steps: int
     """How many of each kind are timed, after the first."""
+    caches: Path
+    """Compiled code: a row begins with what the rows before it have left."""
+    apart: bool = True
+    """On the CPU, where nobody but the system counts memory, measure in new processes: a used heap has holes."""
 
 
 def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[str, Any]:
@@ -65,8 +72,8 @@ def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[
     """
     counted = count_of(case.prospect(place.device, dtype, plain=False))
     with repeatable(place.device, case.deterministic):
-        plain = timed(case, place, stacked=False)
-        fast = timed(case, place, stacked=True)
+        plain = timed_apart(case, place, stacked=False)
+        fast = timed_apart(case, place, stacked=True)
     flops_per_second = useful_flops(counted) / fast.step_ms * 1e3
     return {
         **case.__dict__,
@@ -95,6 +102,24 @@ def foretold(way: str, prospect: Prospect) -> dict[str, float | None]:
     }
 
 
+def timed_apart(case: Case, place: Place, *, stacked: bool) -> Measured:
+    """`timed`, in a process of its own where `place` says so."""
+    if place.device.type != "cpu" or not place.apart:
+        return timed(case, place, stacked=stacked)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_timed_here, case, place.steps, torch.get_num_threads(), stacked).result()
+
+
+def _timed_here(case: Case, steps: int, threads: int, stacked: bool) -> Measured:
+    """In a new process."""
+    torch.set_num_threads(threads)
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as caches:
+        say = partial(print, file=sys.stderr)
+        place = Place(device=device, memory=PeakMemory(device), say=say, steps=steps, caches=Path(caches))
+        return timed(case, place, stacked=stacked)
+
+
 def timed(case: Case, place: Place, *, stacked: bool) -> Measured:
     """Make some steps of a new training and look at the clock."""
     device, steps = place.device, place.steps
@@ -103,7 +128,7 @@ def timed(case: Case, place: Place, *, stacked: bool) -> Measured:
     training.network.train(True)
     batches = [new_batch(case, training, step) for step in range(min(steps + 1, BATCHES))]
     buckets = Buckets([case.num_frames]) if stacked else None
-    with tempfile.TemporaryDirectory() as caches, Stepper(training, buckets, Path(caches), place.say) as stepper:
+    with Stepper(training, buckets, place.caches, place.say) as stepper:
         first = seconds(device, lambda: stepper.advance(batches[0]))
         later = [batches[n % len(batches)] for n in range(1, steps + 1)]
         each = [seconds(device, partial(stepper.advance, batch)) for batch in later]

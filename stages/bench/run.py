@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -78,21 +79,35 @@ class Grid:
         ]
 
 
-def bench(grid: Grid, device_name: str, threads: int, target: Path | None, say: Callable[[str], None]) -> str:
-    """Measure, write `target` as JSON, and return the table."""
+def bench(
+    grid: Grid,
+    device_name: str,
+    threads: int,
+    target: Path | None,
+    say: Callable[[str], None],
+    *,
+    apart: bool = True,
+) -> str:
+    """Measure, write `target` as JSON after every row, and return the table with what it says of the estimates.
+
+    Args:
+        apart: on the CPU, in new processes, so that memory is that of one case alone.
+    """
     set_threads(threads)
     device = pick_device(device_name)
-    place = Place(device=device, memory=PeakMemory(device), say=say, steps=grid.steps)
     rows: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
-    for case in grid.cases():
-        dtype = usable_dtype(DTYPES[case.base_precision], device, say)
-        if case.base_precision not in limits:
-            limits[case.base_precision] = limit_flops(device, dtype)
-        say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")
-        rows.append(measure(case, place, dtype, limits[case.base_precision]))
-        if target is not None:
-            target.write_text(json.dumps(report(device, limits, rows), indent=1), encoding="utf-8")
+    with TemporaryDirectory() as caches:
+        memory = PeakMemory(device)
+        place = Place(device=device, memory=memory, say=say, steps=grid.steps, caches=Path(caches), apart=apart)
+        for case in grid.cases():
+            dtype = usable_dtype(DTYPES[case.base_precision], device, say)
+            if case.base_precision not in limits:
+                limits[case.base_precision] = limit_flops(device, dtype)
+            say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")
+            rows.append(measure(case, place, dtype, limits[case.base_precision]))
+            if target is not None:
+                target.write_text(json.dumps(report(device, limits, rows), indent=1), encoding="utf-8")
     return "\n".join([table(rows), *checked(rows)])
 
 

@@ -249,20 +249,21 @@ def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, unfit: Unfi
 def _within_total(found: list[Listed], limits: ArchiveLimits) -> list[Listed]:
     """Sorted by name; if all together are too large, none may be read."""
     unread = over_total(sum(listed.num_bytes for listed in found), limits)
-    return [replace(one, unfit=one.unfit or unread) for one in sorted(found, key=lambda listed: listed.name)]
+    found = sorted(found, key=lambda listed: listed.name)
+    return found if unread is None else [replace(one, unfit=one.unfit or unread) for one in found]
 
 
 def member_of(listed: Listed, digest: Callable[[Listed], str]) -> Member:
     """The file with its digest, or with the fault that keeps it from being read."""
     packed = listed.place.compress_size if isinstance(listed.place, zipfile.ZipInfo) else None
-    member = Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=None)
-    unfit = listed.unfit
+    found, unfit = None, listed.unfit
     if unfit is None:
         try:
-            return replace(member, digest=digest(listed))
+            found = digest(listed)
         except _DAMAGE as error:
             unfit = Unfit("member_unreadable", why=reason(error))
-    return replace(member, fault=as_text(unfit.fault(listed.name)))
+    fault = as_text(unfit.fault(listed.name)) if unfit else None
+    return Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=found, fault=fault)
 
 
 def reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import splitext
 
 from stages.contract import Member
 from stages.errors import Fault
@@ -208,7 +209,7 @@ def _is_visible(letter: str) -> bool:
 
 def suffix(name: str) -> str:
     """`.wav` of `drums/Kick.WAV`."""
-    return PurePosixPath(name).suffix.lower()
+    return splitext(name)[1].lower().rstrip(".")  # several times faster than a path, and asked of every file
 
 
 def stem(name: str) -> str:

@@ -149,8 +149,9 @@ class _Window:
 
 def _as_24_bit(audio_CN: np.ndarray) -> np.ndarray:
     """(N, C): nearest 24 bit values, clamped to [-1, 1), in the upper bits of int32 as libsndfile takes them."""
-    scaled_NC = np.multiply(audio_CN.T, np.float32(_FULL_SCALE), order="C")
-    np.clip(scaled_NC, np.float32(-_FULL_SCALE), np.float32(_FULL_SCALE - 1), out=scaled_NC)
+    scaled_NC = np.empty(audio_CN.T.shape, np.float32)
+    np.clip(audio_CN.T, np.float32(-1), np.float32(1 - 1 / _FULL_SCALE), out=scaled_NC)
+    scaled_NC *= np.float32(_FULL_SCALE)
     np.rint(scaled_NC, out=scaled_NC)
     whole_NC = scaled_NC.astype(np.int32)
     whole_NC <<= 8

@@ -29,6 +29,8 @@ class Memo(Protocol):
 
     def remember(self, path: Path, what: str, value: str) -> None: ...
 
+    def foresee(self, folder: Path, what: str) -> None: ...
+
 
 def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | None = None) -> Source:
     """List a zip or folder and digest every file in it; files that cannot be read carry their fault.
@@ -42,6 +44,8 @@ def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | No
     """
     limits = limits or ArchiveLimits()
     if path.is_dir():
+        if memo:
+            memo.foresee(path, "bytes")
         return _source(path, "folder", [_folder_member(listed, memo) for listed in list_folder(path, limits)])
     if not path.exists():
         raise SourceUnreadable(path, "there is no such file or folder", "Check the spelling of the path.")

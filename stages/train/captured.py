@@ -7,6 +7,7 @@ The host only copies each batch into the memory that the recording reads. The ar
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from stages.adapters._frozen import can_have_kernels
 from stages.train.batches import Batch
 from stages.train.compiling import compiled
+from stages.train.kernels import compile_kernels
 from stages.train.lengths import Buckets
 from stages.train.network import loss_scale
 from stages.train.parts import parts_of
@@ -161,14 +164,18 @@ class CapturedSteps:
     def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
         """Compile, warm up and record; parameters, moments and figures stay as they are."""
         started, training = time.perf_counter(), self.training
+        layers = training.network.layers
+        assert layers is not None, "only stacked adapters are captured"
         shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
         self.say(f"preparing the fast path for {shape}")
         placed = batch.to(training.device)
         held: dict[str, Any] = {name: tensor.clone() for name, tensor in device_tensors(placed).items()}
         placed, prompts_BLD = replace(placed, **held), training.network.padded(batch)
         masks = [mask.to(training.device) for mask in self.masks()]
-        assert training.network.layers is not None
-        training.network.layers.use_masks(masks)
+        layers.use_masks(masks)
+        if layers.joins:
+            with watched("compiling", self.say, self.should_stop):
+                compile_kernels(training.network.denoiser, layers)
         with training.optimizer.refusing():
             recording = self._captured(placed, prompts_BLD, masks, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
@@ -218,6 +225,8 @@ class CapturedSteps:
 
     def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
         """Warm up and record. Raises: Interrupted."""
+        # What is left of computations on another stream would draw that stream into the recording.
+        gc.collect()
         device = self.training.device
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -238,8 +247,13 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
-FAILURES = (RuntimeError, NotImplementedError)
-"""What compiling or recording raises where something does not allow it; errors of torch's compiler are among them."""
+def failures() -> tuple[type[Exception], ...]:
+    """What compiling or recording raises where something does not allow it; torch's compiler raises the first."""
+    if not can_have_kernels():
+        return RuntimeError, NotImplementedError
+    from triton.errors import TritonError  # deferred: Triton comes with CUDA builds of torch
+
+    return RuntimeError, NotImplementedError, TritonError
 
 
 class Stepper:
@@ -315,7 +329,7 @@ class Stepper:
             try:
                 (self.training if self.fast is None else self.fast).advance(batch)
                 done = True
-            except FAILURES as error:
+            except failures() as error:
                 self.recover(error)
             # Tried again only out here: an error that is being handled holds on to what the step had made.
 

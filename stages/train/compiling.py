@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stages.adapters._frozen import kernels_used
 from stages.adapters._together import Together
 from stages.models._nets.attention import masked_attention, replace_attention, replace_heads
 from stages.models._nets.fused import FusedAttention
@@ -39,13 +40,24 @@ def compiled(
         device = tower.memory_tokens.device
         replace_attention(denoiser, FusedAttention(device) if deterministic else masked_attention)
     try:
-        with kept_code(caches), one_program_for_all(deterministic=deterministic), fastest_first():
+        code = one_program_for_all(deterministic=deterministic)
+        with kept_code(caches), code, fastest_first(), kernels_used():
+            begin_compiling()
             yield
     finally:
         replace_attention(denoiser, masked_attention)
         replace_heads(denoiser, plain_heads)
         tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
         layers.joins = False
+
+
+def begin_compiling() -> None:
+    """Let the processes that torch compiles in start already: they take seconds until they are ready."""
+    from torch._inductor import async_compile  # deferred: compiling is for CUDA only
+
+    begin = getattr(async_compile, "maybe_warm_pool", None)
+    if begin is not None:
+        begin()
 
 
 @contextmanager

@@ -74,10 +74,10 @@ HOST = Manner(
     held_recomputing=2.7,
     allowance_bytes=95 * MIB,
     narrow_bytes=55 * MIB,
-    products=0.95,
-    attention=0.5,
-    moved=5.0,
-    starts=1.0,
+    products=0.8,
+    attention=0.55,
+    moved=5.8,
+    starts=2.2,
 )
 """The CPU, fitted on one thread with glibc's heap. MPS, where nothing was measured, is taken to be like it."""
 

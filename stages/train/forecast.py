@@ -12,7 +12,7 @@ from cache.manifest import read_rows
 from stages.models._device import usable_dtype
 from stages.records import Clip, EncodedClip
 from stages.train.estimate import Estimate, Prospect, amount, estimated
-from stages.train.fitting import settled
+from stages.train.fitting import Settled, settled
 from stages.train.job import DTYPES, Job
 from stages.train.rehearsal import Size
 from stages.train.room import free_bytes
@@ -31,14 +31,24 @@ def foreseen(job: Job) -> Job:
         FilterMatchesNothing, NetworkNotSupported.
     """
     resources, free = job.work.resources, free_bytes(job.device)
-    decided = settled(prospect_of(job), free, resources.gradient_checkpointing)
+    try:
+        decided = settled(prospect_of(job), free, resources.gradient_checkpointing)
+    except NotImplementedError as error:
+        # Torch has no rule for the shape of some operation: a reason for no estimate, but for no refusal either.
+        job.work.say(f"no estimate of memory and time: {str(error).splitlines()[0]}")
+        return job
+    tell(job, decided, free)
+    if not decided.prospect.checkpointing:
+        return job
+    return replace(job, work=replace(job.work, resources=replace(resources, gradient_checkpointing="on")))
+
+
+def tell(job: Job, decided: Settled, free: int | None) -> None:
+    """One line with the figures, then what has been decided or is to be feared."""
     prospect = decided.prospect
     estimate = estimated(prospect, known_speed(job.device, prospect.dtype))
     for said in (line(estimate, prospect, free), *decided.remarks):
         job.work.say(said)
-    if not prospect.checkpointing:
-        return job
-    return replace(job, work=replace(job.work, resources=replace(resources, gradient_checkpointing="on")))
 
 
 def prospect_of(job: Job) -> Prospect:

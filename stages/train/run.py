@@ -16,6 +16,7 @@ from stages.train.config import Summary, configuration
 from stages.train.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.examples import Examples, examples_of
 from stages.train.export import metadata_of
+from stages.train.forecast import foreseen
 from stages.train.job import DTYPES, Job
 from stages.train.lengths import buckets_of
 from stages.train.loop import Fit, Training
@@ -43,11 +44,13 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     Raises:
         Stopped, LossNotFinite: with what is trained so far saved.
         AdapterMismatch: the adapter to start from does not fit.
+        MemoryShort: by its estimate it cannot fit; names the settings that would.
         FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported, PackageMissing.
     """
     started = now()
     job = Job.of(inputs, params, work)
     set_threads(training_threads(work.resources.threads, job.width))
+    job = foreseen(job)
     examples, training = examples_of(job), new_training(job)
     resume(training, job)
     if "before" not in training.notes:

@@ -208,8 +208,12 @@ def outgrown(directory: Path, params: TrainParams) -> bool:
 
 
 def identity_leaves_out(params: TrainParams) -> tuple[str, ...]:
-    """A run goes on to more steps, unless every step so far would have had another learning rate."""
-    return () if params.schedule == "cosine" else ("number_of_steps",)
+    """A run goes on to more steps, unless every step so far would have had another learning rate.
+
+    Another precision of the file is another artifact of the same run: nothing is trained for it.
+    """
+    exported = ("export_precision",)
+    return exported if params.schedule == "cosine" else ("number_of_steps", *exported)
 
 
 STAGE = Stage(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stages.models._nets.norms import RMSNorm
 from stages.models._nets.rotary import Turn, rotated
 
 QUERY, KEY, VALUE = range(3)
@@ -83,13 +84,19 @@ def fused_heads(
     turn: Turn | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """A `MakeHeads` for RMS norms with frozen gains; gradients reach the features only."""
-    query_gamma, key_gamma, eps = query_norm.gamma, key_norm.gamma, float(query_norm.eps)  # type: ignore[arg-type]
+    query_gamma, key_gamma, eps = gains(query_norm, key_norm)
     cos_NR, sin_NR = (None, None) if turn is None else turn
     made = torch.ops.sa3_trainer.heads(
         features_BNF.contiguous(), query_gamma, key_gamma, cos_NR, sin_NR, num_heads, list(roles), eps
     )
     query, key, value = (one if role in roles else None for role, one in enumerate(made))
     return query, key, value
+
+
+def gains(query_norm: nn.Module, key_norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """What two RMS norms multiply by, and their eps."""
+    assert isinstance(query_norm, RMSNorm) and isinstance(key_norm, RMSNorm), "only RMS norms are fused"
+    return query_norm.gamma, key_norm.gamma, query_norm.eps
 
 
 def _forward(

@@ -1,0 +1,78 @@
+"""The hand-written kernels of a training compiled side by side: one after the other takes as long as a block does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from stages.adapters import _joined
+from stages.adapters._together import Group, Together, adapted_weight
+from stages.models._nets import heads
+from stages.models._nets.attention import CrossAttention, SelfAttention
+from stages.models._nets.rotary import Turn
+from stages.models._nets.transformer import Denoiser
+
+SIZE = 32
+"""Of made-up tensors: what a compiled kernel depends on is the dtype, and which sizes 16 divides."""
+THREADS = 8
+
+
+def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
+    """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
+
+    A kernel that is missed here is compiled where it is first used.
+    """
+    joining = [group for group in layers.groups if group.joined_LJI is not None]
+    if not joining:
+        return
+    smallest = min(joining, key=lambda group: group.weight_LOI.numel())
+    has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
+    works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for work in [pool.submit(one) for one in works]:
+            work.result()
+
+
+def _norms(group: Group) -> None:
+    """Forward and backward of a small group's own scales, on copies of what is trained."""
+    group = replace(group, slot=deepcopy(group.slot))
+    ready = group.compute(adapted_weight, joined=False)
+    scales = [one.sum() for one in (ready.p_O, ready.q_I) if one is not None]
+    if scales:
+        torch.autograd.grad(scales, list(group.slot.leaves().values()))
+
+
+def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
+    """Forward and backward, with a bias and without."""
+    rank, like = group.slot.rank, group.weight_LOI
+    joined, left = like.new_zeros(1, SIZE + _joined.width_for(rank), SIZE), like.new_zeros(1, SIZE, rank)
+    tokens, product = like.new_zeros(1, SIZE, SIZE), like.new_zeros(1, SIZE, joined.shape[1])
+    scale = torch.zeros(1, SIZE, device=like.device) if has_scale else None
+    for bias in (like.new_zeros(joined.shape[:2]), None):
+        yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias)
+        yield partial(_joined._backward, tokens, product, tokens, joined, left, scale, bias, False, False)
+
+
+def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
+    """Forward and backward of self- and cross-attention."""
+    tower = denoiser.model.transformer
+    turn = tower.rotary_pos_emb(SIZE)
+    for module in tower.layers[0].modules():
+        if isinstance(module, SelfAttention):
+            yield partial(_head, module, module.roles, turn)
+        elif isinstance(module, CrossAttention):
+            yield partial(_head, module, module.query_roles, None)
+            yield partial(_head, module, module.context_roles, None)
+
+
+def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], turn: Turn | None) -> None:
+    query_gamma, key_gamma, eps = heads.gains(attention.q_norm, attention.k_norm)
+    features = query_gamma.new_zeros(1, SIZE, len(roles) * attention.num_heads * len(query_gamma))
+    cos, sin = (None, None) if turn is None else turn
+    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps)
+    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps)
