@@ -8,7 +8,7 @@ import pytest
 
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.plan import changes, State, changes, plan, reason
+from pipeline.plan import State, changes, plan, reason
 from pipeline.planned import scratch_of
 from pipeline.recipe import read_recipe
 from pipeline.report import plan_lines

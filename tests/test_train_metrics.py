@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.examples import Examples
 from stages.train.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
+from stages.train.examples import Examples
 from stages.train.metrics import History, window_means
 from stages.train.repeatable import repeatable
 from stages.train.stage import TrainParams
