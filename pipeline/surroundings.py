@@ -92,6 +92,14 @@ RESOURCES = (
         help="steps between progress lines",
     ),
     Field(
+        name="fast_path",
+        kind="choice",
+        default="auto",
+        choices=lambda: ["auto", "off"],
+        where="resource",
+        help="compiled and recorded steps on CUDA; off: operation by operation, at once and slowly",
+    ),
+    Field(
         name="gradient_checkpointing",
         kind="choice",
         default="auto",

@@ -57,6 +57,8 @@ class Resources:
     """Checkpoints kept while training; the finished artifact keeps its last one."""
     log_every: int = 50
     """Training steps between progress lines."""
+    fast_path: str = "auto"
+    """Whether steps on CUDA may be compiled and recorded: `auto` or `off`. Results agree to rounding."""
     gradient_checkpointing: str = "auto"
     """Whether blocks are computed again in the backward pass: `auto` (when memory is short), `on`, `off`."""
 

@@ -22,6 +22,7 @@ StageError
 ├── LossNotFinite        training met NaN or infinity
 ├── MemoryShort          by its estimate a training cannot fit into the device's memory
 ├── DeviceFull           a training step does not fit into the device's memory
+│   └── DeviceFullBeside loading or evaluating does not, rather than a step
 └── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
 """
 
@@ -303,4 +304,15 @@ class DeviceFull(StageError):
             f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
             "The last checkpoint is kept. Lower --batch-size or --duration, stop other programs on the device, "
             "or take a smaller --model or another --device."
+        )
+
+
+class DeviceFullBeside(DeviceFull):
+    """Loading or evaluating does not fit into the device's memory; what was saved is kept."""
+
+    def __init__(self, device: str, what: str) -> None:
+        StageError.__init__(
+            self,
+            f"{device} ran out of memory while {what}. Checkpoints are kept, and the same command goes on from the last. "
+            "Stop other programs on the device, or take --base-precision bf16, a smaller --model or another --device.",
         )

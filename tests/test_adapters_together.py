@@ -42,10 +42,13 @@ class Tower(nn.Module):
         return self.conv(hidden.mT).mT
 
 
-def tower(kind: str, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> tuple[Tower, Adapter]:
+def tower(
+    kind: str, dtype: torch.dtype = torch.float64, dropout: float = 0.0, include: tuple[str, ...] | None = None
+) -> tuple[Tower, Adapter]:
     torch.manual_seed(0)
     net = Tower().to(dtype)
-    adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0, dropout=dropout), generator=torch.Generator())
+    spec = AdapterSpec(kind=kind, rank=3, alpha=4.0, dropout=dropout, include=include)
+    adapter = attach([net], spec, generator=torch.Generator())
     shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
     return net, adapter
 
@@ -86,6 +89,32 @@ def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
         torch.testing.assert_close(
             grad, wanted[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    "include",
+    [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("blocks.[1-2].mix.2", "enter")],
+    ids=str,
+)
+def test_layers_that_a_filter_leaves_out_keep_their_own_weights(include):
+    net, adapter = tower("dora-rows", include=include)
+    plain = net(tokens())
+    all_layers = together(adapter)
+    net.each = all_layers.each
+    with all_layers.ready():
+        torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
+def test_a_fresh_adapter_on_a_16_bit_base_rounds_a_bias_once(kind):
+    torch.manual_seed(0)
+    net = Tower().to(torch.bfloat16)
+    base = net(tokens(torch.bfloat16))
+    adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0), generator=torch.Generator())
+    all_layers = together(adapter)
+    net.each = all_layers.each
+    with all_layers.ready():
+        assert torch.equal(net(tokens(torch.bfloat16)), base)
 
 
 @every_kind

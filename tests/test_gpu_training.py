@@ -17,7 +17,8 @@ from torch import Tensor
 from stages import catalogue
 from stages.bench import cases
 from stages.bench.cases import Case, new_batch
-from stages.train.captured import CapturedSteps, compiled
+from stages.train.captured import CapturedSteps
+from stages.train.compiling import compiled
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
 from stages.train.repeatable import repeatable

@@ -11,9 +11,9 @@ import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.captured import Stepper
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
+from stages.train.stepper import Stepper
 from tests.small_networks import config
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.captured import CapturedSteps, Stepper, compiled
+from stages.train.captured import CapturedSteps
+from stages.train.compiling import Code, compiled
+from stages.train.layers import Look
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
 from stages.train.repeatable import repeatable
 from stages.train.start import new_optimizer
+from stages.train.stepper import Stepper
 from tests.small_networks import config
 from tests.small_training import Bench
 
@@ -75,20 +78,37 @@ def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
         wanted, found = stepped(plain, made, fast=False), stepped(fast, made, fast=True)
     assert wanted.keys() == found.keys()
     for key, tensor in wanted.items():
-        assert (found[key] - tensor).norm() <= tolerance * tensor.float().norm().clamp(min=1e-3), key
+        assert (found[key] - tensor).double().norm() <= tolerance * tensor.double().norm().clamp(min=1e-3), key
 
 
 @pytest.mark.gpu
 def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_other_way_round():
     changes = OPTIONS["all"]
     with repeatable(CUDA):
-        whole, first, second = (training_with(CUDA, **changes) for _ in range(3))
+        whole, plain, first, second = (training_with(CUDA, **changes) for _ in range(4))
         made = batches(whole, 8)
         wanted = stepped(whole, made, fast=True)
         stepped(first, made[:4], fast=True)
+        stepped(plain, made[:4], fast=False)
         second.restore(first.as_checkpoint())
         found = stepped(second, made[4:], fast=True)
+        second.restore(plain.as_checkpoint())
+        mixed = stepped(second, made[4:], fast=True)
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    for key, tensor in wanted.items():
+        assert (mixed[key] - tensor).double().norm() <= 2e-3 * tensor.double().norm().clamp(min=1e-3), key
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", [(3, 1), (1,) * 16], ids=str)
+def test_recorded_parts_of_any_number_and_size_count_as_plain_ones_do(parts):
+    case = Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp16", batch_size=sum(parts))
+    with repeatable(CUDA):
+        plain, fast = (training_with(CUDA, "fp16", gradient_accumulation=len(parts)) for _ in range(2))
+        made = [replace(new_batch(case, plain, step), parts=parts) for step in range(6)]
+        wanted, found = stepped(plain, made, fast=False), stepped(fast, made, fast=True)
+    for key, tensor in wanted.items():
+        assert (found[key] - tensor).double().norm() <= 5e-2 * tensor.double().norm().clamp(min=1e-3), key
 
 
 @pytest.mark.gpu
@@ -120,3 +140,71 @@ def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_pa
     with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
         assert stepper.fast is None
     assert said[0].startswith(f"stepping without the fast path: {why}")
+
+
+class Full:
+    """A fast path that has recorded as many shapes as it will."""
+
+    def __init__(self) -> None:
+        self.buckets = Buckets([24])
+
+    def advance(self, batch) -> bool:
+        return False
+
+
+def test_a_batch_of_one_shape_too_many_is_stepped_plainly_and_said_once(tmp_path):
+    training, said = training_with(torch.device("cpu")), []
+    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+        stepper.fast, stepper.code = (
+            Full(),
+            Code(training.network.denoiser, training.network.layers, deterministic=True),
+        )
+        for batch in batches(training, 3):
+            stepper.advance(batch)
+    assert training.step == 3
+    assert said == ["batches of more than 16 shapes: others are stepped without the fast path"]
+
+
+def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_and_said(tmp_path, monkeypatch):
+    def missing(*given, **options):
+        raise TypeError("from_kv_blocks() got an unexpected keyword argument")
+
+    monkeypatch.setattr("stages.train.stepper.compiled", missing)
+    training, said = training_with(torch.device("cpu")), []
+    made = batches(training, 1)
+    training.device, training.optimizer.rule.capturable = CUDA, True
+    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+        training.device = torch.device("cpu")
+        stepper.advance(made[0])
+    assert training.step == 1
+    assert said == ["stepping without the fast path (TypeError: from_kv_blocks() got an unexpected keyword argument)"]
+
+
+def test_the_fast_path_is_left_alone_when_told_so(tmp_path):
+    training, said = training_with(torch.device("cpu")), []
+    training.device = CUDA
+    with Stepper(training, Buckets([24]), tmp_path, said.append, wanted=False) as stepper:
+        assert stepper.fast is None
+    assert said == ["stepping without the fast path: fast_path is off"]
+
+
+def test_an_update_that_was_made_is_not_made_again_when_looking_at_it_fails(tmp_path, monkeypatch):
+    training = training_with(torch.device("cpu"))
+
+    def out_of_memory(look):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Look, "figures", out_of_memory)
+    with Stepper(training, None, tmp_path, lambda line: None) as stepper, pytest.raises(torch.OutOfMemoryError):
+        stepper.advance(batches(training, 1)[0])
+    assert training.optimizer.updates == 1
+
+
+def test_recomputing_that_short_memory_led_to_goes_on_after_a_stop(tmp_path):
+    training = training_with(torch.device("cpu"))
+    with Stepper(training, None, tmp_path, lambda line: None) as stepper:
+        stepper.recover(torch.OutOfMemoryError("no memory"))
+    resumed = training_with(torch.device("cpu"))
+    resumed.restore(training.as_checkpoint())
+    with Stepper(resumed, None, tmp_path, lambda line: None):
+        assert resumed.network.denoiser.model.transformer.checkpointing

@@ -12,8 +12,8 @@ import torch
 from stages.bench.cases import Case, new_batch, new_training
 from stages.contract import Resources
 from stages.models._nets.transformer import TransformerBlock
-from stages.train.captured import Stepper
 from stages.train.loop import Training
+from stages.train.stepper import Stepper
 from tests.small_networks import config
 from tests.small_training import Bench
 

@@ -273,6 +273,18 @@ def test_the_speed_of_this_machine_is_measured_in_sensible_units():
     assert 1e-8 < speed.operation_seconds < 1e-2
 
 
+def test_a_base_in_8_bits_needs_room_for_the_base_as_it_is_loaded():
+    plain = estimated(prospect())
+    stored = estimated(prospect(params=params(base_quantization="int8")))
+    assert stored.weights_bytes < plain.weights_bytes
+    loaded = plain.weights_bytes + plain.allowance_bytes
+    assert loaded < stored.start_bytes <= plain.total_bytes
+    assert stored.total_bytes == max(stored.step_bytes, stored.start_bytes)
+    small = replace(stored, activation_bytes=0)
+    assert small.total_bytes == stored.start_bytes > small.step_bytes
+    assert small.parts().startswith("to load the base before it is stored in 8 bits")
+
+
 def test_a_layer_of_any_kind_counts_its_own_matrix():
     from stages.train.ledger import BaseProducts, layers_of
 

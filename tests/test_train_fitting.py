@@ -144,6 +144,29 @@ def test_a_budget_of_frames_is_lowered_by_whole_clips():
     assert not [remedy for remedy in alone if "--batch-size" in remedy.flags]
 
 
+def test_a_smaller_budget_is_no_help_where_the_longest_clip_alone_is_too_much():
+    wanted = prospect(frames_per_batch=800)
+    wanted = replace(wanted, size=Size(num_clips=80, num_frames=10), alone=Size(num_clips=1, num_frames=600))
+    for free, flags in ((1000 + 7000, "--frames-per-batch 700"), (1000 + 5999, None)):
+        alone, _ = remedies(wanted, free)
+        assert next((remedy.flags for remedy in alone if "--frames-per-batch" in remedy.flags), None) == flags
+
+
+def test_a_base_in_8_bits_is_named_only_where_loading_it_leaves_memory(monkeypatch):
+    def loaded_wide(prospect: Prospect) -> Estimate:
+        found = made_up(prospect)
+        return replace(found, start_bytes=BASE * prospect.dtype.itemsize // 4 + found.activation_bytes // 2)
+
+    monkeypatch.setattr(fitting, "estimated", loaded_wide)
+    alone, together = remedies(prospect(frames=100), 1200)
+    assert "--base-quantization int8" not in [remedy.flags for remedy in (*alone, *together)]
+    alone, _ = remedies(prospect(frames=100), 1500)
+    assert "--base-quantization int8" in [remedy.flags for remedy in alone]
+    assert fitting.base_in_8_bits(prospect(frames=1), 0) is not None
+    monkeypatch.setattr(fitting, "estimated", lambda one: replace(loaded_wide(one), start_bytes=10**6))
+    assert fitting.base_in_8_bits(prospect(frames=1), 0) is None
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     clips=st.integers(1, 8),

@@ -11,10 +11,10 @@ from stages.contract import Inputs, Resources
 from stages.errors import MemoryShort
 from stages.train import forecast
 from stages.train.estimate import GIB, MIB, Estimate
-from stages.train.forecast import duration_words, foreseen, largest_batch, line, prospect_of
+from stages.train.forecast import duration_words, foreseen, line, prospect_of
 from stages.train.job import Job
 from stages.train.rehearsal import Size
-from tests.small_training import RATIO, Bench, params, weights
+from tests.small_training import CHANNELS, RATIO, Bench, params, weights
 
 
 def job(bench: Bench, **changes: object) -> Job:
@@ -81,13 +81,54 @@ def test_a_setting_of_the_user_reaches_the_estimate(bench, monkeypatch):
 
 
 def test_the_largest_batch_is_as_long_as_the_window(bench):
-    assert largest_batch(job(bench, batch_size=3)) == Size(num_clips=3, num_frames=20)
+    assert prospect_of(job(bench, batch_size=3)).size == Size(num_clips=3, num_frames=20)
 
 
-@pytest.mark.parametrize(("budget", "size"), [(42, (6, 7)), (20, (2, 7)), (19, (1, 20)), (5, (1, 20))], ids=str)
+@pytest.mark.parametrize(("budget", "size"), [(42, (6, 7)), (20, (2, 7)), (13, (1, 20)), (5, (1, 20))], ids=str)
 def test_a_budget_of_frames_holds_most_clips_where_they_are_short(bench, budget, size):
-    found = largest_batch(job(bench, frames_per_batch=budget))
+    found = prospect_of(job(bench, frames_per_batch=budget)).size
     assert (found.num_clips, found.num_frames) == size
+
+
+def test_below_the_window_the_batch_that_takes_more_counts_be_it_one_long_clip_or_many_short_ones(tmp_path):
+    many, few = (Bench.of_latents(tmp_path / name, lengths) for name, lengths in (("many", (2, 40)), ("few", (2, 400))))
+    found = prospect_of(job(many, frames_per_batch=39))
+    assert found.size == Size(num_clips=19, num_frames=2)
+    one_long = replace(found, size=Size(num_clips=1, num_frames=40))
+    assert forecast.estimated(found).total_bytes > forecast.estimated(one_long).total_bytes
+    assert prospect_of(job(few, frames_per_batch=39)).size == Size(num_clips=1, num_frames=400)
+
+
+def test_latents_kept_in_memory_are_counted_where_the_device_shares_it_with_the_host(bench, monkeypatch):
+    stored = (12 + 20 + 7) * CHANNELS * 4
+    assert prospect_of(job(bench)).clips_bytes == stored
+    monkeypatch.setattr(forecast, "REMEMBERED_BYTES", stored - 1)
+    assert prospect_of(job(bench)).clips_bytes == stored - 1
+    elsewhere = replace(job(bench), device=forecast.torch.device("cuda"))
+    assert prospect_of(elsewhere).clips_bytes == 0
+
+
+def test_audio_is_counted_as_read_ahead_only_where_that_happens(tmp_path, monkeypatch):
+    bench = Bench.of_audio(tmp_path, lengths=(5 * RATIO, 9 * RATIO), window_samples=9 * RATIO)
+    both_signs = 2 * (5 + 9) * CHANNELS * 4
+    assert prospect_of(job(bench)).clips_bytes == both_signs
+    asked = replace(bench, resources=Resources(device="cpu", workers=1))
+    assert prospect_of(job(asked)).clips_bytes == both_signs + 14 * RATIO * 8
+    monkeypatch.setattr(forecast, "AHEAD_BYTES", 1000)
+    assert prospect_of(job(asked)).clips_bytes == both_signs + 1000
+
+
+def test_crops_of_long_recordings_are_not_kept_and_are_read_ahead(tmp_path):
+    bench = Bench.of_audio(tmp_path, lengths=(5 * RATIO, 90 * RATIO), window_samples=9 * RATIO)
+    assert prospect_of(job(bench)).clips_bytes == 2 * 5 * CHANNELS * 4 + 14 * RATIO * 8
+
+
+def test_what_the_clips_take_is_part_of_the_estimate(bench):
+    wanted = prospect_of(job(bench))
+    without = forecast.estimated(replace(wanted, clips_bytes=0)).total_bytes
+    estimate = forecast.estimated(replace(wanted, clips_bytes=GIB))
+    assert estimate.total_bytes == without + GIB
+    assert "clips 1.0 GiB" in estimate.parts()
 
 
 def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cache.manifest import read_rows
+from stages import catalogue
 from stages.adapters import _file as adapter_file
 from stages.errors import PackageMissing, Stopped
 from stages.train.layers import EVERY, LayerRow, group_names, group_of, norms
@@ -16,8 +17,6 @@ from stages.train.metrics import ClipRow, StepRow
 from stages.train.optimizer import Optimizer, alone
 from tests.small_training import Bench
 from tests.test_train_optimizer import loss_of, parameters, params, same, values
-
-NINE = ("lora", "dora-rows", "dora-cols", "bora", "lora-xs", "dora-rows-xs", "dora-cols-xs", "bora-xs")
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def distance(left, right):
 # Accumulation ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", NINE)
+@pytest.mark.parametrize("kind", catalogue.adapter_kinds())
 def test_accumulated_batches_give_the_adapter_of_the_larger_batch(bench, kind):
     changes = {"number_of_steps": 6, "adapter_type": kind, "weight_decay": 0.1}
     larger, added = bench.at("larger"), bench.at("added up")

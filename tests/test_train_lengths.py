@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.lengths import LEAST_RATIO, MOST_LENGTHS, UNIT, Buckets, bucket_lengths, lengthened
+from stages.train.lengths import (
+    LEAST_RATIO,
+    MOST_LENGTHS,
+    SHORTEST,
+    UNIT,
+    UNMASKED,
+    Buckets,
+    bucket_lengths,
+    lengthened,
+)
 from stages.train.network import batch_losses
 from tests.small_networks import config
 
@@ -22,12 +33,29 @@ def test_every_batch_length_has_a_bucket_that_is_not_much_longer(shortest, more,
 
     assert lengths == sorted(set(lengths)) and lengths[-1] == window and len(lengths) <= MOST_LENGTHS
     assert num_frames <= length <= window
-    ratio = max(LEAST_RATIO, (window / shortest) ** (1 / MOST_LENGTHS))
-    assert length <= num_frames * ratio**2 + 2 * UNIT
+    least = min(max(shortest, SHORTEST), window)
+    ratio = max(LEAST_RATIO, (window / least) ** (1 / MOST_LENGTHS))
+    assert length <= max(num_frames, least) * ratio**2 + 2 * UNIT
 
 
 def test_clips_of_one_length_need_one_bucket():
     assert bucket_lengths(108, 108) == [108]
+
+
+def test_short_clips_of_any_length_share_one_bucket():
+    assert bucket_lengths(3, 200) == [200]
+    assert bucket_lengths(3, 4092)[0] >= SHORTEST
+
+
+@pytest.mark.parametrize(
+    ("length", "mixed", "unmasked"),
+    [(9, False, True), (9, True, False), (UNMASKED, True, True), (UNMASKED, False, True)],
+)
+def test_short_batches_of_mixed_clips_are_all_masked_so_that_one_recording_serves_them(length, mixed, unmasked):
+    batch, _ = batch_and_training()
+    batch = lengthened(batch, length)
+    whole = replace(batch, real_BT=torch.ones_like(batch.real_BT), all_real=True)
+    assert Buckets([length], mixed=mixed).filled(whole).all_real is unmasked
 
 
 def batch_and_training():

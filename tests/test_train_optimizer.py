@@ -139,3 +139,24 @@ def test_moments_written_down_do_not_move_with_training():
     kept = {name: tensor.clone() for name, tensor in state.items()}
     optimizer.update(loss_of(tensors))
     assert same(state, kept)
+
+
+def test_a_refused_update_stays_refused_while_another_step_is_prepared():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    optimizer.update(loss_of(tensors) * float("nan"))
+    with optimizer.refusing():
+        optimizer.update(loss_of(tensors))
+    assert bool(optimizer.broken)
+
+
+def test_updates_that_are_only_prepared_are_not_counted():
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params())
+    before = values(tensors)
+    with optimizer.refusing():
+        optimizer.update(loss_of(tensors))
+    assert (optimizer.updates, bool(optimizer.broken)) == (0, False)
+    assert same(values(tensors), before)
+    optimizer.update(loss_of(tensors))
+    assert optimizer.updates == 1

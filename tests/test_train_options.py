@@ -42,7 +42,6 @@ def bench(tmp_path):
         {"warmup_steps": 3},
         {"gradient_accumulation": 2},
         {"gradient_clip": 1e-6},
-        {"weight_decay": 0.5, "decay_magnitudes": False},
         {"frames_per_batch": 60},
     ],
     ids=str,
@@ -55,6 +54,14 @@ def test_every_option_changes_what_is_learnt(tmp_path_factory, change):
     changed = plain.at(f"changed {change}"[:60])
     changed.train(**change)
     assert changed.bytes_of("adapter_fp32.safetensors") != plain.bytes_of("adapter_fp32.safetensors")
+
+
+def test_sparing_magnitudes_from_decay_counts(bench):
+    for pulled in (True, False):
+        bench.at(f"{pulled}").train(weight_decay=0.5, decay_magnitudes=pulled)
+    assert bench.at("True").bytes_of("adapter_fp32.safetensors") != bench.at("False").bytes_of(
+        "adapter_fp32.safetensors"
+    )
 
 
 def test_the_context_weight_counts(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from importlib import util
 
 import pytest
@@ -13,11 +14,11 @@ from stages.contract import Inputs
 from stages.errors import PackageMissing
 from stages.models import _quantized
 from stages.models._quantized import quantization_of
+from stages.train import base
 from stages.train.evaluation import evaluate
 from stages.train.examples import examples_of
 from stages.train.job import Job
-from stages.train.rounding import UNQUANTIZED, note_rounding
-from stages.train.start import new_network, new_training
+from stages.train.start import new_network
 from tests.small_training import Bench, params, weights
 
 KINDS = ["dora-rows", "bora-xs"]
@@ -66,29 +67,57 @@ def test_it_is_said_how_the_base_is_stored_and_what_that_saves(bench):
 
 
 def test_the_loss_of_the_unquantised_base_is_noted_beside_it_once(bench):
-    job = job_of(bench, base_quantization="fp8")
-    training, examples = new_training(job), examples_of(job)
-    found = evaluate(training.network, examples, job.device)
-    training.notes["before"] = list(found.by_timestep)
-    bench.said.clear()
+    short = bench.at("short")
+    short.train(base_quantization="fp8", number_of_steps=2)
+    job = job_of(bench.at("again"), base_quantization="fp8")
+    examples = examples_of(job)
+    exact = evaluate(new_network(job_of(bench.at("plain"))), examples, job.device).loss
+    stored = evaluate(new_network(job), examples, job.device).loss
+    found = (short.config["loss_before_unquantized"], short.config["loss_before"])
+    assert found == (exact, stored) and exact != stored
+    (line,) = [line for line in short.said if "unquantised" in line]
+    assert f"{stored:.4f} on the fp8 base, {exact:.4f} unquantised" in line
 
-    note_rounding(job, training, examples)
-
-    exact = new_network(job_of(bench.at("plain")))
-    wanted = evaluate(exact, examples, job.device)
-    assert training.notes[UNQUANTIZED] == list(wanted.by_timestep)
-    assert training.notes[UNQUANTIZED] != training.notes["before"]
-    (line,) = bench.said
-    assert f"{found.loss:.4f} on the fp8 base, {wanted.loss:.4f} unquantised" in line
-    note_rounding(job, training, examples)
-    assert bench.said == [line]
+    bench.train(base_quantization="fp8", number_of_steps=4, continued_from=short.directory)
+    assert not [line for line in bench.said if "unquantised" in line]
+    assert bench.config["loss_before_unquantized"] == exact
 
 
-def test_nothing_is_compared_where_nothing_was_rounded(bench):
-    job = job_of(bench)
-    training = new_training(job)
-    note_rounding(job, training, examples_of(job))
-    assert UNQUANTIZED not in training.notes
+@pytest.fixture
+def alive(monkeypatch) -> list[int]:
+    """How many earlier bases are still in memory whenever one is loaded."""
+    found: list[int] = []
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    real = base.load_denoiser
+
+    def counted(*rest):
+        found.append(sum(earlier() is not None for earlier in loaded))
+        denoiser = real(*rest)
+        loaded.append(weakref.ref(denoiser))
+        return denoiser
+
+    monkeypatch.setattr(base, "load_denoiser", counted)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unquantised_base_is_gone_before_the_stored_one_is_loaded(bench, alive, kind):
+    bench.train(base_quantization="int8", adapter_type=kind, number_of_steps=1)
+    assert alive == [0, 0]
+
+
+def test_a_training_that_goes_on_has_no_need_of_the_unquantised_base(bench, alive):
+    short = bench.at("short")
+    short.train(base_quantization="int8", number_of_steps=1)
+    alive.clear()
+    bench.train(base_quantization="int8", number_of_steps=2, continued_from=short.directory)
+    assert len(alive) == 1
+
+
+def test_nothing_is_compared_where_nothing_was_rounded(bench, alive):
+    bench.train(number_of_steps=1)
+    assert len(alive) == 1
+    assert bench.config["loss_before_unquantized"] is None
 
 
 def test_singular_vectors_are_shared_with_trainings_on_the_base_as_it_is(bench, monkeypatch):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from stages.train import rounding, run
+from stages.train.evaluation import evaluate
 from stages.train.repeatable import repeatable
 from tests.small_training import Bench
 
@@ -44,11 +47,12 @@ def test_a_workspace_that_was_chosen_is_left_alone(already):
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_cpu_adds_in_a_fixed_order_anyhow_and_nothing_is_said(already, deterministic):
+def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_named(already, deterministic):
     said: list[str] = []
     with repeatable(CPU, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is already
-    assert said == []
+    wanted = [] if deterministic else ["deterministic off has no effect on cpu, which adds in a fixed order anyhow"]
+    assert said == wanted
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -66,4 +70,25 @@ def test_a_training_with_it_off_gives_the_same_adapter_on_the_cpu(tmp_path):
     off.train(number_of_steps=2, deterministic=False)
     name = "adapter_fp32.safetensors"
     assert off.bytes_of(name) == on.bytes_of(name)
-    assert not [line for line in off.said if "deterministic" in line]
+    assert [len([line for line in one.said if "deterministic" in line]) for one in (on, off)] == [0, 1]
+
+
+def test_every_evaluation_uses_the_kernels_that_training_uses(tmp_path, monkeypatch):
+    inside: list[int] = []
+    depth = [0]
+
+    @contextmanager
+    def counted(*rest):
+        depth[0] += 1
+        yield
+        depth[0] -= 1
+
+    def evaluated(*rest):
+        inside.append(depth[0])
+        return evaluate(*rest)
+
+    for module in (run, rounding):
+        monkeypatch.setattr(module, "repeatable", counted)
+        monkeypatch.setattr(module, "evaluate", evaluated)
+    Bench.of_latents(tmp_path).train(number_of_steps=1, base_quantization="int8", ema_decay=0.5)
+    assert inside == [1, 1, 1, 1]

@@ -42,6 +42,11 @@ def test_an_inverse_schedule_is_the_fields():
     )
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warm_up_of_any_schedule_ends_at_the_full_rate(schedule):
+    assert rates(200, schedule=schedule, warmup_steps=100)[99] == pytest.approx(1e-3)
+
+
 @settings(deadline=None, max_examples=60)
 @given(schedule=st.sampled_from(SCHEDULES), warmup=st.integers(0, 20), count=st.integers(21, 60))
 def test_no_rate_is_above_the_one_asked_for_or_below_zero(schedule, warmup, count):

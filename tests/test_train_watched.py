@@ -11,7 +11,7 @@ import pytest
 
 from stages.errors import Stopped
 from stages.train import watched as module
-from stages.train.captured import Stepper
+from stages.train.stepper import Stepper
 from stages.train.watched import Interrupted, watched
 from tests.small_training import Bench
 
@@ -99,12 +99,13 @@ class Preparing:
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
 
-    def advance(self, batch) -> None:
+    def advance(self, batch) -> bool:
         training = self.stepper.training
         if training.step == 3:
             with watched("compiling", self.stepper.say, self.stepper.should_stop):
                 time.sleep(LONG)
         training.advance(batch)
+        return True
 
 
 def test_a_training_asked_to_stop_while_it_compiles_saves_its_steps_and_goes_on_from_there(tmp_path, monkeypatch):

@@ -53,12 +53,18 @@ def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO:
     scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
     if now.joined_JI is not None:
         return joined_products(scaled_LNI, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
-    out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
+    if bias_LO is None:
+        out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
+    else:
+        out_LNO = torch.baddbmm(bias_LO[:, None], scaled_LNI, weight_LOI.mT)
     if now.left_OR is not None and now.right_RI is not None:
         out_LNO = out_LNO + torch.bmm(torch.bmm(scaled_LNI, now.right_RI.mT), now.left_OR.mT)
-    if now.p_O is not None:
-        out_LNO = (out_LNO * now.p_O[:, None]).to(out_LNO.dtype)
-    return out_LNO if bias_LO is None else out_LNO + bias_LO[:, None].to(out_LNO.dtype)
+    if now.p_O is None:
+        return out_LNO
+    # As for one layer: p (W x) + b from W x + b, rounded once.
+    whole_LNO = out_LNO * now.p_O[:, None]
+    whole_LNO = whole_LNO if bias_LO is None else whole_LNO + (bias_LO * (1 - now.p_O))[:, None]
+    return whole_LNO.to(out_LNO.dtype)
 
 
 @dataclass(kw_only=True)
@@ -178,7 +184,8 @@ class Together:
             return self._each_layer(modules, tokens[None])
         tokens_L = tokens[None]
         for parts in zip(*modules, strict=True):
-            tokens_L = self._each_layer(parts, tokens_L) if isinstance(parts[0], AdaptedLayer) else parts[0](tokens_L)
+            # A filter may leave some or all of these layers without an adapter: only activations are one for all.
+            tokens_L = parts[0](tokens_L) if _is_activation(parts[0]) else self._each_layer(parts, tokens_L)
         return tokens_L
 
     def _each_layer(self, layers: Sequence[nn.Module], tokens_L: Tensor) -> Tensor:
@@ -202,6 +209,10 @@ class Together:
         if first is None or found != [(first[0], first[1] + step) for step in range(len(layers))]:
             return None
         return self.groups[first[0]], slice(first[1], first[1] + len(layers))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None
 
 
 def together(adapter: Adapter, *, room: bool | None = None) -> Together:

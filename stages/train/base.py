@@ -14,7 +14,7 @@ from stages.models._nets.transformer import Denoiser
 from stages.models._quantized import NONE, held_bytes, quantize, usable_quantization
 from stages.models._weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
-from stages.train.job import DTYPES, Job
+from stages.train.job import Job, precision_of
 
 
 def frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner]:
@@ -37,7 +37,7 @@ def frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner]:
 def settled_dtype(job: Job, what: str, asked: str) -> torch.dtype:
     """The dtype of a network, after saying what was asked for and what is used."""
     dtype = job.dtype(asked)
-    used = next(name for name, known in DTYPES.items() if known is dtype)
+    used = precision_of(dtype)
     job.work.say(f"{what} in {used} (asked for: {asked}){', adapter in fp32' if what == 'base' else ''}")
     if slow_on(job.device, dtype):
         job.work.say(f"this processor has no {used} arithmetic: fp32 is faster here, and takes more memory")

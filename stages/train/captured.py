@@ -10,17 +10,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stages.adapters._frozen import can_have_kernels
 from stages.train.batches import Batch
-from stages.train.compiling import compiled
 from stages.train.kernels import compile_kernels
 from stages.train.lengths import Buckets
 from stages.train.network import loss_scale
@@ -33,6 +29,11 @@ if TYPE_CHECKING:
 # B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
 
 Result = TypeVar("Result")
+
+MOST_RECORDINGS = 16
+"""Batches by frames come in some forty shapes; a step whose shape is beyond these takes the plain way."""
+
+WITHOUT = "--fast-path off goes without"
 
 WARM_UPS = 2
 """Runs before a recording: the first compiles, the second finds every lazily made thing there."""
@@ -53,7 +54,6 @@ class Recording:
     loss: Tensor
     norm: Tensor | None
     """Of the gradient; None where more parts follow."""
-    gradients: list[Tensor]
     graph: torch.cuda.CUDAGraph
 
 
@@ -65,7 +65,6 @@ class Finishing:
     scale: Tensor
     """What the host writes before: what the parts add to the loss, and what they were multiplied by."""
     norm: Tensor
-    gradients: list[Tensor]
     graph: torch.cuda.CUDAGraph
 
 
@@ -89,38 +88,52 @@ class CapturedSteps:
         self.recordings: dict[tuple[Any, ...], Recording] = {}
         self.finishing: Finishing | None = None
         self.pool = None
+        self.gradients: list[Tensor] = []
         self.training.optimizer.clear()
 
-    def advance(self, batch: Batch) -> None:
+    def advance(self, batch: Batch) -> bool:
         """One update from a batch on the CPU; does not wait for the device.
+
+        Returns:
+            False where its shapes are new and enough shapes are recorded already: then nothing was done.
 
         Raises:
             Interrupted: asked to stop while the step was prepared; nothing was updated.
         """
         training = self.training
         parts = parts_of(batch, paired=training.params.optimal_transport)
+        if len(self.recordings.keys() | {self.buckets.shape_of(part) for part in parts}) > MOST_RECORDINGS:
+            return False
+        # Of the whole batch, as the plain step has it; a power of two, so it changes no digit of what it scales.
+        scale = loss_scale(batch, training.network.denoiser.dtype)
         with training.looked_at():
-            figures_3B, norm = self.whole(parts[0]) if len(parts) == 1 else self.in_parts(parts)
+            figures_3B, norm = self.whole(parts[0], scale) if len(parts) == 1 else self.in_parts(parts, scale)
         training.history.note(figures_3B, norm)
         training.step += 1
+        return True
 
-    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def whole(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
         """A step of one part: one recording does all of it."""
         batch = self.buckets.filled(batch)
         recording = self.recording_for(batch, finishes=True)
-        self.replay(recording, batch, loss_scale(batch, self.training.network.denoiser.dtype))
+        self.replay(recording, batch, scale)
+        self.updated()
         assert recording.norm is not None, "a recording that finishes has the norm of its gradient"
-        self.training.optimizer.gradients = recording.gradients
         return recording.figures_3B.clone(), recording.norm.clone()
 
-    def in_parts(self, parts: list[Batch]) -> tuple[Tensor, Tensor]:
+    def updated(self) -> None:
+        """A recording has made an update, as `Optimizer.finish` does."""
+        optimizer = self.training.optimizer
+        optimizer.updates += 1
+        optimizer.gradients = self.gradients
+
+    def in_parts(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
         """A step of several: each adds its gradient, then one more recording makes the update."""
         filled = [self.buckets.filled(part) for part in parts]
         recordings = [self.recording_for(part, finishes=False) for part in filled]
         finishing = self.finishing = self.finishing or self.recorded_end()
-        scale = loss_scale(max(filled, key=lambda part: part.latents_BCT.numel()), self.training.network.denoiser.dtype)
         count = sum(len(part.clip_ids) for part in parts)
-        torch._foreach_zero_(finishing.gradients)
+        torch._foreach_zero_(self.gradients)
         finishing.loss.zero_()
         finishing.scale.fill_(scale)
         figures = []
@@ -130,7 +143,7 @@ class CapturedSteps:
             finishing.loss.add_(recording.loss, alpha=share)
             figures.append(recording.figures_3B.clone())
         finishing.graph.replay()
-        self.training.optimizer.gradients = finishing.gradients
+        self.updated()
         return torch.cat(figures, dim=1), finishing.norm.clone()
 
     def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
@@ -141,7 +154,7 @@ class CapturedSteps:
 
     def recording_for(self, batch: Batch, *, finishes: bool) -> Recording:
         """The recording for batches of this shape, made if there is none yet."""
-        key = (*batch.latents_BCT.shape, batch.all_real)
+        key = self.buckets.shape_of(batch)
         if key not in self.recordings:
             self.recordings[key] = self.recorded(batch, finishes=finishes)
         return self.recordings[key]
@@ -174,7 +187,7 @@ class CapturedSteps:
         masks = [mask.to(training.device) for mask in self.masks()]
         layers.use_masks(masks)
         if layers.joins:
-            with watched("compiling", self.say, self.should_stop):
+            with watched("compiling", self.say, self.should_stop, WITHOUT):
                 compile_kernels(training.network.denoiser, layers)
         with training.optimizer.refusing():
             recording = self._captured(placed, prompts_BLD, masks, finishes=finishes)
@@ -191,11 +204,17 @@ class CapturedSteps:
             with training.network.ready():
                 loss, figures_3B = training.loss_of(batch, prompts_BLD)
                 (loss * weight).backward()
-            return loss.detach(), figures_3B, training.optimizer.finish(loss.detach(), weight) if finishes else None
+            if not finishes:
+                return loss.detach(), figures_3B, None
+            norm = training.optimizer.finish(loss.detach(), weight)
+            torch._foreach_copy_(self.gradients, training.optimizer.gradients)
+            return loss.detach(), figures_3B, norm
 
-        if not finishes:
-            self.keep_gradients()
+        self.keep_gradients(to_add_to=not finishes)
         graph, (loss, figures_3B, norm) = self.told(work)
+        if finishes:
+            # Theirs lie in memory that other recordings use as well.
+            training.optimizer.clear()
         return Recording(
             batch=batch,
             prompts_BLD=prompts_BLD,
@@ -204,15 +223,20 @@ class CapturedSteps:
             figures_3B=figures_3B,
             loss=loss,
             norm=None if norm is None else norm.detach(),
-            gradients=list(training.optimizer.gradients),
             graph=graph,
         )
 
-    def keep_gradients(self) -> None:
-        """Gradients that every recorded part adds to, in memory that keeps its place."""
-        for parameter in self.training.optimizer.trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    def keep_gradients(self, *, to_add_to: bool) -> None:
+        """Memory that keeps its place, for the gradients of the last step, whichever recording made it.
+
+        Args:
+            to_add_to: by every recorded part; otherwise a step copies its own there.
+        """
+        trained = self.training.optimizer.trained
+        self.gradients = self.gradients or [torch.zeros_like(parameter) for parameter in trained]
+        if to_add_to:
+            for parameter, place in zip(trained, self.gradients, strict=True):
+                parameter.grad = place
 
     def recorded_end(self) -> Finishing:
         """Record the update itself; nothing is changed by that."""
@@ -220,8 +244,7 @@ class CapturedSteps:
         loss, scale = (torch.ones((), device=training.device) for _ in range(2))
         with training.optimizer.refusing():
             graph, norm = self.told(lambda: training.optimizer.finish(loss, scale))
-        gradients = list(training.optimizer.gradients)
-        return Finishing(loss=loss, scale=scale, norm=norm.detach(), gradients=gradients, graph=graph)
+        return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
 
     def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
         """Warm up and record. Raises: Interrupted."""
@@ -230,7 +253,7 @@ class CapturedSteps:
         device = self.training.device
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream), watched("compiling", self.say, self.should_stop):
+        with torch.cuda.stream(stream), watched("compiling", self.say, self.should_stop, WITHOUT):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream(device).wait_stream(stream)
@@ -245,109 +268,3 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
     """What of a batch lies on the device, prompts apart."""
     held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in held.items() if isinstance(value, Tensor)}
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """What compiling or recording raises where something does not allow it; torch's compiler raises the first."""
-    if not can_have_kernels():
-        return RuntimeError, NotImplementedError
-    from triton.errors import TritonError  # deferred: Triton comes with CUDA builds of torch
-
-    return RuntimeError, NotImplementedError, TritonError
-
-
-class Stepper:
-    """Steps in the fastest way there is: captured on CUDA, else and after a failure one operation at a time.
-
-    Which way is taken follows from the device and the network alone, never from how many steps are left: a training
-    that was stopped goes on as it began.
-    """
-
-    def __init__(
-        self,
-        training: Training,
-        buckets: Buckets | None,
-        caches: Path,
-        say: Callable[[str], None],
-        *,
-        may_recompute: bool = True,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Ways to step.
-
-        Args:
-            may_recompute: where memory turns out too short, compute blocks again in the backward pass.
-            should_stop: asked while something is compiled, too.
-        """
-        self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
-        self.may_recompute, self.should_stop = may_recompute, should_stop
-        self.settings = ExitStack()
-        self.fast: CapturedSteps | None = None
-
-    def __enter__(self) -> Stepper:
-        layers = self.training.network.layers
-        if why := self.why_plain():
-            self.say(f"stepping without the fast path: {why}")
-        elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
-            ordered = self.training.params.deterministic
-            code = compiled(self.training.network.denoiser, layers, self.caches, deterministic=ordered)
-            self.settings.enter_context(code)
-            self.fast = CapturedSteps(self.training, self.buckets, self.say, self.should_stop)
-        return self
-
-    def why_plain(self) -> str:
-        """What of a training on CUDA cannot be recorded; empty when nothing is in the way."""
-        if self.training.device.type != "cuda" or self.buckets is None:
-            return ""
-        if self.training.network.layers is None:
-            return "its layers are computed one by one"
-        name = self.training.params.optimizer
-        return "" if self.training.optimizer.rule.capturable else f"the host looks at every step of optimizer {name}"
-
-    def __exit__(self, *exception: object) -> None:
-        if self.fast is not None and self.fast.buckets.frames_padded > 0:
-            buckets = self.fast.buckets
-            self.say(
-                f"of the frames worked on, {buckets.padding:.1%} were padding up to prepared lengths, "
-                f"{buckets.unevenness:.1%} lay behind clips shorter than the longest of their batch"
-            )
-        self.plainly()
-
-    def plainly(self) -> None:
-        """From now on without what was prepared."""
-        self.fast = None
-        self.settings.close()
-
-    def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU.
-
-        Raises:
-            Interrupted: asked to stop while it was prepared; nothing was updated.
-        """
-        done = False
-        while not done:
-            try:
-                (self.training if self.fast is None else self.fast).advance(batch)
-                done = True
-            except failures() as error:
-                self.recover(error)
-            # Tried again only out here: an error that is being handled holds on to what the step had made.
-
-    def recover(self, error: Exception) -> None:
-        """Nothing of the failed step was kept: recompute blocks where memory was short, else take the plain way.
-
-        Raises:
-            error: that was the plain way.
-        """
-        tower = self.training.network.denoiser.model.transformer
-        if isinstance(error, torch.OutOfMemoryError) and self.may_recompute and not tower.checkpointing:
-            self.say("device memory is short: recomputing each block in the backward pass from now on")
-            tower.checkpointing = True
-            if self.fast is not None:
-                self.fast.forget()
-            return
-        if self.fast is None:
-            raise error
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
-        self.plainly()

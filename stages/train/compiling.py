@@ -18,10 +18,48 @@ from stages.models._nets.heads import fused_heads, plain_heads
 from stages.models._nets.transformer import Denoiser, each_module, run_block
 
 
+class Code:
+    """What a network runs: itself as it is written, or what the compilers made of it."""
+
+    def __init__(self, denoiser: Denoiser, layers: Together, *, deterministic: bool) -> None:
+        self.denoiser, self.layers = denoiser, layers
+        self.narrow = denoiser.dtype != torch.float32
+        self.run_block = torch.compile(run_block, dynamic=False)
+        device = denoiser.model.transformer.memory_tokens.device
+        self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
+
+    def take(self) -> None:
+        """The compilers'."""
+        tower = self.denoiser.model.transformer
+        tower.run_block, tower.each = self.run_block, self.layers.each
+        tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
+        self.layers.joins = self.narrow
+        if self.narrow:
+            replace_heads(self.denoiser, fused_heads)
+            replace_attention(self.denoiser, self.attention)
+
+    def leave(self) -> None:
+        """As it is written."""
+        tower = self.denoiser.model.transformer
+        replace_attention(self.denoiser, masked_attention)
+        replace_heads(self.denoiser, plain_heads)
+        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
+        self.layers.joins = False
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within, nothing compiled is run."""
+        self.leave()
+        try:
+            yield
+        finally:
+            self.take()
+
+
 @contextmanager
 def compiled(
     denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
-) -> Iterator[None]:
+) -> Iterator[Code]:
     """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
 
     One compilation per shape of batch serves all blocks.
@@ -30,25 +68,15 @@ def compiled(
         caches: where compiled code is kept between runs.
         deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
     """
-    tower, narrow = denoiser.model.transformer, denoiser.dtype != torch.float32
-    tower.run_block = torch.compile(run_block, dynamic=False)
-    tower.each = layers.each
-    tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
-    layers.joins = narrow
-    if narrow:
-        replace_heads(denoiser, fused_heads)
-        device = tower.memory_tokens.device
-        replace_attention(denoiser, FusedAttention(device) if deterministic else masked_attention)
+    code = Code(denoiser, layers, deterministic=deterministic)
+    settings = one_program_for_all(deterministic=deterministic)
     try:
-        code = one_program_for_all(deterministic=deterministic)
-        with kept_code(caches), code, fastest_first(), kernels_used():
+        code.take()
+        with kept_code(caches), settings, fastest_first(), kernels_used():
             begin_compiling()
-            yield
+            yield code
     finally:
-        replace_attention(denoiser, masked_attention)
-        replace_heads(denoiser, plain_heads)
-        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
-        layers.joins = False
+        code.leave()
 
 
 def begin_compiling() -> None:

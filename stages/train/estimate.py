@@ -91,6 +91,8 @@ class Prospect:
     params: TrainParams
     size: Size
     """Of the largest batch that goes through the network at a time."""
+    alone: Size | None = None
+    """Of the longest clip by itself, as it goes through where it is beyond a budget of frames."""
     dtype: torch.dtype
     """Of the base and of what flows through it, as the device can do it."""
     device: torch.device
@@ -100,6 +102,8 @@ class Prospect:
     clip_samples: int | None = None
     """Of the longest excerpt, where audio is encoded inside the loop."""
     autoencoder_dtype: torch.dtype = torch.float32
+    clips_bytes: int = 0
+    """Latents kept and audio read ahead, where the device's memory is the host's."""
 
     @property
     def manner(self) -> Manner:
@@ -122,22 +126,34 @@ class Estimate:
     encoding_bytes: int
     """The autoencoder and its work, where that is part of the training."""
     allowance_bytes: int
+    clips_bytes: int = 0
+    """Of `Prospect.clips_bytes`."""
+    start_bytes: int = 0
+    """All that is held before the first step, where that may be more than later."""
     seconds_per_step: float | None = None
     """None: the speed of the device is not known."""
 
     @property
-    def total_bytes(self) -> int:
-        """All parts at once."""
-        parts = (self.weights_bytes, self.adapter_bytes, self.activation_bytes, self.encoding_bytes)
+    def step_bytes(self) -> int:
+        """Held while steps are made."""
+        parts = (self.weights_bytes, self.adapter_bytes, self.activation_bytes, self.encoding_bytes, self.clips_bytes)
         return sum(parts) + self.allowance_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The most that is held at any time."""
+        return max(self.step_bytes, self.start_bytes)
 
     def parts(self) -> str:
         """Those that matter, in words."""
+        if self.start_bytes > self.step_bytes:
+            return f"to load the base before it is stored in 8 bits; {amount(self.step_bytes)} after that"
         named = {
             "weights": self.weights_bytes,
             "adapter": self.adapter_bytes,
             "activations": self.activation_bytes,
             "autoencoder": self.encoding_bytes,
+            "clips": self.clips_bytes,
             "libraries": self.allowance_bytes,
         }
         return ", ".join(f"{name} {amount(size)}" for name, size in named.items() if size > 0)
@@ -159,12 +175,15 @@ def estimated(prospect: Prospect, speed: Speed | None = None) -> Estimate:
     copies = 2 + MOMENTS[params.optimizer] + (params.ema_decay is not None)
     held = manner.held_recomputing if prospect.checkpointing else manner.held
     activations = int(held * (counted.held_bytes + counted.passing_bytes))
+    allowance = manner.allowance_bytes + (manner.narrow_bytes if prospect.dtype.itemsize < 4 else 0)
     return Estimate(
         weights_bytes=weights_bytes(counted, prospect),
         adapter_bytes=4 * (copies * counted.trained_values + counted.singular_values),
         activation_bytes=activations,
         encoding_bytes=_encoding(prospect, activations),
-        allowance_bytes=manner.allowance_bytes + (manner.narrow_bytes if prospect.dtype.itemsize < 4 else 0),
+        allowance_bytes=allowance,
+        clips_bytes=prospect.clips_bytes,
+        start_bytes=start_bytes(counted, prospect) + allowance,
         seconds_per_step=None if speed is None else seconds_of(counted, prospect, speed),
     )
 
@@ -186,6 +205,12 @@ def count_of(prospect: Prospect) -> Rehearsed:
 @lru_cache(64)
 def _remembered(config: str, params: TrainParams, size: Size, dtype: torch.dtype, checkpointing: bool) -> Rehearsed:
     return rehearsed(json.loads(config), params, size, dtype, checkpointing=checkpointing)
+
+
+def start_bytes(counted: Rehearsed, prospect: Prospect) -> int:
+    """Of the base as it is loaded and the adapter on it, with which a stored base is compared."""
+    adapter = 4 * (counted.trained_values + counted.singular_values)
+    return prospect.dtype.itemsize * (counted.block_values + counted.other_values) + adapter
 
 
 def weights_bytes(counted: Rehearsed, prospect: Prospect) -> int:

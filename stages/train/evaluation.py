@@ -16,6 +16,7 @@ from stages.train.clips import excerpt_frames
 from stages.train.draws import normals
 from stages.train.examples import Examples
 from stages.train.network import Network, batch_losses
+from stages.train.room import room_for
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MOST_CLIPS = 16
@@ -38,10 +39,10 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(network: Network, examples: Examples, device: torch.device) -> Evaluation:
-    """One forward pass per clip, all timesteps in one batch."""
+    """One forward pass per clip, all timesteps in one batch. Raises: DeviceFullBeside."""
     network.train(False)
     batches = (batch.to(device) for batch in fixed_batches(examples))
-    with network.ready():
+    with room_for("evaluating", device), network.ready():
         per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
     return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))  # mps has no float64

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from stages.errors import MemoryShort
 from stages.train.estimate import Estimate, Prospect, amount, estimated
+from stages.train.rehearsal import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,11 @@ def base_in_8_bits(prospect: Prospect, free: int) -> Remedy | None:
     """The base's matrices stored in 8 bits."""
     if prospect.params.base_quantization != "none":
         return None
-    params = replace(prospect.params, base_quantization="int8")
-    return Remedy(flags="--base-quantization int8", prospect=replace(prospect, params=params))
+    stored = replace(prospect, params=replace(prospect.params, base_quantization="int8"))
+    # The base is loaded before it is rounded: of a small batch, that is when most is held.
+    if estimated(stored).total_bytes >= estimated(prospect).total_bytes:
+        return None
+    return Remedy(flags="--base-quantization int8", prospect=stored)
 
 
 def fewer_frames(prospect: Prospect, free: int) -> Remedy | None:
@@ -116,11 +120,20 @@ def fewer_frames(prospect: Prospect, free: int) -> Remedy | None:
         return None
 
     def holding(clips: int) -> Prospect:
-        params = replace(prospect.params, frames_per_batch=clips * prospect.size.num_frames)
-        return replace(_sized(prospect, num_clips=clips), params=params)
+        budget = clips * prospect.size.num_frames
+        sizes = [Size(num_clips=clips, num_frames=prospect.size.num_frames)]
+        if prospect.alone is not None and prospect.alone.num_frames > budget:
+            sizes.append(prospect.alone)
+        return heaviest(replace(prospect, params=replace(prospect.params, frames_per_batch=budget)), sizes)
 
     clips = largest(prospect.size.num_clips - 1, lambda count: estimated(holding(count)).total_bytes, free)
     return Remedy(flags=f"--frames-per-batch {clips * prospect.size.num_frames}", prospect=holding(clips))
+
+
+def heaviest(prospect: Prospect, sizes: Sequence[Size]) -> Prospect:
+    """With that of some batches which takes most memory."""
+    sized = [replace(prospect, size=size) for size in sizes]
+    return max(sized, key=lambda one: estimated(one).total_bytes) if len(sized) > 1 else sized[0]
 
 
 KNOBS: tuple[Knob, ...] = (

@@ -6,18 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 
-from cache.manifest import read_rows
+from cache.manifest import read_columns
 from stages.models._device import usable_dtype
 from stages.records import Clip, EncodedClip
+from stages.train.ahead import AHEAD_BYTES, BYTES_PER_SAMPLE, SECONDS_WORTH_A_PROCESS
+from stages.train.clips import REMEMBERED_BYTES
 from stages.train.estimate import Estimate, Prospect, amount, estimated
-from stages.train.fitting import Settled, settled
+from stages.train.fitting import Settled, heaviest, settled
 from stages.train.job import DTYPES, Job
 from stages.train.rehearsal import Size
 from stages.train.room import free_bytes
 from stages.train.speed import measured_speed
 from stages.train.stage import TrainParams
+
+MANIFEST = "manifest.parquet"
 
 known_speed = lru_cache(16)(measured_speed)
 """Of a device and a precision, measured once in a process."""
@@ -52,46 +57,61 @@ def tell(job: Job, decided: Settled, free: int | None) -> None:
 
 
 def prospect_of(job: Job) -> Prospect:
-    """What the job asks for, read off its settings and its artifact's facts; no weight is looked at."""
+    """What the job asks for, read off its settings, its artifact's facts and its clips' lengths; not off any weight."""
     params, facts = job.params, job.artifact.facts
 
     def quietly(precision: str) -> torch.dtype:
         return usable_dtype(DTYPES[precision], job.device, lambda line: None)
 
-    return Prospect(
+    sizes, window = largest_batches(job), int(facts["window_frames"])
+    asked = Prospect(
         config=job.weights.config,
         params=params,
-        size=largest_batch(job),
+        size=sizes[0],
+        alone=None if params.frames_per_batch is None else Size(num_clips=1, num_frames=window),
         dtype=quietly(params.base_precision),
         device=job.device,
         clip_samples=None if params.pre_encode else int(facts["window_samples"]),
         autoencoder_dtype=quietly(params.autoencoder_precision),
+        clips_bytes=0 if job.device.type == "cuda" else clips_bytes(job),
     )
+    return heaviest(asked, sizes)
 
 
-def largest_batch(job: Job) -> Size:
-    """The most that goes through the network at a time: clips as long as the window, or as many short ones as fit."""
+def largest_batches(job: Job) -> list[Size]:
+    """What may take most memory of all that goes through the network at a time."""
     window, budget = int(job.artifact.facts["window_frames"]), job.params.frames_per_batch
     if budget is None:
-        return Size(num_clips=job.params.batch_size, num_frames=window)
-    frames = min(window, max(shortest_clip(job), 1))
-    if budget < window:
-        # A clip beyond the budget is a batch of its own.
-        return Size(num_clips=1, num_frames=window)
+        return [Size(num_clips=job.params.batch_size, num_frames=window)]
+    frames = min(window, max(int(clip_frames(job).min()), 1))
     # Every clip brings memory tokens and a prompt along: of batches of so many frames, short clips take most.
-    return (
-        Size(num_clips=budget // frames, num_frames=frames)
-        if budget >= frames
-        else Size(num_clips=1, num_frames=window)
-    )
+    full = [Size(num_clips=budget // frames, num_frames=frames)] if budget >= frames else []
+    # A clip beyond the budget is a batch of its own.
+    return full if budget >= window else [*full, Size(num_clips=1, num_frames=window)]
 
 
-def shortest_clip(job: Job) -> int:
-    """Frames of it."""
-    manifest = job.artifact.directory / "manifest.parquet"
+def clip_frames(job: Job) -> np.ndarray:
+    """(clips,) int64, length of each."""
     if job.params.pre_encode:
-        return min(row.num_valid_frames for row in read_rows(manifest, EncodedClip))
-    return -(-min(row.num_samples for row in read_rows(manifest, Clip)) // job.model.downsampling_ratio)
+        return read_columns(job.artifact.directory / MANIFEST, EncodedClip).numbers("num_valid_frames")
+    num_samples = read_columns(job.artifact.directory / MANIFEST, Clip).numbers("num_samples")
+    return -(-num_samples // job.model.downsampling_ratio)
+
+
+def clips_bytes(job: Job) -> int:
+    """Of latents that are kept in the host's memory, and of audio that is read ahead into it."""
+    frames, facts = clip_frames(job), job.artifact.facts
+    frame_bytes = int(job.weights.config["model"]["io_channels"]) * 4
+    if job.params.pre_encode:
+        stored_bytes = frame_bytes // 2 if facts.get("latent_dtype") == "float16" else frame_bytes
+        return min(REMEMBERED_BYTES, int(frames.sum()) * stored_bytes)
+    window = int(facts["window_frames"])
+    whole = frames[frames <= window]
+    kept = min(REMEMBERED_BYTES, 2 * int(whole.sum()) * frame_bytes)
+    samples = int(np.minimum(frames, window).sum()) * job.model.downsampling_ratio
+    few = len(whole) == len(frames) and 2 * samples < SECONDS_WORTH_A_PROCESS * job.model.sample_rate_hz
+    reads_ahead = job.work.resources.workers > 0 or not few
+    return kept + (min(AHEAD_BYTES, samples * BYTES_PER_SAMPLE) if reads_ahead else 0)
 
 
 def line(estimate: Estimate, prospect: Prospect, free: int | None) -> str:

@@ -17,6 +17,11 @@ from stages.train.stage import STAGE, TrainParams
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """The name of one of DTYPES."""
+    return next(name for name, known in DTYPES.items() if known is dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One call of the stage."""

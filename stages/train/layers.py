@@ -59,17 +59,18 @@ class Look:
 
     def figures(self) -> Tensor:
         """(G, 3) float32 on the device: norms of gradient, update and values of every group."""
-        after = [parameter.detach() for parameter in self.optimizer.trained]
-        changes = [new - old for new, old in zip(after, self.before, strict=True)]
-        return torch.stack(
-            [norms(each, self.optimizer.stacks) for each in (self.optimizer.gradients, changes, after)], 1
-        )
+        after, changes = [parameter.detach() for parameter in self.optimizer.trained], self.before
+        # In place, as memory may be short: what was before, less what is.
+        torch._foreach_sub_(changes, after)
+        found = (self.optimizer.gradients, changes, after)
+        return torch.stack([norms(each, self.optimizer.stacks) for each in found], 1)
 
 
 def norms(values: Sequence[Tensor], stacks: Sequence[Stacked]) -> Tensor:
     """(G,): of all tensors of each group together."""
     names = group_names(stacks)
     places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
-    squares = [one.square().sum() for value, stack in zip(values, stacks, strict=True) for one in parts(value, stack)]
+    each = [one for value, stack in zip(values, stacks, strict=True) for one in parts(value, stack)]
+    squares = [torch.linalg.vector_norm(one).square() for one in each]
     total = torch.zeros(len(names), device=squares[0].device)
     return total.index_add(0, torch.tensor(places, device=total.device), torch.stack(squares)).sqrt()

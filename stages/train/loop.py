@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from stages.contract import Workspace
 from stages.errors import DeviceFull, LossNotFinite, Stopped
 from stages.train import checkpoint
 from stages.train.batches import Batch
-from stages.train.captured import Stepper
 from stages.train.checkpoint import Checkpoint
 from stages.train.draws import Chance
 from stages.train.layers import Look, is_due
@@ -27,6 +26,7 @@ from stages.train.optimizer import Optimizer
 from stages.train.parts import parts_of
 from stages.train.schedule import learning_rate
 from stages.train.stage import TrainParams
+from stages.train.stepper import Stepper
 from stages.train.watched import Interrupted
 
 QUIET_SECONDS = 10.0
@@ -137,6 +137,8 @@ class Fit:
     training: Training
     batch_at: Callable[[int], Batch]
     """The batch of a step, counted from 0."""
+    clips_at: Callable[[int], Sequence[str]]
+    """Ids of its clips, without making it."""
     work: Workspace
     identity: str
     """Whose checkpoints these are."""
@@ -172,9 +174,11 @@ class Fit:
         """
         self.training.network.train(True)
         caches = self.work.shared / "compiled"
-        may = self.work.resources.gradient_checkpointing != "off"
+        may, wanted = self.work.resources.gradient_checkpointing != "off", self.work.resources.fast_path != "off"
         say, stop = self.work.say, self.work.should_stop
-        with Stepper(self.training, self.buckets, caches, say, may_recompute=may, should_stop=stop) as stepper:
+        with Stepper(
+            self.training, self.buckets, caches, say, may_recompute=may, wanted=wanted, should_stop=stop
+        ) as stepper:
             while self.training.step < self.total_steps:
                 if stop():
                     self.save()
@@ -199,7 +203,7 @@ class Fit:
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""
         step, resources = self.training.step, self.work.resources
-        late = self.looks_at_every_step and time.perf_counter() - self.told > QUIET_SECONDS
+        late = time.perf_counter() - self.told > QUIET_SECONDS
         due_to_tell = late or step in (1, self.total_steps) or step % resources.log_every == 0
         due_to_save = step == self.total_steps or step % resources.checkpoint_every == 0
         if due_to_tell or self.looks_at_every_step:
@@ -231,7 +235,7 @@ class Fit:
         training.optimizer.mend()
         training.step = broken
         self.save()
-        raise LossNotFinite(broken + 1, self.batch_at(broken).clip_ids, what)
+        raise LossNotFinite(broken + 1, self.clips_at(broken), what)
 
     def line(self) -> str:
         """Loss, learning rate, speed, memory and time left."""

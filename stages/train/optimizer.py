@@ -41,6 +41,9 @@ class Optimizer:
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
         self.gradients: list[Tensor] = []
         """Of the last update, as applied; in the order of `trained`."""
+        self.updates = 0
+        """Made so far by this process. What was made must not be made again, whatever fails after it."""
+        self._refuses = False
 
     def prepare(self, step: int) -> None:
         """Before a step, counted from 0: its learning rate, and how far the average moves."""
@@ -70,6 +73,9 @@ class Optimizer:
             loss: what they belong to, looked at only for being finite.
             scale: what the loss was multiplied by.
         """
+        for parameter in self.trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         if isinstance(scale, Tensor):
             torch._foreach_div_(self.gradients, scale)
@@ -83,6 +89,7 @@ class Optimizer:
         self.rule.step(self.broken)
         if self.average is not None:
             self.average.follow(self.broken)
+        self.updates += not self._refuses
         return norm
 
     def mend(self) -> None:
@@ -91,12 +98,17 @@ class Optimizer:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Within, every update is made in full but for its effect: parameters, moments, average stay as they are."""
+        """Within, every update is made in full but for its effect: parameters, moments, average stay as they are.
+
+        An update that was refused before, and that nobody has looked at yet, stays refused.
+        """
+        before, self._refuses = self.broken.clone(), True
         self.broken.fill_(True)
         try:
             yield
         finally:
-            self.mend()
+            self.broken.copy_(before)
+            self._refuses = False
 
     def state(self) -> dict[str, Tensor]:
         """CPU copies of what the rule and the average remember."""

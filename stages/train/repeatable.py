@@ -22,9 +22,9 @@ def repeatable(
 
     Args:
         deterministic: False lets CUDA take any kernel; nothing else knows two ways.
-        say: is told where two runs may differ.
+        say: is told where two runs may differ, and where the choice makes no difference.
     """
-    if remark := where_runs_differ(device, deterministic):
+    if remark := remark_on(device, deterministic):
         say(remark)
     if device.type != "cuda":
         yield
@@ -47,10 +47,12 @@ def repeatable(
         torch.backends.cudnn.allow_tf32 = rounds
 
 
-def where_runs_differ(device: torch.device, deterministic: bool) -> str:
-    """In words, why two runs of one request may differ in their last bits; empty where they do not."""
+def remark_on(device: torch.device, deterministic: bool) -> str:
+    """In words, why two runs of one request may differ in their last bits, or cannot; empty where that is as usual."""
     if device.type == "cuda" and not deterministic:
         return "deterministic is off: the fastest kernels, and two runs with one seed differ in their last bits"
     if device.type == "mps":
         return "not tested on mps: two runs with one seed may differ in their last bits"
+    if not deterministic:
+        return f"deterministic off has no effect on {device.type}, which adds in a fixed order anyhow"
     return ""

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from stages.errors import DeviceFullBeside
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 """The first version of control groups writes a number about this large where there is no limit."""
+
+
+@contextmanager
+def room_for(what: str, device: torch.device) -> Iterator[None]:
+    """Within, work other than a step. Raises: DeviceFullBeside, saying that it was this work that did not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceFullBeside(str(device), what) from error
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from stages.models._quantized import NONE, quantization_of
+from stages.models._quantized import NONE, usable_quantization
 from stages.train.evaluation import Evaluation, evaluate
 from stages.train.examples import Examples
 from stages.train.job import Job
-from stages.train.loop import Training
+from stages.train.repeatable import repeatable
+from stages.train.room import room_for
 from stages.train.start import new_network
 
 UNQUANTIZED = "unquantized"
 
 
-def note_rounding(job: Job, training: Training, examples: Examples) -> None:
-    """Note the loss of the unquantised base beside that of the stored one, and say both; once in a training.
+def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> Evaluation | None:
+    """Of the new adapter on the base as it is; None where nothing is rounded, or the notes of this training have it.
 
-    The unquantised base is loaded for this and let go of. `training.notes["before"]` must be there.
+    To be called before the stored base is loaded: the two never lie side by side, so that storing the base in 8 bits
+    needs no more memory than not doing so.
+
+    Raises:
+        DeviceFullBeside, PackageMissing.
     """
-    how = quantization_of(training.network.denoiser)
-    if how == NONE or UNQUANTIZED in training.notes:
-        return
-    network = new_network(unquantized(job))
-    exact = evaluate(network, examples, job.device)
-    training.notes[UNQUANTIZED] = list(exact.by_timestep)
-    job.work.say(rounding_line(how, exact, Evaluation(tuple(training.notes["before"]))))
+    how = usable_quantization(job.params.base_quantization, job.device, lambda line: None)
+    if how == NONE or UNQUANTIZED in notes:
+        return None
+    with room_for("loading the unquantised base", job.device):
+        network = new_network(unquantized(job))
+    with repeatable(job.device, job.params.deterministic):
+        found = evaluate(network, examples, job.device)
+    del network
+    gc.collect()  # adapter and base refer to each other
+    return found
 
 
 def unquantized(job: Job) -> Job:

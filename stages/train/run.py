@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -17,15 +17,16 @@ from stages.train.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.examples import Examples, examples_of
 from stages.train.export import metadata_of
 from stages.train.forecast import foreseen
-from stages.train.job import DTYPES, Job
+from stages.train.job import Job, precision_of
 from stages.train.lengths import buckets_of
 from stages.train.loop import Fit, Training
 from stages.train.readback import check_outputs
 from stages.train.repeatable import repeatable
 from stages.train.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
-from stages.train.rounding import UNQUANTIZED, note_rounding
+from stages.train.room import room_for
+from stages.train.rounding import UNQUANTIZED, rounding_line, unquantized_loss
 from stages.train.stage import TrainParams
-from stages.train.start import new_training, num_parameters, rank_limit, resume
+from stages.train.start import new_training, newest_checkpoint, num_parameters, rank_limit
 
 _FACTS = (
     *("steps_done", "final_loss", "best_loss", "best_loss_step", "loss_before", "loss_after", "seconds_per_step"),
@@ -45,25 +46,55 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
         Stopped, LossNotFinite: with what is trained so far saved.
         AdapterMismatch: the adapter to start from does not fit.
         MemoryShort: by its estimate it cannot fit; names the settings that would.
+        DeviceFull: it does not fit after all.
         FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported, PackageMissing.
     """
     started = now()
     job = Job.of(inputs, params, work)
     set_threads(training_threads(work.resources.threads, job.width))
     job = foreseen(job)
-    examples, training = examples_of(job), new_training(job)
-    resume(training, job)
-    if "before" not in training.notes:
-        training.notes["before"] = evaluated(training, examples)
-    note_rounding(job, training, examples)
-    remaining = range(training.step, params.number_of_steps)
-    with Ahead(examples, remaining, work) as ahead, repeatable(job.device, params.deterministic, work.say):
-        fit = Fit(training, ahead.batch, work, job.identity, buckets_of(examples.clips))
-        fit.run()
-    summary = summarised(training, examples, fit.seconds, started)
-    config = configuration(job, summary)
-    leave(job, training, examples, config)
+    examples = examples_of(job)
+    training = begun(job, examples)
+    with repeatable(job.device, params.deterministic, work.say):
+        note_before(training, examples, work.say)
+        seconds = fitted(job, training, examples)
+        config = configuration(job, summarised(training, examples, seconds, started))
+        leave(job, training, examples, config)
     return Outcome(facts={name: config[name] for name in _FACTS})
+
+
+def begun(job: Job, examples: Examples) -> Training:
+    """A training before its first step, or where it was left."""
+    saved = newest_checkpoint(job)
+    exact = unquantized_loss(job, examples, saved.notes if saved is not None else {})
+    with room_for("loading the base", job.device):
+        training = new_training(job)
+    if saved is not None:
+        training.restore(saved)
+        job.work.say(f"going on from step {saved.step}")
+    if exact is not None:
+        training.notes[UNQUANTIZED] = list(exact.by_timestep)
+    return training
+
+
+def note_before(training: Training, examples: Examples, say: Callable[[str], None]) -> None:
+    """Note the loss that a training began with, once, and say what rounding the base has done to it."""
+    if "before" in training.notes:
+        return
+    found = evaluate(training.network, examples, training.device)
+    training.notes["before"] = list(found.by_timestep)
+    if (exact := training.notes.get(UNQUANTIZED)) is not None:
+        say(rounding_line(quantization_of(training.network.denoiser), Evaluation(tuple(exact)), found))
+
+
+def fitted(job: Job, training: Training, examples: Examples) -> float:
+    """Make the steps that are left; returns the seconds that all steps took. Errors as `Fit.run`."""
+    remaining = range(training.step, job.params.number_of_steps)
+    with Ahead(examples, remaining, job.work) as ahead:
+        buckets, clips_at = buckets_of(examples.clips), lambda step: examples.seen(step)[0]
+        fit = Fit(training, ahead.batch, clips_at, job.work, job.identity, buckets)
+        fit.run()
+    return fit.seconds
 
 
 def leave(job: Job, training: Training, examples: Examples, config: Mapping[str, Any]) -> None:
@@ -104,7 +135,7 @@ def summarised(training: Training, examples: Examples, seconds: float, started: 
         after=Evaluation(tuple(evaluated(training, examples))),
         average=averaged,
         seconds=seconds,
-        precision_used=next(name for name, dtype in DTYPES.items() if dtype is network.denoiser.dtype),
+        precision_used=precision_of(network.denoiser.dtype),
         quantization_used=quantization_of(network.denoiser),
         started=started,
         finished=now(),

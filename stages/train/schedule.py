@@ -31,8 +31,8 @@ def _cosine(params: TrainParams, after: int) -> float:
 
 
 def _inverse(params: TrainParams, after: int) -> float:
-    """(1 - 0.995^(n + 1)) (1 + n / 1e6)^-0.5: a short exponential rise of its own, then a slow fall."""
-    rise = 1 - INVERSE_WARMUP ** (after + 1)
+    """(1 - 0.995^(n + 1)) (1 + n / 1e6)^-0.5: a short rise of its own, unless a warm-up was asked for; a slow fall."""
+    rise = 1.0 if params.warmup_steps else 1 - INVERSE_WARMUP ** (after + 1)
     return float(rise * (1 + after / INVERSE_GAMMA) ** -INVERSE_POWER)
 
 

@@ -68,9 +68,9 @@ class TrainParams:
     """Whether weight decay pulls on magnitudes too, as the field has it."""
     optimizer: str = "adamw"
     schedule: str = "constant"
-    """What the learning rate does after the warm-up: `constant`, `cosine` (to 0 at the last step) or `inverse`."""
+    """What the learning rate does after the warm-up: `constant`, `cosine` (towards 0) or `inverse`."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises linearly to its full value."""
+    """Steps in which the learning rate rises linearly to its full value; in place of the rise that `inverse` has."""
     gradient_accumulation: int = 1
     """Batches that one step adds up: the same as a batch that many times as large, in the memory of one."""
     gradient_clip: float | None = None

@@ -10,6 +10,7 @@ from stages.adapters._together import together
 from stages.models._quantized import NONE, quantization_of
 from stages.train import checkpoint
 from stages.train.base import frozen_base
+from stages.train.checkpoint import Checkpoint
 from stages.train.export import read_start, resolved_spec
 from stages.train.job import Job
 from stages.train.layers import group_names
@@ -70,11 +71,8 @@ def num_parameters(adapter: Adapter) -> int:
     return sum(parameter.numel() for parameter in adapter.named_parameters().values())
 
 
-def resume(training: Training, job: Job) -> None:
-    """Go on from the newest usable checkpoint, of this workspace or of an earlier, shorter artifact of the same run."""
+def newest_checkpoint(job: Job) -> Checkpoint | None:
+    """The newest usable one, of this workspace or of an earlier, shorter artifact of the same run."""
     places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
     folders = [place / checkpoint.FOLDER for place in places]
-    saved = checkpoint.newest(folders, job.identity, job.params.number_of_steps, job.work.say)
-    if saved is not None:
-        training.restore(saved)
-        job.work.say(f"going on from step {saved.step}")
+    return checkpoint.newest(folders, job.identity, job.params.number_of_steps, job.work.say)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 LOOK_SECONDS = 0.2
 SAY_SECONDS = 5.0
+LONG_SECONDS = 60.0
+"""After which a line also says how to do without."""
 SIGNAL = getattr(signal, "SIGUSR1", None)
 """None where the system has no spare signal: there the call ends first."""
 
@@ -28,6 +30,7 @@ class _Watch:
     what: str
     say: Callable[[str], None]
     should_stop: Callable[[], bool]
+    otherwise: str
     interrupts: bool
     """Whether the call runs where a signal reaches it."""
     over: threading.Event = field(default_factory=threading.Event)
@@ -40,7 +43,8 @@ class _Watch:
             if self.interrupts and SIGNAL is not None and self.should_stop():
                 signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
             if now - told >= SAY_SECONDS:
-                self.say(f"{self.what}: {now - started:.0f} s so far; Ctrl-C stops it")
+                way_out = "" if now - started < LONG_SECONDS else f", {self.otherwise}"
+                self.say(f"{self.what}: {now - started:.0f} s so far; Ctrl-C stops it{way_out}")
                 told = now
 
     def interrupt(self, number: int, frame: object) -> None:
@@ -50,14 +54,19 @@ class _Watch:
 
 
 @contextmanager
-def watched(what: str, say: Callable[[str], None], should_stop: Callable[[], bool]) -> Iterator[None]:
+def watched(
+    what: str, say: Callable[[str], None], should_stop: Callable[[], bool], otherwise: str = "or wait"
+) -> Iterator[None]:
     """Within, a line every few seconds, and a stop request takes effect at once.
+
+    Args:
+        otherwise: how to do without, said when it takes long.
 
     Raises:
         Interrupted: asked to stop. Outside the main thread, where no signal arrives, only when the block is done.
     """
     interrupts = SIGNAL is not None and threading.current_thread() is threading.main_thread()
-    watch = _Watch(what=what, say=say, should_stop=should_stop, interrupts=interrupts)
+    watch = _Watch(what=what, say=say, should_stop=should_stop, otherwise=otherwise, interrupts=interrupts)
     before = signal.signal(SIGNAL, watch.interrupt) if SIGNAL is not None and interrupts else None
     looking = threading.Thread(target=watch.look, name="watch", daemon=True)
     looking.start()
