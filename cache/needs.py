@@ -23,11 +23,6 @@ def write_needs(directory: Path, num_bytes: Mapping[str, int]) -> None:
     write_aside(directory / NEEDS, "".join(lines).encode())
 
 
-def has_needs(directory: Path) -> bool:
-    """Whether an artifact lists its shared files."""
-    return (directory / NEEDS).is_file()
-
-
 def iter_needs(directory: Path) -> Iterator[tuple[str, int]]:
     """(path inside the shared folder, bytes) of every shared file an artifact names; nothing without a list.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FieldError, PlaceUnusable, RecipeError
+from pipeline.planned import Plan, State
 from pipeline.recipe import Recipe
 from stages.adapters._kind import kind_named
 from stages.adapters._targets import layer_shapes, spec_rank_limit
@@ -27,7 +28,7 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
     """
     if weights is not None:
         check_model(recipe, weights)
-    errors = [*_package_errors(recipe), *_dropout_errors(recipe)]
+    errors = [*_dropout_errors(recipe)]
     errors += _layer_errors(recipe, weights) if weights else []
     errors += _lora_errors(recipe, lora) if lora else []
     if errors:
@@ -57,6 +58,17 @@ _PACKAGES = {
     "optimizer": ("adamw", "pytorch_optimizer", "pytorch-optimizer"),
 }
 """Of a field: the value that needs no package, and what the others need, as it is imported and as it is installed."""
+
+
+def check_packages(recipe: Recipe, plan: Plan) -> None:
+    """Refuse a training that needs packages which are not installed; one that is finished needs none.
+
+    Raises:
+        RecipeError: naming each field.
+    """
+    trains = any(run.stage.name == "train" and run.state is not State.HIT for run in plan.runs)
+    if trains and (errors := list(_package_errors(recipe))):
+        raise RecipeError(errors)
 
 
 def _package_errors(recipe: Recipe) -> Iterator[FieldError]:

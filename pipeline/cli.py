@@ -119,7 +119,8 @@ def _run(
     with reported_errors(as_json=as_json):
         report = Report()
         check_export(target)
-        request = read_recipe(import_source(data, folder), flags, recipe, _import_defaults(folder) | (defaults or {}))
+        taken = _import_defaults(folder) | (defaults or {})
+        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=last == "train", looks=True)
         done = run_until(last, request, report, imported=folder is not None)
         for file in done.files:
             report.say(f"{file}  {file.stat().st_size:,} bytes")
@@ -189,17 +190,23 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
     from cache.store import Store
+    from pipeline.checks import check_packages
     from pipeline.interchange import import_plan, import_source
     from pipeline.plan import plan as planned
     from pipeline.recipe import read_recipe
-    from pipeline.report import plan_json, plan_lines, reported_errors
+    from pipeline.remarks import remarks
+    from pipeline.report import Report, plan_json, plan_lines, reported_errors
     from pipeline.request import find
 
     folder = flags.pop("import_folder")
     with reported_errors(as_json=as_json):
-        request = read_recipe(import_source(data, folder), flags, recipe, _import_defaults(folder))
+        taken = _import_defaults(folder)
+        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, looks=True)
         decide = planned if folder is None else import_plan
         decided = decide(request, Store(request.store), find(request, make=False))
+        check_packages(request, decided)
+        for line in remarks(request):
+            Report().say(line)
         print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
 
 
@@ -229,7 +236,7 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
 
     clip = flags.pop("clip")
     with reported_errors(as_json=as_json):
-        request = read_recipe(data, flags, recipe)
+        request = read_recipe(data, flags, recipe, looks=True)
         findings = explained(request, Store(request.store), find(request, make=False), clip)
         lines = explained_lines(findings)
         print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))

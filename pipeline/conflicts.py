@@ -7,16 +7,32 @@ from typing import Any
 
 from pipeline.errors import FieldError
 
+OF_LATENTS = ("encode_precision", "latent_dtype", "latent_format")
+"""Fields of latents that are stored: a training that encodes inside its loop stores none."""
+
 
 def conflicts(values: Mapping[str, Any]) -> list[FieldError]:
-    """One entry per field that another one rules out."""
+    """One entry per field that another one rules out.
+
+    Args:
+        values: by field name; those that are wrong in themselves left out.
+    """
     return [FieldError(loc=(name,), type="value_error", msg=why, input=values[name]) for name, why in _found(values)]
+
+
+def without_latents(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[FieldError]:
+    """One entry per field that could have no effect on a training, as it encodes inside its loop."""
+    why = "has no effect on a training that encodes inside its loop: add --pre-encode, or leave it out"
+    asked = [] if values.get("pre_encode", True) else [name for name in OF_LATENTS if name in values]
+    given = [name for name in asked if values[name] != defaults[name]]
+    return [FieldError(loc=(name,), type="without_effect", msg=why, input=values[name]) for name in given]
 
 
 def _found(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field, what is wrong with it)."""
-    steps, warmup = values["number_of_steps"], values["warmup_steps"]
-    if warmup >= steps:
+    steps, warmup = values.get("number_of_steps"), values.get("warmup_steps")
+    if steps is not None and warmup is not None and warmup >= steps:
         yield "warmup_steps", f"must be below number_of_steps, which is {steps}"
-    if values["frames_per_batch"] is not None and values["batch_size"] != 1:
-        yield "frames_per_batch", f"takes the place of batch_size, which is {values['batch_size']}: give one of them"
+    clips = values.get("batch_size", 1)
+    if values.get("frames_per_batch") is not None and clips != 1:
+        yield "frames_per_batch", f"takes the place of batch_size, which is {clips}: give one of them"

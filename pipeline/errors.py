@@ -2,7 +2,7 @@
 
 PipelineError
 ├── RecipeError      the request is wrong: every field concerned, the rule, the value (exit code 2)
-├── SourceNotFound   the data named in the request is not there (exit code 2)
+├── SourceNotFound   the data or the adapter named in the request is not there (exit code 2)
 ├── NothingToEvict   nothing in the store fits what was asked to go
 ├── StillNeeded      all that was asked to go is needed by a run that stays
 ├── OverBudget       the store cannot be made that small without dropping a kept run
@@ -54,12 +54,10 @@ class RecipeError(PipelineError):
 
 
 class SourceNotFound(PipelineError):
-    """The data named in the request is not there."""
+    """The data or the adapter named in the request is not there."""
 
-    def __init__(self, where: str, why: str) -> None:
-        super().__init__(
-            f"{where}: {why}. Give the path of a .zip or a folder of clips with a .txt caption beside each."
-        )
+    def __init__(self, where: str, why: str, remedy: str) -> None:
+        super().__init__(f"{where}: {why}. {remedy}")
 
 
 class NothingToEvict(PipelineError):

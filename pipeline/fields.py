@@ -6,16 +6,7 @@ from pipeline.field import Field
 from pipeline.options import OPTIONS
 from pipeline.surroundings import PLACES, RESOURCES
 from stages import catalogue
-
-BASE_PRECISIONS = {
-    "bf16": "bf16",
-    "bfloat16": "bf16",
-    "fp16": "fp16",
-    "float16": "fp16",
-    "fp32": "fp32",
-    "float32": "fp32",
-}
-"""Spellings of the base precision, and the one each is recorded as."""
+from stages.train.stage import PRECISIONS
 
 REQUEST = (
     Field(
@@ -31,7 +22,7 @@ REQUEST = (
         kind="float",
         default=1e-4,
         limits={"gt": 0, "le": 0.01},
-        help="AdamW rate of the adapter's parameters",
+        help="full learning rate of the adapter; prodigy takes it as a factor, 0.0001 being 1",
     ),
     Field(
         name="rank",
@@ -63,7 +54,7 @@ REQUEST = (
         name="base_precision",
         kind="choice",
         default="bf16",
-        choices=lambda: list(BASE_PRECISIONS),
+        choices=lambda: list(PRECISIONS),
         help="precision of the frozen base; the adapter stays fp32",
     ),
     Field(

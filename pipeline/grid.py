@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FieldError, RecipeError
-from pipeline.fields import BASE_PRECISIONS
 from stages import catalogue
+from stages.train.stage import PRECISIONS
 
 if TYPE_CHECKING:
     from stages.bench.run import Grid
@@ -30,7 +30,7 @@ def checked_grid(axes: Mapping[str, Sequence[Any]]) -> Grid:
         models=axes["model"],
         frames=axes["frames"],
         adapter_types=axes["adapter_type"],
-        precisions=[BASE_PRECISIONS[value] for value in axes["base_precision"]],
+        precisions=[PRECISIONS[value] for value in axes["base_precision"]],
         batch_sizes=axes["batch_size"],
         checkpointing=[SWITCH[value] for value in axes["gradient_checkpointing"]],
         deterministic=[SWITCH[value] for value in axes["deterministic"]],
@@ -45,7 +45,7 @@ def _faults(name: str, value: Any) -> list[FieldError]:
     choices = {
         "model": lambda: sorted(catalogue.models()),
         "adapter_type": catalogue.adapter_kinds,
-        "base_precision": lambda: list(BASE_PRECISIONS),
+        "base_precision": lambda: list(PRECISIONS),
     }.get(name, lambda: list(SWITCH))()
     if value in choices:
         return []

@@ -12,10 +12,6 @@ WANTED = ("model_config.json", "model.safetensors", "t5gemma-b-b-ul2/*")
 """What a base model's repository must give; anything else in it is left there."""
 
 
-AUTOENCODER_WANTED = WANTED[:2]
-"""What a stand-alone autoencoder's repository must give."""
-
-
 def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
     """A base model's snapshot in the hub's own cache; None when it is not there and must not be downloaded now.
 

@@ -87,7 +87,13 @@ OPTIONS = (
         limits={"ge": 0, "lt": 1},
         help="dropout inside the adapter",
     ),
-    Field(name="weight_decay", kind="float", default=0.01, limits={"ge": 0}, help="AdamW weight decay"),
+    Field(
+        name="weight_decay",
+        kind="float",
+        default=0.01,
+        limits={"ge": 0},
+        help="weight decay, decoupled from the gradient",
+    ),
     Field(
         name="decay_magnitudes",
         kind="bool",
@@ -99,7 +105,7 @@ OPTIONS = (
         kind="choice",
         default="adamw",
         choices=lambda: list(OPTIMIZERS),
-        help="adamw; others are in the optional extra optimizers",
+        help="adamw, or of the extra optimizers: lion; prodigy, whose own rate is multiplied by learning_rate / 0.0001",
     ),
     Field(
         name="schedule",

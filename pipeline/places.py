@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from cache.aside import write_aside
 from cache.memo import DigestMemo
 from cache.store import Store
+from pipeline.addresses import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
 from pipeline.fetch import Fetch, Wanted
 from pipeline.recipe import Recipe
@@ -41,7 +41,7 @@ class Places:
             SourceNotFound, FetchFailed, RecipeError: nothing there, or not what audio_sha256 says.
         """
         text, digest = self.recipe.source, _digest(self.recipe.values["audio_sha256"])
-        if _is_address(text):
+        if is_address(text):
             limit = self.recipe.values["max_total_bytes"]
             wanted = Wanted(
                 field="audio_data_url", url=text, suffix=".zip", max_bytes=limit, fault=_zip_fault, sha256=digest
@@ -49,9 +49,9 @@ class Places:
             return self._fetched(wanted)
         if text.startswith("data:"):
             return self._data(text, digest)
-        path = _local(text)
+        path = local_path(text)
         if not path.exists():
-            raise SourceNotFound(text, "no such file or folder")
+            raise SourceNotFound(text, NO_DATA, GIVE_DATA)
         self._check_digest("audio_sha256", path, digest)
         return path, ""
 
@@ -60,16 +60,16 @@ class Places:
         given, digest = self.recipe.values["lora_checkpoint_url"], _digest(self.recipe.values["lora_checkpoint_sha256"])
         if given is None:
             return None, ""
-        if _is_address(given):
+        if is_address(given):
             limit = self.recipe.values["max_member_bytes"]
             wanted = Wanted(
                 field="lora_checkpoint_url", url=given, suffix=".safetensors", max_bytes=limit, fault=_lora_fault,
                 sha256=digest,
             )  # fmt: skip
             return self._fetched(wanted)
-        path = _local(given)
+        path = local_path(given)
         if not path.is_file():
-            raise SourceNotFound(f"lora_checkpoint_url {given}", "no such file")
+            raise SourceNotFound(f"lora_checkpoint_url {given}", NO_CHECKPOINT, GIVE_CHECKPOINT)
         self._check_digest("lora_checkpoint_sha256", path, digest)
         return path, ""
 
@@ -99,11 +99,11 @@ class Places:
         """A data: zip, written into the store under the name of its content."""
         head, _, body = text.partition(",")
         if head not in ("data:application/zip;base64", "data:application/x-zip-compressed;base64"):
-            raise SourceNotFound(head[:80], "a data: address must begin with data:application/zip;base64,")
+            raise SourceNotFound(head[:80], "a data: address must begin with data:application/zip;base64,", GIVE_DATA)
         try:
             content = base64.b64decode(body, validate=True)
         except ValueError as error:
-            raise SourceNotFound(head, f"the base64 is damaged ({error})") from error
+            raise SourceNotFound(head, f"the base64 is damaged ({error})", GIVE_DATA) from error
         found = hashlib.sha256(content).hexdigest()
         if digest not in (None, found):
             raise _wrong_digest("audio_sha256", found)
@@ -126,14 +126,6 @@ class Places:
 
 def _wrong_digest(field: str, found: str) -> RecipeError:
     return RecipeError([FieldError(loc=(field,), type="digest_mismatch", msg=f"the file's sha256 is {found}")])
-
-
-def _is_address(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
-
-
-def _local(text: str) -> Path:
-    return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
 
 
 def _digest(given: str | None) -> str | None:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.conflicts import conflicts
+from pipeline.addresses import absent
+from pipeline.conflicts import conflicts, without_latents
 from pipeline.errors import FieldError, RecipeError
 from pipeline.field import Field
-from pipeline.fields import BASE_PRECISIONS, FIELDS
+from pipeline.fields import FIELDS
 from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
 from stages.ingest.stage import IngestParams
 from stages.records import ModelSpec
-from stages.train.stage import TrainParams
+from stages.train.stage import PRECISIONS, TrainParams
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -139,6 +140,9 @@ def read_recipe(
     flags: Mapping[str, Any],
     recipe_file: Path | None = None,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    trains: bool = False,
+    looks: bool = False,
 ) -> Recipe:
     """Merge the recipe file and the flags (flags win), and validate every field in one pass.
 
@@ -146,6 +150,8 @@ def read_recipe(
         data: the positional argument; the recipe's `audio_data_url` when None.
         flags: values by field name as typed; None means not given.
         defaults: what this command takes where neither says anything, in place of the table's default.
+        trains: this command ends with a training; fields that cannot change it are refused.
+        looks: where anything is wrong, name the files of this disk that are not there as well.
 
     Raises:
         RecipeError: names every wrong field, its rule and the value.
@@ -154,9 +160,9 @@ def read_recipe(
     given |= {name: value for name, value in flags.items() if value is not None and value != []}
     if data is not None:
         given["audio_data_url"] = data
-    values = _validated(given)
+    values = _validated(given, trains=trains, looks=looks)
     source = values.pop("audio_data_url")
-    values["base_precision"] = BASE_PRECISIONS[values["base_precision"]]
+    values["base_precision"] = PRECISIONS[values["base_precision"]]
     return Recipe(source=source, values=values)
 
 
@@ -177,17 +183,31 @@ def _recipe_values(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _validated(given: Mapping[str, Any]) -> dict[str, Any]:
+def _validated(given: Mapping[str, Any], *, trains: bool, looks: bool) -> dict[str, Any]:
+    wrong, values = _one_by_one(given)
+    wrong += conflicts(values)
+    if trains:
+        wrong += without_latents(values, {field.name: field.default for field in FIELDS})
+    missing = absent(values) if looks else []
+    # One missing file alone is found where it is opened.
+    if wrong or len(missing) > 1:
+        raise RecipeError([*wrong, *missing])
+    return values
+
+
+def _one_by_one(given: Mapping[str, Any]) -> tuple[list[FieldError], dict[str, Any]]:
+    """What is wrong with each field by itself, and the values of all others."""
     from pydantic import ValidationError
 
+    model = _request_model()
     try:
-        request = _request_model().model_validate(dict(given))
+        return [], model.model_validate(dict(given)).model_dump()
     except ValidationError as error:
-        raise RecipeError([_field_error(entry) for entry in error.errors()]) from error
-    values: dict[str, Any] = request.model_dump()
-    if wrong := conflicts(values):
-        raise RecipeError(wrong)
-    return values
+        errors = [_field_error(entry) for entry in error.errors()]
+    wrong = {entry.loc[0] for entry in errors}
+    sound = {"audio_data_url": "not given"} | {name: value for name, value in given.items() if name not in wrong}
+    values = model.model_validate(sound).model_dump()
+    return errors, {name: value for name, value in values.items() if name not in wrong}
 
 
 def _field_error(entry: Mapping[str, Any]) -> FieldError:

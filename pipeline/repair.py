@@ -51,7 +51,7 @@ def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) 
     if scratch is None or scratch.exists():
         shutil.rmtree(directory, ignore_errors=True)
         return "dropped" if scratch is None else "dropped; its unfinished run goes on"
-    for name in _damaged_files(store, directory, receipt) if receipt else ():
+    for name in _damaged_files(directory, receipt) if receipt else ():
         (directory / name).unlink(missing_ok=True)
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
@@ -73,7 +73,7 @@ def _noted(receipt: Receipt, name: str) -> unfinished.Unfinished:
     )
 
 
-def _damaged_files(store: Store, directory: Path, receipt: Receipt) -> list[str]:
+def _damaged_files(directory: Path, receipt: Receipt) -> list[str]:
     """Files of a training whose bytes are not those on the receipt, and strangers."""
     from cache.fingerprint import digest_file
 

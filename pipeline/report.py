@@ -44,17 +44,21 @@ class Report:
             self.say("nothing to do: every result is in the store")
 
     def progress_of(self, stage: str) -> Callable[..., None]:
-        """A progress function for one stage's workspace; its first call is always shown."""
+        """A progress function for one stage's workspace; its first call is always shown.
+
+        train speaks only when a line is due by log_every, so a log gets every one of its lines.
+        """
         self._last = 0.0
+        paced = stage == "train" and not self.stream.isatty()
 
         def progress(done: int, total: int, note: str = "") -> None:
-            self._draw(f"{stage:<7} {done}/{total}  {note}".rstrip(), last=done >= total)
+            self._draw(f"{stage:<7} {done}/{total}  {note}".rstrip(), due=paced or done >= total)
 
         return progress
 
-    def _draw(self, line: str, *, last: bool) -> None:
+    def _draw(self, line: str, *, due: bool) -> None:
         terminal = self.stream.isatty()
-        if not last and time.monotonic() - self._last < _REDRAW_SECONDS[terminal]:
+        if not due and time.monotonic() - self._last < _REDRAW_SECONDS[terminal]:
             return
         self._last = time.monotonic()
         if terminal:
@@ -117,6 +121,8 @@ def _trained(facts: Mapping[str, Any]) -> str:
     before, after = facts["loss_before"], facts["loss_after"]
     change = f"{100 * (after / before - 1):+.1f} %"
     losses = f"{before:.4f} before, {after:.4f} after ({change})"
+    if (averaged := facts.get("loss_after_ema")) is not None:
+        losses += f", {averaged:.4f} with the average"
     return f"{facts['steps_done']} steps; mean loss on fixed noise and timesteps {losses}"
 
 

@@ -6,7 +6,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,12 +18,13 @@ from cache.aside import write_aside
 from cache.needs import write_needs
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.checks import check_places
+from pipeline.checks import check_packages, check_places
 from pipeline.interchange import import_plan
 from pipeline.lost import ON_DEMAND, lost_files
 from pipeline.plan import Plan, StageRun, State, plan
 from pipeline.planned import scratch_of
 from pipeline.recipe import Recipe
+from pipeline.remarks import remarks
 from pipeline.report import Report
 from pipeline.request import Found, find
 from pipeline.turn import turn, upkeep
@@ -31,6 +32,8 @@ from stages.contract import Artifact, Inputs, Outcome, Workspace
 from stages.needs import needed_files
 
 _VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
+_OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
+"""Packages that change last bits where they are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,9 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
     found = find(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
     report.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, found, last)
+    check_packages(recipe, decided)
+    for line in remarks(recipe):
+        report.say(line)
     report.show_plan(decided)
     with stop_requests() as stop:
         walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)
@@ -214,6 +220,9 @@ def _copied(made: Path, target: Path, say: Callable[[str], None]) -> Path:
 def environment() -> dict[str, Any]:
     """Versions and machine: recorded, never hashed."""
     versions = {name: metadata.version(name) for name in _VERSIONED}
+    for name in _OPTIONAL:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), **versions}
 
 

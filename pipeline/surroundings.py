@@ -57,7 +57,8 @@ RESOURCES = (
         default=0,
         limits={"ge": 0},
         where="resource",
-        help="processes of ingest, and that read ahead without pre_encode; 0: one per core",
+        help="processes of ingest (0: one per core), and that read ahead without pre_encode (0: half the cores, at "
+        "most 4, none for less than 30 minutes of audio)",
     ),
     Field(
         name="threads",

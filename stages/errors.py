@@ -313,6 +313,6 @@ class DeviceFullBeside(DeviceFull):
     def __init__(self, device: str, what: str) -> None:
         StageError.__init__(
             self,
-            f"{device} ran out of memory while {what}. Checkpoints are kept, and the same command goes on from the last. "
+            f"{device} ran out of memory while {what}. Checkpoints are kept: the same command goes on from the last. "
             "Stop other programs on the device, or take --base-precision bf16, a smaller --model or another --device.",
         )

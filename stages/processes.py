@@ -1,4 +1,4 @@
-"""How processes of our own begin. Light: standard library only."""
+"""How processes of our own begin, and what they are told by environment variables. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 def settle_in(parent: int) -> None:
@@ -25,3 +27,18 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+@contextmanager
+def environment_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within, environment variables have these values: for libraries that read them whenever they are called."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import NetworkNotSupported
-from stages.models._nets.autoencoder import DRAWN, Autoencoder, DecodeNoise
+from stages.models._nets.autoencoder import Autoencoder, DecodeNoise
 from stages.models._nets.stitching import chunks
 from tests.small_networks import config, randomised
 
@@ -83,9 +83,9 @@ def test_lengths_are_rounded_up_to_what_attention_needs():
 
 
 def test_encoding_and_decoding_are_without_noise_unless_asked(autoencoder):
-    latents = torch.randn(1, 16, 4)
+    latents, drawn = torch.randn(1, 16, 4), DecodeNoise(bottleneck="draw", tokens="draw")
     assert torch.equal(autoencoder.decode(latents), autoencoder.decode(latents))
-    assert not torch.equal(autoencoder.decode(latents, DRAWN), autoencoder.decode(latents))
+    assert not torch.equal(autoencoder.decode(latents, drawn), autoencoder.decode(latents))
 
 
 def test_a_generator_makes_drawn_noise_repeatable(autoencoder):

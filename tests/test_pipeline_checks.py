@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
+from cache.store import Store
 from pipeline import checks
-from pipeline.checks import check_request
+from pipeline.checks import check_packages
 from pipeline.errors import RecipeError
-from pipeline.recipe import read_recipe
+from pipeline.plan import plan
+from pipeline.planned import Plan, State
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.report import Report
+from pipeline.request import find
+from pipeline.runner import environment, run_until
+from tests import small_datasets
 
 ASKED = {"base_quantization": "int8", "optimizer": "lion"}
 
 
-def test_options_of_packages_that_are_not_there_are_refused_all_at_once(monkeypatch):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages")
+    small_datasets.folder(root / "clips", small_datasets.clips("a", "b"))
+    return root
+
+
+def asked(place, **flags: object) -> Recipe:
+    usual = {"model": "tiny-base", "store": str(place / "store"), "output": str(place / "output")}
+    small = {"pre_encode": True, "number_of_steps": 1, "rank": 1, "include": ["layers.0.self_attn"], "workers": 1}
+    return read_recipe(str(place / "clips"), {**usual, **small, **flags})
+
+
+def planned(recipe: Recipe, last: str = "train") -> Plan:
+    return plan(recipe, Store(recipe.store), find(recipe, make=True), last)
+
+
+def without_packages(monkeypatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda module: None)
+
+
+def test_options_of_packages_that_are_not_there_are_refused_all_at_once(place, monkeypatch):
+    without_packages(monkeypatch)
+    recipe = asked(place, **ASKED, seed=7)
     with pytest.raises(RecipeError) as caught:
-        check_request(read_recipe("clips.zip", ASKED), None, None)
+        check_packages(recipe, planned(recipe))
     found = {error.loc[0]: error.msg for error in caught.value.errors}
     assert found == {
         "base_quantization": "int8 needs the package torchao: `pip install torchao`, or ask for none",
@@ -23,13 +54,44 @@ def test_options_of_packages_that_are_not_there_are_refused_all_at_once(monkeypa
     }
 
 
-def test_a_request_without_them_needs_no_package(monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda module: None)
-    check_request(read_recipe("clips.zip", {}), None, None)
+def test_a_run_is_refused_before_its_first_stage(place, monkeypatch):
+    without_packages(monkeypatch)
+    recipe = asked(place, **ASKED, trigger_phrase="never ingested")
+    with pytest.raises(RecipeError):
+        run_until("train", recipe, Report())
+    assert [run.state for run in planned(recipe).runs] == [State.MISS] * 3
 
 
-def test_with_the_packages_nothing_is_refused(monkeypatch):
-    looked_for: list[str] = []
-    monkeypatch.setattr(checks, "find_spec", lambda module: looked_for.append(module) or module)
-    check_request(read_recipe("clips.zip", ASKED), None, None)
-    assert looked_for == ["torchao", "pytorch_optimizer"]
+def test_a_request_without_them_needs_no_package(place, monkeypatch):
+    without_packages(monkeypatch)
+    recipe = asked(place)
+    check_packages(recipe, planned(recipe))
+
+
+def test_what_does_not_train_needs_no_package_of_training(place, monkeypatch):
+    without_packages(monkeypatch)
+    recipe = asked(place, **ASKED)
+    check_packages(recipe, planned(recipe, "encode"))
+
+
+def test_a_finished_training_is_found_without_the_packages_that_made_it(place, monkeypatch):
+    recipe = asked(place, **ASKED)
+    made = run_until("train", recipe, Report())
+    without_packages(monkeypatch)
+    again = run_until("train", recipe, Report())
+    assert [run.state for run in again.plan.runs] == [State.HIT] * 3
+    assert again.artifacts["train"].fingerprint == made.artifacts["train"].fingerprint
+
+
+def test_a_receipt_names_the_versions_of_optional_packages_that_are_there(monkeypatch):
+    real = metadata.version
+
+    def installed(name: str) -> str:
+        if name == "soxr":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3" if name in ("torchao", "pytorch-optimizer") else real(name)
+
+    monkeypatch.setattr(metadata, "version", lambda name: "2.0" if name == "triton" else installed(name))
+    found = environment()
+    assert (found["torchao"], found["pytorch-optimizer"], found["triton"]) == ("1.2.3", "1.2.3", "2.0")
+    assert "soxr" not in found and found["torch"] == real("torch")

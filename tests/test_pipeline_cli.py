@@ -35,6 +35,16 @@ def test_wrong_fields_exit_2_and_are_all_named():
     assert [name for name in ("rank", "seed", "model") if f"  {name}: " not in done.stderr] == []
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_what_only_stored_latents_have_is_refused_before_a_training_without_them_and_not_by_encode(tmp_path, command):
+    words = (str(tmp_path / "none.zip"), "--model", "tiny-base", "--latent-dtype", "float32")
+    done = call(command, *words)
+    assert done.exit_code == 2
+    assert "latent_dtype: has no effect on a training that encodes inside its loop: add --pre-encode" in done.stderr
+    for other in ("encode", "train"):
+        assert "has no effect" not in call(other, *words, "--store", str(tmp_path / "store")).stderr
+
+
 def test_wrong_fields_are_one_json_document_in_the_hosted_form():
     done = call("run", "clips.zip", "--rank", "999", "--json")
     entry = json.loads(done.stdout)["detail"][0]

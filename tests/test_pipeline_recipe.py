@@ -66,6 +66,26 @@ def test_a_value_out_of_range_has_the_hosted_error_type(field, value, kind):
     assert (entry.loc, entry.type) == ((field,), kind)
 
 
+OF_LATENTS = {"encode_precision": "bf16", "latent_dtype": "float32", "latent_format": "hdf5"}
+
+
+def test_fields_of_stored_latents_are_refused_where_a_training_stores_none():
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("clips.zip", {**OF_LATENTS, "warmup_steps": 1000}, trains=True)
+    found = {error.loc[0]: (error.type, "add --pre-encode" in error.msg) for error in caught.value.errors}
+    assert found == {"warmup_steps": ("value_error", False), **dict.fromkeys(OF_LATENTS, ("without_effect", True))}
+
+
+@pytest.mark.parametrize(
+    ("flags", "trains"),
+    [(OF_LATENTS, False), ({**OF_LATENTS, "pre_encode": True}, True), ({"latent_dtype": "float16"}, True)],
+    ids=["encode alone", "pre-encoded", "the default"],
+)
+def test_fields_of_stored_latents_are_taken_where_latents_are_stored(flags, trains):
+    values = read_recipe("clips.zip", flags, trains=trains).values
+    assert {name: values[name] for name in flags} == flags
+
+
 @pytest.mark.parametrize(
     ("given", "field", "rule"),
     [

@@ -34,6 +34,11 @@ def test_the_table_of_fields_lists_every_field_with_its_default():
         assert rows[field.name][1] == default, field.name
 
 
+def test_the_table_of_fields_says_what_the_help_says():
+    rows = table("field")
+    assert {field.name: rows[field.name][3] for field in FIELDS} == {field.name: field.help for field in FIELDS}
+
+
 def test_the_table_of_commands_lists_every_command():
     assert set(table("command")) == {command.name or command.callback.__name__ for command in app.registered_commands}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ import torch
 from cache.manifest import read_rows
 from cache.shelf import Shelf
 from stages import catalogue
+from stages.train import lengths
 from stages.train.clips import StoredLatents
-from stages.train.examples import Examples
+from stages.train.examples import Examples, without_effect
 from stages.train.metrics import ClipRow
 from stages.train.prompts import Prompts
-from tests.small_training import Bench, encoded, params, random_hidden, random_latents
+from tests.small_training import RATE, RATIO, Bench, encoded, params, random_hidden, random_latents
 
 LENGTHS = (9, 80, 30, 22, 7, 50)
 WINDOW = 40
@@ -25,6 +28,11 @@ OPTIONS = [
     {"frames_per_batch": 100, "crops_per_clip": 2, "silence_extension_seconds": 0.2},
     {"frames_per_batch": 100, "gradient_accumulation": 3, "silence_extension_seconds": 0.2},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _short_clips_have_lengths_of_their_own(monkeypatch):
+    monkeypatch.setattr(lengths, "SHORTEST", 1)
 
 
 def examples(root, **changes):
@@ -71,6 +79,30 @@ def test_a_budget_for_every_clip_is_not_remarked_upon(tmp_path):
     bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
     bench.train(number_of_steps=2, frames_per_batch=WINDOW)
     assert not [line for line in bench.said if "frames_per_batch" in line]
+
+
+@pytest.mark.parametrize("option", [{"crops_per_clip": 3}, {"crop_seconds": True}], ids=str)
+def test_an_option_for_cropped_clips_is_named_where_no_clip_is_cropped(tmp_path, option):
+    (name,) = option
+    whole = Bench.of_latents(tmp_path / "whole", LENGTHS, max(LENGTHS))
+    whole.train(number_of_steps=1, **option)
+    (line,) = [line for line in whole.said if name in line]
+    assert line.startswith(f"{name} {'on' if option[name] is True else option[name]} has no effect: ")
+    cropped = Bench.of_latents(tmp_path / "cropped", LENGTHS, 12)
+    cropped.train(number_of_steps=1, **option)
+    assert not [line for line in cropped.said if name in line]
+
+
+def test_the_end_of_a_split_recording_is_told_as_an_excerpt_although_no_crop_is_made(tmp_path):
+    made = examples(tmp_path, crop_seconds=True)
+    rows = [replace(made.clips.subjects[0], seconds_total=60.0)]
+    clips = SimpleNamespace(
+        subjects=rows, sizes=made.clips.sizes[:1], window=WINDOW, window_samples=WINDOW * RATIO,
+        samples_per_unit=RATIO, sample_rate_hz=RATE,
+    )  # fmt: skip
+    assert list(without_effect(clips, made.params)) == []
+    clips.subjects = [replace(rows[0], seconds_total=1.0)]
+    assert len(list(without_effect(clips, made.params))) == 1
 
 
 def test_crop_seconds_changes_the_losses_of_cropped_clips(tmp_path):

@@ -182,6 +182,18 @@ def test_a_rule_from_the_library_refuses_an_update_that_is_not_finite(name):
     assert same(values(tensors), before)
 
 
+def test_prodigy_tells_the_rate_it_has_found():
+    pytest.importorskip("pytorch_optimizer")
+    tensors = parameters()
+    optimizer = Optimizer(tensors, params(optimizer="prodigy", learning_rate=1e-4))
+    for step in range(20):
+        optimizer.prepare(step)
+        optimizer.update(loss_of(tensors))
+    found = optimizer.rule.rule.param_groups[0]["d"]
+    assert found > 1e-6
+    assert optimizer.rule.rate_in_use() == found
+
+
 def test_lion_moves_every_value_by_the_rate():
     pytest.importorskip("pytorch_optimizer")
     tensors = parameters()

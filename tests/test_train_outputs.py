@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_the_config_has_every_field_and_each_of_its_type(bench):
     assert config.keys() == CONFIG_TYPES.keys()
     wrong = {name: value for name, value in config.items() if not isinstance(value, CONFIG_TYPES[name])}
     assert wrong == {}
+
+
+def test_the_config_names_the_versions_of_the_packages_that_the_training_used(bench):
+    bench.train(number_of_steps=1)
+    usual = bench.config["versions"].keys()
+    borrowed = bench.at("borrowed")
+    borrowed.train(number_of_steps=1, base_quantization="int8", optimizer="lion")
+    assert borrowed.config["versions"].keys() - usual == {"torchao", "pytorch-optimizer"}
+    assert borrowed.config["versions"]["torchao"] == version("torchao")
 
 
 def test_the_config_says_what_was_found(bench):

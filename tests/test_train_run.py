@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from cache.manifest import read_rows
 from stages.contract import Resources
 from stages.errors import DeviceFull, LossNotFinite, NetworkNotSupported
-from stages.train import clips, examples, job, prompts, stretches
+from stages.train import clips, examples, job, prompts, run, stretches
+from stages.train.evaluation import TIMESTEPS, Evaluation
 from stages.train.metrics import ClipRow
 from tests.small_training import Bench, encoded, random_hidden, random_latents, weights
 
@@ -206,3 +207,11 @@ def test_slow_steps_are_told_of_between_the_intervals(bench, monkeypatch):
     bench.resources = Resources(device="cpu", log_every=100)
     bench.train(number_of_steps=5)
     assert [done for done, _, _ in bench.told] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("losses", "harmed"), [((1.0, 2.0), True), ((2.0, 1.0), False)])
+def test_a_training_that_does_harm_says_so_at_its_end(bench, monkeypatch, losses, harmed):
+    found = iter(losses)
+    monkeypatch.setattr(run, "evaluate", lambda *given: Evaluation((next(found),) * len(TIMESTEPS)))
+    bench.train(number_of_steps=1)
+    assert any("does worse on fixed noise and timesteps" in line for line in bench.said) is harmed

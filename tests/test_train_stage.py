@@ -111,3 +111,14 @@ def test_the_declaration_loads_neither_torch_nor_numpy():
     told = "import sys, stages.train.stage; print(sorted({'torch', 'numpy', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("same", [{"adapter_type": "lora"}, {"weight_decay": 0.0}], ids=str)
+def test_sparing_magnitudes_where_that_changes_nothing_is_the_same_training(same):
+    assert name_of(**same, decay_magnitudes=False) == name_of(**same)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "lion", "betas": (0.8, 0.9)}, {"optimizer": "prodigy", "eps": 1e-4}])
+def test_what_an_optimiser_does_not_take_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"train\.(betas|eps) must be left alone"):
+        TrainParams(model="tiny-base", **wrong)

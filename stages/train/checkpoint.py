@@ -124,6 +124,11 @@ def newest(folders: list[Path], identity: str, most_steps: int, say: Callable[[s
     return None
 
 
+def newest_step(folders: list[Path], most_steps: int) -> int:
+    """That of the checkpoint `newest` tries first, by its name alone; 0 where there is none."""
+    return next((step for step, _ in _candidates(folders) if step <= most_steps), 0)
+
+
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all but the `count` checkpoints with the most steps, and what unfinished writes left."""
     for _, directory in list(_candidates([folder]))[count:]:

@@ -43,11 +43,8 @@ class Subject:
     """Length in the source's unit."""
 
 
-class Clips(Protocol):
-    """A source of clips."""
-
-    @property
-    def subjects(self) -> Sequence[Subject]: ...
+class Measures(Protocol):
+    """How long clips are: all that decides which of them a step sees."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -58,9 +55,6 @@ class Clips(Protocol):
         """Longest excerpt, in units."""
 
     @property
-    def window_samples(self) -> int: ...
-
-    @property
     def samples_per_unit(self) -> int: ...
 
     @property
@@ -68,6 +62,16 @@ class Clips(Protocol):
 
     @property
     def sample_rate_hz(self) -> int: ...
+
+
+class Clips(Measures, Protocol):
+    """A source of clips."""
+
+    @property
+    def subjects(self) -> Sequence[Subject]: ...
+
+    @property
+    def window_samples(self) -> int: ...
 
     @property
     def flips(self) -> bool:
@@ -81,7 +85,7 @@ class Clips(Protocol):
         """(C, T) float32 latents of one clip from unit `start`, at most a window long."""
 
 
-def window_frames(clips: Clips) -> int:
+def window_frames(clips: Measures) -> int:
     """Frames of the longest excerpt."""
     return -(-clips.window * clips.samples_per_unit // clips.samples_per_frame)
 
@@ -91,7 +95,7 @@ def excerpt_frames(clips: Clips, index: int) -> int:
     return int(all_excerpt_frames(clips, clips.sizes[index : index + 1])[0])
 
 
-def all_excerpt_frames(clips: Clips, sizes: np.ndarray | None = None) -> np.ndarray:
+def all_excerpt_frames(clips: Measures, sizes: np.ndarray | None = None) -> np.ndarray:
     """Frames of every clip's excerpt, or of clips of the given sizes."""
     units = np.minimum(clips.sizes if sizes is None else sizes, clips.window).astype(np.int64)
     return -(-units * clips.samples_per_unit // clips.samples_per_frame)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from stages.models._nets.attention import masked_attention, replace_attention, r
 from stages.models._nets.fused import FusedAttention
 from stages.models._nets.heads import fused_heads, plain_heads
 from stages.models._nets.transformer import Denoiser, each_module, run_block
+from stages.processes import environment_set
 
 
 class Code:
@@ -88,20 +88,10 @@ def begin_compiling() -> None:
         begin()
 
 
-@contextmanager
-def kept_code(caches: Path | None) -> Iterator[None]:
+def kept_code(caches: Path | None) -> AbstractContextManager[None]:
     """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
     places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
-    before = {name: os.environ.get(name) for name in places}
-    os.environ.update({name: str(place) for name, place in places.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
+    return environment_set({name: str(place) for name, place in places.items()})
 
 
 @contextmanager

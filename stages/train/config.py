@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from stages.models._quantized import NONE
 from stages.records import AdapterSpec
 from stages.train.evaluation import TIMESTEPS, Evaluation
 from stages.train.job import Job
@@ -58,8 +59,17 @@ def configuration(job: Job, summary: Summary) -> dict[str, Any]:
         **result_entry(summary),
         "device": str(job.device),
         "times": {"started": summary.started, "finished": summary.finished, "training_seconds": summary.seconds},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages(job, summary)}},
     }
+
+
+def packages(job: Job, summary: Summary) -> Iterator[str]:
+    """Those that the adapter's bits come from."""
+    yield from _PACKAGES
+    if summary.quantization_used != NONE:
+        yield "torchao"
+    if job.params.optimizer != "adamw":
+        yield "pytorch-optimizer"
 
 
 def model_entry(job: Job) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from stages.models._nets.schedule import shifted
 from stages.models._weights import load_autoencoder
 from stages.train.base import settled_dtype
 from stages.train.batches import Batch, Excerpts, batch_at, excerpts_at
-from stages.train.clips import Clips, LiveLatents, StoredLatents
+from stages.train.clips import Clips, LiveLatents, StoredLatents, excerpt_seconds
 from stages.train.draws import Chance
 from stages.train.job import Job
 from stages.train.order import ByFrames, Order, order_of
@@ -79,7 +79,19 @@ def examples_of(job: Job) -> Examples:
     examples = Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
     if isinstance(examples.order, ByFrames) and (remark := examples.order.remark()):
         job.work.say(remark)
+    for remark in without_effect(clips, job.params):
+        job.work.say(remark)
     return examples
+
+
+def without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
+    """Options that these clips leave nothing to do, in words."""
+    if params.crops_per_clip > 1 and not bool((clips.sizes > clips.window).any()):
+        yield f"crops_per_clip {params.crops_per_clip} has no effect: no clip is longer than the window"
+    if params.crop_seconds:
+        subjects = enumerate(clips.subjects)
+        if not any(excerpt_seconds(clips, index) < subject.seconds_total for index, subject in subjects):
+            yield "crop_seconds on has no effect: every excerpt is as long as its recording"
 
 
 def stored_examples(job: Job) -> tuple[Clips, Prompts]:

@@ -120,14 +120,13 @@ def fewer_frames(prospect: Prospect, free: int) -> Remedy | None:
         return None
 
     def holding(clips: int) -> Prospect:
-        budget = clips * prospect.size.num_frames
-        sizes = [Size(num_clips=clips, num_frames=prospect.size.num_frames)]
-        if prospect.alone is not None and prospect.alone.num_frames > budget:
-            sizes.append(prospect.alone)
-        return heaviest(replace(prospect, params=replace(prospect.params, frames_per_batch=budget)), sizes)
+        params = replace(prospect.params, frames_per_batch=clips * prospect.size.num_frames)
+        return replace(_sized(prospect, num_clips=clips), params=params)
 
     clips = largest(prospect.size.num_clips - 1, lambda count: estimated(holding(count)).total_bytes, free)
-    return Remedy(flags=f"--frames-per-batch {clips * prospect.size.num_frames}", prospect=holding(clips))
+    smaller, budget = holding(clips), clips * prospect.size.num_frames
+    alone = [] if prospect.alone is None or prospect.alone.num_frames <= budget else [prospect.alone]
+    return Remedy(flags=f"--frames-per-batch {budget}", prospect=heaviest(smaller, [smaller.size, *alone]))
 
 
 def heaviest(prospect: Prospect, sizes: Sequence[Size]) -> Prospect:

@@ -17,6 +17,7 @@ from stages.train.clips import REMEMBERED_BYTES
 from stages.train.estimate import Estimate, Prospect, amount, estimated
 from stages.train.fitting import Settled, heaviest, settled
 from stages.train.job import DTYPES, Job
+from stages.train.lengths import bucket_lengths
 from stages.train.rehearsal import Size
 from stages.train.room import free_bytes
 from stages.train.speed import measured_speed
@@ -71,6 +72,7 @@ def prospect_of(job: Job) -> Prospect:
         alone=None if params.frames_per_batch is None else Size(num_clips=1, num_frames=window),
         dtype=quietly(params.base_precision),
         device=job.device,
+        plain=job.work.resources.fast_path == "off",
         clip_samples=None if params.pre_encode else int(facts["window_samples"]),
         autoencoder_dtype=quietly(params.autoencoder_precision),
         clips_bytes=0 if job.device.type == "cuda" else clips_bytes(job),
@@ -83,7 +85,7 @@ def largest_batches(job: Job) -> list[Size]:
     window, budget = int(job.artifact.facts["window_frames"]), job.params.frames_per_batch
     if budget is None:
         return [Size(num_clips=job.params.batch_size, num_frames=window)]
-    frames = min(window, max(int(clip_frames(job).min()), 1))
+    frames = bucket_lengths(max(min(int(clip_frames(job).min()), window), 1), window)[0]
     # Every clip brings memory tokens and a prompt along: of batches of so many frames, short clips take most.
     full = [Size(num_clips=budget // frames, num_frames=frames)] if budget >= frames else []
     # A clip beyond the budget is a batch of its own.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
-from stages.train.clips import Clips, all_excerpt_frames, window_frames
+from stages.train.clips import Measures, all_excerpt_frames, window_frames
 
 if TYPE_CHECKING:
     from stages.train.batches import Batch
@@ -92,7 +92,7 @@ class Buckets:
         return self.frames_real + self.frames_uneven + self.frames_padded
 
 
-def buckets_of(clips: Clips) -> Buckets:
+def buckets_of(clips: Measures) -> Buckets:
     """For the lengths that batches of these clips can have."""
     shortest, window = int(all_excerpt_frames(clips).min()), window_frames(clips)
     return Buckets(bucket_lengths(shortest, window), mixed=shortest < window)

@@ -24,7 +24,6 @@ from stages.train.metrics import LOSS_WINDOW, History
 from stages.train.network import Network, batch_losses, loss_scale
 from stages.train.optimizer import Optimizer
 from stages.train.parts import parts_of
-from stages.train.schedule import learning_rate
 from stages.train.stage import TrainParams
 from stages.train.stepper import Stepper
 from stages.train.watched import Interrupted
@@ -246,7 +245,7 @@ class Fit:
         left = int((self.total_steps - training.step) / rate)
         parts = [
             f"loss {recent.mean():.4f}",
-            f"lr {learning_rate(training.params, training.step - 1):.2g}",
+            f"lr {training.optimizer.rule.rate_in_use():.2g}",
             f"{rate:.2f} steps/s",
             *memory_held(training.device),
             f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",

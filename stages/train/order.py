@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stages.train.clips import Clips, all_excerpt_frames, window_frames
+from stages.train.clips import Measures, all_excerpt_frames, window_frames
 from stages.train.draws import Chance, extensions
 from stages.train.lengths import buckets_of
 from stages.train.stage import TrainParams
@@ -71,7 +71,7 @@ class Epoch:
         return np.minimum(self.frames_V[visits_N] + extra_N, self.window)
 
 
-def order_of(clips: Clips, params: TrainParams, chance: Chance) -> Order:
+def order_of(clips: Measures, params: TrainParams, chance: Chance) -> Order:
     """By a number of clips, or by a number of frames where `frames_per_batch` says so."""
     times = np.where(clips.sizes > clips.window, params.crops_per_clip, 1)
     clips_V = np.repeat(np.arange(len(clips.sizes)), times)

@@ -34,6 +34,9 @@ class Rule(Protocol):
 
     def set_rate(self, rate: float) -> None: ...
 
+    def rate_in_use(self) -> float:
+        """Of the last step, by which updates were multiplied."""
+
     def state(self) -> dict[str, Tensor]: ...
 
     def load(self, state: Mapping[str, Tensor]) -> None: ...
@@ -93,6 +96,9 @@ class FusedAdamW:
             else:
                 group["lr"] = rate
 
+    def rate_in_use(self) -> float:
+        return self.set_to
+
     def step(self, broken: Tensor) -> None:
         if self.guarded:
             self.adamw.found_inf = broken.float()  # type: ignore[attr-defined]
@@ -137,6 +143,11 @@ class Borrowed:
         """Of the next step; for prodigy a factor of the rate that it finds itself."""
         for group in self.rule.param_groups:
             group["lr"] = rate / self.unit
+
+    def rate_in_use(self) -> float:
+        """For prodigy the factor times what it has found (Mishchenko & Defazio 2023, arXiv:2306.06101, d_k)."""
+        group = self.rule.param_groups[0]
+        return float(group["lr"] * group.get("d", 1.0))
 
     def step(self, broken: Tensor) -> None:
         if not bool(broken):

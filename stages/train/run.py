@@ -25,11 +25,13 @@ from stages.train.repeatable import repeatable
 from stages.train.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
 from stages.train.room import room_for
 from stages.train.rounding import UNQUANTIZED, rounding_line, unquantized_loss
+from stages.train.rules import PRODIGY_UNIT
 from stages.train.stage import TrainParams
 from stages.train.start import new_training, newest_checkpoint, num_parameters, rank_limit
 
 _FACTS = (
-    *("steps_done", "final_loss", "best_loss", "best_loss_step", "loss_before", "loss_after", "seconds_per_step"),
+    *("steps_done", "final_loss", "best_loss", "best_loss_step", "loss_before", "loss_after", "loss_after_ema"),
+    "seconds_per_step",
     *("trainable_parameters", "adapted_layers", "rank_limit", "alpha", "base_precision_used", "device"),
     "base_quantization_used",
 )
@@ -60,7 +62,18 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
         seconds = fitted(job, training, examples)
         config = configuration(job, summarised(training, examples, seconds, started))
         leave(job, training, examples, config)
+    if config["loss_after"] > config["loss_before"]:
+        work.say(worse_line(params))
     return Outcome(facts={name: config[name] for name in _FACTS})
+
+
+def worse_line(params: TrainParams) -> str:
+    """For a training that has spoiled what it began with."""
+    unit = f"; {PRODIGY_UNIT:g} leaves prodigy its own rate" if params.optimizer == "prodigy" else ""
+    return (
+        "the adapter does worse on fixed noise and timesteps than where it began: "
+        f"lower --learning-rate ({params.learning_rate:g}{unit}), or set --gradient-clip"
+    )
 
 
 def begun(job: Job, examples: Examples) -> Training:

@@ -72,7 +72,7 @@ class TrainParams:
     warmup_steps: int = 0
     """Steps in which the learning rate rises linearly to its full value; in place of the rise that `inverse` has."""
     gradient_accumulation: int = 1
-    """Batches that one step adds up: the same as a batch that many times as large, in the memory of one."""
+    """Batches that one step adds up: as one batch that many times as large, in about the device memory of one."""
     gradient_clip: float | None = None
     """Largest norm of the gradient; longer ones are scaled down to it. None: never."""
     ema_decay: float | None = None
@@ -123,7 +123,13 @@ def _canonical(params: TrainParams) -> dict[str, object]:
         values[name] = PRECISIONS.get(values[name], values[name])
     if params.alpha is None and params.lora_checkpoint is None:
         values["alpha"] = float(params.rank)
+    # Where nothing pulls, or there is nothing to pull on, sparing magnitudes is the same training.
+    values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or _without_magnitudes(params)
     return values
+
+
+def _without_magnitudes(params: TrainParams) -> bool:
+    return params.adapter_type in ("lora", "lora-xs")
 
 
 def _one_spelling(declared: object, value: object) -> object:
@@ -173,6 +179,8 @@ def _step_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
     clip, decay, accumulated = params.gradient_clip, params.ema_decay, params.gradient_accumulation
     return [
         ("optimizer", params.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        ("betas", params.optimizer != "lion" or params.betas == TrainParams.betas, "left alone with optimizer lion"),
+        ("eps", params.optimizer == "adamw" or params.eps == TrainParams.eps, "left alone but with optimizer adamw"),
         ("schedule", params.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         ("warmup_steps", _is_int(params.warmup_steps) and params.warmup_steps >= 0, "a whole number from 0"),
         ("warmup_steps", params.warmup_steps < params.number_of_steps, "below number_of_steps"),

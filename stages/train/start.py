@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 
 from stages.adapters._base import Adapter, attach
 from stages.adapters._svd import BasesFolder
@@ -71,8 +72,12 @@ def num_parameters(adapter: Adapter) -> int:
     return sum(parameter.numel() for parameter in adapter.named_parameters().values())
 
 
+def checkpoint_folders(job: Job) -> list[Path]:
+    """Where checkpoints of the run may lie."""
+    places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
+    return [place / checkpoint.FOLDER for place in places]
+
+
 def newest_checkpoint(job: Job) -> Checkpoint | None:
     """The newest usable one, of this workspace or of an earlier, shorter artifact of the same run."""
-    places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
-    folders = [place / checkpoint.FOLDER for place in places]
-    return checkpoint.newest(folders, job.identity, job.params.number_of_steps, job.work.say)
+    return checkpoint.newest(checkpoint_folders(job), job.identity, job.params.number_of_steps, job.work.say)

@@ -33,8 +33,6 @@ class DecodeNoise:
 
 SILENT = DecodeNoise()
 """No noise: the same latents give the same audio."""
-DRAWN = DecodeNoise(bottleneck="draw", tokens="draw")
-"""As the published models run."""
 
 
 class Encoder(nn.Module):

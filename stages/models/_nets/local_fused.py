@@ -5,9 +5,8 @@ B rows, N tokens of a row, W width of a token.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.models._nets.resampling import ResamplingBlock, ResamplingStage, run_block
+from stages.processes import environment_set
 
 TOLERANCE = 0.05
 """Between one block's output from both ways, norm over norm, on random tokens in 16 bits: more is a broken kernel."""
@@ -57,18 +57,9 @@ def use_fused_blocks(stage: ResamplingStage, say: Callable[[str], None]) -> bool
     return True
 
 
-@contextmanager
-def kernels_kept_in(folder: Path) -> Iterator[None]:
+def kernels_kept_in(folder: Path) -> AbstractContextManager[None]:
     """Within, compiled kernels are looked for and kept there; elsewhere they go to the user's home."""
-    before = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = before
+    return environment_set({"TRITON_CACHE_DIR": str(folder)})
 
 
 def not_fusable(stage: ResamplingStage) -> str:

@@ -1,0 +1,67 @@
+"""What is wrong with a request is said at once: fields by themselves, with each other, and files that are not there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.errors import RecipeError
+from pipeline.recipe import read_recipe
+
+
+def fields_of(flags, data="clips.zip", **asked) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(data, flags, **asked)
+    return [str(error.loc[0]) for error in caught.value.errors]
+
+
+def test_fields_that_rule_each_other_out_are_named_beside_fields_that_are_wrong_alone():
+    together = {"frames_per_batch": "50", "batch_size": "4", "warmup_steps": "24", "number_of_steps": "24"}
+    found = fields_of({**together, "gradient_accumulation": "0", "ema_decay": "0"})
+    assert sorted(found) == ["ema_decay", "frames_per_batch", "gradient_accumulation", "warmup_steps"]
+
+
+def test_a_field_that_is_wrong_alone_rules_no_other_out():
+    assert fields_of({"batch_size": "9", "frames_per_batch": "50"}) == ["batch_size"]
+    assert fields_of({"number_of_steps": "0", "warmup_steps": "24"}) == ["number_of_steps"]
+    assert fields_of({"pre_encode": "perhaps", "latent_dtype": "float32"}, trains=True) == ["pre_encode"]
+
+
+def test_conflicts_are_found_where_the_data_is_not_even_named():
+    found = fields_of({"warmup_steps": "2000"}, data=None, looks=True)
+    assert sorted(found) == ["audio_data_url", "warmup_steps"]
+
+
+def test_files_that_are_not_there_are_named_with_wrong_fields(tmp_path):
+    flags = {"rank": "0", "lora_checkpoint_url": str(tmp_path / "none.safetensors")}
+    assert fields_of(flags, str(tmp_path / "none.zip"), looks=True) == ["rank", "audio_data_url", "lora_checkpoint_url"]
+
+
+def test_two_files_that_are_not_there_are_named_together(tmp_path):
+    flags = {"lora_checkpoint_url": f"file://{tmp_path}/none.safetensors"}
+    assert fields_of(flags, str(tmp_path / "none.zip"), looks=True) == ["audio_data_url", "lora_checkpoint_url"]
+
+
+def test_an_address_is_not_looked_for_on_this_disk(tmp_path):
+    flags = {"rank": "0", "lora_checkpoint_url": "https://example.org/a.safetensors"}
+    assert fields_of(flags, "https://example.org/clips.zip", looks=True) == ["rank"]
+    assert fields_of({"rank": "0"}, "data:application/zip;base64,UEsF", looks=True) == ["rank"]
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "explain", "ingest"])
+def test_commands_name_the_missing_data_with_the_wrong_field(tmp_path, command):
+    done = CliRunner().invoke(app, [command, str(tmp_path / "none.zip"), "--rank", "0", "--json"])
+    assert done.exit_code == 2
+    assert [entry["loc"][1] for entry in json.loads(done.stdout)["detail"]] == ["rank", "audio_data_url"]
+
+
+def test_a_missing_checkpoint_is_told_what_a_checkpoint_is(tmp_path):
+    (tmp_path / "clips").mkdir()
+    words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, [*words, "--lora-checkpoint-url", "nofile.safetensors"])
+    assert done.exit_code == 2
+    assert "lora_checkpoint_url nofile.safetensors: no such file. Give the .safetensors file" in done.stderr
+    assert ".zip" not in done.stderr
