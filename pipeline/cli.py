@@ -279,10 +279,10 @@ def bench(
     frames: Annotated[list[int], typer.Option(help="latent frames of a batch; repeat for several")] = [108],  # noqa: B006
     adapter_type: Annotated[list[str], typer.Option(help="adapter kind; repeatable")] = ["dora-rows"],  # noqa: B006
     base_precision: Annotated[list[str], typer.Option(help="bf16, fp16 or fp32; repeatable")] = ["fp32"],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(help="repeatable")] = [1],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="1 to 8; repeatable")] = [1],  # noqa: B006
     gradient_checkpointing: Annotated[list[str], typer.Option(help="off or on; repeatable")] = ["off"],  # noqa: B006
     deterministic: Annotated[list[str], typer.Option(help="on or off; repeatable")] = ["on"],  # noqa: B006
-    rank: Annotated[int, typer.Option(help="of the adapter")] = 16,
+    rank: Annotated[int, typer.Option(help="of the adapter, 1 to 256")] = 16,
     steps: Annotated[int, typer.Option(help="timed steps of each way")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses")] = 0,
@@ -299,9 +299,9 @@ def bench(
 
     axes: dict[str, list[Any]] = {"model": model, "frames": frames, "adapter_type": adapter_type}
     axes |= {"base_precision": base_precision, "batch_size": batch_size, "rank": [rank], "steps": [steps]}
-    axes |= {"gradient_checkpointing": gradient_checkpointing, "deterministic": deterministic}
+    axes |= {"gradient_checkpointing": gradient_checkpointing, "deterministic": deterministic, "threads": [threads]}
     with reported_errors(as_json=False):
-        asked = checked_grid(axes)
+        asked = checked_grid(axes, out)
         from stages.bench.run import bench as measured  # deferred: torch
 
         print(measured(asked, device, threads, out, lambda line: print(line, file=sys.stderr)))

@@ -44,12 +44,13 @@ class FieldError:
 class RecipeError(PipelineError):
     """The request is wrong. Holds every field concerned."""
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
+    def __init__(self, errors: Sequence[FieldError], command: str = "run") -> None:
+        """`command`: whose help lists the fields."""
         self.errors = tuple(errors)
         lines = [f"  {'.'.join(map(str, error.loc))}: {error.msg}{error.shown_input}" for error in self.errors]
         count = "1 field is" if len(self.errors) == 1 else f"{len(self.errors)} fields are"
         super().__init__(
-            "\n".join([f"{count} wrong:", *lines, "`sa3-trainer run --help` lists every field with its range."])
+            "\n".join([f"{count} wrong:", *lines, f"`sa3-trainer {command} --help` lists every field with its range."])
         )
 
 

@@ -125,7 +125,7 @@ OPTIONS = (
         name="gradient_accumulation",
         kind="int",
         default=1,
-        limits={"ge": 1},
+        limits={"ge": 1, "le": MOST_ACCUMULATED},
         help="batches added up in one step: as one batch that many times as large",
     ),
     Field(
@@ -149,7 +149,7 @@ OPTIONS = (
         kind="int",
         default=None,
         nullable=True,
-        limits={"ge": 1},
+        limits={"ge": 1, "le": MOST_FRAMES},
         help="most latent frames in a batch, as many clips as fit; in place of batch_size",
     ),
     Field(

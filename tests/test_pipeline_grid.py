@@ -58,3 +58,41 @@ def test_a_wrong_value_ends_the_command_as_wrong_use_without_loading_torch():
     assert done.returncode == 2, done.stderr
     assert "model: must be one of" in done.stderr
     assert done.stdout.strip() == "False"
+
+
+def faults(**changed) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        checked_grid(AXES | changed)
+    assert str(caught.value).endswith("`sa3-trainer bench --help` lists every field with its range.")
+    return {str(error.loc[0]): error.msg for error in caught.value.errors}
+
+
+def test_rank_batch_size_and_threads_have_the_limits_of_a_training():
+    found = faults(rank=[300], batch_size=[1, 9], threads=[-1])
+    assert found == {
+        "rank": "must be at most 256",
+        "batch_size": "must be at most 8",
+        "threads": "must be at least 0",
+    }
+    assert checked_grid(AXES | {"rank": [256], "batch_size": [8], "threads": [0]}).rank == 256
+
+
+def test_a_rank_that_the_layers_do_not_allow_is_refused_before_anything_is_measured():
+    assert "must be at most 32 here; got 33" in faults(rank=[33], adapter_type=["lora", "lora-xs"])["rank"]
+    assert checked_grid(AXES | {"rank": [32], "adapter_type": ["lora-xs"]}).rank == 32
+
+
+@pytest.mark.parametrize("place", ["none/x.json", "."])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path, place):
+    with pytest.raises(RecipeError, match=r"out: cannot be written \(.*\): name a file") as caught:
+        checked_grid(AXES | {"frames": [0]}, tmp_path / place)
+    assert [error.loc for error in caught.value.errors] == [("frames",), ("out",)]
+
+
+def test_looking_whether_a_file_can_be_written_changes_nothing(tmp_path):
+    there, new = tmp_path / "there.json", tmp_path / "new.json"
+    there.write_text("{}")
+    for target in (there, new):
+        checked_grid(AXES, target)
+    assert there.read_text() == "{}"
+    assert not new.exists()

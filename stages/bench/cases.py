@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.adapters._base import attach
+from stages.adapters._targets import spec_rank_limit
 from stages.adapters._together import together
 from stages.models import tiny
 from stages.models._nets.conditioning import Conditioner
@@ -102,6 +103,19 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     )
 
 
+def check_rank(case: Case) -> None:
+    """Refuse a rank that the model's layers do not allow. Raises: RankTooLarge."""
+    roots = [on_meta(kind, config_of(case.model)) for kind in (Denoiser, Conditioner)]
+    weights = {name: module.weight for root in roots for name, module in root.named_modules() if is_layer(module)}
+    shapes = {name: (weight.shape[0], weight[0].numel()) for name, weight in weights.items()}
+    spec_rank_limit(AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank)), shapes)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it can carry an adapter."""
+    return isinstance(module, nn.Linear | nn.Conv1d)
+
+
 def on_meta(kind: Any, config: Mapping[str, Any]) -> Any:
     """A network without memory."""
     with torch.device("meta"):
@@ -129,7 +143,7 @@ def random_bases(roots: Any, rank: int) -> dict[str, dict[str, Tensor]]:
     found = {}
     for root in roots:
         for name, module in root.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv1d):
+            if is_layer(module):
                 sizes = module.weight.flatten(1).shape
                 U, V = (torch.linalg.qr(torch.randn(size, rank, device=module.weight.device))[0] for size in sizes)
                 found[f"{name}.weight"] = {"U": U.cpu(), "V": V.cpu()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stages.train.rehearsal import Rehearsed, Size, encoding_bytes, rehearsed
+from stages.train.rehearsal import Rehearsed, Size, encoding_bytes, rehearsed, rehearsed_at
 from stages.train.speed import Speed
 from stages.train.stage import TrainParams
 
@@ -38,6 +38,10 @@ class Manner:
     """Of libraries: their code, kernels and workspaces."""
     narrow_bytes: int = 0
     """Further, with products in 16 bits."""
+    length_bytes: int = 0
+    """Further with them, for each length of batch but the first: kernels are made for every shape and kept."""
+    lengths_bytes: int = 0
+    """Most of that: then the oldest are let go."""
     products: float
     """Time per time that the products would take at the speed of a large one."""
     attention: float
@@ -74,6 +78,8 @@ HOST = Manner(
     held_recomputing=2.7,
     allowance_bytes=95 * MIB,
     narrow_bytes=55 * MIB,
+    length_bytes=36 * MIB,
+    lengths_bytes=800 * MIB,
     products=0.8,
     attention=0.55,
     moved=5.8,
@@ -104,6 +110,8 @@ class Prospect:
     autoencoder_dtype: torch.dtype = torch.float32
     clips_bytes: int = 0
     """Latents kept and audio read ahead, where the device's memory is the host's."""
+    num_lengths: int = 1
+    """Different lengths of batches, where the device keeps something for each."""
 
     @property
     def manner(self) -> Manner:
@@ -127,7 +135,7 @@ class Estimate:
     """The autoencoder and its work, where that is part of the training."""
     allowance_bytes: int
     clips_bytes: int = 0
-    """Of `Prospect.clips_bytes`."""
+    """Of `Prospect.clips_bytes`, and of the other batches of a step where those lie in the device's memory too."""
     start_bytes: int = 0
     """All that is held before the first step, where that may be more than later."""
     seconds_per_step: float | None = None
@@ -175,14 +183,14 @@ def estimated(prospect: Prospect, speed: Speed | None = None) -> Estimate:
     copies = 2 + MOMENTS[params.optimizer] + (params.ema_decay is not None)
     held = manner.held_recomputing if prospect.checkpointing else manner.held
     activations = int(held * (counted.held_bytes + counted.passing_bytes))
-    allowance = manner.allowance_bytes + (manner.narrow_bytes if prospect.dtype.itemsize < 4 else 0)
+    allowance = allowance_bytes(prospect)
     return Estimate(
         weights_bytes=weights_bytes(counted, prospect),
         adapter_bytes=4 * (copies * counted.trained_values + counted.singular_values),
         activation_bytes=activations,
         encoding_bytes=_encoding(prospect, activations),
         allowance_bytes=allowance,
-        clips_bytes=prospect.clips_bytes,
+        clips_bytes=prospect.clips_bytes + (0 if prospect.device.type == "cuda" else waiting_bytes(prospect)),
         start_bytes=start_bytes(counted, prospect) + allowance,
         seconds_per_step=None if speed is None else seconds_of(counted, prospect, speed),
     )
@@ -199,12 +207,37 @@ def count_of(prospect: Prospect) -> Rehearsed:
         exclude=params.exclude,
     )
     config = json.dumps(prospect.config, sort_keys=True)
-    return _remembered(config, layers, prospect.size, prospect.dtype, prospect.checkpointing)
+
+    def step(size: Size) -> Rehearsed:
+        return _remembered(config, layers, size, prospect.dtype, prospect.checkpointing)
+
+    return rehearsed_at(prospect.size, step)
 
 
 @lru_cache(64)
 def _remembered(config: str, params: TrainParams, size: Size, dtype: torch.dtype, checkpointing: bool) -> Rehearsed:
     return rehearsed(json.loads(config), params, size, dtype, checkpointing=checkpointing)
+
+
+def allowance_bytes(prospect: Prospect) -> int:
+    """Of libraries; on the CPU those keep kernels for every shape of a product in 16 bits."""
+    manner = prospect.manner
+    if prospect.dtype.itemsize >= 4:
+        return manner.allowance_bytes
+    lengths = min(manner.length_bytes * (prospect.num_lengths - 1), manner.lengths_bytes)
+    return manner.allowance_bytes + manner.narrow_bytes + lengths
+
+
+def waiting_bytes(prospect: Prospect) -> int:
+    """Held by the host of a step's other batches, all read before the first is learned from.
+
+    Their latents, noise and the noise as it is dealt out; and of all clips of the step, the costs and plan of dealing.
+    """
+    params, size = prospect.params, prospect.size
+    others = (params.gradient_accumulation - 1) * size.num_clips
+    clip = 4 * int(prospect.config["model"]["io_channels"]) * size.num_frames
+    dealing = 4 * 4 * (others + size.num_clips) ** 2 if others and params.optimal_transport else 0
+    return 3 * clip * others + dealing
 
 
 def start_bytes(counted: Rehearsed, prospect: Prospect) -> int:

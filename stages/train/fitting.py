@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from stages.errors import MemoryShort
-from stages.train.estimate import Estimate, Prospect, amount, estimated
+from stages.train.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
 from stages.train.rehearsal import Size
+from stages.train.stage import MOST_ACCUMULATED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,9 @@ def smaller_batches(prospect: Prospect, free: int) -> Remedy | None:
     size, params = prospect.params.batch_size, prospect.params
     if params.frames_per_batch is not None or size == 1:
         return None
-    choices = [_in_passes(prospect, part) for part in range(size - 1, 0, -1) if size % part == 0]
-    return _first_that_fits(choices, free)
+    most_parts = MOST_ACCUMULATED // params.gradient_accumulation
+    parts = [part for part in range(size - 1, 0, -1) if size % part == 0 and size // part <= most_parts]
+    return _first_that_fits([_in_passes(prospect, part) for part in parts], free) if parts else None
 
 
 def _in_passes(prospect: Prospect, part: int) -> Remedy:
@@ -99,8 +101,22 @@ def narrower_base(prospect: Prospect, free: int) -> Remedy | None:
     """Base and activations in 16 bits."""
     if prospect.params.base_precision != "fp32":
         return None
-    params = replace(prospect.params, base_precision="bf16")
-    return Remedy(flags="--base-precision bf16", prospect=replace(prospect, params=params, dtype=torch.bfloat16))
+    return _in_precision(prospect, "bf16", torch.bfloat16)
+
+
+def wider_base(prospect: Prospect, free: int) -> Remedy | None:
+    """Base and activations in 32 bits, for which the CPU keeps no kernels of every length."""
+    if prospect.dtype.itemsize >= 4 or prospect.params.base_precision == "fp32":
+        return None
+    return _in_precision(prospect, "fp32", torch.float32)
+
+
+def _in_precision(prospect: Prospect, name: str, dtype: torch.dtype) -> Remedy | None:
+    """None where it would need no less."""
+    other = replace(prospect, params=replace(prospect.params, base_precision=name), dtype=dtype)
+    if estimated(other).total_bytes >= estimated(prospect).total_bytes:
+        return None
+    return Remedy(flags=f"--base-precision {name}", prospect=other)
 
 
 def base_in_8_bits(prospect: Prospect, free: int) -> Remedy | None:
@@ -129,6 +145,19 @@ def fewer_frames(prospect: Prospect, free: int) -> Remedy | None:
     return Remedy(flags=f"--frames-per-batch {budget}", prospect=heaviest(smaller, [smaller.size, *alone]))
 
 
+def fewer_batches(prospect: Prospect, free: int) -> Remedy | None:
+    """Fewer of them in a step, where it is those that wait on the host that take the room."""
+    if 2 * waiting_bytes(prospect) < estimated(prospect).total_bytes:
+        return None
+
+    def adding_up(count: int) -> Prospect:
+        return replace(prospect, params=replace(prospect.params, gradient_accumulation=count))
+
+    most = prospect.params.gradient_accumulation - 1
+    count = largest(most, lambda count: estimated(adding_up(count)).total_bytes, free)
+    return Remedy(flags=f"--gradient-accumulation {count}", prospect=adding_up(count))
+
+
 def heaviest(prospect: Prospect, sizes: Sequence[Size]) -> Prospect:
     """With that of some batches which takes most memory."""
     sized = [replace(prospect, size=size) for size in sizes]
@@ -141,8 +170,10 @@ KNOBS: tuple[Knob, ...] = (
     smaller_batches,
     shorter_clips,
     narrower_base,
+    wider_base,
     base_in_8_bits,
     fewer_frames,
+    fewer_batches,
 )
 """What changes the training least comes first."""
 

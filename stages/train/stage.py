@@ -28,6 +28,12 @@ SCHEDULES = ("constant", "cosine", "inverse")
 QUANTIZATIONS = ("none", "int8", "fp8")
 """Of the frozen base's matrices; all but the first come from the optional extra `quantization`."""
 
+MOST_ACCUMULATED = 1024
+"""Batches of a step; all of them are held by the host at once."""
+
+MOST_FRAMES = 1_000_000
+"""Of a batch: more than any device holds of the smallest model."""
+
 LEGACY_KINDS = {"dora": "dora-rows"}
 """Adapter kinds under an old name: the same adapter, so the same fingerprint."""
 
@@ -184,7 +190,7 @@ def _step_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
         ("schedule", params.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         ("warmup_steps", _is_int(params.warmup_steps) and params.warmup_steps >= 0, "a whole number from 0"),
         ("warmup_steps", params.warmup_steps < params.number_of_steps, "below number_of_steps"),
-        ("gradient_accumulation", _is_int(accumulated) and accumulated >= 1, "a whole number from 1"),
+        ("gradient_accumulation", *_counted(accumulated, MOST_ACCUMULATED)),
         ("gradient_clip", clip is None or 0 < clip < math.inf, "above 0, or unset"),
         ("ema_decay", decay is None or 0 < decay < 1, "above 0 and below 1, or unset"),
         ("base_quantization", params.base_quantization in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
@@ -194,11 +200,17 @@ def _step_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
 def _batch_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
     """Of what is in a batch."""
     budget, crops = params.frames_per_batch, params.crops_per_clip
+    counted, words = _counted(budget, MOST_FRAMES)
     return [
-        ("frames_per_batch", budget is None or (_is_int(budget) and budget >= 1), "a whole number from 1, or unset"),
+        ("frames_per_batch", budget is None or counted, f"{words}, or unset"),
         ("frames_per_batch", budget is None or params.batch_size == 1, "unset where batch_size is given"),
         ("crops_per_clip", _is_int(crops) and crops >= 1, "a whole number from 1"),
     ]
+
+
+def _counted(value: Any, most: int) -> tuple[bool, str]:
+    """Whether that is a count of at most so many, and the rule in words."""
+    return _is_int(value) and 1 <= value <= most, f"a whole number from 1 to {most}"
 
 
 def _is_int(value: object) -> bool:

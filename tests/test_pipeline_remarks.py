@@ -1,0 +1,51 @@
+"""What is done otherwise than a request's words say is said, whether or not anything is left to do."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.recipe import read_recipe
+from pipeline.remarks import remarks
+from pipeline.report import Report
+from pipeline.runner import run_until
+from tests import small_datasets
+
+CAPPED = "duration 380 s is beyond the model's native 120.0 s: 120.0 s is used"
+
+
+@pytest.mark.parametrize(
+    ("model", "duration", "said"),
+    [
+        ("tiny-base", "380", [CAPPED]),
+        ("tiny-base", "120", []),
+        ("tiny-base", None, []),
+        ("medium-base", "380", []),
+    ],
+)
+def test_a_duration_beyond_the_native_length_is_said_to_be_capped(model, duration, said):
+    assert list(remarks(read_recipe("clips.zip", {"model": model, "duration": duration}))) == said
+
+
+def test_every_run_says_it_also_one_with_nothing_to_do(tmp_path):
+    small_datasets.folder(tmp_path / "clips", small_datasets.clips("a"))
+    usual = {"model": "tiny-base", "duration": "380", "store": str(tmp_path / "store"), "workers": "1"}
+    recipe = read_recipe(str(tmp_path / "clips"), usual)
+    first, again = (Report(stream=io.StringIO()) for _ in range(2))
+    made = run_until("ingest", recipe, first)
+    run_until("ingest", recipe, again)
+    assert made.artifacts["ingest"].facts["duration_seconds"] == 120
+    assert "nothing to do" in again.stream.getvalue()
+    assert [report.stream.getvalue().splitlines().count(CAPPED) for report in (first, again)] == [1, 1]
+
+
+def test_a_plan_says_it_beside_its_json(tmp_path):
+    (tmp_path / "clips").mkdir()
+    words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, [*words, "--duration", "380", "--json"])
+    assert CAPPED in done.stderr
+    assert [entry["stage"] for entry in json.loads(done.stdout)] == ["ingest", "train"]
