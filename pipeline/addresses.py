@@ -31,7 +31,7 @@ def absent(values: Mapping[str, Any]) -> list[FieldError]:
         values: by field name; those that are wrong in themselves left out.
     """
     return [
-        FieldError(loc=(name,), type="file_missing", msg=f"{why}. {remedy}", input=values[name])
+        FieldError(loc=(name,), type="file_missing", msg=f"{why}. {remedy}".removesuffix("."), input=values[name])
         for name, why, remedy in _found(values)
     ]
 

@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.door import Door
 from pipeline.field import Field
 from pipeline.fields import FIELDS
 from pipeline.storefront import add_store_commands
 
 app = typer.Typer(
     name="sa3-trainer",
+    cls=Door,
     help="A zip of clips and captions in, a small, trustworthy Stable Audio 3 adapter out.",
     no_args_is_help=True,
     rich_markup_mode=None,

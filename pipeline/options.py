@@ -8,7 +8,7 @@ from pipeline.field import Field
 from stages.ingest.limits import ArchiveLimits
 from stages.ingest.stage import LONG_CLIPS, RESAMPLERS
 from stages.ingest.template import template_fault
-from stages.train.stage import OPTIMIZERS, QUANTIZATIONS, SCHEDULES
+from stages.train.stage import MOST_ACCUMULATED, MOST_FRAMES, OPTIMIZERS, QUANTIZATIONS, SCHEDULES
 
 
 def sha256_fault(text: str) -> str | None:

@@ -161,9 +161,16 @@ def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
     if not earlier:
         return "never run"
     records = [_record_of(receipt) for receipt in earlier]
-    # A result from the same inputs explains more than one that happens to share more params.
-    nearest = min(records, key=lambda record: (record["inputs"] != now["inputs"], len(changes(record, now))))
+    nearest = min(records, key=lambda record: (*_distance(record["inputs"], now["inputs"]), len(changes(record, now))))
     return ", ".join(changes(nearest, now)) or "its artifact was evicted"
+
+
+def _distance(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[bool, bool]:
+    """A result from the same inputs explains more than one that happens to share more params.
+
+    After it comes one from the same stages: nobody who always encodes first asks why that is no training without.
+    """
+    return before != now, before.keys() != now.keys()
 
 
 def _record_of(receipt: Receipt) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cache import unfinished
-from cache.aside import write_aside
 from cache.needs import write_needs
 from cache.receipt import Receipt
 from cache.store import Store
 from pipeline.checks import check_packages, check_places
 from pipeline.interchange import import_plan
 from pipeline.lost import ON_DEMAND, lost_files
+from pipeline.outputs import copy_outputs
 from pipeline.plan import Plan, StageRun, State, plan
 from pipeline.planned import scratch_of
 from pipeline.recipe import Recipe
@@ -65,7 +65,7 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
         walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)
         for run in decided.runs:
             walk.finish(run)
-    files = copy_outputs(walk.artifacts["train"], recipe, report.say) if last == "train" else ()
+    files = copy_outputs(decided.runs[-1], walk.artifacts["train"], recipe, report.say) if last == "train" else ()
     return Done(plan=decided, artifacts=walk.artifacts, files=files)
 
 
@@ -193,28 +193,6 @@ def _earlier(run: StageRun, store: Store) -> Path | None:
         return None
     longest = max(shorter, key=lambda receipt: int(receipt.params["number_of_steps"]))
     return store.directory(run.stage.name, longest.fingerprint)
-
-
-def copy_outputs(artifact: Artifact, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, ...]:
-    """Copy the adapter and its config to the output folder; a copy that is already the same is left alone."""
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    pairs = {"adapter.safetensors": f"{recipe.name}.safetensors", "config.json": f"{recipe.name}.json"}
-    averaged = recipe.output / f"{recipe.name}_ema.safetensors"
-    if (artifact.directory / "adapter_ema.safetensors").exists():
-        pairs["adapter_ema.safetensors"] = averaged.name
-    elif averaged.exists():
-        say(f"{averaged} is of an earlier training: this one keeps no average (ema_decay)")
-    return tuple(_copied(artifact.directory / made, recipe.output / name, say) for made, name in pairs.items())
-
-
-def _copied(made: Path, target: Path, say: Callable[[str], None]) -> Path:
-    content = made.read_bytes()
-    before = target.read_bytes() if target.is_file() else None
-    if before != content:
-        if before is not None:
-            say(f"{target} is replaced: it held another training (--name keeps both)")
-        write_aside(target, content)
-    return target
 
 
 def environment() -> dict[str, Any]:

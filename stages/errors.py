@@ -268,12 +268,16 @@ class DeviceNotFound(StageError):
 class LossNotFinite(StageError):
     """Training met NaN or infinity; the last good checkpoint is kept."""
 
-    def __init__(self, step: int, clip_ids: Sequence[str], what: str = "loss") -> None:
+    def __init__(
+        self, step: int, clip_ids: Sequence[str], what: str = "loss", base_precision: str | None = None
+    ) -> None:
+        """`base_precision`: of the training, where it is known; only fp16 is so narrow that another may help."""
         self.step, self.clip_ids = step, tuple(clip_ids)
+        narrow = ", or train with --base-precision bf16 or fp32" if base_precision == "fp16" else ""
         super().__init__(
             f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
-            "What was trained before it is kept. Listen to these clips, or lower --learning-rate, "
-            "or train with --base-precision bf16 or fp32."
+            "What was trained before it is kept. Listen to these clips, or train with a lower --learning-rate "
+            f"or --alpha, or with --gradient-clip 1{narrow}."
         )
 
 
@@ -302,7 +306,7 @@ class DeviceFull(StageError):
     def __init__(self, device: str, batch_size: int, num_frames: int, step: int) -> None:
         super().__init__(
             f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
-            "The last checkpoint is kept. Lower --batch-size or --duration, stop other programs on the device, "
+            "The last checkpoint is kept. Lower --batch-size, --frames-per-batch, --gradient-accumulation or --duration, stop other programs on the device, "
             "or take a smaller --model or another --device."
         )
 

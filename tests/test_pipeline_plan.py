@@ -184,6 +184,14 @@ def test_a_result_from_the_same_inputs_explains_a_miss_better_than_one_that_shar
     assert told == "alpha 16.0 -> 8.0, rank 16 -> 8, seed 1 -> 42"
 
 
+def test_a_result_from_the_same_stages_explains_a_miss_better_than_one_that_shares_more_params(store, finished):
+    finished(planned(store, pre_encode=False, rank=8, seed=5))
+    finished(planned(store, rank=16, seed=1))
+    other = Source(path=None, kind="zip", fingerprint="other clips", members=MEMBERS)
+    told = planned(store, found=found(source=other), rank=8, seed=5).runs[-1].reason
+    assert told == "alpha 16.0 -> 8.0, rank 16 -> 8, seed 1 -> 5, encode changed"
+
+
 def test_inputs_that_one_side_does_not_read_are_not_told(store, finished):
     finished(planned(store))
     assert planned(store, pre_encode=False).runs[-1].reason == "pre_encode True -> False"

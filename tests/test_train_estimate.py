@@ -17,10 +17,21 @@ from stages.errors import FilterMatchesNothing
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser
 from stages.records import AdapterSpec
-from stages.train.estimate import ERROR, HOST, PLAIN_CUDA, RECORDED, Prospect, count_of, estimated
+from stages.train import estimate
+from stages.train.estimate import ERROR, HOST, PLAIN_CUDA, RECORDED, Prospect, count_of, estimated, waiting_bytes
 from stages.train.ledger import Ledger
 from stages.train.network import Network, batch_losses
-from stages.train.rehearsal import Rehearsed, Size, encoding_bytes, free_kind, rehearsed, with_depth
+from stages.train.rehearsal import (
+    FEW,
+    MANY,
+    Rehearsed,
+    Size,
+    encoding_bytes,
+    free_kind,
+    rehearsed,
+    rehearsed_at,
+    with_depth,
+)
 from stages.train.speed import Speed, measured_speed
 from stages.train.stage import TrainParams
 from tests.measured_memory import ON_CPU, ON_CUDA, Peak
@@ -174,6 +185,76 @@ def test_four_clips_take_about_four_times_the_activations_of_one():
     assert four == pytest.approx(4 * one, rel=0.05)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_of_many_clips_is_told_by_two_of_few(checkpointing):
+    seen: list[int] = []
+
+    def step(size: Size) -> Rehearsed:
+        seen.append(size.num_clips)
+        return counted(size, checkpointing=checkpointing)
+
+    size = Size(num_clips=40, num_frames=32)
+    found, whole = rehearsed_at(size, step), counted(size, checkpointing=checkpointing)
+    assert seen == [FEW, MANY]
+    assert replace(found, passing_bytes=whole.passing_bytes) == whole
+    assert found.passing_bytes == pytest.approx(whole.passing_bytes, rel=0.02)
+
+
+def test_a_batch_of_a_million_clips_is_rehearsed_with_no_more_than_a_few(monkeypatch):
+    rehearsals: list[int] = []
+
+    def rehearse(config: object, params: object, size: Size, *rest: object, **options: object) -> Rehearsed:
+        rehearsals.append(size.num_clips)
+        return counted()
+
+    monkeypatch.setattr(estimate, "rehearsed", rehearse)
+    estimate._remembered.cache_clear()
+    count_of(prospect(size=Size(num_clips=1_000_000, num_frames=32)))
+    estimate._remembered.cache_clear()
+    assert rehearsals == [FEW, MANY]
+
+
+def test_kernels_that_the_cpu_keeps_of_every_length_in_bf16_are_counted_up_to_a_most():
+    def libraries(lengths: int, dtype: torch.dtype = torch.bfloat16, device: torch.device = CPU) -> int:
+        return estimated(prospect(num_lengths=lengths, dtype=dtype, device=device)).allowance_bytes
+
+    assert libraries(11) - libraries(1) == 10 * HOST.length_bytes > 0
+    assert libraries(1000) - libraries(1) == HOST.lengths_bytes
+    assert libraries(1000, torch.float32) == libraries(1, torch.float32)
+    assert libraries(1000, device=CUDA) == libraries(1, device=CUDA)
+
+
+@pytest.mark.parametrize(
+    ("network", "precision", "lengths", "mib"),
+    [
+        ("tiny-base", "bf16", 1, 177),
+        ("tiny-base", "bf16", 10, 488),
+        ("tiny-base", "bf16", 20, 822),
+        ("tiny-base", "bf16", 98, 1015),
+        ("tiny-base", "fp32", 90, 133),
+        ("tiny-base", "fp16", 10, 117),
+        ("wide-512", "bf16", 35, 1246),
+    ],
+)
+def test_memory_of_batches_of_many_lengths_is_estimated_within_the_error_stated(network, precision, lengths, mib):
+    """Growth of a process as in `measured_memory`, batches of 40 to 140 frames, 10 to 300 steps."""
+    peak = Peak(network, 140, precision=precision, mib=mib)
+    several = replace(peak.prospect, num_lengths=lengths)
+    allowed = ERROR if precision != "fp16" else 2 * ERROR
+    assert abs(estimated(several).total_bytes / peak.bytes - 1) < allowed
+
+
+def test_batches_that_wait_for_their_turn_are_counted_where_they_lie():
+    one, four = (params(gradient_accumulation=count) for count in (1, 4))
+    channels = int(config()["model"]["io_channels"])
+    assert waiting_bytes(prospect(params=one)) == 0
+    waiting = 3 * 3 * 4 * channels * SIZE.num_frames + 16 * 4**2
+    assert waiting_bytes(prospect(params=four)) == waiting
+    assert waiting_bytes(prospect(params=replace(four, optimal_transport=False))) == waiting - 16 * 4**2
+    assert estimated(prospect(params=four)).total_bytes - estimated(prospect(params=one)).total_bytes == waiting
+    assert estimated(prospect(params=four, device=CUDA)).clips_bytes == 0
+
+
 def test_the_rehearsal_leaves_the_random_numbers_of_the_program_alone():
     state = torch.get_rng_state()
     counted()
@@ -224,9 +305,9 @@ def test_encoding_inside_the_loop_adds_the_autoencoder_and_its_work():
     short, long = (encoding_bytes(config(), seconds * 44_100, torch.float32) for seconds in (1, 10))
     assert short[0] == long[0] > 0
     assert long[1] > 4 * short[1]
-    estimate = estimated(prospect(device=CUDA, clip_samples=10 * 44_100))
-    assert estimate.encoding_bytes == sum(long)
-    assert estimate.total_bytes == estimated(prospect(device=CUDA)).total_bytes + sum(long)
+    encoding = estimated(prospect(device=CUDA, clip_samples=10 * 44_100))
+    assert encoding.encoding_bytes == sum(long)
+    assert encoding.total_bytes == estimated(prospect(device=CUDA)).total_bytes + sum(long)
 
 
 RATIOS = pytest.mark.parametrize("peak", [*ON_CPU, *ON_CUDA], ids=str)

@@ -14,7 +14,7 @@ from stages.train import fitting
 from stages.train.estimate import ERROR, MIB, Estimate, Prospect, estimated
 from stages.train.fitting import largest, remedies, settled
 from stages.train.rehearsal import Size
-from stages.train.stage import TrainParams
+from stages.train.stage import MOST_ACCUMULATED, TrainParams
 from tests.small_networks import config
 
 BASE, FRAME = 1000, 10
@@ -186,6 +186,14 @@ def test_every_setting_that_is_named_really_fits(clips, frames, free, precision,
         assert remedy.prospect.params.batch_size * passes == clips
 
 
+def test_a_step_is_never_divided_into_more_batches_than_there_may_be():
+    wanted = prospect(clips=6, frames=100, gradient_accumulation=MOST_ACCUMULATED // 2)
+    alone, together = remedies(wanted, 1)
+    assert all(each.prospect.params.gradient_accumulation <= MOST_ACCUMULATED for each in (*alone, *together))
+    fixed = replace(wanted, params=replace(wanted.params, gradient_accumulation=MOST_ACCUMULATED))
+    assert fitting.smaller_batches(fixed, 1) is None
+
+
 @settings(deadline=None, max_examples=100)
 @given(most=st.integers(1, 400), base=st.integers(0, 100), step=st.integers(0, 20), free=st.integers(0, 9000))
 def test_the_largest_count_that_fits_is_found(most, base, step, free):
@@ -202,3 +210,16 @@ def test_a_real_training_is_refused_and_what_is_named_fits_by_its_own_estimate()
     assert len(error.alone) == len(alone) > 0
     assert all(estimated(remedy.prospect).total_bytes <= free for remedy in alone)
     assert "250 MiB left" in str(error)
+
+
+def test_where_a_real_training_in_bf16_keeps_kernels_of_every_length_fp32_may_fit():
+    wanted = replace(prospect(base_precision="bf16"), num_lengths=100)
+    assert "--base-precision fp32" in [remedy.flags for remedy in remedies(wanted, 500 * MIB)[0]]
+    assert fitting.wider_base(replace(wanted, num_lengths=1, size=Size(num_clips=4, num_frames=2000)), 0) is None
+
+
+def test_a_real_training_whose_batches_wait_on_the_host_is_told_of_fewer():
+    wanted = prospect(frames=2000, gradient_accumulation=1024)
+    (remedy,) = [remedy for remedy in remedies(wanted, 600 * MIB)[0] if "accumulation" in remedy.flags]
+    assert 1 <= remedy.prospect.params.gradient_accumulation < 1024
+    assert estimated(remedy.prospect).total_bytes <= 600 * MIB

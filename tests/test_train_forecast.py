@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cache.shelf import Shelf
 from stages.contract import Inputs, Resources
 from stages.errors import MemoryShort
 from stages.train import forecast
+from stages.train.clips import StoredLatents
+from stages.train.drawn import largest_batches
 from stages.train.estimate import GIB, MIB, Estimate
 from stages.train.forecast import duration_words, foreseen, line, prospect_of
 from stages.train.job import Job
 from stages.train.lengths import bucket_lengths
+from stages.train.order import ByFrames, order_of
 from stages.train.rehearsal import Size
 from tests.small_training import CHANNELS, RATIO, Bench, params, weights
 
@@ -91,25 +96,102 @@ def test_the_largest_batch_is_as_long_as_the_window(bench):
     assert prospect_of(job(bench, batch_size=3)).size == Size(num_clips=3, num_frames=20)
 
 
-def test_a_budget_of_frames_holds_most_clips_where_they_are_short(tmp_path):
-    bench = Bench.of_latents(tmp_path, lengths=(300, 900))
-    shortest = bucket_lengths(300, 900)[0]
-    for budget in (2000, 900):
-        found = prospect_of(job(bench, frames_per_batch=budget)).size
-        assert found == Size(num_clips=budget // shortest, num_frames=shortest)
-    assert prospect_of(job(bench, frames_per_batch=5)).size == Size(num_clips=1, num_frames=900)
+def test_a_budget_of_frames_counts_the_batches_that_training_draws(tmp_path):
+    bench = Bench.of_latents(tmp_path, lengths=(30, 34, 41, 90))
+    for budget in (400, 95):
+        wanted = job(bench, frames_per_batch=budget)
+        clips = StoredLatents(wanted.artifact, Shelf(wanted.work.shared / "latents"), wanted.model)
+        order = order_of(clips, wanted.params, wanted.chance)
+        assert isinstance(order, ByFrames)
+        drawn = {(len(clips_B), int(frames_B.max())) for clips_B, frames_B in order.round(0)}
+        found = prospect_of(wanted).size
+        assert (found.num_clips, found.num_frames) in drawn
+        assert found.num_clips * found.num_frames <= budget
+        assert found.num_clips * found.num_frames == max(clips * frames for clips, frames in drawn)
 
 
-def test_below_the_window_the_batch_that_takes_more_counts_be_it_one_long_clip_or_many_short_ones(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(forecast, "bucket_lengths", lambda *lengths: list(lengths))
-    many, few = (Bench.of_latents(tmp_path / name, lengths) for name, lengths in (("many", (2, 40)), ("few", (2, 400))))
-    found = prospect_of(job(many, frames_per_batch=39))
-    assert found.size == Size(num_clips=19, num_frames=2)
-    one_long = replace(found, size=Size(num_clips=1, num_frames=40))
-    assert forecast.estimated(found).total_bytes > forecast.estimated(one_long).total_bytes
-    assert prospect_of(job(few, frames_per_batch=39)).size == Size(num_clips=1, num_frames=400)
+def test_steps_that_are_recorded_count_the_length_that_batches_are_filled_up_to(tmp_path):
+    wanted = job(Bench.of_latents(tmp_path, lengths=(300, 900)), frames_per_batch=2000)
+    plain, recorded = (largest_batches(wanted, recorded=recorded)[0] for recorded in (False, True))
+    assert recorded.num_frames in bucket_lengths(300, 900)
+    assert plain.num_clips * plain.num_frames <= recorded.num_clips * recorded.num_frames <= 2000
+
+
+def test_silence_makes_the_longest_clip_longer_but_not_as_long_as_a_window_it_never_fills(tmp_path):
+    bench = Bench.of_latents(tmp_path, lengths=(30, 50), window=1290)
+    alone = prospect_of(job(bench, frames_per_batch=40)).size
+    assert alone.num_clips == 1 and 50 < alone.num_frames < 1290
+    exactly = job(bench, frames_per_batch=40, silence_extension_seconds=0.0)
+    assert prospect_of(exactly).size == Size(num_clips=1, num_frames=50)
+
+
+def test_below_the_window_the_batch_that_takes_more_counts_be_it_one_long_clip_or_many_short_ones(tmp_path):
+    many, few = (
+        Bench.of_latents(tmp_path / name, lengths)
+        for name, lengths in (("many", (*[2] * 19, 40)), ("few", (*[2] * 19, 400)))
+    )
+    quiet = {"frames_per_batch": 39, "silence_extension_seconds": 0.0}
+    assert prospect_of(job(few, **quiet)).size == Size(num_clips=1, num_frames=400)
+    found = prospect_of(job(many, **quiet))
+    one_long = Size(num_clips=1, num_frames=40)
+    others = [size for size in largest_batches(job(many, **quiet), recorded=False) if size != one_long]
+    assert found.size in (one_long, *others)
+    assert all(
+        forecast.estimated(found).total_bytes >= forecast.estimated(replace(found, size=size)).total_bytes
+        for size in (one_long, *others)
+    )
+
+
+def test_a_budget_of_a_million_frames_is_looked_at_in_seconds(bench):
+    started = time.perf_counter()
+    found = forecast.estimated(prospect_of(job(bench, frames_per_batch=1_000_000)))
+    assert found.activation_bytes > 20 * GIB
+    assert time.perf_counter() - started < 20
+
+
+def test_lengths_that_batches_may_have_are_counted_on_the_cpu(tmp_path):
+    bench = Bench.of_latents(tmp_path, lengths=(10, 20, 20))
+    many, quiet = {"number_of_steps": 100}, {"silence_extension_seconds": 0.0}
+    assert prospect_of(job(bench, **many)).num_lengths == 11
+    assert prospect_of(job(bench, **many, **quiet)).num_lengths == 2
+    assert prospect_of(job(bench, number_of_steps=3)).num_lengths == 3
+
+
+def test_the_time_is_that_of_the_steps_that_are_left(bench, monkeypatch):
+    with_free(monkeypatch, None)
+    bench.train(number_of_steps=4)
+    longer = job(bench, number_of_steps=10)
+    bench.said.clear()
+    foreseen(longer)
+    assert "for 6 steps at" in bench.said[0]
+
+
+def test_steps_of_the_run_that_this_one_goes_on_from_are_done_too(bench, monkeypatch):
+    with_free(monkeypatch, None)
+    bench.train(number_of_steps=4)
+    other = bench.at("longer")
+    longer = job(other, number_of_steps=7)
+    foreseen(replace(longer, work=other.workspace(continued_from=bench.directory)))
+    assert "for 3 steps at" in other.said[0]
+
+
+def test_nothing_is_said_or_refused_where_no_step_is_left(bench, monkeypatch):
+    bench.train(number_of_steps=4)
+    bench.said.clear()
+    with_free(monkeypatch, 1)
+    wanted = job(bench, number_of_steps=4)
+    assert foreseen(wanted) is wanted
+    assert bench.said == []
+
+
+def test_batches_that_wait_on_a_host_too_small_for_them_are_refused_whatever_the_device(bench, monkeypatch):
+    wanted = prospect_of(job(bench, gradient_accumulation=1000))
+    on_cuda = replace(wanted, device=forecast.torch.device("cuda"))
+    monkeypatch.setattr(forecast, "host_bytes", lambda: MIB)
+    with pytest.raises(MemoryShort, match=r"the host has 1 MiB left.*\n.*--gradient-accumulation \d+"):
+        forecast.refuse_full_host(on_cuda)
+    monkeypatch.setattr(forecast, "host_bytes", lambda: GIB)
+    forecast.refuse_full_host(on_cuda)
 
 
 def test_latents_kept_in_memory_are_counted_where_the_device_shares_it_with_the_host(bench, monkeypatch):
@@ -152,7 +234,7 @@ def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
     assert wanted.size.num_clips * wanted.size.num_frames <= 20 and wanted.size.num_frames <= 9
     estimate = forecast.estimated(wanted)
     assert estimate.encoding_bytes > 0
-    assert "autoencoder" in line(estimate, wanted, None)
+    assert "autoencoder" in line(estimate, wanted, None, 4)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +246,7 @@ def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
     ],
 )
 def test_time_is_said_as_a_clock_shows_it(each, steps, words):
-    assert duration_words(each, params(number_of_steps=steps)) == words
+    assert duration_words(each, steps) == words
 
 
 def test_what_the_time_is_without_is_said(bench):
@@ -177,7 +259,7 @@ def test_what_the_time_is_without_is_said(bench):
         allowance_bytes=0,
         seconds_per_step=0.02,
     )
-    assert line(estimate, wanted, 139 * GIB) == (
+    assert line(estimate, wanted, 139 * GIB, 4) == (
         "estimate: about 3.5 GiB of 139.0 GiB left on cuda (weights 3.0 GiB, adapter 512 MiB); "
         "about 0:00 for 4 steps at 20 ms, compiling apart, encoding apart"
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.errors import DeviceFullBeside
+from stages.models._device import is_out_of_memory
 from stages.train import room
-from stages.train.room import free_bytes, host_bytes
+from stages.train.room import free_bytes, host_bytes, room_for
 
 GIB = 1 << 30
 AVAILABLE = 8 * GIB
@@ -90,3 +92,43 @@ def test_on_cuda_memory_that_torch_holds_without_using_it_is_free_as_well(monkey
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
     assert free_bytes(torch.device("cuda")) == 7 * GIB
+
+
+def test_what_is_left_of_a_limit_on_addresses_counts(machine, monkeypatch):
+    resource = pytest.importorskip("resource")
+    proc, cgroups = machine
+    (proc / "self" / "status").write_text(f"Name: x\nVmSize:\t {2 * GIB // 1024} kB\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (3 * GIB, 4 * GIB))
+    assert host_bytes(proc, cgroups) == GIB
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (GIB, GIB))
+    assert host_bytes(proc, cgroups) == 0
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert host_bytes(proc, cgroups) == AVAILABLE
+
+
+def test_an_allocation_that_the_cpu_refuses_is_told_as_full_memory():
+    expected = pytest.raises(DeviceFullBeside, match="cpu ran out of memory while asking for too much")
+    with expected, room_for("asking for too much", torch.device("cpu")):
+        torch.empty(1 << 60, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: ..."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_out_of_memory_is_told_from_other_errors(error, short):
+    assert is_out_of_memory(error) is short
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), room_for("multiplying", torch.device("cpu")):
+        torch.empty(2, 3) @ torch.empty(2, 3)

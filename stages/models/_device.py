@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,3 +74,17 @@ def slow_on(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or known.get("architecture") != "x86_64":
         return False
     return dtype in _INSTRUCTIONS and not any(known.get(name) for name in _INSTRUCTIONS[dtype])
+
+
+_SAID_OF_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|not enough memory|bad_alloc|could not create a primitive$",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""By torch's allocators, and by the library of the CPU's products, which says no more than that."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: where torch has no exception of its own for that, as on the CPU, by what it says."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _SAID_OF_MEMORY.search(str(error).strip()) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,16 @@ def fastest_first() -> Iterator[None]:
 def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
     """Compiler settings: all blocks share a program, and those of all lengths are kept."""
     import torch._dynamo  # deferred: compiling is for CUDA only
-    import torch._inductor.config as inductor
+    import torch._inductor.config
 
+    inductor: Any = torch._inductor.config
     dynamo: Any = torch._dynamo.config
-    # Programs chosen by the clock could differ between two runs, and with them the last bits.
-    fixed = deterministic and hasattr(inductor, "deterministic")
-    ordered: Any = inductor.patch(deterministic=True) if fixed else nullcontext()
-    with ordered, dynamo.patch(recompile_limit=64):
+    wanted = {
+        # Programs chosen by the clock could differ between two runs, and with them the last bits.
+        "deterministic": deterministic,
+        # Compile processes that were sent home after a quiet minute would be forked anew for the next length.
+        "quiesce_async_compile_pool": False,
+    }
+    known = {name: value for name, value in wanted.items() if hasattr(inductor, name)}
+    with inductor.patch(known), dynamo.patch(recompile_limit=64):
         yield

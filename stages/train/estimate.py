@@ -39,7 +39,7 @@ class Manner:
     narrow_bytes: int = 0
     """Further, with products in 16 bits."""
     length_bytes: int = 0
-    """Further with them, for each length of batch but the first: kernels are made for every shape and kept."""
+    """Further in bf16, for each length of batch but the first: kernels are made for every shape and kept."""
     lengths_bytes: int = 0
     """Most of that: then the oldest are let go."""
     products: float
@@ -78,8 +78,8 @@ HOST = Manner(
     held_recomputing=2.7,
     allowance_bytes=95 * MIB,
     narrow_bytes=55 * MIB,
-    length_bytes=36 * MIB,
-    lengths_bytes=800 * MIB,
+    length_bytes=38 * MIB,
+    lengths_bytes=850 * MIB,
     products=0.8,
     attention=0.55,
     moved=5.8,
@@ -220,12 +220,13 @@ def _remembered(config: str, params: TrainParams, size: Size, dtype: torch.dtype
 
 
 def allowance_bytes(prospect: Prospect) -> int:
-    """Of libraries; on the CPU those keep kernels for every shape of a product in 16 bits."""
+    """Of libraries; on the CPU those keep kernels for every shape of a product in bf16."""
     manner = prospect.manner
     if prospect.dtype.itemsize >= 4:
         return manner.allowance_bytes
-    lengths = min(manner.length_bytes * (prospect.num_lengths - 1), manner.lengths_bytes)
-    return manner.allowance_bytes + manner.narrow_bytes + lengths
+    # fp16 was measured where it has no kernels of its own: there nothing is kept.
+    further = prospect.num_lengths - 1 if prospect.dtype is torch.bfloat16 else 0
+    return manner.allowance_bytes + manner.narrow_bytes + min(manner.length_bytes * further, manner.lengths_bytes)
 
 
 def waiting_bytes(prospect: Prospect) -> int:

@@ -9,21 +9,18 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from cache.manifest import read_columns
+from stages.errors import MemoryShort
 from stages.models._device import usable_dtype
-from stages.records import Clip, EncodedClip
 from stages.train.ahead import AHEAD_BYTES, BYTES_PER_SAMPLE, SECONDS_WORTH_A_PROCESS
+from stages.train.checkpoint import newest_step
 from stages.train.clips import REMEMBERED_BYTES
-from stages.train.estimate import Estimate, Prospect, amount, estimated
+from stages.train.drawn import clip_frames, largest_batches, num_lengths
+from stages.train.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
 from stages.train.fitting import Settled, heaviest, settled
 from stages.train.job import DTYPES, Job
-from stages.train.lengths import bucket_lengths
-from stages.train.rehearsal import Size
-from stages.train.room import free_bytes
+from stages.train.room import free_bytes, host_bytes
 from stages.train.speed import measured_speed
-from stages.train.stage import TrainParams
-
-MANIFEST = "manifest.parquet"
+from stages.train.start import checkpoint_folders
 
 known_speed = lru_cache(16)(measured_speed)
 """Of a device and a precision, measured once in a process."""
@@ -37,8 +34,11 @@ def foreseen(job: Job) -> Job:
         FilterMatchesNothing, NetworkNotSupported.
     """
     resources, free = job.work.resources, free_bytes(job.device)
+    if steps_left(job) == 0:
+        return job
     try:
         decided = settled(prospect_of(job), free, resources.gradient_checkpointing)
+        refuse_full_host(decided.prospect)
     except NotImplementedError as error:
         # Torch has no rule for the shape of some operation: a reason for no estimate, but for no refusal either.
         job.work.say(f"no estimate of memory and time: {str(error).splitlines()[0]}")
@@ -53,8 +53,28 @@ def tell(job: Job, decided: Settled, free: int | None) -> None:
     """One line with the figures, then what has been decided or is to be feared."""
     prospect = decided.prospect
     estimate = estimated(prospect, known_speed(job.device, prospect.dtype))
-    for said in (line(estimate, prospect, free), *decided.remarks):
+    for said in (line(estimate, prospect, free, steps_left(job)), *decided.remarks):
         job.work.say(said)
+
+
+def steps_left(job: Job) -> int:
+    """Of those asked for, where a checkpoint has the others, by its name."""
+    total = job.params.number_of_steps
+    return total - newest_step(checkpoint_folders(job), total)
+
+
+def refuse_full_host(prospect: Prospect) -> None:
+    """The batches of a step wait on the host, whatever the device.
+
+    Raises:
+        MemoryShort: the host cannot hold them.
+    """
+    free, needed = host_bytes(), waiting_bytes(prospect)
+    if prospect.device.type != "cuda" or free is None or needed <= free:
+        return
+    count = prospect.params.gradient_accumulation
+    flags = f"--gradient-accumulation {max(1, int(count * (free / needed)))}"
+    raise MemoryShort("the host", amount(needed), amount(free), f"the {count} batches of a step", [flags], [])
 
 
 def prospect_of(job: Job) -> Prospect:
@@ -64,40 +84,23 @@ def prospect_of(job: Job) -> Prospect:
     def quietly(precision: str) -> torch.dtype:
         return usable_dtype(DTYPES[precision], job.device, lambda line: None)
 
-    sizes, window = largest_batches(job), int(facts["window_frames"])
+    recorded = job.device.type == "cuda" and job.work.resources.fast_path != "off"
+    sizes = largest_batches(job, recorded=recorded)
     asked = Prospect(
         config=job.weights.config,
         params=params,
         size=sizes[0],
-        alone=None if params.frames_per_batch is None else Size(num_clips=1, num_frames=window),
+        alone=None if params.frames_per_batch is None else sizes[-1],
         dtype=quietly(params.base_precision),
         device=job.device,
         plain=job.work.resources.fast_path == "off",
         clip_samples=None if params.pre_encode else int(facts["window_samples"]),
         autoencoder_dtype=quietly(params.autoencoder_precision),
         clips_bytes=0 if job.device.type == "cuda" else clips_bytes(job),
+        num_lengths=num_lengths(job, steps_left(job)) if job.device.type == "cpu" else 1,
     )
-    return heaviest(asked, sizes)
-
-
-def largest_batches(job: Job) -> list[Size]:
-    """What may take most memory of all that goes through the network at a time."""
-    window, budget = int(job.artifact.facts["window_frames"]), job.params.frames_per_batch
-    if budget is None:
-        return [Size(num_clips=job.params.batch_size, num_frames=window)]
-    frames = bucket_lengths(max(min(int(clip_frames(job).min()), window), 1), window)[0]
-    # Every clip brings memory tokens and a prompt along: of batches of so many frames, short clips take most.
-    full = [Size(num_clips=budget // frames, num_frames=frames)] if budget >= frames else []
     # A clip beyond the budget is a batch of its own.
-    return full if budget >= window else [*full, Size(num_clips=1, num_frames=window)]
-
-
-def clip_frames(job: Job) -> np.ndarray:
-    """(clips,) int64, length of each."""
-    if job.params.pre_encode:
-        return read_columns(job.artifact.directory / MANIFEST, EncodedClip).numbers("num_valid_frames")
-    num_samples = read_columns(job.artifact.directory / MANIFEST, Clip).numbers("num_samples")
-    return -(-num_samples // job.model.downsampling_ratio)
+    return heaviest(asked, sizes if sizes[-1].num_frames > (params.frames_per_batch or 0) else sizes[:1])
 
 
 def clips_bytes(job: Job) -> int:
@@ -116,13 +119,13 @@ def clips_bytes(job: Job) -> int:
     return kept + (min(AHEAD_BYTES, samples * BYTES_PER_SAMPLE) if reads_ahead else 0)
 
 
-def line(estimate: Estimate, prospect: Prospect, free: int | None) -> str:
+def line(estimate: Estimate, prospect: Prospect, free: int | None, steps: int) -> str:
     """Such as `estimate: about 4.3 GiB of 139.0 GiB left on cuda (weights ...); about 0:17 for 1000 steps at 17 ms`."""
     room = "" if free is None else f" of {amount(free)} left"
     said = f"estimate: about {amount(estimate.total_bytes)}{room} on {prospect.device} ({estimate.parts()})"
     if estimate.seconds_per_step is None:
         return said
-    return f"{said}; {duration_words(estimate.seconds_per_step, prospect.params)}{''.join(apart(prospect))}"
+    return f"{said}; {duration_words(estimate.seconds_per_step, steps)}{''.join(apart(prospect))}"
 
 
 def apart(prospect: Prospect) -> Iterator[str]:
@@ -133,10 +136,10 @@ def apart(prospect: Prospect) -> Iterator[str]:
         yield ", encoding apart"
 
 
-def duration_words(seconds_per_step: float, params: TrainParams) -> str:
+def duration_words(seconds_per_step: float, steps: int) -> str:
     """Such as `about 0:17 for 1000 steps at 17 ms`."""
-    total = round(seconds_per_step * params.number_of_steps)
+    total = round(seconds_per_step * steps)
     hours, minutes, seconds = total // 3600, total // 60 % 60, total % 60
     clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     each = f"{seconds_per_step * 1e3:.0f} ms" if seconds_per_step < 1 else f"{seconds_per_step:.1f} s"
-    return f"about {clock} for {params.number_of_steps} steps at {each}"
+    return f"about {clock} for {steps} steps at {each}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.contract import Workspace
 from stages.errors import DeviceFull, LossNotFinite, Stopped
+from stages.models._device import is_out_of_memory
 from stages.train import checkpoint
 from stages.train.batches import Batch
 from stages.train.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from stages.train.metrics import LOSS_WINDOW, History
 from stages.train.network import Network, batch_losses, loss_scale
 from stages.train.optimizer import Optimizer
 from stages.train.parts import parts_of
+from stages.train.room import room_for
 from stages.train.stage import TrainParams
 from stages.train.stepper import Stepper
 from stages.train.watched import Interrupted
@@ -192,12 +194,16 @@ class Fit:
 
     def make_step(self, stepper: Stepper) -> None:
         """The next step, on its own batch. Raises: DeviceFull, Interrupted."""
-        batch = self.batch_at(self.training.step)
+        step = self.training.step
+        with room_for(f"reading the clips of step {step + 1}", self.training.device):
+            batch = self.batch_at(step)
         try:
             stepper.advance(batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             size, _, num_frames = batch.latents_BCT.shape
-            raise DeviceFull(str(self.training.device), size, num_frames, self.training.step + 1) from error
+            raise DeviceFull(str(self.training.device), size, num_frames, step + 1) from error
 
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from stages.errors import DeviceFullBeside
+from stages.models._device import is_out_of_memory
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
@@ -22,7 +23,9 @@ def room_for(what: str, device: torch.device) -> Iterator[None]:
     """Within, work other than a step. Raises: DeviceFullBeside, saying that it was this work that did not fit."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceFullBeside(str(device), what) from error
 
 
@@ -41,11 +44,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Memory that the operating system and this process's control groups would still give out.
+    """Memory that the operating system, this process's control groups and its own limit would still give out.
 
     Where neither tells (macOS, Windows): half of the machine's memory, if that is known.
     """
-    known = [left for left in (_available(proc), *_control_groups(proc, cgroups)) if left is not None]
+    found = (_available(proc), _address_space(proc), *_control_groups(proc, cgroups))
+    known = [left for left in found if left is not None]
     return min(known) if known else _half_of_machine()
 
 
@@ -53,6 +57,17 @@ def _available(proc: Path) -> int | None:
     """What Linux counts as available: unused, or caches that it can drop."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def _address_space(proc: Path) -> int | None:
+    """What is left of the addresses that this process may use (`ulimit -v`); None without such a limit."""
+    try:
+        import resource  # deferred: Windows has none
+    except ImportError:
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = re.search(r"^VmSize:\s+(\d+) kB", _text(proc / "self" / "status"), re.MULTILINE)
+    return None if most == resource.RLIM_INFINITY or used is None else max(most - int(used[1]) * 1024, 0)
 
 
 def _control_groups(proc: Path, cgroups: Path) -> list[int | None]:

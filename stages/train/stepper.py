@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from stages.adapters._frozen import can_have_kernels
 from stages.adapters._together import Together
+from stages.models._device import is_out_of_memory
 from stages.train.batches import Batch
 from stages.train.captured import MOST_RECORDINGS, CapturedSteps
 from stages.train.compiling import Code, compiled
@@ -153,7 +152,7 @@ class Stepper:
             error: that was the plain way.
         """
         tower = self.training.network.denoiser.model.transformer
-        if isinstance(error, torch.OutOfMemoryError) and self.may_recompute and not tower.checkpointing:
+        if is_out_of_memory(error) and self.may_recompute and not tower.checkpointing:
             self.say("device memory is short: recomputing each block in the backward pass from now on")
             tower.checkpointing = self.training.notes[RECOMPUTES] = True
             if self.fast is not None:

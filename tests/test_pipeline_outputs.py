@@ -1,0 +1,79 @@
+"""What may be replaced in the output folder without a word, and what not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.outputs import copy_outputs, goes_on
+from pipeline.planned import StageRun, State
+from pipeline.recipe import read_recipe
+from stages.contract import Artifact
+from stages.train.stage import STAGE, TrainParams
+
+PARAMS = TrainParams(model="tiny-base", number_of_steps=10, pre_encode=True)
+
+
+def config(made_from: str = "latents", weights: str = "a", **params) -> dict:
+    """As train writes it, as far as it tells runs apart."""
+    dataset = {"artifact": {"stage": "encode", "fingerprint": made_from}}
+    others = {"weights_digests": {"transformer": weights}, "dataset": dataset, "times": params.pop("times", "then")}
+    return json.loads(json.dumps(asdict(replace(PARAMS, **params)) | others))
+
+
+def run_of(**params) -> StageRun:
+    nothing = {"inputs": {}, "components": {}, "fingerprint": "f", "identity": "i", "state": State.HIT, "reason": ""}
+    return StageRun(stage=STAGE, params=replace(PARAMS, **params), **nothing)
+
+
+@pytest.mark.parametrize("changed", [{}, {"number_of_steps": 20}, {"export_precision": "fp32"}, {"times": "now"}])
+def test_a_longer_training_goes_on_from_the_same_run(changed):
+    params = {name: value for name, value in changed.items() if name != "times"}
+    assert goes_on(config(), config(**changed), run_of(**params))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"number_of_steps": 9}, {"seed": 1}, {"made_from": "other"}, {"weights": "b"}, {"include": ("a",)}]
+)
+def test_a_shorter_or_another_training_does_not(changed):
+    params = {name: value for name, value in changed.items() if name not in ("made_from", "weights")}
+    assert not goes_on(config(), config(**changed), run_of(**params))
+
+
+def test_a_schedule_that_depends_on_the_steps_is_another_training_with_more_of_them():
+    before, now = (config(schedule="cosine", number_of_steps=steps) for steps in (10, 20))
+    assert not goes_on(before, now, run_of(schedule="cosine", number_of_steps=20))
+
+
+def copied(root: Path, adapter: bytes, found: dict) -> list[str]:
+    """Lines said when a training's files are copied."""
+    directory, said = root / "artifact", []
+    directory.mkdir(exist_ok=True)
+    (directory / "adapter.safetensors").write_bytes(adapter)
+    (directory / "config.json").write_text(json.dumps(found))
+    recipe = read_recipe("clips.zip", {"model": "tiny-base", "output": str(root / "output")})
+    params = {name: value for name, value in found.items() if name in asdict(PARAMS)}
+    artifact = Artifact(stage="train", fingerprint="f", directory=directory, facts={})
+    files = copy_outputs(run_of(**params), artifact, recipe, said.append)
+    assert [file.read_bytes() for file in files] == [adapter, json.dumps(found).encode()]
+    return said
+
+
+def test_another_training_is_said_to_be_replaced_and_the_same_run_is_not(tmp_path):
+    assert copied(tmp_path, b"first", config()) == []
+    assert copied(tmp_path, b"longer", config(number_of_steps=20)) == []
+    assert copied(tmp_path, b"longer", config(number_of_steps=20, times="now")) == []
+    said = copied(tmp_path, b"other", config(number_of_steps=20, seed=7))
+    assert [line.split(" is ")[0] for line in said] == [
+        str(tmp_path / "output" / name) for name in ("clips.safetensors", "clips.json")
+    ]
+
+
+@pytest.mark.parametrize("content", ["[]", "not JSON", "{}", '{"number_of_steps": 5, "dataset": null}'])
+def test_files_that_are_not_of_a_training_are_said_to_be_replaced(tmp_path, content):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "clips.json").write_text(content)
+    assert "clips.json is replaced" in copied(tmp_path, b"first", config())[0]
