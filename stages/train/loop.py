@@ -240,7 +240,7 @@ class Fit:
         training.optimizer.mend()
         training.step = broken
         self.save()
-        raise LossNotFinite(broken + 1, self.clips_at(broken), what)
+        raise LossNotFinite(broken + 1, self.clips_at(broken), what, training.params.base_precision)
 
     def line(self) -> str:
         """Loss, learning rate, speed, memory and time left."""
