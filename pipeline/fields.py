@@ -40,7 +40,7 @@ REQUEST = (
         default=None,
         nullable=True,
         limits={"ge": 1, "le": 380},
-        help="crop/pad length in seconds, at most the model's native length, which a line says; unset: the longest clip",
+        help="crop/pad length in seconds, capped at the model's native length, as a line says; unset: longest clip",
     ),
     Field(name="batch_size", kind="int", default=1, limits={"ge": 1, "le": 8}, help="clips per step"),
     Field(
