@@ -306,8 +306,8 @@ class DeviceFull(StageError):
     def __init__(self, device: str, batch_size: int, num_frames: int, step: int) -> None:
         super().__init__(
             f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
-            "The last checkpoint is kept. Lower --batch-size, --frames-per-batch, --gradient-accumulation or --duration, "
-            "stop other programs on the device, or take a smaller --model or another --device."
+            "The last checkpoint is kept. Lower --batch-size, --frames-per-batch, --gradient-accumulation or "
+            "--duration, stop other programs on the device, or take a smaller --model or another --device."
         )
 
 
