@@ -8,13 +8,16 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from stages.errors import SourceUnreadable
+from stages.ingest.archive import forget_open_archives, read_member
 from stages.ingest.directory import declared_list
+from stages.ingest.faults import Unfit
 from stages.ingest.limits import ArchiveLimits
 from stages.ingest.source import open_source
 from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace, zipped
@@ -188,6 +191,28 @@ def test_the_same_name_twice_is_no_clip_at_all(tmp_path):
             archive.writestr("a.wav", sound(tone(hz=hz)))
         archive.writestr("a.txt", "which one?")
     assert set(faults(path, tmp_path)) == {("a.wav", "duplicate_name")}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_hides_behind_the_name_of_another_is_not_read(tmp_path):
+    """Its declared size would be read at once: 16 MiB here, any number in an archive made to do harm."""
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.wav", b"x")
+        archive.writestr("a.wav", b"yyy")
+    sizes = struct.pack("<II", 3, 3)
+    data = path.read_bytes()
+    place = data.rindex(sizes)
+    path.write_bytes(data[:place] + struct.pack("<II", 3 + (1 << 24), 3) + data[place + 8 :])
+    (first, _) = open_source(path).members
+    tracemalloc.start()
+    try:
+        with pytest.raises(Unfit, match="member_changed"):
+            read_member(path, "zip", first)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+        forget_open_archives()
 
 
 def test_names_that_fall_together_without_regard_to_case_are_faults(tmp_path):

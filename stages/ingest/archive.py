@@ -289,7 +289,7 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
         Unfit: the file cannot be read any more, or has other bytes than when the dataset was listed.
     """
     try:
-        data = _zip_bytes(source, member.name) if kind == "zip" else (source / member.name).read_bytes()
+        data = _zip_bytes(source, member) if kind == "zip" else (source / member.name).read_bytes()
     except _DAMAGE as error:
         raise Unfit("member_unreadable", why=reason(error)) from error
     if digest_bytes(data) != member.digest:
@@ -297,12 +297,14 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
     return data
 
 
-def _zip_bytes(source: Path, name: str) -> bytes:
+def _zip_bytes(source: Path, member: Member) -> bytes:
     status = source.stat()
     archive, entries = _kept_open(source, status.st_size, status.st_mtime_ns)
-    if name not in entries:
+    entry = entries.get(member.name)
+    # Another entry of the same name may have declared any size, which would be read at once.
+    if entry is None or (entry.file_size, entry.compress_size) != (member.num_bytes, member.packed_bytes):
         raise Unfit("member_changed")
-    return archive.read(entries[name])
+    return archive.read(entry)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,96 @@
+"""A training step on few CPU threads: factored and stacked, against the same with adapted weights built in full.
+
+    python tests/benchmarks/bench_cpu_step.py [threads]
+
+A transformer 512 wide with 8 blocks, float32, dora-rows of rank 16, batch 1. The three ways take turns, step by step,
+so that a busy moment meets all of them; medians. `losses differ`: largest relative difference from the built weights.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.adapters._layer import AdaptedLayer
+from stages.bench.cases import Case, new_batch, new_training
+from stages.train.loop import Training
+from tests.dense_adapters import dense
+from tests.measured_memory import network_config
+
+CPU = torch.device("cpu")
+ROUNDS = {108: 5, 1024: 3}
+WAYS = ("built in full", "layer by layer", "stacked")
+
+
+def forward_built(self: AdaptedLayer, tokens: Tensor) -> Tensor:
+    """Through W', built as anybody would."""
+    (slot,) = self.stack()
+    weight_OI = dense("dora-rows", self.matrix(), slot.leaves(), slot.scaling, self.matrix())
+    return self._product(tokens, weight_OI, self.bias)
+
+
+@contextmanager
+def way(name: str):
+    """Within, layers compute their products in one of the ways."""
+    own = AdaptedLayer.forward
+    if name == WAYS[0]:
+        AdaptedLayer.forward = forward_built
+    try:
+        yield
+    finally:
+        AdaptedLayer.forward = own
+
+
+def timed(name: str, training: Training, case: Case, step: int) -> float:
+    batch = new_batch(case, training, step)
+    started = time.perf_counter()
+    with way(name):
+        training.advance(batch)
+    return time.perf_counter() - started
+
+
+def losses(training: Training) -> np.ndarray:
+    training.history.settle()
+    return training.history.losses(1.0)
+
+
+def measured(num_frames: int) -> None:
+    case = Case(model="tiny-base", num_frames=num_frames, base_precision="fp32")
+    config = network_config("wide-512")
+    made = {name: new_training(case, config, CPU, stacked=name == WAYS[2]) for name in WAYS}
+    for training in made.values():
+        training.network.train(True)
+    rounds = range(ROUNDS[num_frames] + 1)
+    times = {name: [] for name in WAYS}
+    for step in rounds:
+        for name, training in made.items():
+            times[name].append(timed(name, training, case, step))
+    wanted = losses(made[WAYS[0]])
+    slowest = statistics.median(times[WAYS[0]][1:])
+    for name, training in made.items():
+        median = statistics.median(times[name][1:])
+        differ = np.max(np.abs(losses(training) - wanted) / np.abs(wanted))
+        print(
+            f"{num_frames:>6}  {name:<14}  {1e3 * median:>7.0f} ms  {slowest / median:>5.2f} x  {differ:.1e}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    print("frames  way                  step   ratio  losses differ")
+    for num_frames in ROUNDS:
+        measured(num_frames)
+
+
+if __name__ == "__main__":
+    main()
