@@ -27,7 +27,7 @@ def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callabl
     elif averaged.exists():
         say(f"{averaged} is of an earlier training: this one keeps no average (ema_decay)")
     configs = (_config(recipe.output / pairs["config.json"]), _config(artifact.directory / "config.json"))
-    tell = _silent if goes_on(*configs, run) else say
+    tell = None if goes_on(*configs, run) else say
     return tuple(_copied(artifact.directory / made, recipe.output / name, tell) for made, name in pairs.items())
 
 
@@ -54,15 +54,11 @@ def _config(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) and isinstance(found.get("number_of_steps"), int) else {}
 
 
-def _silent(line: str) -> None:
-    """Nobody need be told."""
-
-
-def _copied(made: Path, target: Path, say: Callable[[str], None]) -> Path:
+def _copied(made: Path, target: Path, say: Callable[[str], None] | None) -> Path:
     content = made.read_bytes()
     before = target.read_bytes() if target.is_file() else None
     if before != content:
-        if before is not None:
+        if before is not None and say is not None:
             say(f"{target} is replaced: it held another training (--name keeps both)")
         write_aside(target, content)
     return target

@@ -185,6 +185,7 @@ def test_a_killed_run_is_finished_by_the_next_one_as_if_nobody_had_killed_it(dri
         finish(driver, root, format, known, stops)
         killed += stops
         shutil.rmtree(root)
+    assert killed >= kills
     print(f"{format}: {killed} runs killed in {stores} stores")
 
 

@@ -254,7 +254,7 @@ def test_processes_end_with_a_training_that_is_killed_or_interrupted(tmp_path, k
         os.killpg(script.pid, kill)  # as a terminal does
     else:
         os.kill(script.pid, kill)
-    _, errors = script.communicate(timeout=90)
+    _, errors = script.communicate(timeout=20)
     assert script.returncode == code
     assert gone(pids)
     assert errors.count("Traceback") == (kill is signal.SIGINT)
