@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 def settle_in(parent: int) -> None:
@@ -18,8 +19,24 @@ def settle_in(parent: int) -> None:
     """
     # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun work finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":  # elsewhere a process keeps its parent's number after the parent is gone
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        # Elsewhere a process keeps its parent's number after the parent is gone.
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+@contextmanager
+def begun_deaf() -> Iterator[None]:
+    """Within, processes begin deaf to Ctrl-C, which cannot end one before it has settled in; ours hears it after."""
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # Python's own process beside them, whose start unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(parent: int) -> None:

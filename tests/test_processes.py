@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from stages.processes import environment_set
+from stages.processes import begun_deaf, environment_set
 
 
 def test_variables_have_their_values_inside_and_those_from_before_outside(monkeypatch):
@@ -24,3 +27,24 @@ def test_a_variable_that_the_library_took_away_itself_is_no_error(monkeypatch):
     with environment_set({"SA3_NEW": "inside"}):
         del os.environ["SA3_NEW"]
     assert "SA3_NEW" not in os.environ
+
+
+def test_ctrl_c_cannot_end_a_process_that_has_not_settled_in():
+    script = (
+        "import os; print(1, flush=True); input()\n"
+        "from stages.processes import settle_in; settle_in(os.getppid()); print(2, flush=True)"
+    )
+    with begun_deaf():
+        process = subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "1\n"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.communicate("go on\n", timeout=60)[0] == "2\n"
+    assert process.returncode == 0
+
+
+def test_ctrl_c_while_processes_begin_is_heard_afterwards():
+    reached = False
+    with pytest.raises(KeyboardInterrupt), begun_deaf():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached

@@ -219,8 +219,9 @@ def test_leaving_ends_the_processes(tmp_path):
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 sys.path.insert(0, {root!r})
 from tests.test_train_ahead import live_examples, workspace
 from stages.train.ahead import Ahead

@@ -15,7 +15,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownEx
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.preparing import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
-from stages.processes import settle_in
+from stages.processes import begun_deaf, settle_in
 
 Result = tuple[Job, tuple[Prepared, ...] | Fault]
 _BYTES_WORTH_A_PROCESS = 64 << 20
@@ -70,8 +70,10 @@ def _side_by_side(
     )
     watch = Watch(should_stop) if engine == "loky" else nullcontext()
     try:
+        with begun_deaf():
+            done = side_by_side(calls)
         with watch:
-            yield from side_by_side(calls)
+            yield from done
     except Interrupted:
         return
     except (RuntimeError, MemoryError) as error:

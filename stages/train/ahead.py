@@ -17,7 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from stages.contract import Workspace
-from stages.processes import settle_in
+from stages.processes import begun_deaf, settle_in
 from stages.train.batches import Batch
 from stages.train.clips import LiveLatents
 from stages.train.examples import Examples
@@ -102,7 +102,9 @@ class Ahead:
         self._next = max(self._next, step)
         while self._next in self.steps and (self._next == step or self.has_room()):
             stretches = self.missing(self._next)
-            self._reading[self._next] = stretches, self._pool.submit(read_stretches, stretches) if stretches else None
+            with begun_deaf():  # the pool starts its processes with what it is first given
+                reading = self._pool.submit(read_stretches, stretches) if stretches else None
+            self._reading[self._next] = stretches, reading
             self._next += 1
 
     def has_room(self) -> bool:
