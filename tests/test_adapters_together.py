@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from stages import catalogue
 from stages.adapters._base import Adapter, attach
 from stages.adapters._frozen import pieces_of
-from stages.adapters._together import Together, adapted_weight, together
+from stages.adapters._group import adapted_weight
+from stages.adapters._together import Together, none_at_once, together
 from stages.errors import AdapterOrder
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
@@ -65,19 +67,19 @@ def gradients(all_layers: Together, loss: torch.Tensor) -> dict[str, torch.Tenso
     }
 
 
-@every_kind
-def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
-    net, adapter = tower(kind)
+def in_blocks(name: str) -> bool:
+    """Of the tower's layers: those of its blocks are used at once."""
+    return name.startswith("blocks.")
+
+
+def assert_same_as_layer_by_layer(
+    net: Tower, adapter: Adapter, used_at_once=none_at_once, *, at_once: bool = False
+) -> Together:
     plain = net(tokens())
-    wanted = dict(
-        zip(
-            adapter.named_parameters(),
-            torch.autograd.grad(plain.square().sum(), list(adapter.named_parameters().values())),
-            strict=True,
-        )
-    )
-    all_layers = together(adapter)
-    net.each = all_layers.each
+    parameters = adapter.named_parameters()
+    wanted = dict(zip(parameters, torch.autograd.grad(plain.square().sum(), list(parameters.values())), strict=True))
+    all_layers = together(adapter, used_at_once)
+    all_layers.at_once, net.each = at_once, all_layers.each
 
     with all_layers.ready():
         ours = net(tokens())
@@ -89,20 +91,60 @@ def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
         torch.testing.assert_close(
             grad, wanted[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
         )
+    return all_layers
 
 
-@pytest.mark.parametrize(
-    "include",
-    [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("blocks.[1-2].mix.2", "enter")],
-    ids=str,
-)
-def test_layers_that_a_filter_leaves_out_keep_their_own_weights(include):
-    net, adapter = tower("dora-rows", include=include)
+@every_kind
+def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
+    assert_same_as_layer_by_layer(*tower(kind))
+
+
+@every_kind
+def test_layers_of_all_blocks_used_at_once_give_the_same(kind):
+    net, adapter = tower(kind)
+    runs = []
+    for block in net.blocks:
+        for layer in (block.mix[0], block.mix[2]):
+            layer.register_forward_hook(lambda *seen: runs.append(1))
+    all_layers = assert_same_as_layer_by_layer(net, adapter, in_blocks, at_once=True)
+    assert len(runs) == 2 * 3, "one by one before they were stacked, and never after"
+    assert [share for group in all_layers.groups for share in group.shares] == [slice(0, 3), slice(0, 3), 0, 0]
+
+
+FILTERS = [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("blocks.[1-2].mix.2", "enter")]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("include", FILTERS, ids=str)
+def test_layers_that_a_filter_leaves_out_keep_their_own_weights(include, at_once):
+    assert_same_as_layer_by_layer(*tower("dora-rows", include=include), in_blocks, at_once=at_once)
+
+
+class Watcher:
+    """Stands for a device's streams, and notes what is asked of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    @contextmanager
+    def shared(self):
+        self.seen.append("begin")
+        yield lambda number: nullcontext(self.seen.append(number))
+        self.seen.append("wait")
+
+    def end(self) -> None:
+        self.seen.append("end")
+
+
+def test_groups_are_dealt_out_to_streams_and_waited_for_before_any_layer_runs():
+    net, adapter = tower("dora-rows")
     plain = net(tokens())
     all_layers = together(adapter)
-    net.each = all_layers.each
+    all_layers.beside = watcher = Watcher()
     with all_layers.ready():
+        watcher.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
+    assert watcher.seen == ["begin", 0, 1, 2, 3, "wait", "layers", "end"]
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])

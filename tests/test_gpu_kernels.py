@@ -146,9 +146,11 @@ def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers,
     found = kernels.moved(product, left, p, bias if scaled else None, width)
     assert apart(found, _joined.moved(product, left, p, bias)) < ULP[dtype] / 2
     d_out = drawn(layers, tokens, num_out, dtype=dtype, seed=9)
-    for ours, theirs in zip(
-        kernels.split(d_out, product, left, p, bias, width), _joined.split(d_out, product, left, p, bias), strict=True
-    ):
+    parts = kernels.split(d_out, product, left, p, bias, width)
+    d_left, d_p = torch.empty_like(left), None if p is None else torch.empty_like(p)
+    kernels.gathered(parts, d_left, d_p)
+    wanted = _joined.split(d_out, product, left, p, bias)
+    for ours, theirs in zip((parts.d_joined_LMJ, d_left, d_p), wanted, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or (apart(ours, theirs) < ULP[dtype] and ours.dtype == theirs.dtype)
 
@@ -157,11 +159,12 @@ def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers,
 @pytest.mark.parametrize("roles", [(0, 1, 2, 0, 1), (0, 1, 2), (0, 0), (1, 1, 2), (1, 2)])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("width", [40, 64])
-def test_heads_are_those_of_torch(dtype, roles, turned, width):
+@pytest.mark.parametrize("value_maps", [1, 2])
+def test_heads_are_those_of_torch(dtype, roles, turned, width, value_maps):
     features = drawn(2, 77, len(roles) * 3 * width, dtype=dtype)
     gammas = [(1 + 0.2 * drawn(width, seed=seed)).to(dtype) for seed in range(2)]
     turn = Rotary(32).to(CUDA)(77) if turned else (None, None)
-    rest = (*gammas, *turn, 3, list(roles), 1e-6)
+    rest = (*gammas, *turn, 3, list(roles), 1e-6, value_maps)
     from stages.models._nets import heads_kernels as kernels
 
     wanted = [

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models._nets.attention import replace_heads
+from stages.models._nets.attention import replace_heads, replace_joint
+from stages.models._nets.differential import differential_attention
 from stages.models._nets.heads import fused_heads, plain_heads
 from stages.models._nets.norms import RMSNorm
 from stages.models._nets.rotary import Rotary
@@ -27,13 +28,14 @@ def norms(width: int) -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize("roles", [SELF, CROSS_QUERIES, CONTEXT, *DIFFERENTIAL])
 @pytest.mark.parametrize("turned", [True, False])
-def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned):
+@pytest.mark.parametrize("value_maps", [1, 2])
+def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned, value_maps):
     batch, count, heads, width = 2, 11, 3, 40
     features = torch.randn(batch, count, len(roles) * heads * width, generator=torch.Generator().manual_seed(3))
     features.requires_grad_()
     turn = Rotary(32)(count) if turned else None
 
-    ways = [make(features, roles, heads, *norms(width), turn) for make in (fused_heads, plain_heads)]
+    ways = [make(features, roles, heads, *norms(width), turn, value_maps) for make in (fused_heads, plain_heads)]
 
     assert [one is None for one in ways[0]] == [role not in roles for role in range(3)]
     found, wanted = ([one for one in way if one is not None] for way in ways)
@@ -56,3 +58,28 @@ def test_a_denoiser_gives_the_same_either_way(differential):
     plain = network(**inputs)
     replace_heads(network, fused_heads)
     torch.testing.assert_close(network(**inputs), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_denoiser_gives_the_same_with_both_maps_attended_jointly():
+    read = config(differential=True)
+    network = randomised(Denoiser(read))
+    inputs = denoiser_inputs(read, 2, 9)
+    inputs["padding_mask_BT"] = torch.arange(9)[None] < torch.tensor([[9], [6]])
+    plain = network(**inputs)
+    calls = []
+
+    def counted(*heads):
+        calls.append(1)
+        return differential_attention(*heads)
+
+    replace_joint(network, counted)
+    torch.testing.assert_close(network(**inputs), plain, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 2 * len(network.model.transformer.layers)
+    replace_joint(network, None)
+    assert torch.equal(network(**inputs), plain)
+
+
+def test_attention_of_one_map_is_never_joint():
+    network = randomised(Denoiser(config(differential=False)))
+    replace_joint(network, differential_attention)
+    assert all(getattr(module, "joint", None) is None for module in network.modules())

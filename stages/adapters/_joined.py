@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.adapters._beside import Work, later
+
 NAME = "sa3_trainer::joined_product"
 LARGEST_RANK = 64
 _MULTIPLE = 16
@@ -89,19 +91,51 @@ def _backward(
     needs_tokens: bool,
     needs_right: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, L, A and p; empty where none is needed."""
+    """Gradients of tokens, L, A and p; empty where none is needed.
+
+    Those of L, A and p may still be under way on another stream: `_HandedOut` waits for them.
+    """
     num_out, rank = left.shape[1:]
     d_out = d_out.contiguous()
+    thin = slice(num_out, num_out + rank)
     if d_out.is_cuda:
-        from stages.adapters import _joined_kernels as kernels  # deferred, as above
-
-        d_product, d_left, d_p = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
-    else:
-        d_product, d_left, d_p = split(d_out, product, left, p, bias)
+        return _backward_on_cuda(d_out, product, tokens, joined, left, p, bias, needs_tokens, needs_right)
+    d_product, d_left, d_p = split(d_out, product, left, p, bias)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
-    d_thin = d_product[..., num_out : num_out + rank]
-    d_right = torch.bmm(d_thin.mT, tokens) if needs_right else d_out.new_empty(0)
-    return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
+    d_right = torch.bmm(d_product[..., thin].mT, tokens) if needs_right else d_out.new_empty(0)
+    return d_tokens, d_left, d_right, torch.empty(0) if d_p is None else d_p
+
+
+def _backward_on_cuda(
+    d_out: Tensor,
+    product: Tensor,
+    tokens: Tensor,
+    joined: Tensor,
+    left: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    needs_tokens: bool,
+    needs_right: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same; only the gradient of the tokens is waited for by the layer before."""
+    from stages.adapters import _joined_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+    num_out, rank = left.shape[1:]
+    parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
+    d_left = torch.empty(left.shape, dtype=left.dtype, device=left.device)
+    d_p = torch.empty(0, device=left.device) if p is None else torch.empty(p.shape, device=p.device)
+    d_right = tokens.new_empty((len(left), rank, tokens.shape[-1]) if needs_right else 0)
+
+    def of_factors() -> None:
+        kernels.gathered(parts, d_left, None if p is None else d_p)
+        if needs_right:
+            torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens, out=d_right)
+
+    later(
+        Work(run=of_factors, read=[tokens, *(part for part in parts if part is not None)], made=[d_left, d_right, d_p])
+    )
+    d_tokens = torch.bmm(parts.d_joined_LMJ, joined) if needs_tokens else d_out.new_empty(0)
+    return d_tokens, d_left, d_right, d_p
 
 
 def split(

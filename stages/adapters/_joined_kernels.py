@@ -6,6 +6,9 @@ a fixed order: parts first, then the parts. Imported on CUDA only.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +18,8 @@ from stages.adapters._norm_kernels import _put, _tile
 
 MOVED = {"TOKENS": 32, "ROWS": 128, "num_warps": 4}
 SPLIT = {"TOKENS": 64, "ROWS": 64, "num_warps": 4}
-GATHERED = {"PLACES": 32, "AT_ONCE": 64, "num_warps": 2}
+THIN = {"PLACES": 32, "AT_ONCE": 64, "num_warps": 2}
+GATHERED = {"PLACES": 32, "AT_ONCE": 16, "num_warps": 2}
 """Sizes of tiles: the fastest of some eight for each on an H200, at 172 to 4155 tokens."""
 MOST_PARTS = 16
 
@@ -113,26 +117,41 @@ def _total(parts, num_parts, size, places, AT_ONCE: tl.constexpr, PLACES: tl.con
     return sums
 
 
-@triton.jit(do_not_specialize=["tokens", "blocks", "parts", "thin_programs", "left_programs"])
+@triton.jit(do_not_specialize=["tokens", "blocks"])
+def _thin_kernel(
+    d_thin, d_joined, tokens, num_out, blocks, WIDTH: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr
+):  # fmt: skip
+    layer = tl.program_id(1).to(tl.int64)
+    places, size, row = tl.program_id(0) * PLACES + tl.arange(0, PLACES), tokens * WIDTH, num_out + WIDTH
+    sums = _total(d_thin + layer * blocks * size, blocks, size, places, AT_ONCE, PLACES)
+    there = d_joined + layer * tokens * row + places // WIDTH * row + num_out + places % WIDTH
+    tl.store(there, sums.to(d_joined.dtype.element_ty), mask=places < size)
+
+
+@triton.jit(do_not_specialize=["parts", "left_programs"])
 def _gathered_kernel(
-    d_thin, d_left_parts, d_scale_parts, d_joined, d_left, d_scale,
-    tokens, num_out, rank, blocks, parts, thin_programs, left_programs,
-    HAS_SCALE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr,
+    d_left_parts, d_scale_parts, d_left, d_scale, num_out, rank, parts, left_programs,
+    HAS_SCALE: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     layer, job = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    if job < thin_programs:
-        places, size, row = job * PLACES + tl.arange(0, PLACES), tokens * WIDTH, num_out + WIDTH
-        sums = _total(d_thin + layer * blocks * size, blocks, size, places, AT_ONCE, PLACES)
-        there = d_joined + layer * tokens * row + places // WIDTH * row + num_out + places % WIDTH
-        tl.store(there, sums.to(d_joined.dtype.element_ty), mask=places < size)
-    elif job < thin_programs + left_programs:
-        places, size = (job - thin_programs) * PLACES + tl.arange(0, PLACES), num_out * rank
-        sums = _total(d_left_parts + layer * parts * size, parts, size, places, 16, PLACES)
+    if job < left_programs:
+        places, size = job * PLACES + tl.arange(0, PLACES), num_out * rank
+        sums = _total(d_left_parts + layer * parts * size, parts, size, places, AT_ONCE, PLACES)
         tl.store(d_left + layer * size + places, sums.to(d_left.dtype.element_ty), mask=places < size)
     elif HAS_SCALE:
-        places = (job - thin_programs - left_programs) * PLACES + tl.arange(0, PLACES)
-        sums = _total(d_scale_parts + layer * parts * num_out, parts, num_out, places, 16, PLACES)
+        places = (job - left_programs) * PLACES + tl.arange(0, PLACES)
+        sums = _total(d_scale_parts + layer * parts * num_out, parts, num_out, places, AT_ONCE, PLACES)
         tl.store(d_scale + layer * num_out + places, sums, mask=places < num_out)
+
+
+class Split(NamedTuple):
+    """What is left of the gradient of a result when its token's part is made: sums over parts of the tokens."""
+
+    d_joined_LMJ: Tensor
+    """Gradient of the joined product, whole."""
+    d_left_LNOR: Tensor
+    """Of the left factor, from each of N parts of the tokens."""
+    d_scale_LNO: Tensor | None
 
 
 def split(
@@ -142,30 +161,37 @@ def split(
     scale_LO: Tensor | None,
     bias_LJ: Tensor | None,
     width: int,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the joined product (L, M, J), of the left factor (L, O, R) and of the scale (L, O)."""
+) -> Split:
+    """Gradient of the joined product (L, M, J), and parts of those of the left factor and of the scale."""
     layers, tokens, num_out = d_out_LMO.shape
     rank, tiles = left_LOR.shape[-1], SPLIT | ({} if width <= 16 else {"num_warps": 8})
     blocks = triton.cdiv(num_out, tiles["ROWS"])
     each = triton.cdiv(triton.cdiv(tokens, MOST_PARTS), tiles["TOKENS"]) * tiles["TOKENS"]
     parts = triton.cdiv(tokens, each)
-    narrow, wide = joined_LMJ.new_empty, lambda *shape: torch.empty(*shape, device=joined_LMJ.device)
-    d_joined_LMJ = narrow(layers, tokens, num_out + width)
-    d_left_LOR = narrow(layers, num_out, rank)
-    d_scale_LO = None if scale_LO is None else wide(layers, num_out)
-    d_thin, d_left_parts = wide(layers, blocks, tokens, width), wide(layers, parts, num_out, rank)
-    d_scale_parts = None if scale_LO is None else wide(layers, parts, num_out)
-    given: dict[str, int | bool] = {"HAS_SCALE": scale_LO is not None, "WIDTH": width}
+    wide = partial(torch.empty, device=joined_LMJ.device)
+    d_thin = wide(layers, blocks, tokens, width)
+    made = Split(
+        joined_LMJ.new_empty(layers, tokens, num_out + width),
+        wide(layers, parts, num_out, rank),
+        None if scale_LO is None else wide(layers, parts, num_out),
+    )
     _split_kernel[(blocks, parts, layers)](
-        d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, d_joined_LMJ, d_thin, d_left_parts, d_scale_parts,
-        tokens, num_out, rank, each, *left_LOR.stride(),
-        HAS_BIAS=bias_LJ is not None, **tiles, **given,
+        d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, made.d_joined_LMJ, d_thin, made.d_left_LNOR,
+        made.d_scale_LNO, tokens, num_out, rank, each, *left_LOR.stride(),
+        HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **tiles,
     )  # fmt: skip
-    places = GATHERED["PLACES"]
-    thin_programs, left_programs = triton.cdiv(tokens * width, places), triton.cdiv(num_out * rank, places)
-    scale_programs = 0 if scale_LO is None else triton.cdiv(num_out, places)
-    _gathered_kernel[(thin_programs + left_programs + scale_programs, layers)](
-        d_thin, d_left_parts, d_scale_parts, d_joined_LMJ, d_left_LOR, d_scale_LO,
-        tokens, num_out, rank, blocks, parts, thin_programs, left_programs, **GATHERED, **given,
+    _thin_kernel[(triton.cdiv(tokens * width, THIN["PLACES"]), layers)](
+        d_thin, made.d_joined_LMJ, tokens, num_out, blocks, WIDTH=width, **THIN
+    )
+    return made
+
+
+def gathered(parts: Split, d_left_LOR: Tensor, d_scale_LO: Tensor | None) -> None:
+    """Add up the parts into the gradients of the left factor (L, O, R) and of the scale (L, O)."""
+    layers, num_parts, num_out, rank = parts.d_left_LNOR.shape
+    left_programs = triton.cdiv(num_out * rank, GATHERED["PLACES"])
+    scale_programs = 0 if d_scale_LO is None else triton.cdiv(num_out, GATHERED["PLACES"])
+    _gathered_kernel[(left_programs + scale_programs, layers)](
+        parts.d_left_LNOR, parts.d_scale_LNO, d_left_LOR, d_scale_LO, num_out, rank, num_parts, left_programs,
+        HAS_SCALE=d_scale_LO is not None, **GATHERED,
     )  # fmt: skip
-    return d_joined_LMJ, d_left_LOR, d_scale_LO

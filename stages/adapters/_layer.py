@@ -38,21 +38,9 @@ class Ready(NamedTuple):
     bias_J: Tensor | None = None
     """Beside it: the layer's bias, and zeros."""
 
-    def part(self, layers: slice) -> Ready:
-        """Of some of the layers."""
-        p_O, q_I, left_OR, right_RI = (None if tensor is None else tensor[layers] for tensor in self[:4])
-        joined_JI, bias_J = (None if tensor is None else tensor[layers] for tensor in (self.joined_JI, self.bias_J))
-        return Ready(p_O, q_I, left_OR, right_RI, self.outside, joined_JI, bias_J)
-
     def without_bias(self) -> Ready:
         """Of layers that have none, among others that do."""
         return self._replace(bias_J=None)
-
-    def one_by_one(self, count: int) -> list[Ready]:
-        """Of each of so many layers."""
-        tensors = (self.p_O, self.q_I, self.left_OR, self.right_RI, self.joined_JI, self.bias_J)
-        columns = [[None] * count if tensor is None else tensor.unbind(0) for tensor in tensors]
-        return [Ready(p, q, L, R, self.outside, W, b) for p, q, L, R, W, b in zip(*columns, strict=True)]
 
 
 def ready(whole: Factored, dtype: torch.dtype) -> Ready:

@@ -11,109 +11,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
-from stages.adapters._factored import Factored
+from stages.adapters._beside import Beside
 from stages.adapters._frozen import can_have_kernels
-from stages.adapters._joined import LARGEST_RANK, joined_products, width_for
+from stages.adapters._group import Group, Run, Stacked, adapted_weight, stack, stacked_product
+from stages.adapters._handed import Share
+from stages.adapters._joined import LARGEST_RANK, width_for
 from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
 from stages.errors import AdapterOrder
 
 _NUMBER = re.compile(r"\d+")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stacked:
-    """A trained tensor that holds one tensor of each of several layers along its first dimension."""
-
-    parameter: nn.Parameter
-    keys: tuple[str, ...]
-    """File keys, in that order."""
-    bare: bool = False
-    """It is the tensor of its one key itself, without a dimension for layers."""
+AtOnce = Callable[[str], bool]
+"""Whether the layers of all blocks that have the role of this one, given by its name, are used at once."""
 
 
-Run = Callable[[Slot, Factored], Ready]
-
-
-def adapted_weight(slot: Slot, base: Factored) -> Ready:
-    """What a (stacked) slot makes of the base weight."""
-    return slot.alone(base, base.weight_OI.dtype)
-
-
-def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
-    """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
-    tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
-    scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
-    if now.joined_JI is not None:
-        return joined_products(scaled_LNI, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
-    if bias_LO is None:
-        out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
-    else:
-        out_LNO = torch.baddbmm(bias_LO[:, None], scaled_LNI, weight_LOI.mT)
-    if now.left_OR is not None and now.right_RI is not None:
-        out_LNO = out_LNO + torch.bmm(torch.bmm(scaled_LNI, now.right_RI.mT), now.left_OR.mT)
-    if now.p_O is None:
-        return out_LNO
-    # As for one layer: p (W x) + b from W x + b, rounded once.
-    whole_LNO = out_LNO * now.p_O[:, None]
-    whole_LNO = whole_LNO if bias_LO is None else whole_LNO + (bias_LO * (1 - now.p_O))[:, None]
-    return whole_LNO.to(out_LNO.dtype)
-
-
-@dataclass(kw_only=True)
-class Group:
-    """Layers of one shape. Layers of one role (the same but for numbers in their names) are neighbours."""
-
-    places: Sequence[Place]
-    weight_LOI: Tensor
-    row_squares_LO: Tensor | None
-    column_squares_LI: Tensor | None
-    slot: Slot
-    """All layers' slots as one, with stacked tensors."""
-    joined_LJI: Tensor | None = None
-    """The weights with some rows behind each, which `compute` fills with the factor that tokens meet first."""
-    bias_LJ: Tensor | None = None
-    """Beside it, the biases and zeros; None where no layer has one."""
-    ready: Ready | None = None
-
-    def compute(self, run: Run, *, joined: bool) -> Ready:
-        """The adapted weights as they are now, thin factors in the dtype of the weights."""
-        first = self.places[0].slot
-        self.slot.strength = first.strength
-        self.slot.train(first.training)
-        whole = Factored(
-            weight_OI=self.weight_LOI,
-            row_squares_O=self.row_squares_LO,
-            column_squares_I=self.column_squares_LI,
-        )
-        ready = run(self.slot, whole)
-        return self._joined(ready) if joined else ready
-
-    def _joined(self, ready: Ready) -> Ready:
-        """With the thin factor behind the weights, if there is room for it."""
-        if self.joined_LJI is None or ready.right_RI is None:
-            return ready
-        num_out, rank = self.weight_LOI.shape[1], ready.right_RI.shape[1]
-        # Through `data`: products that the backward needs again hold these weights, whose own rows are not written to.
-        self.joined_LJI.data[:, num_out : num_out + rank].copy_(ready.right_RI.detach())
-        return ready._replace(joined_JI=self.joined_LJI, bias_J=self.bias_LJ)
-
-    def biases(self, part: slice) -> Tensor | None:
-        """(L, O) of some of the layers; None without."""
-        return _stack([place.layer.bias for place in self.places[part]])
-
-    def draw_masks(self, generator: torch.Generator) -> Tensor:
-        """(L, 1, I) dropout masks of one step, float32, on the CPU."""
-        layers, _, num_in = self.weight_LOI.shape
-        kept = 1.0 - self.slot.basis.dropout
-        return torch.bernoulli(torch.full((layers, 1, num_in), kept), generator=generator) / kept
+def none_at_once(name: str) -> bool:
+    """For layers of which nothing is known."""
+    return False
 
 
 @dataclass(kw_only=True)
@@ -126,6 +50,10 @@ class Together:
     run: Run = adapted_weight
     joins: bool = False
     """Whether layers use one product for their weight and their first thin factor (`_joined`)."""
+    at_once: bool = False
+    """Whether layers that lie side by side are run by `each`, and none of them by itself."""
+    beside: Beside | None = None
+    """Streams that share the work on a device; None: all on the one that is."""
 
     def __post_init__(self) -> None:
         self.homes = {
@@ -148,17 +76,18 @@ class Together:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Within, layers use weights computed on entry; gradients flow through to the stacked tensors."""
-        for group in self.groups:
-            group.ready = group.compute(self.run, joined=self.joins)
-            for place, one in zip(group.places, group.ready.one_by_one(len(group.places)), strict=True):
-                place.layer.ready = one.without_bias() if place.layer.bias is None else one
+        beside = self.beside
         try:
+            with nullcontext() if beside is None else beside.shared() as streams:
+                for number, group in enumerate(self.groups):
+                    with nullcontext() if streams is None else streams(number):
+                        group.hand_out(group.compute(self.run, joined=self.joins), at_once=self.at_once)
             yield
         finally:
             for group in self.groups:
-                group.ready = None
-                for place in group.places:
-                    place.layer.ready = None
+                group.take_back()
+            if beside is not None:
+                beside.end()
 
     @property
     def dropout(self) -> float:
@@ -190,32 +119,35 @@ class Together:
 
     def _each_layer(self, layers: Sequence[nn.Module], tokens_L: Tensor) -> Tensor:
         """(L, ..., O) from (L or 1, ..., I)."""
-        span = self._span(layers)
-        if span is None:
+        found = self._at_once(layers)
+        if found is None:
+            # A filter has left some of them without an adapter.
+            for number in {self.homes[layer][0] for layer in layers if layer in self.homes}:
+                self.groups[number].single_out()
             tokens = tokens_L.expand(len(layers), *tokens_L.shape[1:])
             return torch.stack([layer(one) for layer, one in zip(layers, tokens, strict=True)])
-        group, part = span
-        assert group.ready is not None, "asked for outside `ready`"
-        now = group.ready.part(part) if layers[0].bias is not None else group.ready.part(part).without_bias()
+        group, share, now = found
         flat_LNI = tokens_L.flatten(1, -2)
-        bias_LO = group.biases(part) if now.joined_JI is None else None
-        out_LNO = stacked_product(flat_LNI, group.weight_LOI[part], now, bias_LO)
+        bias_LO = group.biases(share) if now.joined_JI is None else None
+        out_LNO = stacked_product(flat_LNI, group.weight_LOI[share], now, bias_LO)
         return out_LNO.unflatten(1, tokens_L.shape[1:-1])
 
-    def _span(self, layers: Sequence[nn.Module]) -> tuple[Group, slice] | None:
-        """Where these layers lie side by side; None if they do not."""
+    def _at_once(self, layers: Sequence[nn.Module]) -> tuple[Group, slice, Ready] | None:
+        """Where these layers lie side by side, and what they use together; None if they do not."""
         found = [self.homes.get(layer) for layer in layers]
         first = found[0]
         if first is None or found != [(first[0], first[1] + step) for step in range(len(layers))]:
             return None
-        return self.groups[first[0]], slice(first[1], first[1] + len(layers))
+        group, share = self.groups[first[0]], slice(first[1], first[1] + len(layers))
+        now = group.at_once.get(share.start) if share in group.shares else None
+        return None if now is None else (group, share, now)
 
 
 def _is_activation(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None
 
 
-def together(adapter: Adapter, *, room: bool | None = None) -> Together:
+def together(adapter: Adapter, at_once: AtOnce = none_at_once, *, room: bool | None = None) -> Together:
     """Stack the tensors of an adapter's layers, by shape, and let the layers' own tensors be views of the stacks.
 
     Nothing changes in value. The adapter must be the only one on its layers.
@@ -232,7 +164,17 @@ def together(adapter: Adapter, *, room: bool | None = None) -> Together:
     groups: dict[tuple[int, ...], list[Place]] = {}
     for place in sorted(adapter.places(), key=_role):
         groups.setdefault((*place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d)), []).append(place)
-    return Together(groups=[_group(places, room) for places in groups.values()])
+    return Together(groups=[_group(alike, at_once, room) for alike in groups.values()])
+
+
+def _shares(places: Sequence[Place], at_once: AtOnce) -> list[Share]:
+    """Neighbours of one role that are used at once; every other layer by itself."""
+    shares: list[Share] = []
+    numbered = [(number, _role(place), at_once(place.target.name)) for number, place in enumerate(places)]
+    for (_, used_at_once), found in groupby(numbered, key=itemgetter(1, 2)):
+        numbers = [number for number, _, _ in found]
+        shares += [slice(numbers[0], numbers[-1] + 1)] if used_at_once else numbers
+    return shares
 
 
 def _role(place: Place) -> str:
@@ -240,7 +182,7 @@ def _role(place: Place) -> str:
 
 
 @torch.no_grad()
-def _group(places: Sequence[Place], room: bool | None) -> Group:
+def _group(places: Sequence[Place], at_once: AtOnce, room: bool | None) -> Group:
     layers = [place.layer for place in places]
     joined_LJI, weight_LOI = _room(places, pays(places) if room is None else room)
     for layer, place_OI in zip(layers, weight_LOI, strict=True):
@@ -250,9 +192,10 @@ def _group(places: Sequence[Place], room: bool | None) -> Group:
         weight_LOI=weight_LOI,
         joined_LJI=joined_LJI,
         bias_LJ=None if joined_LJI is None else _bias_beside(joined_LJI, layers),
-        row_squares_LO=_stack([layer.row_squares_O for layer in layers]),
-        column_squares_LI=_stack([layer.column_squares_I for layer in layers]),
+        row_squares_LO=stack([layer.row_squares_O for layer in layers]),
+        column_squares_LI=stack([layer.column_squares_I for layer in layers]),
         slot=_stacked_slot([place.slot for place in places]),
+        shares=_shares(places, at_once),
     )
 
 
@@ -294,8 +237,3 @@ def _stacked_slot(slots: Sequence[Slot]) -> Slot:
             for one, value in zip(ones, values, strict=True):
                 getattr(one, name).data = value
     return whole
-
-
-def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if present else None

@@ -16,7 +16,7 @@ from stages.adapters._targets import spec_rank_limit
 from stages.adapters._together import together
 from stages.models import tiny
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
+from stages.models._nets.transformer import Denoiser, used_at_once
 from stages.records import AdapterSpec
 from stages.train.batches import Batch
 from stages.train.estimate import Prospect
@@ -91,7 +91,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
     roots = (denoiser, conditioner)
     adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
-    network = Network(denoiser, conditioner, adapter, together(adapter) if stacked else None)
+    network = Network(denoiser, conditioner, adapter, together(adapter, used_at_once) if stacked else None)
     optimizer = new_optimizer(network, case.params)
     return Training(
         network=network,

@@ -19,7 +19,7 @@ from torch import Tensor
 from stages.train.batches import Batch
 from stages.train.kernels import compile_kernels
 from stages.train.lengths import Buckets
-from stages.train.network import loss_scale
+from stages.train.network import is_scaled, loss_scale
 from stages.train.parts import parts_of
 from stages.train.watched import watched
 
@@ -34,6 +34,9 @@ MOST_RECORDINGS = 16
 """Batches by frames come in some forty shapes; a step whose shape is beyond these takes the plain way."""
 
 WITHOUT = "--fast-path off goes without"
+
+FIRST = -1
+"""Priority of a stream; 0 is the usual one, and comes after it."""
 
 WARM_UPS = 2
 """Runs before a recording: the first compiles, the second finds every lazily made thing there."""
@@ -80,6 +83,7 @@ class CapturedSteps:
     ) -> None:
         """`should_stop` is asked while a step is prepared, which takes longest."""
         self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
+        self.scaled = is_scaled(training.network.denoiser.dtype)
         self.pool: Any = None
         self.forget()
 
@@ -206,7 +210,7 @@ class CapturedSteps:
                 (loss * weight).backward()
             if not finishes:
                 return loss.detach(), figures_3B, None
-            norm = training.optimizer.finish(loss.detach(), weight)
+            norm = training.optimizer.finish(loss.detach(), weight if self.scaled else 1.0)
             torch._foreach_copy_(self.gradients, training.optimizer.gradients)
             return loss.detach(), figures_3B, norm
 
@@ -243,7 +247,7 @@ class CapturedSteps:
         training = self.training
         loss, scale = (torch.ones((), device=training.device) for _ in range(2))
         with training.optimizer.refusing():
-            graph, norm = self.told(lambda: training.optimizer.finish(loss, scale))
+            graph, norm = self.told(lambda: training.optimizer.finish(loss, scale if self.scaled else 1.0))
         return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
 
     def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
@@ -258,7 +262,9 @@ class CapturedSteps:
                 work()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        # The chain of kernels before what runs beside it (`_beside`).
+        stream = torch.cuda.Stream(device, priority=FIRST)
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             result = work()
         self.pool = graph.pool()
         return graph, result

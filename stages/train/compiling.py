@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from stages.adapters._beside import Beside, used
 from stages.adapters._frozen import kernels_used
 from stages.adapters._together import Together
-from stages.models._nets.attention import masked_attention, replace_attention, replace_heads
+from stages.models._nets.attention import masked_attention, replace_attention, replace_heads, replace_joint
+from stages.models._nets.differential import differential_attention, fits_width
 from stages.models._nets.fused import FusedAttention
 from stages.models._nets.heads import fused_heads, plain_heads
 from stages.models._nets.transformer import Denoiser, each_module, run_block
@@ -23,28 +25,32 @@ class Code:
 
     def __init__(self, denoiser: Denoiser, layers: Together, *, deterministic: bool) -> None:
         self.denoiser, self.layers = denoiser, layers
+        self.head_width = denoiser.model.transformer.head_width
         self.narrow = denoiser.dtype != torch.float32
         self.run_block = torch.compile(run_block, dynamic=False)
         device = denoiser.model.transformer.memory_tokens.device
         self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
+        self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
 
     def take(self) -> None:
         """The compilers'."""
         tower = self.denoiser.model.transformer
         tower.run_block, tower.each = self.run_block, self.layers.each
         tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
-        self.layers.joins = self.narrow
+        self.layers.at_once, self.layers.joins, self.layers.beside = True, self.narrow, self.beside
         if self.narrow:
             replace_heads(self.denoiser, fused_heads)
             replace_attention(self.denoiser, self.attention)
+            replace_joint(self.denoiser, differential_attention if fits_width(self.head_width) else None)
 
     def leave(self) -> None:
         """As it is written."""
         tower = self.denoiser.model.transformer
         replace_attention(self.denoiser, masked_attention)
+        replace_joint(self.denoiser, None)
         replace_heads(self.denoiser, plain_heads)
         tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
-        self.layers.joins = False
+        self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
@@ -72,7 +78,7 @@ def compiled(
     settings = one_program_for_all(deterministic=deterministic)
     try:
         code.take()
-        with kept_code(caches), settings, fastest_first(), kernels_used():
+        with kept_code(caches), settings, fastest_first(), kernels_used(), used(code.beside):
             begin_compiling()
             yield code
     finally:
@@ -117,6 +123,9 @@ def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
         "deterministic": deterministic,
         # Compile processes that were sent home after a quiet minute would be forked anew for the next length.
         "quiesce_async_compile_pool": False,
+        # What gradients beside the chain still read (`Beside`) must not be written over by the block's next kernel.
+        "allow_buffer_reuse": False,
+        "inplace_buffers": False,
     }
     known = {name: value for name, value in wanted.items() if hasattr(inductor, name)}
     with inductor.patch(known), dynamo.patch(recompile_limit=64):

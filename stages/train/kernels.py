@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from stages.adapters import _joined
-from stages.adapters._together import Group, Together, adapted_weight
-from stages.models._nets import heads
+from stages.adapters._group import Group, adapted_weight
+from stages.adapters._together import Together
+from stages.models._nets import differential, heads
 from stages.models._nets.attention import CrossAttention, SelfAttention
 from stages.models._nets.rotary import Turn
 from stages.models._nets.transformer import Denoiser
@@ -65,6 +67,9 @@ def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
     for module in tower.layers[0].modules():
         if isinstance(module, SelfAttention):
             yield partial(_head, module, module.roles, turn)
+            if module.joint is not None:
+                for valid in (None, torch.ones(1, SIZE, dtype=torch.bool, device=turn.cos_NR.device)):
+                    yield partial(_attention, module, valid)
         elif isinstance(module, CrossAttention):
             yield partial(_head, module, module.query_roles, None)
             yield partial(_head, module, module.context_roles, None)
@@ -74,5 +79,12 @@ def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], tur
     query_gamma, key_gamma, eps = heads.gains(attention.q_norm, attention.k_norm)
     features = query_gamma.new_zeros(1, SIZE, len(roles) * attention.num_heads * len(query_gamma))
     cos, sin = (None, None) if turn is None else turn
-    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps)
-    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps)
+    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, 1)
+    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, 1)
+
+
+def _attention(attention: SelfAttention, valid: Tensor | None) -> None:
+    gamma = heads.gains(attention.q_norm, attention.k_norm)[0]
+    query, value = (gamma.new_zeros(1, maps * attention.num_heads, SIZE, len(gamma)) for maps in (2, 1))
+    made = differential._forward(query, query, value, valid)
+    differential._backward(made[0], query, query, value, valid, *made)

@@ -86,6 +86,11 @@ def loss_scale(batch: Batch, dtype: torch.dtype) -> float:
     alone, so there is nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all
     the same, the run stops and says so.
     """
-    if dtype is not torch.float16:
+    if not is_scaled(dtype):
         return 1.0
     return float(2 ** max(batch.latents_BCT.numel().bit_length() - 1 - 8, 0))
+
+
+def is_scaled(dtype: torch.dtype) -> bool:
+    """Whether losses of networks of this dtype are multiplied by a `loss_scale`."""
+    return dtype is torch.float16

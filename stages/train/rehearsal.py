@@ -23,7 +23,7 @@ from stages.adapters._together import Together, together
 from stages.models._nets.attention import replace_attention
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
+from stages.models._nets.transformer import Denoiser, used_at_once
 from stages.records import AdapterSpec
 from stages.train.batches import Batch
 from stages.train.ledger import BaseProducts, Ledger, counting_attention, layers_of, matrix_values, rows
@@ -136,7 +136,7 @@ def _network(config: Mapping[str, Any], params: TrainParams, dtype: torch.dtype)
     )
     # The start of A is drawn on the CPU: from a generator of its own, lest the global one move.
     adapter = attach(roots, spec, generator=torch.Generator())
-    return Network(denoiser, conditioner, adapter, together(adapter))
+    return Network(denoiser, conditioner, adapter, together(adapter, used_at_once))
 
 
 def free_kind(name: str) -> str:

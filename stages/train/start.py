@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.adapters._base import Adapter, attach
 from stages.adapters._svd import BasesFolder
 from stages.adapters._together import together
+from stages.models._nets.transformer import used_at_once
 from stages.models._quantized import NONE, quantization_of
 from stages.train import checkpoint
 from stages.train.base import frozen_base
@@ -56,7 +57,7 @@ def new_network(job: Job) -> Network:
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
     stackable = quantization_of(denoiser) == NONE
-    return Network(denoiser, conditioner, adapter, together(adapter) if stackable else None)
+    return Network(denoiser, conditioner, adapter, together(adapter, used_at_once) if stackable else None)
 
 
 def rank_limit(network: Network) -> int:

@@ -27,6 +27,18 @@ class AttentionFunction(Protocol):
     def __call__(self, query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor: ...
 
 
+class JointAttention(Protocol):
+    """Differential attention whole: the first map's result less the second's, (B, N, W) with its heads merged.
+
+    Args:
+        query_BGND, key_BGSD: heads of the first map, then of the second, normed and rotated.
+        value_BHSD: of both maps.
+        valid_BS: bool, True where a key may be seen; None = all.
+    """
+
+    def __call__(self, query_BGND: Tensor, key_BGSD: Tensor, value_BHSD: Tensor, valid_BS: Tensor | None) -> Tensor: ...
+
+
 def masked_attention(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
     """The product's attention: padding keys get no softmax mass at all. Torch's own kernels, any device."""
     mask = None if valid is None else (valid[:, None, None, :] if valid.dim() == 2 else valid[:, None])
@@ -38,6 +50,13 @@ def replace_attention(network: nn.Module, function: AttentionFunction) -> None:
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.attention = function
+
+
+def replace_joint(network: nn.Module, function: JointAttention | None) -> None:
+    """Let differential attention of `network` be one function; None, as it is built, attends with each map alone."""
+    for module in network.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.joint = function if module.differential else None
 
 
 def replace_heads(network: nn.Module, make: MakeHeads) -> None:
@@ -75,13 +94,18 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
+        self.joint: JointAttention | None = None
         self.heads: MakeHeads = plain_heads
 
     def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
         """(B, N, W). `valid_BN` True where a token may be looked at."""
         norms = (self.q_norm, self.k_norm)
-        query, key, value = self.heads(self.to_qkv(token_BNW), self.roles, self.num_heads, *norms, turn)
+        joint = self.joint if self.window is None else None
+        value_maps = 1 if joint is not None or not self.differential else 2
+        query, key, value = self.heads(self.to_qkv(token_BNW), self.roles, self.num_heads, *norms, turn, value_maps)
         assert query is not None and key is not None and value is not None, "the projection has all three"
+        if joint is not None:
+            return self.to_out(joint(query, key, value, valid_BN))
         if self.window is not None:
             out_BHND = attended_in_windows(self.attention, query, key, value, self.window)
         else:
@@ -105,14 +129,18 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
+        self.joint: JointAttention | None = None
         self.heads: MakeHeads = plain_heads
 
     def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
         """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
         norms = (self.q_norm, self.k_norm)
-        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None)[0]
-        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None)
+        value_maps = 1 if self.joint is not None else len(self.query_roles)
+        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, value_maps)[0]
+        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, value_maps)
         assert query is not None and key is not None and value is not None, "the projections have all three"
+        if self.joint is not None:
+            return self.to_out(self.joint(query, key, value, None))
         out_BHND = self.attention(query, key, value, None)
         return self.to_out(merged_heads(difference(out_BHND) if self.differential else out_BHND))
 

@@ -25,7 +25,8 @@ class MakeHeads(Protocol):
     """Queries, keys and values (B, maps * H, N, D) of those parts; None where no part has that role.
 
     Args:
-        roles: of each part of the projection. The values stand in once for every map of the keys.
+        roles: of each part of the projection.
+        value_maps: how often the values stand side by side: once for every map of the keys, or once in all.
         turn: how queries and keys are rotated; None leaves them.
     """
 
@@ -37,6 +38,7 @@ class MakeHeads(Protocol):
         query_norm: nn.Module,
         key_norm: nn.Module,
         turn: Turn | None,
+        value_maps: int,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
 
 
@@ -47,11 +49,12 @@ def plain_heads(
     query_norm: nn.Module,
     key_norm: nn.Module,
     turn: Turn | None,
+    value_maps: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """A `MakeHeads` of small operations."""
     parts = split_heads(features_BNF, len(roles), num_heads)
     queries, keys, values = ([p for p, r in zip(parts, roles, strict=True) if r == role] for role in range(3))
-    values = values * max(len(keys), 1)
+    values = values * value_maps
     query, key, value = (_side_by_side(maps) for maps in (queries, keys, values))
     query = None if query is None else _turned(query_norm(query), turn)
     return query, None if key is None else _turned(key_norm(key), turn), value
@@ -82,12 +85,13 @@ def fused_heads(
     query_norm: nn.Module,
     key_norm: nn.Module,
     turn: Turn | None,
+    value_maps: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """A `MakeHeads` for RMS norms with frozen gains; gradients reach the features only."""
     query_gamma, key_gamma, eps = gains(query_norm, key_norm)
     cos_NR, sin_NR = (None, None) if turn is None else turn
     made = torch.ops.sa3_trainer.heads(
-        features_BNF.contiguous(), query_gamma, key_gamma, cos_NR, sin_NR, num_heads, list(roles), eps
+        features_BNF.contiguous(), query_gamma, key_gamma, cos_NR, sin_NR, num_heads, list(roles), eps, value_maps
     )
     query, key, value = (one if role in roles else None for role, one in enumerate(made))
     return query, key, value
@@ -108,14 +112,15 @@ def _forward(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
+    value_maps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if features.is_cuda:
         from stages.models._nets import heads_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
 
-        return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps)
+        return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_maps)
     turn = None if cos is None or sin is None else Turn(cos, sin)
     norms = [lambda x, gamma=gamma: _normed(x, gamma, eps)[0] for gamma in (query_gamma, key_gamma)]
-    made = plain_heads(features, roles, num_heads, norms[0], norms[1], turn)  # type: ignore[arg-type]
+    made = plain_heads(features, roles, num_heads, norms[0], norms[1], turn, value_maps)  # type: ignore[arg-type]
     query, key, value = (features.new_empty(0) if one is None else one.clone() for one in made)
     return query, key, value
 
@@ -139,13 +144,14 @@ def _backward(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
+    value_maps: int,
 ) -> Tensor:
     if features.is_cuda:
         from stages.models._nets import heads_kernels as kernels  # deferred, as above
 
         d_query, d_key, d_value = d_query.contiguous(), d_key.contiguous(), d_value.contiguous()
         return kernels.heads_backward(
-            d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps
+            d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_maps
         )
     turn = None if cos is None or sin is None else Turn(cos, sin)
     waiting = {
@@ -176,7 +182,7 @@ def _before_norm(d_out: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
 
 _INPUTS = (
     "Tensor features, Tensor query_gamma, Tensor key_gamma, Tensor? cos, Tensor? sin, "
-    "int num_heads, int[] roles, float eps"
+    "int num_heads, int[] roles, float eps, int value_maps"
 )
 _forward_op = torch.library.custom_op(
     NAME, _forward, mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)"
@@ -191,10 +197,10 @@ _backward_op = torch.library.custom_op(
 
 @_forward_op.register_fake
 def _forward_shapes(features: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    num_heads, roles = rest[4], rest[5]
+    num_heads, roles, value_maps = rest[4], rest[5], rest[7]
     batch, num_tokens, num_features = features.shape
-    width, keys = num_features // (num_heads * len(roles)), list(roles).count(KEY)
-    counts = (list(roles).count(QUERY), keys, max(keys, 1) if VALUE in roles else 0)
+    width = num_features // (num_heads * len(roles))
+    counts = (list(roles).count(QUERY), list(roles).count(KEY), value_maps if VALUE in roles else 0)
     made = [features.new_empty((batch, n * num_heads, num_tokens, width) if n else 0) for n in counts]
     return made[0], made[1], made[2]
 
@@ -205,13 +211,13 @@ def _backward_shapes(d_query: Tensor, d_key: Tensor, d_value: Tensor, features: 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.num_heads, ctx.roles, ctx.eps = inputs
+    *tensors, ctx.num_heads, ctx.roles, ctx.eps, ctx.value_maps = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tuple[Tensor | None, ...]:
-    rest = (*ctx.saved_tensors, ctx.num_heads, list(ctx.roles), ctx.eps)
-    return _backward_op(d_query, d_key, d_value, *rest), *(None,) * 7
+    rest = (*ctx.saved_tensors, ctx.num_heads, list(ctx.roles), ctx.eps, ctx.value_maps)
+    return _backward_op(d_query, d_key, d_value, *rest), *(None,) * 8
 
 
 _forward_op.register_autograd(_gradients, setup_context=_keep)

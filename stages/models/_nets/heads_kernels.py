@@ -34,7 +34,7 @@ def _partner(feature, rotated):
 @triton.jit(do_not_specialize=["num_tokens"])
 def _heads_kernel(
     features, query_gamma, key_gamma, cos, sin, query, key, value,
-    num_tokens, heads, width, rotated, eps, roles, maps, num_queries, num_keys,
+    num_tokens, heads, width, rotated, eps, roles, maps, num_queries, num_keys, num_values,
     HAS_TURN: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     batch, slot = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -46,8 +46,8 @@ def _heads_kernel(
     inside = (token[:, None] < num_tokens) & (feature[None, :] < width)
     if role == 2:
         values = tl.load(here + token[:, None] * stride + feature[None, :], mask=inside, other=0.0)
-        for copy in range(num_keys):
-            place = value + ((batch * num_keys + copy) * heads + head) * num_tokens * width
+        for copy in range(num_values):
+            place = value + ((batch * num_values + copy) * heads + head) * num_tokens * width
             tl.store(place + there, values, mask=inside)
     else:
         gamma, target, count = query_gamma, query, num_queries
@@ -76,7 +76,7 @@ def _heads_kernel(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _heads_backward_kernel(
     d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, d_features,
-    num_tokens, heads, width, rotated, eps, roles, maps, num_queries, num_keys,
+    num_tokens, heads, width, rotated, eps, roles, maps, num_queries, num_keys, num_values,
     HAS_TURN: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     batch, slot = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -86,8 +86,8 @@ def _heads_backward_kernel(
     inside = (token[:, None] < num_tokens) & (feature[None, :] < width)
     total = tl.zeros((TOKENS, WIDTH), dtype=tl.float32)
     if role == 2:
-        for copy in range(num_keys):
-            place = d_value + ((batch * num_keys + copy) * heads + head) * num_tokens * width
+        for copy in range(num_values):
+            place = d_value + ((batch * num_values + copy) * heads + head) * num_tokens * width
             total += _row(place, width, token, feature, num_tokens, width)
     else:
         gamma, source, count = query_gamma, d_query, num_queries
@@ -124,7 +124,7 @@ def _codes(roles: Sequence[int]) -> tuple[int, int, int, int]:
         code |= role << (2 * part)
         maps |= seen.count(role) << part
         seen.append(role)
-    return code, maps, seen.count(QUERY), max(seen.count(KEY), 1)
+    return code, maps, seen.count(QUERY), seen.count(KEY)
 
 
 def heads(
@@ -136,17 +136,19 @@ def heads(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
+    value_maps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys, values (B, maps * H, N, D); empty where there are none."""
     batch, num_tokens, _ = features_BNF.shape
     width = features_BNF.shape[-1] // (num_heads * len(roles))
     roles_code, maps, queries, keys = _codes(roles)
-    counts = [queries, keys if KEY in roles else 0, keys if VALUE in roles else 0]
+    counts = [queries, keys, value_maps if VALUE in roles else 0]
     shapes = [(batch, count * num_heads, num_tokens, width) if count else (0,) for count in counts]
     outs = [features_BNF.new_empty(shape) for shape in shapes]
     _heads_kernel[(triton.cdiv(num_tokens, TOKENS), num_heads * len(roles), batch)](
         features_BNF, query_gamma, key_gamma, cos_NR, sin_NR, *outs,
-        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps, roles_code, maps, queries, keys,
+        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps,
+        roles_code, maps, queries, keys, value_maps,
         HAS_TURN=cos_NR is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
     return outs[0], outs[1], outs[2]
@@ -164,6 +166,7 @@ def heads_backward(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
+    value_maps: int,
 ) -> Tensor:
     """(B, N, F) gradient of the projection; the gradients of heads are contiguous."""
     batch, num_tokens, _ = features_BNF.shape
@@ -172,7 +175,8 @@ def heads_backward(
     d_features_BNF = torch.empty_like(features_BNF)
     _heads_backward_kernel[(triton.cdiv(num_tokens, TOKENS), num_heads * len(roles), batch)](
         d_query, d_key, d_value, features_BNF, query_gamma, key_gamma, cos_NR, sin_NR, d_features_BNF,
-        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps, roles_code, maps, queries, keys,
+        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps,
+        roles_code, maps, queries, keys, value_maps,
         HAS_TURN=cos_NR is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
     return d_features_BNF

@@ -6,6 +6,7 @@ D conditioning width, L = C + 1 local channels (the inpaint mask, then the given
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,6 +152,14 @@ class TransformerBlock(nn.Module):
         return token_BNW + torch.sigmoid(1 - ff_gate) * moved
 
 
+_AT_ONCE = re.compile(r"transformer\.layers\.\d+\.(cross_attn\.to_kv|to_local_embed)\b")
+
+
+def used_at_once(name: str) -> bool:
+    """Whether the layer of this name is one of those that `TokenTransformer.each` runs for all blocks."""
+    return _AT_ONCE.search(name) is not None
+
+
 EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
 """The same input through several modules."""
 RunBlock = Callable[..., Tensor]
@@ -177,6 +186,7 @@ class TokenTransformer(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.project_in = nn.Linear(config.latent_channels, config.width, bias=False)
         self.project_out = nn.Linear(config.width, config.latent_channels, bias=False)
+        self.head_width = config.width // config.num_heads
         self.rotary_pos_emb = Rotary(max(config.width // config.num_heads // 2, MIN_ROTATED))
         self.global_cond_embedder = two_layers(config.width, config.width, 6 * config.width)
         self.checkpointing = False
