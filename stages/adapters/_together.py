@@ -109,6 +109,15 @@ class Together:
         Args:
             modules: layers, or sequences of layers and activations, one of each network block.
         """
+        with nullcontext() if self.beside is None else self.beside.branch(tokens):
+            return self._each(modules, tokens)
+
+    def join(self) -> None:
+        """Before what `each` has returned is used."""
+        if self.beside is not None:
+            self.beside.join()
+
+    def _each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Tensor:
         if not all(isinstance(module, nn.Sequential) for module in modules):
             return self._each_layer(modules, tokens[None])
         tokens_L = tokens[None]

@@ -57,6 +57,8 @@ class Recording:
     loss: Tensor
     norm: Tensor | None
     """Of the gradient; None where more parts follow."""
+    gradients: list[Tensor]
+    """Where they lie until another recording runs; none where more parts follow."""
     graph: torch.cuda.CUDAGraph
 
 
@@ -121,15 +123,15 @@ class CapturedSteps:
         batch = self.buckets.filled(batch)
         recording = self.recording_for(batch, finishes=True)
         self.replay(recording, batch, scale)
-        self.updated()
+        self.updated(recording.gradients)
         assert recording.norm is not None, "a recording that finishes has the norm of its gradient"
         return recording.figures_3B.clone(), recording.norm.clone()
 
-    def updated(self) -> None:
+    def updated(self, gradients: list[Tensor]) -> None:
         """A recording has made an update, as `Optimizer.finish` does."""
         optimizer = self.training.optimizer
         optimizer.updates += 1
-        optimizer.gradients = self.gradients
+        optimizer.gradients = gradients
 
     def in_parts(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
         """A step of several: each adds its gradient, then one more recording makes the update."""
@@ -147,7 +149,7 @@ class CapturedSteps:
             finishing.loss.add_(recording.loss, alpha=share)
             figures.append(recording.figures_3B.clone())
         finishing.graph.replay()
-        self.updated()
+        self.updated(self.gradients)
         return torch.cat(figures, dim=1), finishing.norm.clone()
 
     def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
@@ -211,13 +213,14 @@ class CapturedSteps:
             if not finishes:
                 return loss.detach(), figures_3B, None
             norm = training.optimizer.finish(loss.detach(), weight if self.scaled else 1.0)
-            torch._foreach_copy_(self.gradients, training.optimizer.gradients)
             return loss.detach(), figures_3B, norm
 
-        self.keep_gradients(to_add_to=not finishes)
+        if not finishes:
+            self.keep_gradients()
         graph, (loss, figures_3B, norm) = self.told(work)
+        gradients = [unowned(gradient) for gradient in training.optimizer.gradients] if finishes else []
         if finishes:
-            # Theirs lie in memory that other recordings use as well.
+            # Other recordings may have their memory, which held by every recording would come to gigabytes.
             training.optimizer.clear()
         return Recording(
             batch=batch,
@@ -227,20 +230,16 @@ class CapturedSteps:
             figures_3B=figures_3B,
             loss=loss,
             norm=None if norm is None else norm.detach(),
+            gradients=gradients,
             graph=graph,
         )
 
-    def keep_gradients(self, *, to_add_to: bool) -> None:
-        """Memory that keeps its place, for the gradients of the last step, whichever recording made it.
-
-        Args:
-            to_add_to: by every recorded part; otherwise a step copies its own there.
-        """
+    def keep_gradients(self) -> None:
+        """Memory that keeps its place, for every recorded part to add its gradients to."""
         trained = self.training.optimizer.trained
         self.gradients = self.gradients or [torch.zeros_like(parameter) for parameter in trained]
-        if to_add_to:
-            for parameter, place in zip(trained, self.gradients, strict=True):
-                parameter.grad = place
+        for parameter, place in zip(trained, self.gradients, strict=True):
+            parameter.grad = place
 
     def recorded_end(self) -> Finishing:
         """Record the update itself; nothing is changed by that."""
@@ -268,6 +267,25 @@ class CapturedSteps:
             result = work()
         self.pool = graph.pool()
         return graph, result
+
+
+class _Place:
+    """Memory of a device, by the protocol that array libraries have for it (CUDA Array Interface, version 3)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.dtype == torch.float32, "gradients of an adapter"
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "typestr": "<f4",
+            "shape": tuple(tensor.shape),
+            "strides": tuple(4 * stride for stride in tensor.stride()),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def unowned(tensor: Tensor) -> Tensor:
+    """The same memory, which may be given to others all the same."""
+    return torch.as_tensor(_Place(tensor), device=tensor.device) if tensor.is_cuda else tensor
 
 
 def device_tensors(batch: Batch) -> dict[str, Tensor]:

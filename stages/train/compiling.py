@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from stages.adapters._beside import Beside, used
 from stages.adapters._frozen import kernels_used
@@ -27,7 +28,7 @@ class Code:
         self.denoiser, self.layers = denoiser, layers
         self.head_width = denoiser.model.transformer.head_width
         self.narrow = denoiser.dtype != torch.float32
-        self.run_block = torch.compile(run_block, dynamic=False)
+        self.compiled_block = torch.compile(run_block, dynamic=False)
         device = denoiser.model.transformer.memory_tokens.device
         self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
         self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
@@ -51,6 +52,12 @@ class Code:
         replace_heads(self.denoiser, plain_heads)
         tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
         self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """Compiled."""
+        self.layers.join()
+        out: Tensor = self.compiled_block(block, *inputs)
+        return out
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
