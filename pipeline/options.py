@@ -169,7 +169,7 @@ OPTIONS = (
         name="deterministic",
         kind="bool",
         default=True,
-        help="the same bits every time; off is faster for long clips on CUDA",
+        help="the same bits every time; off may be faster on CUDA for models without differential attention",
     ),
     Field(
         name="base_quantization",

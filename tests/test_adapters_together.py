@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from stages import catalogue
+from stages.adapters import _joined
 from stages.adapters._base import Adapter, attach
+from stages.adapters._beside import Work, later, used
 from stages.adapters._frozen import pieces_of
 from stages.adapters._group import adapted_weight
 from stages.adapters._together import Together, none_at_once, together
@@ -135,6 +138,9 @@ class Watcher:
     def end(self) -> None:
         self.seen.append("end")
 
+    def give_up(self) -> None:
+        self.seen.append("give up")
+
 
 def test_groups_are_dealt_out_to_streams_and_waited_for_before_any_layer_runs():
     net, adapter = tower("dora-rows")
@@ -145,6 +151,64 @@ def test_groups_are_dealt_out_to_streams_and_waited_for_before_any_layer_runs():
         watcher.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
     assert watcher.seen == ["begin", 0, 1, 2, 3, "wait", "layers", "end"]
+
+
+def test_streams_of_a_step_that_fails_are_given_up_and_its_weights_taken_back():
+    _, adapter = tower("dora-rows")
+    all_layers = together(adapter)
+    all_layers.beside = watcher = Watcher()
+    with pytest.raises(MemoryError), all_layers.ready():
+        raise MemoryError
+    assert watcher.seen[-1] == "give up"
+    assert all(place.layer.ready is None for place in adapter.places())
+
+
+class Deferring:
+    """Makes gradients as late as a stream beside the chain may: when somebody says that he reads them."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Work] = []
+        self.made = 0
+
+    def later(self, work: Work) -> None:
+        self.waiting.append(work)
+
+    def meet(self, gradients: Sequence[torch.Tensor]) -> None:
+        for work in self.waiting:
+            work.run()
+        self.made += len(self.waiting)
+        self.waiting.clear()
+
+
+def deferred_split(d_out, product, left, p, bias, real=_joined.split):
+    """As kernels do it: the gradients of L and p are there when their work has run; before, nothing useful is."""
+    d_product, d_left, d_p = real(d_out, product, left, p, bias)
+    places = [torch.full_like(one, float("nan")) for one in (d_left, d_p)]
+
+    def fill() -> None:
+        for place, one in zip(places, (d_left, d_p), strict=True):
+            place.copy_(one)
+
+    later(Work(run=fill, read=[], made=places))
+    return d_product, *places
+
+
+@pytest.mark.parametrize("include", [None, *FILTERS[1:]], ids=str)
+def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_there(include, monkeypatch):
+    def found(beside: Deferring | None) -> dict[str, torch.Tensor]:
+        net, adapter = tower("dora-rows", include=include)
+        all_layers = together(adapter, in_blocks, room=True)
+        all_layers.at_once = all_layers.joins = True
+        net.each = all_layers.each
+        with used(beside), all_layers.ready():
+            return gradients(all_layers, net(tokens()).square().sum())
+
+    wanted = found(None)
+    monkeypatch.setattr(_joined, "split", deferred_split)
+    beside = Deferring()
+    ours = found(beside)
+    assert beside.made > 0 and not beside.waiting
+    assert all(torch.equal(ours[key], wanted[key]) for key in wanted)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])

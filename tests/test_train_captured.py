@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
+from stages.train.compiling import options
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
 from stages.train.stepper import Stepper
@@ -70,3 +72,35 @@ def test_an_interrupt_is_no_reason_to_go_on():
     stepper, training, _ = on_cpu(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         stepper.advance(new_batch(case(), training))
+
+
+@pytest.mark.slow
+def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monkeypatch):
+    """Which compiles its half by itself; there, a buffer used again would be one that other streams still read."""
+    import torch._inductor.config as told
+    from torch._inductor.graph import GraphLowering
+
+    seen = []
+    build = GraphLowering.__init__
+
+    def looked_at(graph, *args, **named) -> None:
+        asked = options(deterministic=True)
+        seen.append((bool(named.get("is_backward")), {name: getattr(told, name) for name in asked} == asked))
+        build(graph, *args, **named)
+
+    monkeypatch.setattr(GraphLowering, "__init__", looked_at)
+    compiled = torch.compile(
+        lambda x, weight: torch.sin(x @ weight).sum(), dynamic=False, options=options(deterministic=True)
+    )
+    x = torch.randn(8, 8, requires_grad=True)
+    with told.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+        loss = compiled(x, torch.randn(8, 8))
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+    assert x.grad is not None
+    assert seen == [(False, True), (True, True)]
+
+
+def test_this_torch_knows_every_setting_that_the_streams_rely_on():
+    assert {"allow_buffer_reuse", "inplace_buffers"} <= options(deterministic=True).keys()

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 NUM_OTHERS = 2
-NUM_BRANCHES = 2
 AT_ONCE = 6
 """Layers whose gradients are begun together: a block's."""
 MOST_HELD_BYTES = 512 << 20
@@ -33,8 +32,8 @@ class Work:
 
     run: Callable[[], None]
     read: Sequence[Tensor]
-    """Held until that is done."""
     made: Sequence[Tensor]
+    """Both are held until that is done."""
 
 
 class Beside:
@@ -43,16 +42,11 @@ class Beside:
     def __init__(self, device: torch.device) -> None:
         self._others = [torch.cuda.Stream(device) for _ in range(NUM_OTHERS)]
         self._gradients = torch.cuda.Stream(device)
-        self._branches = [torch.cuda.Stream(device) for _ in range(NUM_BRANCHES)]
-        """Of their own: what they make is given up while the chain goes back, and not taken again before they do."""
-        self._open: list[torch.cuda.Stream] = []
-        self._kept: list[Tensor] = []
-        self._chain: torch.cuda.Stream | None = None
         self._away: set[torch.cuda.Stream] = set()
         """Streams that have left the chain and not met it again; only those may be waited for in a recording."""
         self._waiting: list[Work] = []
-        self._since: dict[int, torch.cuda.Event] = {}
-        """By the stream that it comes from: when what waits may begin."""
+        self._since: torch.cuda.Event | None = None
+        """When what waits may begin."""
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
         self._made: dict[int, torch.cuda.Event] = {}
         """By the address of what is written: when it is there."""
@@ -60,7 +54,7 @@ class Beside:
     @contextmanager
     def shared(self) -> Iterator[Callable[[int], AbstractContextManager[object]]]:
         """Within, pieces of work are dealt out by number to the current stream and others, for which it then waits."""
-        chain = self._chain = torch.cuda.current_stream()
+        chain = torch.cuda.current_stream()
         for stream in self._others:
             stream.wait_stream(chain)
         self._away.update(self._others)
@@ -69,54 +63,32 @@ class Beside:
         for stream in self._others:
             chain.wait_stream(stream)
 
-    @contextmanager
-    def branch(self, *read: Tensor) -> Iterator[None]:
-        """Within, kernels run beside the chain, there and back, until `join`.
-
-        Args:
-            read: tensors of the chain that they read, on the way back too.
-        """
-        self._kept.extend(read)
-        stream = self._branches[len(self._open) % NUM_BRANCHES]
-        stream.wait_stream(torch.cuda.current_stream())
-        self._away.add(stream)
-        self._open.append(stream)
-        with torch.cuda.stream(stream):
-            yield
-
-    def join(self) -> None:
-        """Let the current stream wait for the branches."""
-        while self._open:
-            torch.cuda.current_stream().wait_stream(self._open.pop())
-
     def later(self, work: Work) -> None:
         """Let kernels run beside the current stream, from where it is now."""
-        current = torch.cuda.current_stream()
         self._waiting.append(work)
-        self._since[current.cuda_stream] = current.record_event()
+        self._since = torch.cuda.current_stream().record_event()
         if len(self._waiting) >= AT_ONCE:
             self._start()
-        if current == self._chain and sum(one.nbytes for _, read in self._held for one in read) > MOST_HELD_BYTES:
+        if sum(one.nbytes for _, read in self._held for one in read) > MOST_HELD_BYTES:
             self._let_go(len(self._held) - 1)
 
     def _start(self) -> None:
         """What waits; together, since streams that meet cost the chain some time."""
-        if not self._waiting:
+        if self._since is None:
             return
-        for event in self._since.values():
-            self._gradients.wait_event(event)
+        self._gradients.wait_event(self._since)
         self._away.add(self._gradients)
         with torch.cuda.stream(self._gradients):
             for work in self._waiting:
                 work.run()
         done = self._gradients.record_event()
-        self._held.append((done, [one for work in self._waiting for one in work.read]))
+        self._held.append((done, [one for work in self._waiting for one in (*work.read, *work.made)]))
         self._made.update((one.data_ptr(), done) for work in self._waiting for one in work.made)
         self._waiting.clear()
-        self._since.clear()
+        self._since = None
 
     def _let_go(self, count: int) -> None:
-        """Of the oldest: memory may be taken again once the chain has waited."""
+        """Of the oldest: memory may be taken again once the current stream has waited."""
         events = [self._held.popleft()[0] for _ in range(count)]
         if events:
             torch.cuda.current_stream().wait_event(events[-1])
@@ -131,11 +103,24 @@ class Beside:
         """Let the current stream wait for everything, and hold nothing."""
         for stream in self._away:
             torch.cuda.current_stream().wait_stream(stream)
+        self._forget()
+
+    def give_up(self) -> None:
+        """Hold nothing after a failure. A recording must be left with its streams joined, or it would fail anew."""
+        try:
+            if torch.cuda.is_current_stream_capturing():
+                for stream in self._away:
+                    with suppress(RuntimeError):
+                        torch.cuda.current_stream().wait_stream(stream)
+            else:
+                torch.cuda.synchronize()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
         self._away.clear()
-        self._open.clear()
-        self._kept.clear()
         self._waiting.clear()
-        self._since.clear()
+        self._since = None
         self._held.clear()
         self._made.clear()
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.adapters._on_cpu import is_faster, stacked_product
+
 NUM_PIECES = 3
 """16-bit pieces of a float32 factor: 24 bits of mantissa in bfloat16, 33 in float16."""
 
@@ -161,6 +163,9 @@ def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
     in float32. Elsewhere M is widened, a matrix at a time.
     """
     if matrix_OI.dtype == wide_IK.dtype:
+        # A stack is of a step, where `_on_cpu` may be used; a single layer's weight is what files are read back with.
+        if matrix_OI.dim() == 3 and is_faster(wide_IK[0].mT, matrix_OI[0]):
+            return stacked_product(wide_IK.mT, matrix_OI).mT
         return matrix_OI @ wide_IK
     if matrix_OI.is_cuda and wide_IK.dtype == torch.float32:
         return _product_in_pieces(matrix_OI, wide_IK)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.adapters._base import Place
 from stages.adapters._factored import Factored
-from stages.adapters._handed import Share, handed_out, one_of
+from stages.adapters._handed import Share, handed_out
 from stages.adapters._joined import joined_products
 from stages.adapters._layer import Ready, Slot
 
@@ -117,8 +117,9 @@ class Group:
         """Let layers that were to be used at once be used one by one after all."""
         for share in self.shares:
             if not isinstance(share, int) and share.start in self.at_once:
-                for number in range(share.start, share.stop):
-                    self.places[number].layer.ready = one_of(self.at_once[share.start], number - share.start)
+                layers = [place.layer for place in self.places[share]]
+                for layer, given in zip(layers, handed_out(self.at_once[share.start], range(len(layers))), strict=True):
+                    layer.ready = given
 
     def take_back(self) -> None:
         """What was handed out is out of date."""

@@ -22,13 +22,6 @@ def handed_out(whole: Ready, shares: Sequence[Share]) -> list[Ready]:
     return [Ready(p, q, L, R, whole.outside, W, b) for p, q, L, R, W, b in zip(*columns, *frozen, strict=True)]
 
 
-def one_of(ready: Ready, number: int) -> Ready:
-    """One layer's of those that are used at once."""
-    p_O, q_I, left_OR, right_RI = (None if tensor is None else tensor[number] for tensor in ready[:4])
-    joined_JI, bias_J = (None if tensor is None else tensor[number] for tensor in (ready.joined_JI, ready.bias_J))
-    return Ready(p_O, q_I, left_OR, right_RI, ready.outside, joined_JI, bias_J)
-
-
 def _shared(stacked: Tensor | None, shares: Sequence[Share]) -> Sequence[Tensor | None]:
     if stacked is None or not stacked.requires_grad:
         return _views(stacked, shares)

@@ -18,12 +18,19 @@ from stages.adapters._beside import Work, later
 
 NAME = "sa3_trainer::joined_product"
 LARGEST_RANK = 64
+LARGEST_PRODUCT = 1 << 31
+"""Values of a layer's joined product, which the kernels count in 32 bits."""
 _MULTIPLE = 16
 
 
 def width_for(rank: int) -> int:
     """Rows to keep behind W for a factor of this rank: a power of two, as tiles are."""
     return max(_MULTIPLE, 1 << (rank - 1).bit_length())
+
+
+def has_kernels(product_LMJ: Tensor) -> bool:
+    """Whether kernels take this joined product."""
+    return product_LMJ.is_cuda and product_LMJ[0].numel() < LARGEST_PRODUCT
 
 
 def joined_product(
@@ -52,7 +59,7 @@ def _forward(
     """The result, and the joined product before its second half is added to the first."""
     width = joined.shape[1] - left.shape[1]
     product_LMJ = _product(tokens, joined, bias)
-    if product_LMJ.is_cuda:
+    if has_kernels(product_LMJ):
         from stages.adapters import _joined_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
 
         return kernels.moved(product_LMJ, left, p, bias if p is not None else None, width), product_LMJ
@@ -98,12 +105,12 @@ def _backward(
     num_out, rank = left.shape[1:]
     d_out = d_out.contiguous()
     thin = slice(num_out, num_out + rank)
-    if d_out.is_cuda:
+    if has_kernels(product):
         return _backward_on_cuda(d_out, product, tokens, joined, left, p, bias, needs_tokens, needs_right)
     d_product, d_left, d_p = split(d_out, product, left, p, bias)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
     d_right = torch.bmm(d_product[..., thin].mT, tokens) if needs_right else d_out.new_empty(0)
-    return d_tokens, d_left, d_right, torch.empty(0) if d_p is None else d_p
+    return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
 
 
 def _backward_on_cuda(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stages.adapters._factored import Factored, Term, squares
 from stages.adapters._joined import joined_product
 from stages.adapters._kind import Kind
+from stages.adapters._on_cpu import adapted_linear, frozen_linear, is_faster
 from stages.adapters._parts import Start
 from stages.errors import AdapterOrder, LayerNotAdaptable
 
@@ -37,6 +38,10 @@ class Ready(NamedTuple):
     """W with the values of R in the rows behind it, where products are to be joined (`_joined`)."""
     bias_J: Tensor | None = None
     """Beside it: the layer's bias, and zeros."""
+
+    def is_one_move(self) -> bool:
+        """Whether it is diag(p) (W + L R): nothing is done to what comes in."""
+        return self.q_I is None and not self.outside
 
     def without_bias(self) -> Ready:
         """Of layers that have none, among others that do."""
@@ -113,8 +118,14 @@ class AdaptedLayer(nn.Module):
         scaled = self._scaled(tokens, now.q_I)
         if now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None:
             return joined_product(scaled, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+        multiply = self._product
+        # Only in steps, whose weights were computed for all layers: what the plain way gives stays what it was.
+        if self.ready is not None and self._is_faster_on_cpu(scaled):
+            if now.p_O is not None and now.is_one_move() and now.left_OR is not None and now.right_RI is not None:
+                return adapted_linear(tokens, self.matrix(), self.bias, now.left_OR, now.right_RI, now.p_O)
+            multiply = frozen_linear
         # With its bias, as the base layer does it: where nothing is moved yet, the base's very bits come out.
-        out = self._product(scaled, self.matrix(), self.bias)
+        out = multiply(scaled, self.matrix(), self.bias)
         if now.outside:
             return self._lengthened(out, now.p_O) + self._moved(tokens, now)
         return self._lengthened(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
@@ -208,6 +219,10 @@ class AdaptedLayer(nn.Module):
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         return F.linear(tokens, matrix_OI, bias_O)
 
+    def _is_faster_on_cpu(self, tokens: Tensor) -> bool:
+        """Whether `_on_cpu` does the layer's products."""
+        return is_faster(tokens, self.matrix(), self.bias)
+
     def _along_features(self, vector: Tensor) -> Tensor:
         """Shaped to be multiplied with tokens, feature by feature."""
         return vector
@@ -227,6 +242,9 @@ class AdaptedConv1d(AdaptedLayer):
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         return F.conv1d(tokens, matrix_OI[:, :, None], bias_O)
+
+    def _is_faster_on_cpu(self, tokens: Tensor) -> bool:
+        return False  # its tokens lie the other way round
 
     def _along_features(self, vector: Tensor) -> Tensor:
         return vector[:, None]

@@ -83,11 +83,15 @@ class Together:
                     with nullcontext() if streams is None else streams(number):
                         group.hand_out(group.compute(self.run, joined=self.joins), at_once=self.at_once)
             yield
+            if beside is not None:
+                beside.end()
+        except BaseException:
+            if beside is not None:
+                beside.give_up()
+            raise
         finally:
             for group in self.groups:
                 group.take_back()
-            if beside is not None:
-                beside.end()
 
     @property
     def dropout(self) -> float:
@@ -109,15 +113,6 @@ class Together:
         Args:
             modules: layers, or sequences of layers and activations, one of each network block.
         """
-        with nullcontext() if self.beside is None else self.beside.branch(tokens):
-            return self._each(modules, tokens)
-
-    def join(self) -> None:
-        """Before what `each` has returned is used."""
-        if self.beside is not None:
-            self.beside.join()
-
-    def _each(self, modules: Sequence[nn.Module], tokens: Tensor) -> Tensor:
         if not all(isinstance(module, nn.Sequential) for module in modules):
             return self._each_layer(modules, tokens[None])
         tokens_L = tokens[None]

@@ -87,6 +87,8 @@ class CapturedSteps:
         self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
         self.scaled = is_scaled(training.network.denoiser.dtype)
         self.pool: Any = None
+        self.streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        """For warm-ups and for recordings; None before the first."""
         self.forget()
 
     def forget(self) -> None:
@@ -95,6 +97,7 @@ class CapturedSteps:
         self.finishing: Finishing | None = None
         self.pool = None
         self.gradients: list[Tensor] = []
+        self.training.optimizer.gradients = []
         self.training.optimizer.clear()
 
     def advance(self, batch: Batch) -> bool:
@@ -254,19 +257,26 @@ class CapturedSteps:
         # What is left of computations on another stream would draw that stream into the recording.
         gc.collect()
         device = self.training.device
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream), watched("compiling", self.say, self.should_stop, WITHOUT):
-            for _ in range(WARM_UPS):
-                work()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        # The same for every recording: cuBLAS keeps memory of its own for every stream that it has met.
+        warming, recording = self.streams = self.streams or _streams(device)
+        warming.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(warming), watched("compiling", self.say, self.should_stop, WITHOUT):
+                for _ in range(WARM_UPS):
+                    work()
+        finally:
+            # Also after a stop: an update that is refused must be over before updates are no longer refused.
+            torch.cuda.current_stream(device).wait_stream(warming)
         graph = torch.cuda.CUDAGraph()
-        # The chain of kernels before what runs beside it (`_beside`).
-        stream = torch.cuda.Stream(device, priority=FIRST)
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=recording, capture_error_mode="thread_local"):
             result = work()
         self.pool = graph.pool()
         return graph, result
+
+
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """For warm-ups and for recordings; what is recorded goes before what runs beside it (`_beside`)."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=FIRST)
 
 
 class _Place:

@@ -28,7 +28,7 @@ class Code:
         self.denoiser, self.layers = denoiser, layers
         self.head_width = denoiser.model.transformer.head_width
         self.narrow = denoiser.dtype != torch.float32
-        self.compiled_block = torch.compile(run_block, dynamic=False)
+        self.compiled_block = torch.compile(run_block, dynamic=False, options=options(deterministic=deterministic))
         device = denoiser.model.transformer.memory_tokens.device
         self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
         self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
@@ -54,9 +54,12 @@ class Code:
         self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """Compiled."""
-        self.layers.join()
-        out: Tensor = self.compiled_block(block, *inputs)
+        """Compiled; programs of all lengths are kept. The backward pass, too, comes here to compute a block again."""
+        import torch._dynamo  # deferred: compiling is for CUDA only
+
+        dynamo: Any = torch._dynamo.config
+        with dynamo.patch(recompile_limit=64):  # of this thread: newer versions of torch keep settings for each
+            out: Tensor = self.compiled_block(block, *inputs)
         return out
 
     @contextmanager
@@ -82,10 +85,9 @@ def compiled(
         deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
     """
     code = Code(denoiser, layers, deterministic=deterministic)
-    settings = one_program_for_all(deterministic=deterministic)
     try:
         code.take()
-        with kept_code(caches), settings, fastest_first(), kernels_used(), used(code.beside):
+        with kept_code(caches), compilers_kept(), fastest_first(), kernels_used(), used(code.beside):
             begin_compiling()
             yield code
     finally:
@@ -117,23 +119,26 @@ def fastest_first() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def one_program_for_all(*, deterministic: bool) -> Iterator[None]:
-    """Compiler settings: all blocks share a program, and those of all lengths are kept."""
-    import torch._dynamo  # deferred: compiling is for CUDA only
+def options(*, deterministic: bool) -> dict[str, Any]:
+    """What the compiler is told with the block: settings of its own would not reach the thread of the backward pass."""
     import torch._inductor.config
 
-    inductor: Any = torch._inductor.config
-    dynamo: Any = torch._dynamo.config
     wanted = {
         # Programs chosen by the clock could differ between two runs, and with them the last bits.
         "deterministic": deterministic,
-        # Compile processes that were sent home after a quiet minute would be forked anew for the next length.
-        "quiesce_async_compile_pool": False,
         # What gradients beside the chain still read (`Beside`) must not be written over by the block's next kernel.
         "allow_buffer_reuse": False,
         "inplace_buffers": False,
     }
-    known = {name: value for name, value in wanted.items() if hasattr(inductor, name)}
-    with inductor.patch(known), dynamo.patch(recompile_limit=64):
+    return {name: value for name, value in wanted.items() if hasattr(torch._inductor.config, name)}
+
+
+@contextmanager
+def compilers_kept() -> Iterator[None]:
+    """Compile processes that were sent home after a quiet minute would be forked anew for the next length."""
+    import torch._inductor.config  # deferred: compiling is for CUDA only
+
+    inductor: Any = torch._inductor.config
+    name = "quiesce_async_compile_pool"
+    with inductor.patch({name: False} if hasattr(inductor, name) else {}):
         yield

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.adapters import _joined
+from stages.adapters._beside import used
 from stages.adapters._group import Group, adapted_weight
 from stages.adapters._together import Together
 from stages.models._nets import differential, heads
@@ -35,7 +36,10 @@ def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
     smallest = min(joining, key=lambda group: group.weight_LOI.numel())
     has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
-    with ThreadPoolExecutor(THREADS) as pool:
+    device = smallest.weight_LOI.device
+    # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
+    on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with used(None), ThreadPoolExecutor(THREADS, initializer=on_device) as pool:
         for work in [pool.submit(one) for one in works]:
             work.result()
 
@@ -79,8 +83,9 @@ def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], tur
     query_gamma, key_gamma, eps = heads.gains(attention.q_norm, attention.k_norm)
     features = query_gamma.new_zeros(1, SIZE, len(roles) * attention.num_heads * len(query_gamma))
     cos, sin = (None, None) if turn is None else turn
-    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, 1)
-    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, 1)
+    maps = attention.value_maps
+    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
+    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
 
 
 def _attention(attention: SelfAttention, valid: Tensor | None) -> None:

@@ -17,8 +17,9 @@ def repeatable(
     """Let CUDA use only kernels that add up in a fixed order; the CPU's do at a fixed number of threads.
 
     The fastest backward passes of attention add in the order in which blocks happen to finish, so that two trainings
-    with one seed drift apart from the first step. Their ordered forms cost, in kernel time of a step measured on an
-    H100, 2 % at 108 frames, 7 % at 1292 and 24 % at 4092.
+    with one seed drift apart from the first step. Differential attention has kernels of its own in 16 bits, ordered
+    and as fast (`differential`): a step of 4091 frames takes 117.4 ms and without order 116.4. Where attention has one
+    map, order costs some 7 % at 1292 frames.
 
     Args:
         deterministic: False lets CUDA take any kernel; nothing else knows two ways.

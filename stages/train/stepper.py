@@ -109,6 +109,8 @@ class Stepper:
 
     def plainly(self) -> None:
         """From now on without what was prepared."""
+        if self.fast is not None:
+            self.fast.forget()
         self.fast = None
         self.settings.close()
 

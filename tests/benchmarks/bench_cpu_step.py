@@ -5,8 +5,9 @@
 A transformer 512 wide with 8 blocks, float32, dora-rows of rank 16, batch 1. The ways take turns, step by step, so that
 a busy moment meets all of them; medians. `losses differ`: largest relative difference from the built weights.
 
-The frozen network alone is the floor of whatever adds to its products: forward, and backward to every layer that has an
-adapter in the other ways, without an adapter or an update.
+The frozen network alone, with the products that torch takes by itself, is the floor of whatever adds to those: forward,
+and backward to every layer that has an adapter in the other ways, without an adapter or an update. Where steps take
+another library's products (`stages/adapters/_on_cpu.py`) they may go below it.
 """
 
 from __future__ import annotations

@@ -97,15 +97,20 @@ class SelfAttention(nn.Module):
         self.joint: JointAttention | None = None
         self.heads: MakeHeads = plain_heads
 
+    @property
+    def value_maps(self) -> int:
+        """How often the values are needed side by side."""
+        joint = self.joint is not None and self.window is None
+        return 2 if self.differential and not joint else 1
+
     def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
         """(B, N, W). `valid_BN` True where a token may be looked at."""
         norms = (self.q_norm, self.k_norm)
-        joint = self.joint if self.window is None else None
-        value_maps = 1 if joint is not None or not self.differential else 2
-        query, key, value = self.heads(self.to_qkv(token_BNW), self.roles, self.num_heads, *norms, turn, value_maps)
+        features_BNF = self.to_qkv(token_BNW)
+        query, key, value = self.heads(features_BNF, self.roles, self.num_heads, *norms, turn, self.value_maps)
         assert query is not None and key is not None and value is not None, "the projection has all three"
-        if joint is not None:
-            return self.to_out(joint(query, key, value, valid_BN))
+        if self.joint is not None and self.window is None:
+            return self.to_out(self.joint(query, key, value, valid_BN))
         if self.window is not None:
             out_BHND = attended_in_windows(self.attention, query, key, value, self.window)
         else:
@@ -132,12 +137,16 @@ class CrossAttention(nn.Module):
         self.joint: JointAttention | None = None
         self.heads: MakeHeads = plain_heads
 
+    @property
+    def value_maps(self) -> int:
+        """How often the values are needed side by side."""
+        return 2 if self.differential and self.joint is None else 1
+
     def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
         """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
         norms = (self.q_norm, self.k_norm)
-        value_maps = 1 if self.joint is not None else len(self.query_roles)
-        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, value_maps)[0]
-        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, value_maps)
+        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, self.value_maps)[0]
+        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, self.value_maps)
         assert query is not None and key is not None and value is not None, "the projections have all three"
         if self.joint is not None:
             return self.to_out(self.joint(query, key, value, None))
