@@ -148,6 +148,9 @@ class Full:
     def __init__(self) -> None:
         self.buckets = Buckets([24])
 
+    def forget(self) -> None:
+        pass
+
     def advance(self, batch) -> bool:
         return False
 
