@@ -27,7 +27,7 @@ def settle_in(parent: int) -> None:
 
 @contextmanager
 def begun_deaf() -> Iterator[None]:
-    """Within, processes begin deaf to Ctrl-C, which cannot end one before it has settled in; ours hears it after."""
+    """Within, processes begin deaf to Ctrl-C, which cannot end one before it has settled in; ours hears it."""
     if os.name != "posix":
         yield
         return
