@@ -83,3 +83,13 @@ def test_attention_of_one_map_is_never_joint():
     network = randomised(Denoiser(config(differential=False)))
     replace_joint(network, differential_attention)
     assert all(getattr(module, "joint", None) is None for module in network.modules())
+
+
+@pytest.mark.parametrize("value_maps", [1, 2])
+def test_the_operation_is_what_it_tells_the_compiler(value_maps):
+    count, heads, width = 7, 2, 32
+    features = torch.randn(2, count, 5 * heads * width, requires_grad=True)
+    query_norm, key_norm = norms(width)
+    turn = Rotary(32)(count)
+    inputs = (features, query_norm.gamma, key_norm.gamma, turn.cos_NR, turn.sin_NR, heads, [0, 1, 2, 0, 1], 1e-6)
+    torch.library.opcheck(torch.ops.sa3_trainer.heads.default, (*inputs, value_maps))

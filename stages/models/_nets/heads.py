@@ -121,8 +121,13 @@ def _forward(
     turn = None if cos is None or sin is None else Turn(cos, sin)
     norms = [lambda x, gamma=gamma: _normed(x, gamma, eps)[0] for gamma in (query_gamma, key_gamma)]
     made = plain_heads(features, roles, num_heads, norms[0], norms[1], turn, value_maps)  # type: ignore[arg-type]
-    query, key, value = (features.new_empty(0) if one is None else one.clone() for one in made)
+    query, key, value = (_laid_out(features.new_empty(0) if one is None else one) for one in made)
     return query, key, value
+
+
+def _laid_out(made: Tensor) -> Tensor:
+    """In memory of its own, as the kernel leaves it: an operation may not hand out what it was given."""
+    return made.clone(memory_format=torch.contiguous_format)
 
 
 def _normed(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
