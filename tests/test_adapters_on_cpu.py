@@ -248,6 +248,12 @@ def test_autocast_goes_the_old_way(processor):
         assert not is_faster(*layer())
 
 
+def test_what_the_compiler_traces_goes_the_old_way(processor):
+    """It does not know the operation with a gradient, and has its own way to it."""
+    processor.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not is_faster(*layer())
+
+
 @pytest.mark.parametrize("make", ["GenuineIntel", None])
 def test_a_processor_where_it_was_not_seen_to_be_faster_goes_the_old_way(processor, make):
     processor.setattr(_on_cpu, "processor_make", lambda: make)

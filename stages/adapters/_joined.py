@@ -9,12 +9,16 @@ are kept for A (those behind its R are zero).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stages.adapters._beside import Work, later
+
+if TYPE_CHECKING:
+    from stages.adapters._joined_kernels import Split
 
 NAME = "sa3_trainer::joined_product"
 LARGEST_RANK = 64
@@ -104,45 +108,43 @@ def _backward(
     """
     num_out, rank = left.shape[1:]
     d_out = d_out.contiguous()
-    thin = slice(num_out, num_out + rank)
     if has_kernels(product):
-        return _backward_on_cuda(d_out, product, tokens, joined, left, p, bias, needs_tokens, needs_right)
-    d_product, d_left, d_p = split(d_out, product, left, p, bias)
+        from stages.adapters import _joined_kernels as kernels  # deferred, as above
+
+        parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
+        d_product = parts.d_joined_LMJ
+        d_left, d_right, d_p = _beside_the_chain(parts, tokens, left, p, needs_right)
+    else:
+        d_product, d_left, d_p = split(d_out, product, left, p, bias)
+        d_thin = d_product[..., num_out : num_out + rank]
+        d_right = torch.bmm(d_thin.mT, tokens) if needs_right else d_out.new_empty(0)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
-    d_right = torch.bmm(d_product[..., thin].mT, tokens) if needs_right else d_out.new_empty(0)
     return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
 
 
-def _backward_on_cuda(
-    d_out: Tensor,
-    product: Tensor,
-    tokens: Tensor,
-    joined: Tensor,
-    left: Tensor,
-    p: Tensor | None,
-    bias: Tensor | None,
-    needs_tokens: bool,
-    needs_right: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same; only the gradient of the tokens is waited for by the layer before."""
-    from stages.adapters import _joined_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+def _beside_the_chain(
+    parts: Split, tokens_LMI: Tensor, left_LOR: Tensor, p_LO: Tensor | None, needs_right: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where the gradients of L, A and p will be; the layer before waits for none of them."""
+    from stages.adapters import _joined_kernels as kernels  # deferred, as above
 
-    num_out, rank = left.shape[1:]
-    parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
-    d_left = torch.empty(left.shape, dtype=left.dtype, device=left.device)
-    d_p = torch.empty(0, device=left.device) if p is None else torch.empty(p.shape, device=p.device)
-    d_right = tokens.new_empty((len(left), rank, tokens.shape[-1]) if needs_right else 0)
+    num_out, rank = left_LOR.shape[1:]
+    d_left = torch.empty(left_LOR.shape, dtype=left_LOR.dtype, device=left_LOR.device)
+    d_right = tokens_LMI.new_empty((len(left_LOR), rank, tokens_LMI.shape[-1]) if needs_right else 0)
+    d_p = None if p_LO is None else torch.empty(p_LO.shape, device=p_LO.device)
 
-    def of_factors() -> None:
-        kernels.gathered(parts, d_left, None if p is None else d_p)
+    def made() -> None:
+        kernels.gathered(parts, d_left, d_p)
         if needs_right:
-            torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens, out=d_right)
+            torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens_LMI, out=d_right)
 
-    later(
-        Work(run=of_factors, read=[tokens, *(part for part in parts if part is not None)], made=[d_left, d_right, d_p])
-    )
-    d_tokens = torch.bmm(parts.d_joined_LMJ, joined) if needs_tokens else d_out.new_empty(0)
-    return d_tokens, d_left, d_right, d_p
+    read, written = (tokens_LMI, *parts), (d_left, d_right, d_p)
+    later(Work(run=made, read=_there(read), made=_there(written)))
+    return d_left, d_right, d_p
+
+
+def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def split(

@@ -62,7 +62,9 @@ def is_faster(tokens_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None
         return False
     trained = weight_OI.requires_grad or (bias_O is not None and bias_O.requires_grad)
     wide = min(weight_OI.shape) >= NARROWEST and _pays(tokens_MI, weight_OI)
-    return wide and not trained and is_faster_here() and not torch.is_autocast_enabled("cpu")
+    # Neither autocast nor torch's compiler knows the operation.
+    unseen = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return wide and not trained and unseen and is_faster_here()
 
 
 def _is_float32_on_cpu(tensor: Tensor) -> bool:

@@ -19,8 +19,8 @@ MOST_LENGTHS = 6
 """Each is compiled and captured once, at the price of some hundred steps."""
 LEAST_RATIO = 1.25
 SHORTEST = 256
-"""Frames. Fewer take hardly less time: a step of medium-base on an H200 was measured at 13.6 ms with 108 frames and at
-32.6 with 1024, which is about 17 with 256 on the line between, and each further length at 6 s to prepare."""
+"""Frames. Fewer take hardly less time: a step of medium-base on an H200 was measured at 12.6 ms with 108 frames and at
+29.2 with 1024, which is about 15 with 256 on the line between, and each further length at 6 s to prepare."""
 UNMASKED = 512
 """Frames from which attention without a mask is worth a recording of its own."""
 UNIT = 8

@@ -1,0 +1,66 @@
+"""Layers that all blocks of the real network use at once: they are named as such, and learn what they would alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stages.adapters._base import attach
+from stages.adapters._together import together
+from stages.models._nets.transformer import Denoiser, each_module, used_at_once
+from stages.records import AdapterSpec
+from tests.dense_adapters import shake
+from tests.small_networks import config, denoiser_inputs, randomised
+
+
+@pytest.mark.parametrize("differential", [True, False])
+def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differential):
+    """Those and no others: a layer of which it is said by mistake would learn nothing, run by itself."""
+    read = config(differential=differential)
+    network = randomised(Denoiser(read))
+    tower, seen = network.model.transformer, []
+
+    def noted(modules, tokens):
+        seen.extend(layer for module in modules for layer in module.modules())
+        return each_module(modules, tokens)
+
+    tower.each = noted
+    network(**denoiser_inputs(read, 1, 5))
+    at_once = {module for module in seen if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    assert at_once and {name for name, module in linear.items() if module in at_once} == {
+        name for name in linear if used_at_once(name)
+    }
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
+@pytest.mark.parametrize("include", [None, ("layers.1",), ("to_kv", "to_out")], ids=str)
+def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alone(kind, include):
+    read = config(differential=True)
+    inputs = denoiser_inputs(read, 2, 9)
+
+    def gradients(stacked: bool) -> dict[str, torch.Tensor]:
+        network = randomised(Denoiser(read)).double()
+        spec = AdapterSpec(kind=kind, rank=2, alpha=2.0, include=include)
+        adapter = attach([network], spec, generator=torch.Generator())
+        shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
+        if not stacked:
+            parameters = adapter.named_parameters()
+            loss = network(**inputs).square().sum()
+            return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        layers = together(adapter, used_at_once)
+        layers.at_once, network.model.transformer.each = True, layers.each
+        stacks = layers.stacked()
+        with layers.ready():
+            found = torch.autograd.grad(network(**inputs).square().sum(), [stack.parameter for stack in stacks])
+        return {
+            key: one
+            for stack, grad in zip(stacks, found, strict=True)
+            for key, one in zip(stack.keys, grad, strict=True)
+        }
+
+    wanted, ours = gradients(stacked=False), gradients(stacked=True)
+    assert ours.keys() == wanted.keys()
+    for key, one in ours.items():
+        torch.testing.assert_close(one, wanted[key], rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
