@@ -96,7 +96,7 @@ class Beside:
     def meet(self, gradients: Sequence[Tensor]) -> None:
         """Let the current stream wait for these, if they are made beside the chain.
 
-        They are known by their addresses: nothing may copy one on its way here, for it would be read before it is there.
+        They are known by their addresses: nothing may copy one on its way here, or it is read before it is there.
         """
         self._start()
         for done in {self._made[one.data_ptr()] for one in gradients if one.data_ptr() in self._made}:
