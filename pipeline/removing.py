@@ -79,7 +79,7 @@ def gc(
     Raises:
         RecipeError: a value has the wrong form.
     """
-    days = UNFINISHED_DAYS if older_than is None else days_of(older_than)
+    days = UNFINISHED_DAYS if older_than is None else days_of(older_than, "gc")
     limit = None if max_bytes is None else bytes_of(max_bytes)
     with _looked(store, say, dry_run=dry_run) as held:
         decision = collected(held, _idle(store, held), days, prepared=prepared)
@@ -105,11 +105,11 @@ def decision_lines(decision: Decision, *, dry_run: bool) -> list[str]:
     return [*lines, *decision.kept, f"{len(removals)} things, {decision.num_bytes:,} bytes {word}"]
 
 
-def days_of(text: str) -> float:
+def days_of(text: str, command: str = "evict") -> float:
     """`30d`, `12h`, `2w`, or a plain number of days. Raises: RecipeError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw]?)", text.strip().lower())
     if not match:
-        raise _wrong("older_than", "age", "must be an age such as 30d, 12h or 2w", text)
+        raise _wrong("older_than", "age", "must be an age such as 30d, 12h or 2w", text, command)
     return float(match[1]) * _DAYS[match[2] or "d"]
 
 
@@ -117,7 +117,7 @@ def bytes_of(text: str) -> int:
     """`50G`, `800M`, `1.5T` (powers of 1024), or a plain number of bytes. Raises: RecipeError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not match:
-        raise _wrong("max_bytes", "size", "must be a size such as 50G or 800M", text)
+        raise _wrong("max_bytes", "size", "must be a size such as 50G or 800M", text, "gc")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -212,8 +212,8 @@ def tidied(store: Store) -> int:
     return freed
 
 
-def _wrong(field: str, type: str, msg: str, given: object = None) -> RecipeError:
-    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)])
+def _wrong(field: str, type: str, msg: str, given: object = None, command: str = "evict") -> RecipeError:
+    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)], command)
 
 
 def root_of(store: Path) -> Store:

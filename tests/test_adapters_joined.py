@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages import catalogue
-from stages.adapters._joined import joined_product, joined_products, width_for
+from stages.adapters._joined import joined_product, joined_products, length_for, width_for
 from stages.adapters._together import together
 from tests.test_adapters_together import gradients, tokens, tower
 
@@ -48,6 +48,26 @@ def test_what_needs_no_gradient_is_not_asked_for_one():
     assert out.shape == (2, 2, 9)
     out.sum().backward()
     assert left.grad is not None and x.grad is None and right.grad is None
+
+
+@pytest.mark.parametrize("one_for_all", [True, False])
+def test_rows_kept_longer_than_the_features_change_no_number_and_no_gradient(one_for_all):
+    layers, num_in, num_out, rank = 3, 13, 9, 2
+    x = drawn(1 if one_for_all else layers, 7, num_in).requires_grad_()
+    left, right = drawn(layers, num_out, rank).requires_grad_(), drawn(layers, rank, num_in).requires_grad_()
+    spare = torch.zeros(layers, width_for(rank) - rank, num_in, dtype=x.dtype)
+    joined = torch.cat([drawn(layers, num_out, num_in, seed=4), right.detach(), spare], dim=1)
+    longer = torch.nn.functional.pad(joined, (0, length_for(num_in) - num_in))
+    assert longer.shape[-1] == 16
+
+    wanted, found = (
+        joined_products(x.expand(layers, -1, -1), one, left, right, None, None) for one in (joined, longer)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    d_out = drawn(*found.shape, seed=7)
+    ours, theirs = (torch.autograd.grad(one, [x, left, right], d_out) for one in (found, wanted))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())

@@ -137,3 +137,12 @@ def test_memory_of_the_process_is_counted_anew_from_each_start():
     after = memory.gib()
     assert most is not None and after is not None
     assert most - after > 0.05
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_case_measured_again_holds_no_more_than_at_first(tmp_path):
+    device = torch.device("cuda")
+    place = Place(device=device, memory=PeakMemory(device), say=print, steps=2, caches=tmp_path)
+    case = Case(model="tiny-base", num_frames=24, base_precision="bf16", rank=4)
+    first, second, third = (timed(case, place, stacked=True).peak_gib for _ in range(3))
+    assert first is not None and second == pytest.approx(first, abs=2e-3) and third == pytest.approx(first, abs=2e-3)

@@ -166,14 +166,19 @@ def test_latents_are_checked_by_clip_before_they_are_handed_out(encoder, tmp_pat
         frames(CLIPS[0])
 
 
-def test_short_memory_halves_the_batch_then_the_chunk_and_says_so(encoder, monkeypatch):
+@pytest.mark.parametrize(
+    "told",
+    [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory"), MemoryError()],
+    ids=["torch", "CUDA", "numpy"],
+)
+def test_short_memory_halves_the_batch_then_the_chunk_and_says_so(encoder, monkeypatch, told):
     clips = [Clip("a", 120 * RATIO), Clip("b", 90 * RATIO)]
     expected = [alone(encoder, clip) for clip in clips]
     said, encode_batch = [], Autoencoder.encode_batch
 
     def short(self, audios, *, chunk_frames=None, **more):
         if len(audios) * (chunk_frames or max(audio.shape[1] for audio in audios) // RATIO) > 100:
-            raise torch.OutOfMemoryError
+            raise told
         return encode_batch(self, audios, chunk_frames=chunk_frames, **more)
 
     monkeypatch.setattr(Autoencoder, "encode_batch", short)
@@ -195,6 +200,15 @@ def test_memory_that_suffices_for_nothing_is_an_error(encoder, monkeypatch):
     monkeypatch.setattr(Autoencoder, "encode_batch", never)
     with pytest.raises(torch.OutOfMemoryError):
         OnDevice(encoder, "float32", 4096, lambda line: None).launch([torch.zeros(RATIO, 2)])
+
+
+def test_any_other_error_is_not_taken_for_short_memory(encoder, monkeypatch):
+    def broken(self, audios, **more):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr(Autoencoder, "encode_batch", broken)
+    with pytest.raises(RuntimeError, match="sizes"):
+        OnDevice(encoder, "float32", 4096, pytest.fail).launch([torch.zeros(RATIO, 2), torch.zeros(RATIO, 2)])
 
 
 def test_as_many_threads_read_as_asked_for():

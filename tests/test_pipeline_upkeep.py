@@ -313,3 +313,17 @@ def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_ru
     scratch.rmdir()
     unfinished.forget_stray(shop.store, scratch.name)
     assert not scratch.with_name(f"{scratch.name}.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("refused", "command"),
+    [
+        (lambda store: gc(store, quiet, dry_run=True, older_than="5X"), "gc"),
+        (lambda store: gc(store, quiet, dry_run=True, max_bytes="5X"), "gc"),
+        (lambda store: evict(store, chosen(older_than="5X"), quiet, dry_run=True), "evict"),
+        (lambda store: evict(store, chosen(), quiet, dry_run=True), "evict"),
+    ],
+)
+def test_a_wrong_value_names_the_help_of_the_command_it_was_given_to(shop, refused, command):
+    with pytest.raises(RecipeError, match=f"`sa3-trainer {command} --help`"):
+        refused(shop.store)

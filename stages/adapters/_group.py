@@ -93,9 +93,9 @@ class Group:
         """With the thin factor behind the weights, if there is room for it."""
         if self.joined_LJI is None or ready.right_RI is None:
             return ready
-        num_out, rank = self.weight_LOI.shape[1], ready.right_RI.shape[1]
+        (num_out, num_in), rank = self.weight_LOI.shape[1:], ready.right_RI.shape[1]
         # Through `data`: products that the backward needs again hold these weights, whose own rows are not written to.
-        self.joined_LJI.data[:, num_out : num_out + rank].copy_(ready.right_RI.detach())
+        self.joined_LJI.data[:, num_out : num_out + rank, :num_in].copy_(ready.right_RI.detach())
         return ready._replace(joined_JI=self.joined_LJI, bias_J=self.bias_LJ)
 
     def hand_out(self, ready: Ready, *, at_once: bool) -> None:

@@ -4,7 +4,7 @@ The thin factor A lies behind the rows of W, [W; A], so one product gives W x an
 with [dy, dh] gives the gradient of x. What is between and behind them is one kernel each. Opaque to torch's compiler.
 
 L layers, M tokens, I in features, O out features, R rank, J = O + width columns of a joined product, where `width` rows
-are kept for A (those behind its R are zero).
+are kept for A (those behind its R are zero). Rows of [W; A] are as long as `length_for` says, zero behind the I-th.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.adapters._beside import Work, later
@@ -25,11 +26,18 @@ LARGEST_RANK = 64
 LARGEST_PRODUCT = 1 << 31
 """Values of a layer's joined product, which the kernels count in 32 bits."""
 _MULTIPLE = 16
+_ALIGNED = 8
+"""16-bit values in 16 bytes."""
 
 
 def width_for(rank: int) -> int:
     """Rows to keep behind W for a factor of this rank: a power of two, as tiles are."""
     return max(_MULTIPLE, 1 << (rank - 1).bit_length())
+
+
+def length_for(num_in: int) -> int:
+    """Columns to keep for rows of so many features: those of 257 would begin where no wide load may."""
+    return -(-num_in // _ALIGNED) * _ALIGNED
 
 
 def has_kernels(product_LMJ: Tensor) -> bool:
@@ -41,20 +49,32 @@ def joined_product(
     tokens: Tensor, joined_JI: Tensor, left_OR: Tensor, right_RI: Tensor, p_O: Tensor | None, bias_J: Tensor | None
 ) -> Tensor:
     """(..., O) from (..., I) through one layer; see `joined_products`."""
-    stacked = (None if one is None else one[None] for one in (joined_JI, left_OR, right_RI, p_O, bias_J))
-    out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), *stacked)
+    factors = (None if one is None else one[None] for one in (left_OR, right_RI, p_O, bias_J))
+    out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), joined_JI[None], *factors)
     return out_1MO.view(*tokens.shape[:-1], out_1MO.shape[-1])
 
 
-def joined_products(tokens_LMI: Tensor, *factors: Tensor | None) -> Tensor:
+def joined_products(tokens_LMI: Tensor, joined_LJI: Tensor, *factors: Tensor | None) -> Tensor:
     """(L, M, O).
 
     Args:
-        factors: [W; A] (L, J, I), which has no gradient, though its rows behind W are the values of A; L (L, O, R) and
-            A (L, R, I), which have; the scale p (L, O); the bias with zeros behind it (L, J). The last two may be None.
+        joined_LJI: [W; A], which has no gradient, though its rows behind W are the values of A.
+        factors: L (L, O, R) and A (L, R, I), which have one; the scale p (L, O); the bias with zeros behind it (L, J).
+            The last two may be None.
     """
-    out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, *factors)[0]
+    tokens_LMI = filled(tokens_LMI, joined_LJI.shape[-1])
+    out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, joined_LJI, *factors)[0]
     return out_LMO
+
+
+def filled(tokens_LMI: Tensor, length: int) -> Tensor:
+    """With zeros behind the features, for rows that are kept so long; tokens that are one for all layers stay so."""
+    spare = length - tokens_LMI.shape[-1]
+    if spare == 0:
+        return tokens_LMI
+    one_for_all = tokens_LMI.stride(0) == 0
+    padded = F.pad(tokens_LMI[:1] if one_for_all else tokens_LMI, (0, spare))
+    return padded.expand(len(tokens_LMI), -1, -1) if one_for_all else padded
 
 
 def _forward(
@@ -100,9 +120,9 @@ def _backward(
     p: Tensor | None,
     bias: Tensor | None,
     needs_tokens: bool,
-    needs_right: bool,
+    right_length: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, L, A and p; empty where none is needed.
+    """Gradients of tokens, L, A (of so many features; 0: not needed) and p; empty where none is needed.
 
     Those of L, A and p may still be under way on another stream: `_HandedOut` waits for them.
     """
@@ -113,29 +133,29 @@ def _backward(
 
         parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
         d_product = parts.d_joined_LMJ
-        d_left, d_right, d_p = _beside_the_chain(parts, tokens, left, p, needs_right)
+        d_left, d_right, d_p = _beside_the_chain(parts, tokens[..., :right_length], left, p)
     else:
         d_product, d_left, d_p = split(d_out, product, left, p, bias)
         d_thin = d_product[..., num_out : num_out + rank]
-        d_right = torch.bmm(d_thin.mT, tokens) if needs_right else d_out.new_empty(0)
+        d_right = torch.bmm(d_thin.mT, tokens[..., :right_length]) if right_length else d_out.new_empty(0)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
     return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
 
 
 def _beside_the_chain(
-    parts: Split, tokens_LMI: Tensor, left_LOR: Tensor, p_LO: Tensor | None, needs_right: bool
+    parts: Split, tokens_LMI: Tensor, left_LOR: Tensor, p_LO: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Where the gradients of L, A and p will be; the layer before waits for none of them."""
     from stages.adapters import _joined_kernels as kernels  # deferred, as above
 
-    num_out, rank = left_LOR.shape[1:]
+    (num_out, rank), num_in = left_LOR.shape[1:], tokens_LMI.shape[-1]
     d_left = torch.empty(left_LOR.shape, dtype=left_LOR.dtype, device=left_LOR.device)
-    d_right = tokens_LMI.new_empty((len(left_LOR), rank, tokens_LMI.shape[-1]) if needs_right else 0)
+    d_right = tokens_LMI.new_empty((len(left_LOR), rank, num_in) if num_in else 0)
     d_p = None if p_LO is None else torch.empty(p_LO.shape, device=p_LO.device)
 
     def made() -> None:
         kernels.gathered(parts, d_left, d_p)
-        if needs_right:
+        if num_in:
             torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens_LMI, out=d_right)
 
     read, written = (tokens_LMI, *parts), (d_left, d_right, d_p)
@@ -164,7 +184,7 @@ def split(
     d_left = (scaled.to(wide).mT @ thin).to(narrow)
     d_thin = (scaled.to(wide) @ left_LOR.to(wide)).to(narrow)
     spare = product_LMJ.shape[-1] - num_out - rank
-    return torch.cat([scaled, torch.nn.functional.pad(d_thin, (0, spare))], dim=-1), d_left, d_p
+    return torch.cat([scaled, F.pad(d_thin, (0, spare))], dim=-1), d_left, d_p
 
 
 _OPTIONAL = "Tensor tokens, Tensor joined, Tensor left, Tensor right, Tensor? p, Tensor? bias"
@@ -174,7 +194,7 @@ _backward_op = torch.library.custom_op(
     _backward,
     mutates_args=(),
     schema="(Tensor d_out, Tensor product, Tensor tokens, Tensor joined, Tensor left, Tensor? p, Tensor? bias, "
-    "bool needs_tokens, bool needs_right) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool needs_tokens, int right_length) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -196,19 +216,20 @@ def _backward_shapes(
     p: Tensor | None,
     bias: Tensor | None,
     needs_tokens: bool,
-    needs_right: bool,
+    right_length: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers, count, num_in = tokens.shape
     return (
         tokens.new_empty((layers, count, num_in) if needs_tokens else 0),
         left.new_empty(left.shape),
-        tokens.new_empty((layers, left.shape[-1], num_in) if needs_right else 0),
+        tokens.new_empty((layers, left.shape[-1], right_length) if right_length else 0),
         torch.empty(0, device=left.device) if p is None else torch.empty_like(p),
     )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tokens, joined, left, _, p, bias = inputs
+    tokens, joined, left, right, p, bias = inputs
+    ctx.num_in = right.shape[-1]
     ctx.save_for_backward(output[1], tokens, joined, left, p, bias)
     ctx.set_materialize_grads(False)
 
@@ -216,7 +237,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     product, tokens, joined, left, p, bias = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    d_tokens, d_left, d_right, d_p = _backward_op(d_out, product, tokens, joined, left, p, bias, needs[0], needs[3])
+    right_length = ctx.num_in if needs[3] else 0
+    d_tokens, d_left, d_right, d_p = _backward_op(d_out, product, tokens, joined, left, p, bias, needs[0], right_length)
     return (
         d_tokens if needs[0] else None,
         None,

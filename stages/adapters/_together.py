@@ -25,7 +25,7 @@ from stages.adapters._beside import Beside
 from stages.adapters._frozen import can_have_kernels
 from stages.adapters._group import Group, Run, Stacked, adapted_weight, stack, stacked_product
 from stages.adapters._handed import Share
-from stages.adapters._joined import LARGEST_RANK, width_for
+from stages.adapters._joined import LARGEST_RANK, length_for, width_for
 from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
 from stages.errors import AdapterOrder
 
@@ -214,8 +214,8 @@ def _room(places: Sequence[Place], joins: bool) -> tuple[Tensor | None, Tensor]:
     layer, (num_out, num_in) = places[0].layer, places[0].layer.matrix().shape
     if not joins or isinstance(layer, AdaptedConv1d):
         return None, layer.matrix().new_empty(len(places), num_out, num_in)
-    joined_LJI = layer.matrix().new_zeros(len(places), num_out + width_for(places[0].slot.rank), num_in)
-    return joined_LJI, joined_LJI[:, :num_out]
+    joined_LJI = layer.matrix().new_zeros(len(places), num_out + width_for(places[0].slot.rank), length_for(num_in))
+    return joined_LJI, joined_LJI[:, :num_out, :num_in]
 
 
 def _bias_beside(joined_LJI: Tensor, layers: Sequence[AdaptedLayer]) -> Tensor | None:

@@ -25,6 +25,7 @@ class PeakMemory:
         """Let go of what the last measurement left, and count anew."""
         gc.collect()
         if self.device.type == "cuda":
+            drop_workspaces()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.before is not None:
@@ -39,6 +40,13 @@ class PeakMemory:
         return (
             None if self.device.type != "cpu" or self.before is None or peak is None else (peak - self.before) / 2**30
         )
+
+
+def drop_workspaces() -> None:
+    """What cuBLAS keeps for every stream it has met: streams of the last measurement are not of this one."""
+    drop = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if drop is not None:
+        drop()
 
 
 def resident(name: str) -> int | None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.models._device import is_out_of_memory
 from stages.models._nets.autoencoder import Autoencoder
 
 STORED = {"float16": torch.float16, "float32": torch.float32}
@@ -65,8 +66,8 @@ class OnDevice:
         """Begin to encode clips (L_i, A) in one batch; in several, which is said, where memory does not suffice."""
         try:
             return [self._launch(audios)]
-        except torch.OutOfMemoryError:
-            if len(audios) == 1 and self.most_frames <= self._smallest_chunk():
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or (len(audios) == 1 and self.most_frames <= self._smallest_chunk()):
                 raise
         torch.cuda.empty_cache()
         if len(audios) > 1:

@@ -61,7 +61,7 @@ def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
     scale = torch.zeros(1, SIZE, device=like.device) if has_scale else None
     for bias in (like.new_zeros(joined.shape[:2]), None):
         yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias)
-        yield partial(_joined._backward, tokens, product, tokens, joined, left, scale, bias, False, False)
+        yield partial(_joined._backward, tokens, product, tokens, joined, left, scale, bias, False, 0)
 
 
 def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
