@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from stages.adapters._base import attach
-from stages.adapters._together import together
-from stages.models._nets.transformer import Denoiser, each_module, used_at_once
+from stages.adapters._group import Part
+from stages.models._nets.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
 from stages.records import AdapterSpec
+from stages.train.network import part_of, stacked_layers
 from tests.dense_adapters import shake
 from tests.small_networks import config, denoiser_inputs, randomised
 
@@ -34,6 +35,28 @@ def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differe
     }
 
 
+@pytest.mark.parametrize("differential", [True, False])
+def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
+    """Any other would be read before the weights that it uses are there."""
+    read = config(differential=differential)
+    network = randomised(Denoiser(read))
+    tower, inside, seen = network.model.transformer, [], set()
+
+    def noted(block, *inputs):
+        inside.append(block)
+        out = run_block(block, *inputs)
+        inside.pop()
+        return out
+
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    for name, module in linear.items():
+        module.register_forward_hook(lambda *_, name=name: seen.add((name, bool(inside))))
+    tower.run_block = noted
+    network(**denoiser_inputs(read, 1, 5))
+    assert seen == {(name, used_in_blocks(name)) for name in linear}
+    assert {part_of(name) for name in linear} == set(Part)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
 @pytest.mark.parametrize("include", [None, ("layers.1",), ("to_kv", "to_out")], ids=str)
 def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alone(kind, include):
@@ -49,7 +72,7 @@ def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alon
             parameters = adapter.named_parameters()
             loss = network(**inputs).square().sum()
             return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        layers = together(adapter, used_at_once)
+        layers = stacked_layers(adapter)
         layers.at_once, network.model.transformer.each = True, layers.each
         stacks = layers.stacked()
         with layers.ready():

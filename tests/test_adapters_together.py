@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 
 import pytest
@@ -13,10 +13,10 @@ from torch import nn
 from stages import catalogue
 from stages.adapters import _joined
 from stages.adapters._base import Adapter, attach
-from stages.adapters._beside import Work, later, used
+from stages.adapters._beside import NUM_OTHERS, Work, later, used
 from stages.adapters._frozen import pieces_of
-from stages.adapters._group import adapted_weight
-from stages.adapters._together import Together, none_at_once, together
+from stages.adapters._group import Part, adapted_weight
+from stages.adapters._together import Together, dealt, together, unknown
 from stages.errors import AdapterOrder
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
@@ -70,18 +70,16 @@ def gradients(all_layers: Together, loss: torch.Tensor) -> dict[str, torch.Tenso
     }
 
 
-def in_blocks(name: str) -> bool:
+def at_once_in_blocks(name: str) -> Part:
     """Of the tower's layers: those of its blocks are used at once."""
-    return name.startswith("blocks.")
+    return Part.AT_ONCE if name.startswith("blocks.") else Part.BEFORE
 
 
-def assert_same_as_layer_by_layer(
-    net: Tower, adapter: Adapter, used_at_once=none_at_once, *, at_once: bool = False
-) -> Together:
+def assert_same_as_layer_by_layer(net: Tower, adapter: Adapter, part_of=unknown, *, at_once: bool = False) -> Together:
     plain = net(tokens())
     parameters = adapter.named_parameters()
     wanted = dict(zip(parameters, torch.autograd.grad(plain.square().sum(), list(parameters.values())), strict=True))
-    all_layers = together(adapter, used_at_once)
+    all_layers = together(adapter, part_of)
     all_layers.at_once, net.each = at_once, all_layers.each
 
     with all_layers.ready():
@@ -109,7 +107,7 @@ def test_layers_of_all_blocks_used_at_once_give_the_same(kind):
     for block in net.blocks:
         for layer in (block.mix[0], block.mix[2]):
             layer.register_forward_hook(lambda *seen: runs.append(1))
-    all_layers = assert_same_as_layer_by_layer(net, adapter, in_blocks, at_once=True)
+    all_layers = assert_same_as_layer_by_layer(net, adapter, at_once_in_blocks, at_once=True)
     assert len(runs) == 2 * 3, "one by one before they were stacked, and never after"
     assert [share for group in all_layers.groups for share in group.shares] == [slice(0, 3), slice(0, 3), 0, 0]
 
@@ -120,7 +118,7 @@ FILTERS = [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("bl
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("include", FILTERS, ids=str)
 def test_layers_that_a_filter_leaves_out_keep_their_own_weights(include, at_once):
-    assert_same_as_layer_by_layer(*tower("dora-rows", include=include), in_blocks, at_once=at_once)
+    assert_same_as_layer_by_layer(*tower("dora-rows", include=include), at_once_in_blocks, at_once=at_once)
 
 
 class Watcher:
@@ -129,11 +127,17 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: list[object] = []
 
-    @contextmanager
-    def shared(self):
+    def begin(self) -> None:
         self.seen.append("begin")
-        yield lambda number: nullcontext(self.seen.append(number))
-        self.seen.append("wait")
+
+    def on(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext(self.seen.append(number))
+
+    def mark(self, part: Part) -> None:
+        self.seen.append(f"all of {part.name} given out")
+
+    def reach(self, part: Part) -> None:
+        self.seen.append(f"wait for {part.name}")
 
     def end(self) -> None:
         self.seen.append("end")
@@ -142,15 +146,31 @@ class Watcher:
         self.seen.append("give up")
 
 
-def test_groups_are_dealt_out_to_streams_and_waited_for_before_any_layer_runs():
+def test_weights_are_given_out_to_streams_by_the_part_of_the_step_that_waits_for_them():
     net, adapter = tower("dora-rows")
     plain = net(tokens())
-    all_layers = together(adapter)
-    all_layers.beside = watcher = Watcher()
+    all_layers = together(adapter, at_once_in_blocks)
+    all_layers.beside, net.each = (watcher := Watcher()), all_layers.each
     with all_layers.ready():
         watcher.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
-    assert watcher.seen == ["begin", 0, 1, 2, 3, "wait", "layers", "end"]
+    before, at_once, blocks = (f"all of {part.name} given out" for part in Part)
+    seen = watcher.seen
+    assert [one for one in seen if isinstance(one, str)] == (
+        ["begin", before, at_once, blocks, "wait for BEFORE", "layers"] + 2 * ["wait for AT_ONCE"] + ["end"]
+    )
+    assert 0 not in seen[seen.index(before) : seen.index(blocks)], "the chain has something to do already"
+
+
+def test_the_largest_stacks_are_given_out_first_to_whoever_has_least_to_do():
+    class Stack:
+        def __init__(self, size: int) -> None:
+            self.weight_LOI = torch.empty(size, 1, 1)
+
+    groups = [Stack(size) for size in (1, 5, 3, 4)]
+    found = [(group.weight_LOI.numel(), number) for group, number in dealt(groups, Part.BLOCKS)]
+    assert NUM_OTHERS == 2 and found == [(5, 1), (4, 2), (3, 2), (1, 1)]
+    assert 0 in [number for _, number in dealt(groups, Part.BEFORE)]
 
 
 def test_streams_of_a_step_that_fails_are_given_up_and_its_weights_taken_back():
@@ -197,7 +217,7 @@ def deferred_split(d_out, product, left, p, bias, real=_joined.split):
 def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_there(include, monkeypatch):
     def found(beside: Deferring | None) -> dict[str, torch.Tensor]:
         net, adapter = tower("dora-rows", include=include)
-        all_layers = together(adapter, in_blocks, room=True)
+        all_layers = together(adapter, at_once_in_blocks, room=True)
         all_layers.at_once = all_layers.joins = True
         net.each = all_layers.each
         with used(beside), all_layers.ready():

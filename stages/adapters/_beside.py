@@ -1,22 +1,23 @@
 """What a step on CUDA does beside its main chain of kernels, on streams of its own.
 
 Most kernels of a short step are too small to fill the device. Norms of layers of different shapes are computed side by
-side, there and back, and gradients of thin factors while the gradient goes on to the layer before; in a recording these
-become branches. Memory taken on one stream and read on another is held until the streams have met: it would be given
-away again before.
+side, those of the blocks while the chain is still at what comes before them, there and back; and gradients of thin
+factors while the gradient goes on to the layer before. In a recording these become branches. Memory taken on one stream
+and read on another is held until the streams have met: it would be given away again before.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 NUM_OTHERS = 2
+"""Streams that adapted weights are computed on beside the chain's own."""
 AT_ONCE = 6
 """Layers whose gradients are begun together: a block's."""
 MOST_HELD_BYTES = 512 << 20
@@ -34,6 +35,8 @@ class Work:
     read: Sequence[Tensor]
     made: Sequence[Tensor]
     """Both are held until that is done."""
+    large: bool = False
+    """Of the layers of all blocks: enough by itself, and nothing that came before should wait for it."""
 
 
 class Beside:
@@ -50,24 +53,36 @@ class Beside:
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
         self._made: dict[int, torch.cuda.Event] = {}
         """By the address of what is written: when it is there."""
+        self._reached: dict[int, list[torch.cuda.Event]] = {}
+        """By the number of a part of the step: when what was computed for it is there."""
 
-    @contextmanager
-    def shared(self) -> Iterator[Callable[[int], AbstractContextManager[object]]]:
-        """Within, pieces of work are dealt out by number to the current stream and others, for which it then waits."""
+    def begin(self) -> None:
+        """Let the others go on from where the current stream is."""
         chain = torch.cuda.current_stream()
         for stream in self._others:
             stream.wait_stream(chain)
         self._away.update(self._others)
-        streams = [chain, *self._others]
-        yield lambda number: torch.cuda.stream(streams[number % len(streams)])
-        for stream in self._others:
-            chain.wait_stream(stream)
+
+    def on(self, number: int) -> AbstractContextManager[object]:
+        """Within, work goes to one of the others; to the current stream with 0."""
+        return torch.cuda.stream(self._others[number - 1]) if number else nullcontext()
+
+    def mark(self, part: int) -> None:
+        """What a part of the step needs has been given to the streams."""
+        self._reached[part] = [stream.record_event() for stream in self._others]
+
+    def reach(self, part: int) -> None:
+        """Let the current stream wait for what this part needs, once."""
+        for done in self._reached.pop(part, ()):
+            torch.cuda.current_stream().wait_event(done)
 
     def later(self, work: Work) -> None:
         """Let kernels run beside the current stream, from where it is now."""
+        if work.large:
+            self._start()
         self._waiting.append(work)
         self._since = torch.cuda.current_stream().record_event()
-        if len(self._waiting) >= AT_ONCE:
+        if work.large or len(self._waiting) >= AT_ONCE:
             self._start()
         if sum(one.nbytes for _, read in self._held for one in read) > MOST_HELD_BYTES:
             self._let_go(len(self._held) - 1)
@@ -126,6 +141,7 @@ class Beside:
         self._since = None
         self._held.clear()
         self._made.clear()
+        self._reached.clear()
 
 
 @contextmanager

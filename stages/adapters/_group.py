@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,22 @@ def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO:
     return whole_LNO.to(out_LNO.dtype)
 
 
+class Part(IntEnum):
+    """Of a step, by the layers that it goes through."""
+
+    BEFORE = 0
+    """All that no block holds."""
+    AT_ONCE = 1
+    """Those of all blocks that are used at once, before the blocks."""
+    BLOCKS = 2
+
+
 @dataclass(kw_only=True)
 class Group:
-    """Layers of one shape. Layers of one role (the same but for numbers in their names) are neighbours."""
+    """Layers of one shape and of one part of the step.
+
+    Layers of one role (the same but for numbers in their names) are neighbours.
+    """
 
     places: Sequence[Place]
     weight_LOI: Tensor
@@ -69,6 +83,7 @@ class Group:
     """All layers' slots as one, with stacked tensors."""
     shares: Sequence[Share]
     """Who uses the adapted weights: single layers, and layers of all blocks that are used at once."""
+    part: Part = Part.BEFORE
     joined_LJI: Tensor | None = None
     """The weights with some rows behind each, which `compute` fills with the factor that tokens meet first."""
     bias_LJ: Tensor | None = None

@@ -25,6 +25,8 @@ NAME = "sa3_trainer::joined_product"
 LARGEST_RANK = 64
 LARGEST_PRODUCT = 1 << 31
 """Values of a layer's joined product, which the kernels count in 32 bits."""
+LONG = 512
+"""Tokens from which kernels take other tiles."""
 _MULTIPLE = 16
 _ALIGNED = 8
 """16-bit values in 16 bytes."""
@@ -159,7 +161,7 @@ def _beside_the_chain(
             torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens_LMI, out=d_right)
 
     read, written = (tokens_LMI, *parts), (d_left, d_right, d_p)
-    later(Work(run=made, read=_there(read), made=_there(written)))
+    later(Work(run=made, read=_there(read), made=_there(written), large=len(left_LOR) > 1))
     return d_left, d_right, d_p
 
 

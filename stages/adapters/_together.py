@@ -15,15 +15,15 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
-from stages.adapters._beside import Beside
+from stages.adapters._beside import NUM_OTHERS, Beside
 from stages.adapters._frozen import can_have_kernels
-from stages.adapters._group import Group, Run, Stacked, adapted_weight, stack, stacked_product
+from stages.adapters._group import Group, Part, Run, Stacked, adapted_weight, stack, stacked_product
 from stages.adapters._handed import Share
 from stages.adapters._joined import LARGEST_RANK, length_for, width_for
 from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready, Slot
@@ -31,13 +31,13 @@ from stages.errors import AdapterOrder
 
 _NUMBER = re.compile(r"\d+")
 
-AtOnce = Callable[[str], bool]
-"""Whether the layers of all blocks that have the role of this one, given by its name, are used at once."""
+PartOf = Callable[[str], Part]
+"""Where in a step the layer of this name is used."""
 
 
-def none_at_once(name: str) -> bool:
+def unknown(name: str) -> Part:
     """For layers of which nothing is known."""
-    return False
+    return Part.BEFORE
 
 
 @dataclass(kw_only=True)
@@ -78,10 +78,7 @@ class Together:
         """Within, layers use weights computed on entry; gradients flow through to the stacked tensors."""
         beside = self.beside
         try:
-            with nullcontext() if beside is None else beside.shared() as streams:
-                for number, group in enumerate(self.groups):
-                    with nullcontext() if streams is None else streams(number):
-                        group.hand_out(group.compute(self.run, joined=self.joins), at_once=self.at_once)
+            self._hand_out()
             yield
             if beside is not None:
                 beside.end()
@@ -92,6 +89,24 @@ class Together:
         finally:
             for group in self.groups:
                 group.take_back()
+
+    def _hand_out(self) -> None:
+        """On streams of their own what is needed later: the chain waits for it where it comes to it."""
+        beside = self.beside
+        if beside is not None:
+            beside.begin()
+        for part in Part:
+            for group, number in dealt([group for group in self.groups if group.part == part], part):
+                with nullcontext() if beside is None else beside.on(number):
+                    group.hand_out(group.compute(self.run, joined=self.joins), at_once=self.at_once)
+            if beside is not None:
+                beside.mark(part)
+        self.reach(Part.BEFORE)
+
+    def reach(self, part: Part) -> None:
+        """The step has come to this part: its weights must be there."""
+        if self.beside is not None:
+            self.beside.reach(part)
 
     @property
     def dropout(self) -> float:
@@ -123,6 +138,7 @@ class Together:
 
     def _each_layer(self, layers: Sequence[nn.Module], tokens_L: Tensor) -> Tensor:
         """(L, ..., O) from (L or 1, ..., I)."""
+        self.reach(Part.AT_ONCE)
         found = self._at_once(layers)
         if found is None:
             # A filter has left some of them without an adapter.
@@ -151,8 +167,19 @@ def _is_activation(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None
 
 
-def together(adapter: Adapter, at_once: AtOnce = none_at_once, *, room: bool | None = None) -> Together:
-    """Stack the tensors of an adapter's layers, by shape, and let the layers' own tensors be views of the stacks.
+def dealt(groups: Sequence[Group], part: Part) -> list[tuple[Group, int]]:
+    """The largest first, each to the stream that has least to do; what blocks need never to the chain's own, 0."""
+    load = dict.fromkeys(range(0 if part == Part.BEFORE else 1, NUM_OTHERS + 1), 0)
+    found = []
+    for group in sorted(groups, key=lambda group: -group.weight_LOI.numel()):
+        number = min(load, key=lambda stream: load[stream])
+        load[number] += group.weight_LOI.numel()
+        found.append((group, number))
+    return found
+
+
+def together(adapter: Adapter, part_of: PartOf = unknown, *, room: bool | None = None) -> Together:
+    """Stack the tensors of an adapter's layers, by part of the step and shape; the layers' own become views of them.
 
     Nothing changes in value. The adapter must be the only one on its layers.
 
@@ -165,19 +192,19 @@ def together(adapter: Adapter, at_once: AtOnce = none_at_once, *, room: bool | N
     shared = [place.target.name for place in adapter.places() if len(place.layer.stack()) > 1]
     if shared:
         raise AdapterOrder(f"another adapter is on {shared[0]} as well", "Merge or detach it first.")
-    groups: dict[tuple[int, ...], list[Place]] = {}
+    groups: dict[tuple[Any, ...], list[Place]] = {}
     for place in sorted(adapter.places(), key=_role):
-        groups.setdefault((*place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d)), []).append(place)
-    return Together(groups=[_group(alike, at_once, room) for alike in groups.values()])
+        alike = (part_of(place.target.name), *place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d))
+        groups.setdefault(alike, []).append(place)
+    return Together(groups=[_group(places, alike[0], room) for alike, places in groups.items()])
 
 
-def _shares(places: Sequence[Place], at_once: AtOnce) -> list[Share]:
+def _shares(places: Sequence[Place], part: Part) -> list[Share]:
     """Neighbours of one role that are used at once; every other layer by itself."""
     shares: list[Share] = []
-    numbered = [(number, _role(place), at_once(place.target.name)) for number, place in enumerate(places)]
-    for (_, used_at_once), found in groupby(numbered, key=itemgetter(1, 2)):
-        numbers = [number for number, _, _ in found]
-        shares += [slice(numbers[0], numbers[-1] + 1)] if used_at_once else numbers
+    for _, found in groupby(enumerate(places), key=lambda numbered: _role(numbered[1])):
+        numbers = [number for number, _ in found]
+        shares += [slice(numbers[0], numbers[-1] + 1)] if part == Part.AT_ONCE else numbers
     return shares
 
 
@@ -186,7 +213,7 @@ def _role(place: Place) -> str:
 
 
 @torch.no_grad()
-def _group(places: Sequence[Place], at_once: AtOnce, room: bool | None) -> Group:
+def _group(places: Sequence[Place], part: Part, room: bool | None) -> Group:
     layers = [place.layer for place in places]
     joined_LJI, weight_LOI = _room(places, pays(places) if room is None else room)
     for layer, place_OI in zip(layers, weight_LOI, strict=True):
@@ -199,7 +226,8 @@ def _group(places: Sequence[Place], at_once: AtOnce, room: bool | None) -> Group
         row_squares_LO=stack([layer.row_squares_O for layer in layers]),
         column_squares_LI=stack([layer.column_squares_I for layer in layers]),
         slot=_stacked_slot([place.slot for place in places]),
-        shares=_shares(places, at_once),
+        shares=_shares(places, part),
+        part=part,
     )
 
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from stages.adapters._base import attach
 from stages.adapters._targets import spec_rank_limit
-from stages.adapters._together import together
 from stages.models import tiny
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser, used_at_once
+from stages.models._nets.transformer import Denoiser
 from stages.records import AdapterSpec
 from stages.train.batches import Batch
 from stages.train.estimate import Prospect
@@ -24,7 +23,7 @@ from stages.train.job import DTYPES
 from stages.train.layers import group_names
 from stages.train.loop import Training
 from stages.train.metrics import History
-from stages.train.network import Network
+from stages.train.network import Network, stacked_layers
 from stages.train.rehearsal import Size
 from stages.train.stage import TrainParams
 from stages.train.start import new_optimizer
@@ -91,7 +90,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
     roots = (denoiser, conditioner)
     adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
-    network = Network(denoiser, conditioner, adapter, together(adapter, used_at_once) if stacked else None)
+    network = Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stacked else None)
     optimizer = new_optimizer(network, case.params)
     return Training(
         network=network,

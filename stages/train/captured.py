@@ -197,7 +197,7 @@ class CapturedSteps:
         layers.use_masks(masks)
         if layers.joins:
             with watched("compiling", self.say, self.should_stop, WITHOUT):
-                compile_kernels(training.network.denoiser, layers)
+                compile_kernels(training.network.denoiser, layers, batch.real_BT.numel())
         with training.optimizer.refusing():
             recording = self._captured(placed, prompts_BLD, masks, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")

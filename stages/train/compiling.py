@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages.adapters._beside import Beside, used
 from stages.adapters._frozen import kernels_used
+from stages.adapters._group import Part
 from stages.adapters._together import Together
 from stages.models._nets.attention import masked_attention, replace_attention, replace_heads, replace_joint
 from stages.models._nets.differential import differential_attention, fits_width
@@ -57,6 +58,7 @@ class Code:
         """Compiled; programs of all lengths are kept. The backward pass, too, comes here to compute a block again."""
         import torch._dynamo  # deferred: compiling is for CUDA only
 
+        self.layers.reach(Part.BLOCKS)
         dynamo: Any = torch._dynamo.config
         with dynamo.patch(recompile_limit=64):  # of this thread: newer versions of torch keep settings for each
             out: Tensor = self.compiled_block(block, *inputs)

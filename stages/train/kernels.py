@@ -25,10 +25,13 @@ SIZE = 32
 THREADS = 8
 
 
-def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
+def compile_kernels(denoiser: Denoiser, layers: Together, num_tokens: int) -> None:
     """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
 
     A kernel that is missed here is compiled where it is first used.
+
+    Args:
+        num_tokens: of the batches to come, about.
     """
     joining = [group for group in layers.groups if group.joined_LJI is not None]
     if not joining:
@@ -36,6 +39,8 @@ def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
     smallest = min(joining, key=lambda group: group.weight_LOI.numel())
     has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
+    if num_tokens >= _joined.LONG:
+        works += _products(smallest, has_scale, num_tokens)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
     on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
@@ -53,11 +58,11 @@ def _norms(group: Group) -> None:
         torch.autograd.grad(scales, list(group.slot.leaves().values()))
 
 
-def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
+def _products(group: Group, has_scale: bool, num_tokens: int = SIZE) -> Iterator[Callable[[], object]]:
     """Forward and backward, with a bias and without."""
     rank, like = group.slot.rank, group.weight_LOI
     joined, left = like.new_zeros(1, SIZE + _joined.width_for(rank), SIZE), like.new_zeros(1, SIZE, rank)
-    tokens, product = like.new_zeros(1, SIZE, SIZE), like.new_zeros(1, SIZE, joined.shape[1])
+    tokens, product = like.new_zeros(1, num_tokens, SIZE), like.new_zeros(1, num_tokens, joined.shape[1])
     scale = torch.zeros(1, SIZE, device=like.device) if has_scale else None
     for bias in (like.new_zeros(joined.shape[:2]), None):
         yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from stages.adapters._base import Adapter
-from stages.adapters._together import Together
+from stages.adapters._group import Part
+from stages.adapters._together import Together, together
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
+from stages.models._nets.transformer import Denoiser, used_at_once, used_in_blocks
 from stages.train.batches import Batch
 from stages.train.coupling import pairing
 from stages.train.objective import Losses, losses, noised, velocity
@@ -62,6 +63,18 @@ class Network:
             dropped_B=batch.dropped_B,
         )
         return predicted
+
+
+def stacked_layers(adapter: Adapter) -> Together:
+    """All layers of an adapter on a network, by the parts of a step that use them."""
+    return together(adapter, part_of)
+
+
+def part_of(name: str) -> Part:
+    """Where in a step the layer of this name is used."""
+    if used_at_once(name):
+        return Part.AT_ONCE
+    return Part.BLOCKS if used_in_blocks(name) else Part.BEFORE
 
 
 def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BLD: Tensor | None = None) -> Losses:

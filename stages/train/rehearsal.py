@@ -19,15 +19,15 @@ from stages import catalogue
 from stages.adapters._base import Adapter, attach
 from stages.adapters._kind import kind_named
 from stages.adapters._layer import AdaptedLayer
-from stages.adapters._together import Together, together
+from stages.adapters._together import Together
 from stages.models._nets.attention import replace_attention
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser, used_at_once
+from stages.models._nets.transformer import Denoiser
 from stages.records import AdapterSpec
 from stages.train.batches import Batch
 from stages.train.ledger import BaseProducts, Ledger, counting_attention, layers_of, matrix_values, rows
-from stages.train.network import Network, batch_losses
+from stages.train.network import Network, batch_losses, stacked_layers
 from stages.train.stage import TrainParams
 
 # B clips, C latent channels, T frames, A audio channels, L samples.
@@ -136,7 +136,7 @@ def _network(config: Mapping[str, Any], params: TrainParams, dtype: torch.dtype)
     )
     # The start of A is drawn on the CPU: from a generator of its own, lest the global one move.
     adapter = attach(roots, spec, generator=torch.Generator())
-    return Network(denoiser, conditioner, adapter, together(adapter, used_at_once))
+    return Network(denoiser, conditioner, adapter, stacked_layers(adapter))
 
 
 def free_kind(name: str) -> str:

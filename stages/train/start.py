@@ -7,8 +7,6 @@ from pathlib import Path
 
 from stages.adapters._base import Adapter, attach
 from stages.adapters._svd import BasesFolder
-from stages.adapters._together import together
-from stages.models._nets.transformer import used_at_once
 from stages.models._quantized import NONE, quantization_of
 from stages.train import checkpoint
 from stages.train.base import frozen_base
@@ -18,7 +16,7 @@ from stages.train.job import Job
 from stages.train.layers import group_names
 from stages.train.loop import Training
 from stages.train.metrics import History
-from stages.train.network import Network
+from stages.train.network import Network, stacked_layers
 from stages.train.optimizer import Optimizer
 from stages.train.stage import TrainParams
 
@@ -57,7 +55,7 @@ def new_network(job: Job) -> Network:
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
     stackable = quantization_of(denoiser) == NONE
-    return Network(denoiser, conditioner, adapter, together(adapter, used_at_once) if stackable else None)
+    return Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stackable else None)
 
 
 def rank_limit(network: Network) -> int:

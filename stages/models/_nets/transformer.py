@@ -152,12 +152,18 @@ class TransformerBlock(nn.Module):
         return token_BNW + torch.sigmoid(1 - ff_gate) * moved
 
 
-_AT_ONCE = re.compile(r"transformer\.layers\.\d+\.(cross_attn\.to_kv|to_local_embed)\b")
+_IN_BLOCKS = re.compile(r"transformer\.layers\.\d+\.")
+_AT_ONCE = re.compile(_IN_BLOCKS.pattern + r"(cross_attn\.to_kv|to_local_embed)\b")
 
 
 def used_at_once(name: str) -> bool:
     """Whether the layer of this name is one of those that `TokenTransformer.each` runs for all blocks."""
     return _AT_ONCE.search(name) is not None
+
+
+def used_in_blocks(name: str) -> bool:
+    """Whether it is one of those that `TokenTransformer.run_block` runs."""
+    return _IN_BLOCKS.search(name) is not None and not used_at_once(name)
 
 
 EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
