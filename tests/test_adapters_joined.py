@@ -99,3 +99,18 @@ def test_room_behind_the_weights_changes_no_weight_and_no_name():
     after = net.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_convolution_joins_its_products_as_other_layers_do():
+    net, adapter = tower("dora-rows", include=("conv",))
+    tokens_BIN = drawn(2, 6, 7).requires_grad_()
+    plain = net.conv(tokens_BIN)
+    (wanted,) = torch.autograd.grad(plain.square().sum(), tokens_BIN)
+    all_layers = together(adapter, room=True)
+    all_layers.joins = True
+    with all_layers.ready():
+        assert net.conv.ready.joined_JI is not None
+        ours = net.conv(tokens_BIN)
+        (found,) = torch.autograd.grad(ours.square().sum(), tokens_BIN)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
+from stages.train.captured import CapturedSteps, device_tensors
 from stages.train.compiling import options
 from stages.train.lengths import Buckets
 from stages.train.loop import Training
+from stages.train.packed import ALIGNMENT, packed, places
 from stages.train.stepper import Stepper
 from tests.small_networks import config
 
@@ -104,3 +108,67 @@ def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monke
 
 def test_this_torch_knows_every_setting_that_the_streams_rely_on():
     assert {"allow_buffer_reuse", "inplace_buffers"} <= options(deterministic=True).keys()
+
+
+class Repeating(CapturedSteps):
+    """In place of a recording, which only CUDA has: the work itself, done again at every replay."""
+
+    def told(self, work):
+        results = work()
+
+        def again() -> None:
+            for place, one in zip(results, work(), strict=True):
+                place.copy_(one.detach())
+
+        return SimpleNamespace(replay=again), [one.detach() for one in results]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_what_is_recorded_makes_the_steps_that_are_made_plainly(precision):
+    one = case(base_precision=precision)
+    made = [new_training(one, config(), torch.device("cpu")) for _ in range(2)]
+    steps = Repeating(made[1], Buckets([24]), lambda line: None)
+    for step in range(3):
+        batch = new_batch(one, made[0], step)
+        made[0].advance(batch)
+        assert steps.advance(batch)
+    plain, recorded = (training.as_checkpoint() for training in made)
+    assert len(steps.recordings) == 1
+    for ours, theirs in ((recorded.adapter, plain.adapter), (recorded.optimizer, plain.optimizer)):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(recorded.history["figures_N3"], plain.history["figures_N3"])
+
+
+def test_a_recording_reads_each_batch_where_it_read_the_first():
+    training = new_training(case(), config(), torch.device("cpu"))
+    steps, (first, other) = Repeating(training, Buckets([24]), str), [new_batch(case(), training, n) for n in (0, 1)]
+    placed = steps.placed(first)
+    lies_at = {name: one.data_ptr() for name, one in device_tensors(placed.batch).items()}
+    steps.fill(placed, other, 0.25)
+    found = device_tensors(placed.batch)
+    assert {name: one.data_ptr() for name, one in found.items()} == lies_at
+    assert all(torch.equal(found[name], one) for name, one in device_tensors(other).items())
+    assert placed.weight.item() == 0.25
+    assert torch.equal(placed.prompts_BLD, training.network.padded(other))
+
+
+def test_tensors_packed_into_one_memory_are_found_there_again_aligned():
+    given = [torch.tensor(0.5), torch.arange(6).view(2, 3).T, torch.tensor([True]), torch.randn(3, 5).bfloat16()]
+    memory = packed(given)
+    found = places(memory, given)
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found, given, strict=True))
+    assert all((one.data_ptr() - memory.data_ptr()) % ALIGNMENT == 0 for one in found)
+
+
+def test_what_no_adapted_weight_enters_is_made_aside_before_the_weights():
+    training, seen = new_training(case(), config(), torch.device("cpu")), []
+
+    class Watcher:
+        def __getattr__(self, name: str):
+            seen.append(name)
+            return lambda *_: nullcontext()
+
+    training.network.layers.beside = Watcher()
+    training.advance(new_batch(case(), training))
+    assert seen.index("aside") < seen.index("begin") < seen.index("on")
+    assert seen.count("aside") == 1 and seen[-1] == "end"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from stages.train.objective import losses, noised, velocity
+from stages.train import objective
+from stages.train.objective import noised, velocity
 
 
 def example(batch=2, channels=3, frames=4):
@@ -12,6 +14,10 @@ def example(batch=2, channels=3, frames=4):
 
 def mask(*rows):
     return torch.tensor(rows, dtype=torch.bool)
+
+
+def losses(predicted, wanted, real, given):
+    return objective.losses(predicted, objective.target(wanted, real, given))
 
 
 def test_at_timestep_zero_stands_the_clip_and_at_one_the_noise():
@@ -83,3 +89,17 @@ def test_the_loss_of_a_half_precision_prediction_is_fp32():
     parts = losses(predicted.half() * 300, velocity(latents, noise), real, ~real)
     assert parts.generated_B.dtype is torch.float32
     assert parts.generated_B.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_losses_is_that_of_the_formula_to_the_bit(dtype):
+    latents, noise, predicted = example()
+    wanted, given = velocity(latents, noise), mask([1, 0, 0, 1], [1, 1, 0, 0])
+    real = mask([1, 1, 1, 0], [1, 1, 1, 1])
+    ours, theirs = (predicted.to(dtype).requires_grad_() for _ in range(2))
+    losses(ours, wanted, real, given).total(0.5).backward()
+
+    error = torch.where(real[:, None], theirs.float() - wanted, 0.0).square().sum(dim=1)
+    generated, context = ((error * part).sum(dim=1) / (3 * part.sum(dim=1)) for part in (real & ~given, real & given))
+    (generated + 0.5 * context).mean().backward()
+    assert torch.equal(ours.grad, theirs.grad)

@@ -34,7 +34,10 @@ def _views(stacked: Tensor | None, shares: Sequence[Share]) -> Sequence[Tensor |
 
 
 class _HandedOut(torch.autograd.Function):
-    """Views of a stack. Backward is one concatenation: slices of their own would each fill a whole stack with zeros."""
+    """Views of a stack. Backward is one concatenation: slices of their own would each fill a whole stack with zeros.
+
+    Where one share is the whole stack, its gradient is the stack's.
+    """
 
     @staticmethod
     def forward(ctx: Any, stacked: Tensor, shares: Sequence[Share]) -> tuple[Tensor, ...]:
@@ -45,4 +48,4 @@ class _HandedOut(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         meet(grads)
         parts = [grad[None] if isinstance(share, int) else grad for grad, share in zip(grads, ctx.shares, strict=True)]
-        return torch.cat(parts), None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)), None

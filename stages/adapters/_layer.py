@@ -117,7 +117,8 @@ class AdaptedLayer(nn.Module):
         now = self._now() if self.ready is None else self.ready
         scaled = self._scaled(tokens, now.q_I)
         if now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None:
-            return joined_product(scaled, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+            factors = (now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+            return self._features_last(joined_product(self._features_last(scaled), *factors))
         multiply = self._product
         # Only in steps, whose weights were computed for all layers: what the plain way gives stays what it was.
         if self.ready is not None and self._is_faster_on_cpu(scaled):
@@ -227,6 +228,10 @@ class AdaptedLayer(nn.Module):
         """Shaped to be multiplied with tokens, feature by feature."""
         return vector
 
+    def _features_last(self, tokens: Tensor) -> Tensor:
+        """From how the layer's tokens lie to (..., features), and back."""
+        return tokens
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         probe = torch.zeros(1, dtype=torch.float32)
         if fn(probe).dtype != probe.dtype:
@@ -248,6 +253,9 @@ class AdaptedConv1d(AdaptedLayer):
 
     def _along_features(self, vector: Tensor) -> Tensor:
         return vector[:, None]
+
+    def _features_last(self, tokens: Tensor) -> Tensor:
+        return tokens.mT
 
 
 def matrix_of(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -72,6 +72,10 @@ class Together:
             for group in self.groups
             for leaf, parameter in group.slot.leaves().items()
         ]
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within, work goes beside that of the `ready` that follows, which waits for it."""
+        return nullcontext() if self.beside is None else self.beside.aside()
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -240,7 +244,7 @@ def pays(places: Sequence[Place]) -> bool:
 def _room(places: Sequence[Place], joins: bool) -> tuple[Tensor | None, Tensor]:
     """Memory for the weights, and that with some rows behind each, where products are to be joined."""
     layer, (num_out, num_in) = places[0].layer, places[0].layer.matrix().shape
-    if not joins or isinstance(layer, AdaptedConv1d):
+    if not joins:
         return None, layer.matrix().new_empty(len(places), num_out, num_in)
     joined_LJI = layer.matrix().new_zeros(len(places), num_out + width_for(places[0].slot.rank), length_for(num_in))
     return joined_LJI, joined_LJI[:, :num_out, :num_in]

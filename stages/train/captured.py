@@ -20,6 +20,7 @@ from stages.train.batches import Batch
 from stages.train.kernels import compile_kernels
 from stages.train.lengths import Buckets
 from stages.train.network import is_scaled, loss_scale
+from stages.train.packed import packed, places
 from stages.train.parts import parts_of
 from stages.train.watched import watched
 
@@ -43,15 +44,23 @@ WARM_UPS = 2
 
 
 @dataclass(kw_only=True)
-class Recording:
-    """What the device was told to do with a batch of one shape: a whole step, or one part of a step."""
+class Placed:
+    """What a recording reads: tensors that keep their place."""
 
+    memory: Tensor
+    """Where all but the prompts lie, packed as `CapturedSteps.told_of` lists them."""
     batch: Batch
-    """What the recording reads: tensors that keep their place."""
     prompts_BLD: Tensor
     masks: list[Tensor]
     weight: Tensor
     """What the loss is multiplied by before the backward pass."""
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """What the device was told to do with a batch of one shape: a whole step, or one part of a step."""
+
+    placed: Placed
     figures_3B: Tensor
     """What it writes: timestep, generated loss, context loss."""
     loss: Tensor
@@ -157,8 +166,7 @@ class CapturedSteps:
 
     def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
         """Hand a batch to a recording, and let the device go through it."""
-        recording.weight.fill_(weight)
-        self.fill(recording, batch)
+        self.fill(recording.placed, batch, weight)
         recording.graph.replay()
 
     def recording_for(self, batch: Batch, *, finishes: bool) -> Recording:
@@ -168,14 +176,24 @@ class CapturedSteps:
             self.recordings[key] = self.recorded(batch, finishes=finishes)
         return self.recordings[key]
 
-    def fill(self, recording: Recording, batch: Batch) -> None:
-        """Copy a batch to where the recording reads it, without waiting."""
-        for name, place in device_tensors(recording.batch).items():
-            place.copy_(getattr(batch, name).pin_memory(), non_blocking=True)
-        conditioner = self.training.network.conditioner
-        conditioner.pad_into(recording.prompts_BLD, batch.hidden)
-        for place, mask in zip(recording.masks, self.masks(), strict=True):
-            place.copy_(mask.pin_memory(), non_blocking=True)
+    def placed(self, batch: Batch) -> Placed:
+        """Memory on the device for batches of this shape; this one lies there."""
+        told, network = self.told_of(batch, 1.0), self.training.network
+        memory = packed(told).to(self.training.device)
+        weight, *rest = places(memory, told)
+        held: dict[str, Any] = {name: rest.pop(0) for name in device_tensors(batch)}
+        prompts_BLD = network.padded(batch)
+        return Placed(memory=memory, batch=replace(batch, **held), prompts_BLD=prompts_BLD, masks=rest, weight=weight)
+
+    def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
+        """Copy a batch to where a recording reads it, without waiting."""
+        memory = placed.memory
+        memory.copy_(packed(self.told_of(batch, weight), pinned=memory.is_cuda), non_blocking=True)
+        self.training.network.conditioner.pad_into(placed.prompts_BLD, batch.hidden)
+
+    def told_of(self, batch: Batch, weight: float) -> list[Tensor]:
+        """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
+        return [torch.tensor(weight), *device_tensors(batch).values(), *self.masks()]
 
     def masks(self) -> list[Tensor]:
         """Dropout masks of the next step, on the CPU."""
@@ -190,29 +208,27 @@ class CapturedSteps:
         assert layers is not None, "only stacked adapters are captured"
         shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
         self.say(f"preparing the fast path for {shape}")
-        placed = batch.to(training.device)
-        held: dict[str, Any] = {name: tensor.clone() for name, tensor in device_tensors(placed).items()}
-        placed, prompts_BLD = replace(placed, **held), training.network.padded(batch)
-        masks = [mask.to(training.device) for mask in self.masks()]
-        layers.use_masks(masks)
+        placed = self.placed(batch)
+        layers.use_masks(placed.masks)
         if layers.joins:
             with watched("compiling", self.say, self.should_stop, WITHOUT):
                 compile_kernels(training.network.denoiser, layers, batch.real_BT.numel())
         with training.optimizer.refusing():
-            recording = self._captured(placed, prompts_BLD, masks, finishes=finishes)
+            recording = self._captured(placed, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
         return recording
 
-    def _captured(self, batch: Batch, prompts_BLD: Tensor, masks: list[Tensor], *, finishes: bool) -> Recording:
-        training = self.training
-        weight = torch.ones((), device=training.device)
+    def _captured(self, placed: Placed, *, finishes: bool) -> Recording:
+        training, weight = self.training, placed.weight
 
         def work() -> tuple[Tensor, Tensor, Tensor | None]:
             if finishes:
                 training.optimizer.clear()
+            begun = training.begin(placed.batch, placed.prompts_BLD)
             with training.network.ready():
-                loss, figures_3B = training.loss_of(batch, prompts_BLD)
-                (loss * weight).backward()
+                loss, figures_3B = training.loss_of(begun)
+                # What the gradient of loss * weight begins with.
+                loss.backward(weight)
             if not finishes:
                 return loss.detach(), figures_3B, None
             norm = training.optimizer.finish(loss.detach(), weight if self.scaled else 1.0)
@@ -226,10 +242,7 @@ class CapturedSteps:
             # Other recordings may have their memory, which held by every recording would come to gigabytes.
             training.optimizer.clear()
         return Recording(
-            batch=batch,
-            prompts_BLD=prompts_BLD,
-            masks=masks,
-            weight=weight,
+            placed=placed,
             figures_3B=figures_3B,
             loss=loss,
             norm=None if norm is None else norm.detach(),

@@ -7,6 +7,7 @@ Source: Liu et al. (2022), arXiv:2209.03003, eq. 1, time reversed: t = 1 is nois
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,26 +39,67 @@ class Losses:
 
     def per_clip(self, context_weight: float) -> Tensor:
         """(B,): both parts."""
-        return self.generated_B + context_weight * self.context_B
+        return torch.add(self.generated_B, self.context_B, alpha=context_weight)
 
     def total(self, context_weight: float) -> Tensor:
         """Mean over the clips: a short clip weighs as much as a long one, and an empty part counts as 0."""
         return self.per_clip(context_weight).mean()
 
 
-def losses(predicted_BCT: Tensor, velocity_BCT: Tensor, real_BT: Tensor, given_BT: Tensor) -> Losses:
-    """Squared velocity error in float32, whatever the network's precision.
+@dataclass(frozen=True)
+class Target:
+    """What a prediction is compared with: known before there is one."""
+
+    velocity_BCT: Tensor
+    """float32."""
+    padding_B1T: Tensor
+    given_BT: Tensor
+    part_2BT: Tensor
+    """bool, the frames of each part: generated, then given."""
+    count_2B: Tensor
+    """Values in them."""
+    half_count_BT: Tensor
+    """Half the values in the part of each frame, by which the gradient of a mean square is divided."""
+
+
+def target(velocity_BCT: Tensor, real_BT: Tensor, given_BT: Tensor) -> Target:
+    """For predictions of this velocity.
 
     Args:
+        velocity_BCT: float32.
         real_BT: bool, frames that are trained on (the clip and its extension into silence).
         given_BT: bool, frames handed to the network as context.
     """
-    # Taken out before squaring: a padding frame may hold anything, and its gradient must be 0 all the same.
-    difference_BCT = torch.where(real_BT[:, None], predicted_BCT.float() - velocity_BCT, 0.0)
-    error_BT, channels = difference_BCT.square().sum(dim=1), predicted_BCT.shape[1]
-    generated_B = _masked_mean(error_BT, real_BT & ~given_BT, channels)
-    return Losses(generated_B, _masked_mean(error_BT, real_BT & given_BT, channels))
+    part_2BT = torch.stack([real_BT & ~given_BT, real_BT & given_BT])
+    count_2B = velocity_BCT.shape[1] * part_2BT.sum(dim=-1) + _FLOOR
+    generated_B1, context_B1 = (count_2B / 2)[..., None].unbind()
+    half_count_BT = torch.where(given_BT, context_B1, generated_B1)
+    return Target(velocity_BCT, ~real_BT[:, None], given_BT, part_2BT, count_2B, half_count_BT)
 
 
-def _masked_mean(error_BT: Tensor, where_BT: Tensor, channels: int) -> Tensor:
-    return (error_BT * where_BT).sum(dim=1) / (channels * where_BT.sum(dim=1) + _FLOOR)
+def losses(predicted_BCT: Tensor, wanted: Target) -> Losses:
+    """Squared velocity error in float32, whatever the network's precision."""
+    return Losses(*_MeanSquares.apply(predicted_BCT, wanted))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Means of each part, (B,) twice. The gradient written out is a third of what autograd would launch."""
+
+    @staticmethod
+    def forward(ctx: Any, predicted_BCT: Tensor, wanted: Target) -> tuple[Tensor, Tensor]:
+        # Taken out before squaring: a padding frame may hold anything, and its gradient must be 0 all the same.
+        difference_BCT = (predicted_BCT - wanted.velocity_BCT).masked_fill_(wanted.padding_B1T, 0.0)
+        ctx.save_for_backward(difference_BCT, wanted.given_BT, wanted.half_count_BT)
+        ctx.dtype = predicted_BCT.dtype
+        error_BT = difference_BCT.square().sum(dim=1)
+        generated_B, context_B = ((error_BT * wanted.part_2BT).sum(dim=-1) / wanted.count_2B).unbind()
+        return generated_B, context_B
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        difference_BCT, given_BT, half_count_BT = ctx.saved_tensors
+        d_generated_B1, d_context_B1 = (grad[:, None] for grad in grads)
+        each_BT = torch.where(given_BT, d_context_B1, d_generated_B1) / half_count_BT
+        # Multiplied in float32 and rounded on the way out.
+        d_predicted_BCT = torch.empty_like(difference_BCT, dtype=ctx.dtype)
+        return torch.mul(difference_BCT, each_BT[:, None], out=d_predicted_BCT), None

@@ -83,7 +83,8 @@ class Optimizer:
             torch._foreach_mul_(self.gradients, 1.0 / scale)
         norm = nn.utils.get_total_norm(self.gradients)
         # In place: a captured step writes to the flag that the host looks at.
-        self.broken.logical_or_(~(torch.isfinite(norm) & torch.isfinite(loss)))
+        # A number less itself is 0, or NaN where it is not finite; a NaN equals nothing.
+        self.broken.logical_or_((norm - norm) != (loss - loss))
         if self.params.gradient_clip is not None:
             torch._foreach_mul_(self.gradients, (self.params.gradient_clip / (norm + _TINY)).clamp(max=1.0))
         self.rule.step(self.broken)

@@ -32,8 +32,8 @@ from stages.train.stage import TrainParams
 
 # B clips, C latent channels, T frames, A audio channels, L samples.
 
-SHALLOW = (1, 2)
-"""Blocks of the networks rehearsed in place of a deep one."""
+SHALLOW = (2, 3)
+"""Blocks of the networks rehearsed in place of a deep one; one alone would need no stacks put together."""
 NUM_PROMPT_TOKENS = 24
 FEW, MANY = 8, 16
 """Clips of the batches rehearsed in place of a larger one: whatever is in a step grows in a straight line with them."""

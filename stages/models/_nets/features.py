@@ -31,7 +31,8 @@ def expo_features(number_B: Tensor, num_features: int) -> Tensor:
     Arguments reach 6e4 rad, so the order of the float32 products is part of the definition.
     """
     frequency_K = _frequencies(num_features, number_B.device)
-    angle_BK = number_B.float()[:, None] * frequency_K * 2 * math.pi
+    # Twice a float32 is exact, so this is u f * 2 * pi, rounded as often.
+    angle_BK = number_B.float()[:, None] * frequency_K * (2 * math.pi)
     return torch.cat([angle_BK.cos(), angle_BK.sin()], dim=-1).to(number_B.dtype)
 
 
