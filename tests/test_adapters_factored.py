@@ -15,7 +15,7 @@ sizes = st.integers(1, 7)
 
 @st.composite
 def factored_weights(draw):
-    """Any mixture of scales and terms, some terms with their products with W known."""
+    """Any mixture of scales and terms, some terms with their products with W known, others with scales of their own."""
     num_out, num_in = draw(sizes), draw(sizes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
 
@@ -35,6 +35,8 @@ def factored_weights(draw):
                 right_RI=right_RI,
                 weight_right_OR=weight_right_OR,
                 left_weight_RI=left_OR.T @ weight_OI if known else None,
+                p_O=values(num_out) if not known and draw(st.booleans()) else None,
+                q_I=values(num_in) if not known and draw(st.booleans()) else None,
             )
         )
     return Factored(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stages.adapters import _joined
 from stages.adapters._factored import Factored, Term, fits_kernels
-from stages.adapters._frozen import kernels_used, pieces_of, weighted_squares
+from stages.adapters._frozen import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
+from stages.adapters._layer import narrowed
 from stages.models._nets import heads
 from stages.models._nets.rotary import Rotary
 
@@ -66,8 +67,11 @@ def test_scales_and_their_gradients_are_those_of_float64(rank, columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-def test_scales_of_rows_and_then_of_columns_are_those_of_float64(dtype):
-    layers, num_out, num_in, rank = 2, 96, 80, 16
+@pytest.mark.parametrize("rank", [1, 8, 16, 20, 64])
+@pytest.mark.parametrize(("num_out", "num_in"), [(96, 80), (301, 1155)])
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_scales_of_rows_and_columns_in_turn_are_those_of_float64(dtype, rank, num_out, num_in, columns_first):
+    layers = 2
     weight = drawn(layers, num_out, num_in, dtype=dtype)
     drawings = (0.3 * drawn(layers, num_out, rank), drawn(layers, rank, num_in))
     lengths_of = (drawn(layers, num_out).abs(), drawn(layers, num_in).abs())
@@ -81,13 +85,70 @@ def test_scales_of_rows_and_then_of_columns_are_those_of_float64(dtype):
             column_squares_I=squares.sum(-2),
         )
         whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1]))
-        whole = whole.with_row_lengths(leaves[2]).with_column_lengths(leaves[3])
+        if columns_first:
+            whole = whole.with_column_lengths(leaves[3]).with_row_lengths(leaves[2])
+        else:
+            whole = whole.with_row_lengths(leaves[2]).with_column_lengths(leaves[3])
         assert whole.p_O is not None and whole.q_I is not None
         d_p, d_q = (drawn(*one.shape, seed=3).to(wide) for one in (whole.p_O, whole.q_I))
         return [whole.p_O, whole.q_I, *torch.autograd.grad([whole.p_O, whole.q_I], leaves, [d_p, d_q])]
 
+    ours, again = scales(torch.float32), scales(torch.float32)
+    for found, twice, wanted in zip(ours, again, scales(torch.float64), strict=True):
+        assert apart(found, wanted) < 5e-6 and torch.equal(found, twice)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("rank", [1, 8, 16, 32])
+@pytest.mark.parametrize(("layers", "num_rows", "num_columns"), [(3, 200, 333), (2, 1536, 1536), (1, 65, 4099)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_one_pass_gives_products_and_weighted_squares(dtype, rank, layers, num_rows, num_columns, is_transposed):
+    from stages.adapters import _pass_kernels as kernels
+
+    shape = (layers, num_columns, num_rows) if is_transposed else (layers, num_rows, num_columns)
+    matrix = drawn(*shape, dtype=dtype).mT if is_transposed else drawn(*shape, dtype=dtype)
+    factor, weights = drawn(layers, num_columns, rank), drawn(layers, num_columns)
+    pieces, scales = pieces_of(factor, dtype)
+    below = torch.cat(pieces, dim=-1).mT.contiguous()
+    step = near_one(factor, dtype)[1]
+    found, again = (kernels.passed(matrix, below, weights, step) for _ in range(2))
+    assert apart(found.products_LNOK.sum(1) * scales[0], matrix.double() @ factor.double()) < 1e-6
+    wanted = (matrix.double().square() @ weights.double()[..., None])[..., 0]
+    assert apart(found.squares_LNO.sum(1), wanted) < 1e-6
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("trains_product", [False, True])
+def test_a_known_product_is_not_made_again_and_has_a_gradient_of_its_own(dtype, trains_product):
+    weight, length = drawn(2, 90, 70, dtype=dtype), drawn(2, 90).abs()
+    left, right = 0.3 * drawn(2, 90, 16), drawn(2, 16, 70)
+
+    def scales(wide: torch.dtype) -> list[Tensor]:
+        leaves = [one.to(wide).detach().requires_grad_() for one in (left, right, weight.double() @ right.mT.double())]
+        leaves[1 if not trains_product else 0].requires_grad_(False)
+        leaves[2].requires_grad_(trains_product)
+        squares = weight.to(wide).square()
+        whole = Factored(
+            weight_OI=weight.to(weight if wide == torch.float32 else squares), row_squares_O=squares.sum(-1)
+        )
+        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1], weight_right_OR=leaves[2]))
+        scale = lengths(whole, length.to(wide), False)
+        trained = [one for one in leaves if one.requires_grad]
+        return [scale, *torch.autograd.grad(scale, trained, drawn(*scale.shape, seed=3).to(wide))]
+
     for found, wanted in zip(scales(torch.float32), scales(torch.float64), strict=True):
-        assert apart(found, wanted) < 5e-6
+        assert apart(found, wanted) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_a_factor_and_its_narrow_copy_share_a_gradient(dtype):
+    factor, d_wide, d_narrow = drawn(2, 30, 8).requires_grad_(), drawn(2, 30, 8, seed=1), drawn(2, 30, 8, dtype=dtype)
+    wide, narrow = narrowed(factor, dtype)
+    assert torch.equal(wide, factor) and torch.equal(narrow, factor.to(dtype))
+    for outs, d_outs in (([wide, narrow], [d_wide, d_narrow]), ([wide], [d_wide]), ([narrow], [d_narrow])):
+        (found,) = torch.autograd.grad(outs, [factor], d_outs, retain_graph=True)
+        assert found.dtype == torch.float32 and torch.equal(found, sum(one.float() for one in d_outs))
 
 
 def test_a_row_of_zeros_keeps_scale_and_gradients_finite():
@@ -116,18 +177,17 @@ def test_weighted_squares_read_a_matrix_either_way(dtype, layers):
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("columns", [5, 16, 48])
-def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns):
-    from stages.adapters import _norm_kernels as kernels
-    from stages.adapters._frozen import NUM_PIECES, _near_one
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns, by_rows):
+    from stages.adapters import _norm_kernels as norms
+    from stages.adapters import _right_kernels as kernels
 
     wide = 1e-3 * drawn(3, 77, columns)
     for one in (wide, wide.mT.contiguous().mT):
-        scale, step = _near_one(one, dtype)
-        wanted, scales = pieces_of(one, dtype)
-        found = kernels.cut(one, dtype, scale, step, NUM_PIECES)
-        assert torch.equal(found, torch.cat(wanted, dim=-1))
-        total = kernels.added(found.float(), scale, step, NUM_PIECES)
-        assert apart(total, sum(piece.double() * s for piece, s in zip(wanted, scales, strict=True))) < 1e-7
+        largest, step = near_one(one, dtype)
+        into = norms.room(one, NUM_PIECES, dtype, by_rows=by_rows)
+        kernels.cut(one, norms.Pieces(into, NUM_PIECES, step, largest))
+        assert torch.equal(into, torch.cat(pieces_of(one, dtype)[0], dim=-1))
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)

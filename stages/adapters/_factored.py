@@ -15,12 +15,12 @@ leading dimensions: the matrices of many layers of one shape, taken at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.adapters._frozen import WIDEST, frozen_product, gram, row_quadratics, uses_kernels, weighted_squares
+from stages.adapters._row_scale import row_scale
 
 EPS = 1e-12
 """Added to a norm before dividing by it."""
@@ -28,7 +28,7 @@ EPS = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """A low-rank product L R, with its products with W where those are known without a pass over W."""
+    """A low-rank product diag(p) L R diag(q), with its products with W where those are known without a pass over W."""
 
     left_OR: Tensor
     right_RI: Tensor
@@ -36,6 +36,34 @@ class Term:
     """W R^T."""
     left_weight_RI: Tensor | None = None
     """L^T W."""
+    p_O: Tensor | None = None
+    q_I: Tensor | None = None
+    """Ones if None, and always where no kernels multiply with them as they read: there L and R have them in them."""
+
+    def left(self) -> Tensor:
+        """diag(p) L."""
+        return rows_scaled(self.left_OR, self.p_O)
+
+    def right(self) -> Tensor:
+        """R diag(q)."""
+        return columns_scaled(self.right_RI, self.q_I)
+
+    def with_rows_scaled(self, scale_O: Tensor) -> Term:
+        """diag(scale) times this."""
+        if self.p_O is None and fits_kernels(self.left_OR):
+            return replace(self, p_O=scale_O, left_weight_RI=None)
+        return replace(self, left_OR=rows_scaled(self.left(), scale_O), p_O=None, left_weight_RI=None)
+
+    def transposed(self) -> Term:
+        """The same, transposed; views only."""
+        return Term(
+            left_OR=self.right_RI.mT,
+            right_RI=self.left_OR.mT,
+            weight_right_OR=None if self.left_weight_RI is None else self.left_weight_RI.mT,
+            left_weight_RI=None if self.weight_right_OR is None else self.weight_right_OR.mT,
+            p_O=self.q_I,
+            q_I=self.p_O,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +84,8 @@ class Factored:
     def with_row_lengths(self, length_O: Tensor) -> Factored:
         """This, every row scaled by length / (its norm + eps)."""
         scale_O = self._row_scale(length_O)
-        terms = (replace(t, left_OR=rows_scaled(t.left_OR, scale_O), left_weight_RI=None) for t in self.terms)
-        return replace(self, p_O=scaled(scale_O, self.p_O), terms=tuple(terms))
+        terms = tuple(term.with_rows_scaled(scale_O) for term in self.terms)
+        return replace(self, p_O=scaled(scale_O, self.p_O), terms=terms)
 
     def with_column_lengths(self, length_I: Tensor) -> Factored:
         """This, every column scaled by length / (its norm + eps)."""
@@ -65,22 +93,13 @@ class Factored:
 
     def transposed(self) -> Factored:
         """The same matrix, transposed; views only."""
-        terms = tuple(
-            Term(
-                left_OR=t.right_RI.mT,
-                right_RI=t.left_OR.mT,
-                weight_right_OR=None if t.left_weight_RI is None else t.left_weight_RI.mT,
-                left_weight_RI=None if t.weight_right_OR is None else t.weight_right_OR.mT,
-            )
-            for t in self.terms
-        )
         return Factored(
             weight_OI=self.weight_OI.mT,
             row_squares_O=self.column_squares_I,
             column_squares_I=self.row_squares_O,
             p_O=self.q_I,
             q_I=self.p_O,
-            terms=terms,
+            terms=tuple(term.transposed() for term in self.terms),
         )
 
     def row_norms(self) -> Tensor:
@@ -94,11 +113,25 @@ class Factored:
 
     def _row_scale(self, length_O: Tensor) -> Tensor:
         """length / (norm + eps) of every row."""
-        left_OR = self.terms[0].left_OR if len(self.terms) == 1 else None
-        if left_OR is None or not fits_kernels(left_OR):
+        if not self._fits_kernels():
             return length_O / (self.row_norms() + EPS)
-        scale_O: Tensor = _RowScale.apply(*self._products(), self._squares_of_scaled_weight(), self.p_O, length_O)
-        return scale_O
+        (term,) = self.terms
+        return row_scale(
+            self.weight_OI,
+            term.left_OR,
+            term.right_RI,
+            length_O,
+            q_LI=self.q_I,
+            squares_LO=self.row_squares_O,
+            product_LOK=term.weight_right_OR if self.q_I is None else None,
+        )
+
+    def _fits_kernels(self) -> bool:
+        """Whether it is (W + L R) diag(q) of a stack of layers that has kernels of its own."""
+        if len(self.terms) != 1 or self.p_O is not None:
+            return False
+        (term,) = self.terms
+        return term.p_O is None and term.q_I is self.q_I and fits_kernels(term.left_OR)
 
     def _products(self) -> tuple[Tensor, Tensor, Tensor]:
         """L, W diag(q) R^T and R R^T of all terms."""
@@ -119,21 +152,21 @@ class Factored:
         """W diag(q) R^T."""
         if self.q_I is None and term.weight_right_OR is not None:
             return term.weight_right_OR
-        return frozen_product(self.weight_OI, columns_scaled(term.right_RI, self.q_I))
+        return frozen_product(self.weight_OI, columns_scaled(term.right(), self.q_I))
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """All terms as one: L (out, rank) and R (rank, in)."""
         if len(self.terms) == 1:
-            return self.terms[0].left_OR, self.terms[0].right_RI
-        left_OR = torch.cat([term.left_OR for term in self.terms], dim=-1)
-        return left_OR, torch.cat([term.right_RI for term in self.terms], dim=-2)
+            return self.terms[0].left(), self.terms[0].right()
+        left_OR = torch.cat([term.left() for term in self.terms], dim=-1)
+        return left_OR, torch.cat([term.right() for term in self.terms], dim=-2)
 
     def dense(self) -> Tensor:
         """W' itself (out, in), at least in float32: for merging only."""
         whole_OI = columns_scaled(self.weight_OI.to(wide_dtype(self.weight_OI)), self.q_I)
         whole_OI = whole_OI if self.p_O is None else whole_OI * self.p_O[..., None]
         for term in self.terms:
-            whole_OI = whole_OI + term.left_OR @ term.right_RI
+            whole_OI = whole_OI + term.left() @ term.right()
         return whole_OI
 
 
@@ -143,29 +176,6 @@ def fits_kernels(left_OR: Tensor) -> bool:
     return left_OR.is_cuda and fits and uses_kernels()
 
 
-class _RowScale(torch.autograd.Function):
-    """`Factored._row_scale` of a stack of layers in one kernel each way, instead of some twenty."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, left: Tensor, product: Tensor, gram_RR: Tensor, squares_O: Tensor, p_O: Tensor | None, length: Tensor
-    ) -> Tensor:
-        from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
-
-        gram_RR, squares_O, length = gram_RR.contiguous(), squares_O.contiguous(), length.contiguous()
-        p_O = None if p_O is None else p_O.contiguous()
-        scale_O, norm_O = kernels.row_scale(left, product, gram_RR, squares_O, p_O, length)
-        ctx.save_for_backward(left, product, gram_RR, p_O, scale_O, norm_O)
-        return scale_O
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from stages.adapters import _norm_kernels as kernels  # deferred, as above
-
-        found = kernels.row_scale_backward(grads[0].contiguous(), *ctx.saved_tensors)
-        return tuple(one if needed else None for one, needed in zip(found, ctx.needs_input_grad, strict=True))
-
-
 def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
     """`value * scale`; None stands for ones."""
     return value if scale is None else value * scale
@@ -173,35 +183,12 @@ def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
 
 def columns_scaled(matrix_OI: Tensor, scale_I: Tensor | None) -> Tensor:
     """M diag(scale); None stands for ones."""
-    if scale_I is None:
-        return matrix_OI
-    return rows_scaled(matrix_OI.mT, scale_I).mT if fits_kernels(matrix_OI.mT) else matrix_OI * scale_I[..., None, :]
+    return matrix_OI if scale_I is None else matrix_OI * scale_I[..., None, :]
 
 
-def rows_scaled(matrix_OR: Tensor, scale_O: Tensor) -> Tensor:
-    """diag(scale) M."""
-    if not fits_kernels(matrix_OR):
-        return matrix_OR * scale_O[..., None]
-    out_OR: Tensor = _RowsScaled.apply(matrix_OR, scale_O)
-    return out_OR
-
-
-class _RowsScaled(torch.autograd.Function):
-    """Of a stack of layers, in one kernel each way."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix_OR: Tensor, scale_O: Tensor) -> Tensor:
-        from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
-
-        scale_O = scale_O.contiguous()
-        ctx.save_for_backward(matrix_OR, scale_O)
-        return kernels.rows_scaled(matrix_OR, scale_O)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        from stages.adapters import _norm_kernels as kernels  # deferred, as above
-
-        return kernels.rows_scaled_backward(grads[0], *ctx.saved_tensors)
+def rows_scaled(matrix_OR: Tensor, scale_O: Tensor | None) -> Tensor:
+    """diag(scale) M; None stands for ones."""
+    return matrix_OR if scale_O is None else matrix_OR * scale_O[..., None]
 
 
 def guarded_sqrt(square: Tensor) -> Tensor:

@@ -175,8 +175,6 @@ def wide_product(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
 
 
 def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
-    if matrix_OI.dim() > 2 and wide_IK.shape[-1] <= WIDEST and uses_kernels():
-        return _stacked_product_in_pieces(matrix_OI, wide_IK)
     pieces, scales = pieces_of(wide_IK, matrix_OI.dtype)
     right = torch.cat(pieces, dim=-1)
     multiply = torch.mm if matrix_OI.dim() == 2 else torch.bmm
@@ -188,20 +186,7 @@ def _product_in_pieces(matrix_OI: Tensor, wide_IK: Tensor) -> Tensor:
     return total
 
 
-def _stacked_product_in_pieces(matrix_LOI: Tensor, wide_LIK: Tensor) -> Tensor:
-    """The same in three launches; the product lies as the matrix does: by rows, or, of a transpose, by columns."""
-    from stages.adapters import _norm_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
-
-    scale_L11, step = _near_one(wide_LIK, matrix_LOI.dtype)
-    pieces = kernels.cut(wide_LIK, matrix_LOI.dtype, scale_L11, step, NUM_PIECES)
-    if matrix_LOI.stride(-1) == 1:
-        parts = torch.bmm(matrix_LOI, pieces, out_dtype=torch.float32)
-    else:
-        parts = torch.bmm(pieces.mT, matrix_LOI.mT, out_dtype=torch.float32).mT
-    return kernels.added(parts, scale_L11, step, NUM_PIECES)
-
-
-def _near_one(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+def near_one(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
     """float16 spans few powers of two: what brings each matrix near 1 first, and each remainder again."""
     if dtype != torch.float16:
         return None, 1.0
@@ -212,13 +197,7 @@ def _near_one(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
 
 def _gram_in_pieces(wide_KI: Tensor) -> Tensor:
     """Few rows and long ones are the worst shape for a float32 product; in pieces, tensor cores do it."""
-    count = wide_KI.shape[-2]
-    if wide_KI.dim() > 2 and count <= WIDEST and uses_kernels():
-        from stages.adapters import _norm_kernels as kernels  # deferred, as above
-
-        rows = kernels.cut(wide_KI.mT, torch.bfloat16, None, 1.0, NUM_PIECES).mT
-    else:
-        rows = torch.cat(pieces_of(wide_KI, torch.bfloat16)[0], dim=-2)
+    count, rows = wide_KI.shape[-2], torch.cat(pieces_of(wide_KI, torch.bfloat16)[0], dim=-2)
     multiply = torch.mm if rows.dim() == 2 else torch.bmm
     whole = multiply(rows, rows.mT, out_dtype=torch.float32)
     squared = whole.unflatten(-1, (NUM_PIECES, count)).unflatten(-3, (NUM_PIECES, count))
@@ -227,7 +206,7 @@ def _gram_in_pieces(wide_KI: Tensor) -> Tensor:
 
 def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | float]]:
     """16-bit tensors and their scales: the sum of piece * scale is `wide`, to float32 rounding."""
-    first, step = _near_one(wide, dtype)
+    first, step = near_one(wide, dtype)
     scale: Tensor | float = 1.0 if first is None else first
     wide = wide if first is None else wide / first
     pieces: list[Tensor] = []
@@ -243,7 +222,7 @@ def pieces_of(wide: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tens
 def _squares_times(matrix_OI: Tensor, factor_I: Tensor) -> Tensor:
     """(O,) sum over k of M_jk^2 F_k."""
     if matrix_OI.is_cuda and factor_I.dtype == torch.float32 and uses_kernels():
-        from stages.adapters import _norm_kernels as kernels  # deferred, as above
+        from stages.adapters import _pass_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
 
         sums_LO = kernels.weighted_squares(matrix_OI[None].flatten(0, -3), factor_I[None].flatten(0, -2))
         return sums_LO.view(matrix_OI.shape[:-1])

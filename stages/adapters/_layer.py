@@ -8,7 +8,8 @@ Letters: O out features, I in features, R rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,30 @@ def ready(whole: Factored, dtype: torch.dtype) -> Ready:
     return Ready(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype), outside=True)
 
 
+def narrowed(factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A thin factor as it is and in the dtype of the products."""
+    if dtype == factor.dtype or not factor.requires_grad:
+        return factor, factor.to(dtype)
+    both: tuple[Tensor, Tensor] = _Narrowed.apply(factor, dtype)
+    return both
+
+
+class _Narrowed(torch.autograd.Function):
+    """Its two gradients are added as they come: widened first, they are one kernel more."""
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return factor.view_as(factor), factor.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        wide, narrow = grads
+        if wide is None or narrow is None:
+            return (wide if narrow is None else narrow.float()), None
+        return wide + narrow, None
+
+
 class Slot(nn.Module):
     """One adapter's part on one layer."""
 
@@ -79,6 +104,11 @@ class Slot(nn.Module):
         if self.strength == 0:
             return Ready(None, None, None, None)
         term = self._term()
+        if term.left_OR.is_cuda:
+            (wide_OR, left_OR), (wide_RI, right_RI) = narrowed(term.left_OR, dtype), narrowed(term.right_RI, dtype)
+            whole = self._lengthened(base.moved(replace(term, left_OR=wide_OR, right_RI=wide_RI)))
+            return Ready(whole.p_O, whole.q_I, left_OR, right_RI)
+        # Gradients are added up from the last use to the first: another order could give other bits.
         whole = self._lengthened(base.moved(term))
         return Ready(whole.p_O, whole.q_I, term.left_OR.to(dtype), term.right_RI.to(dtype))
 
