@@ -13,7 +13,7 @@ from torch import nn
 from stages import catalogue
 from stages.adapters import _joined
 from stages.adapters._base import Adapter, attach
-from stages.adapters._beside import NUM_OTHERS, Work, later, used
+from stages.adapters._beside import NUM_FIRST, NUM_LATER, Work, later, used
 from stages.adapters._frozen import pieces_of
 from stages.adapters._group import Part, adapted_weight
 from stages.adapters._together import Together, dealt, together, unknown
@@ -154,23 +154,25 @@ def test_weights_are_given_out_to_streams_by_the_part_of_the_step_that_waits_for
     with all_layers.ready():
         watcher.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
-    before, at_once, blocks = (f"all of {part.name} given out" for part in Part)
-    seen = watcher.seen
-    assert [one for one in seen if isinstance(one, str)] == (
-        ["begin", before, at_once, blocks, "wait for BEFORE", "layers"] + 2 * ["wait for AT_ONCE"] + ["end"]
-    )
-    assert 0 not in seen[seen.index(before) : seen.index(blocks)], "the chain has something to do already"
+    marks = [one for one in watcher.seen if isinstance(one, str)]
+    before, at_once = (f"all of {part.name} given out" for part in (Part.BEFORE, Part.AT_ONCE))
+    assert marks == ["begin", before, at_once, "wait for BEFORE", "layers"] + 2 * ["wait for AT_ONCE"] + ["end"]
 
 
-def test_the_largest_stacks_are_given_out_first_to_whoever_has_least_to_do():
-    class Stack:
-        def __init__(self, size: int) -> None:
-            self.weight_LOI = torch.empty(size, 1, 1)
+class Stack:
+    def __init__(self, part: Part, size: int) -> None:
+        self.part, self.weight_LOI = part, torch.empty(size, 1, 1)
 
-    groups = [Stack(size) for size in (1, 5, 3, 4)]
-    found = [(group.weight_LOI.numel(), number) for group, number in dealt(groups, Part.BLOCKS)]
-    assert NUM_OTHERS == 2 and found == [(5, 1), (4, 2), (3, 2), (1, 1)]
-    assert 0 in [number for _, number in dealt(groups, Part.BEFORE)]
+
+def test_the_largest_stacks_of_a_part_are_given_out_first_to_whoever_has_least_to_do():
+    assert (NUM_FIRST, NUM_LATER) == (2, 3)
+    blocks, before = [Stack(Part.BLOCKS, size) for size in (3, 5, 2)], [Stack(Part.BEFORE, size) for size in (1, 2)]
+    given = [*blocks, *before, Stack(Part.AT_ONCE, 4)]
+    found = [(group.part, group.weight_LOI.numel(), number) for group, number in dealt(given)]
+    assert found == [
+        *((Part.BEFORE, 2, 0), (Part.BEFORE, 1, 1), (Part.AT_ONCE, 4, 3)),
+        *((Part.BLOCKS, 5, 4), (Part.BLOCKS, 3, 5), (Part.BLOCKS, 2, 5)),
+    ]
 
 
 def test_streams_of_a_step_that_fails_are_given_up_and_its_weights_taken_back():

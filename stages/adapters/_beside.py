@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_OTHERS = 2
-"""Streams that adapted weights are computed on beside the chain's own."""
+NUM_FIRST, NUM_LATER = 2, 3
+"""Streams beside the chain's own: for weights that it needs first, and for those of the blocks."""
+URGENT = -1
+"""Priority of a stream; 0 is the usual one, and comes after it."""
 AT_ONCE = 6
 """Layers whose gradients are begun together: a block's."""
 MOST_HELD_BYTES = 512 << 20
@@ -44,7 +46,8 @@ class Beside:
     """Streams of one device, and what their work still reads."""
 
     def __init__(self, device: torch.device) -> None:
-        self._others = [torch.cuda.Stream(device) for _ in range(NUM_OTHERS)]
+        self._first = [torch.cuda.Stream(device, priority=URGENT) for _ in range(NUM_FIRST)]
+        self._later = [torch.cuda.Stream(device) for _ in range(NUM_LATER)]
         self._gradients = torch.cuda.Stream(device)
         self._away: set[torch.cuda.Stream] = set()
         """Streams that have left the chain and not met it again; only those may be waited for in a recording."""
@@ -78,17 +81,17 @@ class Beside:
     def begin(self) -> None:
         """Let the others go on from where the current stream is."""
         chain = torch.cuda.current_stream()
-        for stream in self._others:
+        for stream in (*self._first, *self._later):
             stream.wait_stream(chain)
-        self._away.update(self._others)
+            self._away.add(stream)
 
     def on(self, number: int) -> AbstractContextManager[object]:
-        """Within, work goes to one of the others; to the current stream with 0."""
-        return torch.cuda.stream(self._others[number - 1]) if number else nullcontext()
+        """Within, work goes to one of the others: from 1 on the first, then the later ones; with 0 to the current."""
+        return torch.cuda.stream([*self._first, *self._later][number - 1]) if number else nullcontext()
 
     def mark(self, part: int) -> None:
         """What a part of the step needs has been given to the streams."""
-        self._reached[part] = [stream.record_event() for stream in self._others]
+        self._reached[part] = [stream.record_event() for stream in (*self._first, *self._later)]
 
     def reach(self, part: int) -> None:
         """Let the current stream wait for what this part needs, and for what went `aside`; once."""

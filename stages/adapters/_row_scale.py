@@ -121,7 +121,7 @@ def _room(
     from stages.adapters import _norm_kernels as norms  # deferred, as above
 
     number = NUM_PIECES if dtype.itemsize == 2 else 1
-    by_rows = q_LI is None and factor_LIK.stride(-1) == 1  # the pass for both wants them by columns
+    by_rows = number == 1 and q_LI is None and factor_LIK.stride(-1) == 1  # a pass wants pieces by columns
     return norms.Pieces(norms.room(factor_LIK, number, dtype, by_rows=by_rows), number, step, largest_L)
 
 
@@ -142,7 +142,11 @@ def _passed(matrix_LOI: Tensor, pieces: Pieces, squared_LI: Tensor | None) -> tu
     from stages.adapters import _pass_kernels as passes
 
     rank = pieces.values_LIJ.shape[-1] // pieces.number
-    if squared_LI is not None and matrix_LOI.itemsize == 2 and rank <= passes.WIDEST:
+    if (
+        matrix_LOI.itemsize == 2
+        and rank <= passes.WIDEST
+        and (squared_LI is not None or matrix_LOI.numel() >= passes.LARGE)
+    ):
         found = passes.passed(matrix_LOI, pieces.values_LIJ.mT, squared_LI, pieces.step)
         return norms.Parts(found.products_LNOK, 1.0, pieces.largest_L), found.squares_LNO
     product_LOJ = _product(matrix_LOI, pieces.values_LIJ)

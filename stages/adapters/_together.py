@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.adapters._base import Adapter, Place
-from stages.adapters._beside import NUM_OTHERS, Beside
+from stages.adapters._beside import NUM_FIRST, NUM_LATER, Beside
 from stages.adapters._frozen import can_have_kernels
 from stages.adapters._group import Group, Part, Run, Stacked, adapted_weight, stack, stacked_product
 from stages.adapters._handed import Share
@@ -99,8 +99,8 @@ class Together:
         beside = self.beside
         if beside is not None:
             beside.begin()
-        for part in Part:
-            for group, number in dealt([group for group in self.groups if group.part == part], part):
+        for part, shared in groupby(dealt(self.groups), key=lambda each: each[0].part):
+            for group, number in shared:
                 with nullcontext() if beside is None else beside.on(number):
                     group.hand_out(group.compute(self.run, joined=self.joins), at_once=self.at_once)
             if beside is not None:
@@ -171,12 +171,16 @@ def _is_activation(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None
 
 
-def dealt(groups: Sequence[Group], part: Part) -> list[tuple[Group, int]]:
-    """The largest first, each to the stream that has least to do; what blocks need never to the chain's own, 0."""
-    load = dict.fromkeys(range(0 if part == Part.BEFORE else 1, NUM_OTHERS + 1), 0)
+def dealt(groups: Sequence[Group]) -> list[tuple[Group, int]]:
+    """In the order of the step, and the largest first, each to the stream that has least to do.
+
+    What comes before the blocks to the chain's own (0) and those of its priority, the rest to the others.
+    """
+    first, later = range(NUM_FIRST + 1), range(NUM_FIRST + 1, NUM_FIRST + NUM_LATER + 1)
+    load = dict.fromkeys([*first, *later], 0)
     found = []
-    for group in sorted(groups, key=lambda group: -group.weight_LOI.numel()):
-        number = min(load, key=lambda stream: load[stream])
+    for group in sorted(groups, key=lambda group: (group.part, -group.weight_LOI.numel())):
+        number = min(first if group.part == Part.BEFORE else later, key=lambda stream: load[stream])
         load[number] += group.weight_LOI.numel()
         found.append((group, number))
     return found
