@@ -68,15 +68,16 @@ class Beside:
 
         What is made and still read after that must be held until `end`: its memory is that stream's.
         """
-        self._gradients.wait_stream(torch.cuda.current_stream())
-        self._away.add(self._gradients)
+        stream = self._first[-1]
+        stream.wait_stream(torch.cuda.current_stream())
+        self._away.add(stream)
         try:
-            with torch.cuda.stream(self._gradients):
+            with torch.cuda.stream(stream):
                 yield
         except BaseException:
             self.give_up()
             raise
-        self._asides.append(self._gradients.record_event())
+        self._asides.append(stream.record_event())
 
     def begin(self) -> None:
         """Let the others go on from where the current stream is."""

@@ -46,9 +46,7 @@ def _pass_kernel(
     first, offset = part * columns_each, rank * num_columns
     last = tl.minimum(first + columns_each, num_columns)
     here, there = matrix + layer * matrix_l, pieces + layer * 3 * offset
-    large = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
-    small = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
-    least = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     weight = tl.zeros((COLUMNS,), dtype=tl.float32)
     if HAS_SQUARES:
@@ -57,9 +55,11 @@ def _pass_kernel(
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         values = _tile(here, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
-        large = tl.dot(values, _tile(there, 1, num_columns, columns, thin, num_columns, rank), large)
-        small = tl.dot(values, _tile(there + offset, 1, num_columns, columns, thin, num_columns, rank), small)
-        least = tl.dot(values, _tile(there + 2 * offset, 1, num_columns, columns, thin, num_columns, rank), least)
+        large = tl.dot(values, _tile(there, 1, num_columns, columns, thin, num_columns, rank))
+        small = tl.dot(values, _tile(there + offset, 1, num_columns, columns, thin, num_columns, rank))
+        least = tl.dot(values, _tile(there + 2 * offset, 1, num_columns, columns, thin, num_columns, rank))
+        # Added up here, not within the products: those would still read the tile while the next takes its place.
+        total += (least * step + small) * step + large
         if HAS_SQUARES:
             # Triton loads ahead by itself only what goes into products.
             ahead = columns + COLUMNS
@@ -67,7 +67,6 @@ def _pass_kernel(
             sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
             weight = following
     place = layer * tl.num_programs(1) + part
-    total = (least * step + small) * step + large
     _put(products + place * num_rows * rank, 1, num_rows, rows, thin, num_rows, rank, total)
     if HAS_SQUARES:
         tl.store(squares + place * num_rows + rows, tl.sum(sums, axis=1), mask=rows < num_rows)
