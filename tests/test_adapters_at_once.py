@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from stages.adapters._base import attach
 from stages.adapters._group import Part
 from stages.models._nets.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
 from stages.records import AdapterSpec
+from stages.train.compiling import Code
 from stages.train.network import part_of, stacked_layers
 from tests.dense_adapters import shake
 from tests.small_networks import config, denoiser_inputs, randomised
@@ -87,3 +90,17 @@ def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alon
     assert ours.keys() == wanted.keys()
     for key, one in ours.items():
         torch.testing.assert_close(one, wanted[key], rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_block_on_the_fast_path_runs_when_its_weights_are_there():
+    read = config(differential=True)
+    network = Denoiser(read)
+    layers = stacked_layers(
+        attach([network], AdapterSpec(kind="dora-rows", rank=2, alpha=2.0), generator=torch.Generator())
+    )
+    seen = []
+    layers.beside = SimpleNamespace(reach=seen.append)
+    code = SimpleNamespace(layers=layers, compiled_block=lambda block, *inputs: seen.append(block) or torch.zeros(()))
+    block = network.model.transformer.layers[0]
+    Code.run_block(code, block)
+    assert seen == [Part.BLOCKS, block]

@@ -66,8 +66,10 @@ class Beside:
     def aside(self) -> Iterator[None]:
         """Within, work goes to a stream of its own from where the current one is now, until that one waits in `reach`.
 
-        What is made and still read after that must be held until `end`: its memory is that stream's.
+        What it reads, and what it makes that is read after that, must be held until `end`: the memory of one stream is
+        given away without regard for others.
         """
+        self._forget()  # what a step left that was stopped before its weights were asked for
         stream = self._first[-1]
         stream.wait_stream(torch.cuda.current_stream())
         self._away.add(stream)

@@ -211,7 +211,7 @@ class AdaptedLayer(nn.Module):
         return finite
 
     def move_weight(self, place_OI: Tensor) -> None:
-        """Let the weight lie in another piece of memory, which takes over its values."""
+        """Let the weight lie in another piece of memory, maybe with gaps between rows, which takes over its values."""
         place_OI.copy_(self.matrix())
         self.weight.data = place_OI.view(self.weight.shape)
 

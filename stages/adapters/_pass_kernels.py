@@ -1,4 +1,4 @@
-"""One pass over a stack of 16-bit weights for all that norms of adapted rows need of them: M F and sums of M^2 f.
+"""One pass over a stack of weights for what norms of adapted rows need: of 16-bit ones both M F and sums of M^2 f.
 
 A pass takes as long as the weights take to come from memory, so one for both saves the other. L layers of one shape, O
 rows of M, I its columns, K columns of F, N parts of a sum. Every sum is taken in a fixed order. Imported on CUDA only.
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from stages.adapters._norm_kernels import _put, _tile, tile_width
 
-ALONG = {"ROWS": 64, "COLUMNS": 64, "num_warps": 4, "num_stages": 4}
-"""Sizes of tiles where rows of M are contiguous."""
-ACROSS = {"ROWS": 64, "COLUMNS": 128, "num_warps": 4, "num_stages": 4}
-"""And where columns are: M is the transpose of what is stored."""
+TILES = {"ROWS": 64, "COLUMNS": 64, "num_warps": 4, "num_stages": 4}
+"""However M lies. They take 82 KB of a multiprocessor's memory at most, so that smaller devices have room, too."""
 PROGRAMS = 2048
 """Pieces of work to come near to: some sixteen for each multiprocessor of a large device, so that enough of the matrix
 is under way at once, and the last ones do not run alone for long."""
@@ -95,15 +93,14 @@ def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor | None, ste
         step: of a piece to the next (`_frozen.pieces_of`).
     """
     (layers, num_rows, num_columns), rank = matrix_LOI.shape, pieces_LJI.shape[1] // 3
-    tiles = ALONG if matrix_LOI.stride(-1) == 1 else ACROSS
-    blocks, num_tiles = triton.cdiv(num_rows, tiles["ROWS"]), triton.cdiv(num_columns, tiles["COLUMNS"])
-    each = triton.cdiv(num_tiles, num_parts(blocks * layers, num_tiles)) * tiles["COLUMNS"]
+    blocks, num_tiles = triton.cdiv(num_rows, TILES["ROWS"]), triton.cdiv(num_columns, TILES["COLUMNS"])
+    each = triton.cdiv(num_tiles, num_parts(blocks * layers, num_tiles)) * TILES["COLUMNS"]
     parts = triton.cdiv(num_columns, each)
     products_LNKO = torch.empty(layers, parts, rank, num_rows, device=matrix_LOI.device)
     squares_LNO = None if factor_LI is None else torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
     _pass_kernel[(blocks, parts, layers)](
         matrix_LOI, pieces_LJI, factor_LI, products_LNKO, squares_LNO, num_rows, num_columns, rank, each, step,
-        *matrix_LOI.stride(), HAS_SQUARES=factor_LI is not None, WIDTH=tile_width(rank), **tiles,
+        *matrix_LOI.stride(), HAS_SQUARES=factor_LI is not None, WIDTH=tile_width(rank), **TILES,
     )  # fmt: skip
     return Passed(products_LNKO.mT, squares_LNO)
 

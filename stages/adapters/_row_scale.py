@@ -1,4 +1,4 @@
-"""Scales of the rows of a stack of adapted weights: one autograd operation, three launches each way, one a pass over W.
+"""Scales of the rows of a stack of adapted weights: one autograd operation, one pass over W each way.
 
 What `_factored` writes in torch, with hand-written kernels: whatever is a sum is added up by the kernel that reads it,
 and every gradient comes whole. L layers of one shape, O out features, I in features, K rank, N parts of a sum.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stages.adapters import _joined
 from stages.adapters._beside import used
+from stages.adapters._frozen import NUM_PIECES
 from stages.adapters._group import Group, adapted_weight
 from stages.adapters._together import Together
 from stages.models._nets import differential, heads
@@ -41,6 +42,8 @@ def compile_kernels(denoiser: Denoiser, layers: Together, num_tokens: int) -> No
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
     if num_tokens >= _joined.LONG:
         works += _products(smallest, has_scale, num_tokens)
+    if smallest.slot.uses_squares and smallest.weight_LOI.itemsize == 2:
+        works += _passes(smallest)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
     on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
@@ -56,6 +59,18 @@ def _norms(group: Group) -> None:
     scales = [one.sum() for one in (ready.p_O, ready.q_I) if one is not None]
     if scales:
         torch.autograd.grad(scales, list(group.slot.leaves().values()))
+
+
+def _passes(group: Group) -> Iterator[Callable[[], object]]:
+    """Over the weights and over their transposes, with their squares where both rows and columns have lengths."""
+    from stages.adapters import _pass_kernels as passes  # deferred: Triton comes with CUDA builds of torch
+
+    rank, matrix_1OI = group.slot.rank, group.weight_LOI.new_zeros(1, SIZE, SIZE)
+    pieces_1JI, lengths = matrix_1OI.new_zeros(1, NUM_PIECES * rank, SIZE), len(list(group.slot.magnitude.parameters()))
+    for factor_1I in (None, torch.zeros(1, SIZE, device=matrix_1OI.device))[:lengths]:
+        for one in (matrix_1OI, matrix_1OI.mT):
+            if rank <= passes.WIDEST:
+                yield partial(passes.passed, one, pieces_1JI, factor_1I, 1.0)
 
 
 def _products(group: Group, has_scale: bool, num_tokens: int = SIZE) -> Iterator[Callable[[], object]]:

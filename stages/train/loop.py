@@ -66,7 +66,8 @@ class Training:
         """
         with adapter_dropout(self.params, self.step, self.device):
             self.use_masks()
-            begun = self.begin(part.to(self.device))
+            part = part.to(self.device)
+            begun = self.begin(part)
             # The backward too: a block computed again in it finds the weights that it was computed with.
             with self.network.ready():
                 loss, figures_3B = self.loss_of(begun)
@@ -74,7 +75,7 @@ class Training:
         return figures_3B, loss.detach() * share
 
     def begin(self, batch: Batch, prompts_BLD: Tensor | None = None) -> Begun:
-        """What of a batch is done before `network.ready`; to be held until that is over."""
+        """What of a batch is done before `network.ready`; it and the batch are to be held until that is over."""
         # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
         # only find pairs that are as near.
         paired = self.params.optimal_transport and self.params.gradient_accumulation == 1

@@ -47,7 +47,7 @@ class Network:
     def aside(self) -> AbstractContextManager[None]:
         """Within, what no adapted weight enters is made beside those of the `ready` that follows, on devices that can.
 
-        What is made must be held until that is over.
+        What is made, and what it is made from, must be held until that is over.
         """
         return nullcontext() if self.layers is None else self.layers.aside()
 
