@@ -23,12 +23,6 @@ is under way at once, and the last ones do not run alone for long."""
 MOST_PARTS = 8
 FEWEST_TILES = 4
 """Of a part, so that loads of one are under way while others are worked on."""
-LARGE = 1 << 24
-"""Values of a stack from which the product alone is made by a pass, too.
-
-cuBLAS is some 15 % faster, but holds the whole device until it is through; programs as short as these let the chain's
-small kernels in between.
-"""
 WIDEST = 32
 """Largest rank: the sums of three pieces fill the registers of a multiprocessor beyond."""
 
@@ -37,7 +31,7 @@ WIDEST = 32
 def _pass_kernel(
     matrix, pieces, factor, products, squares, num_rows, num_columns, rank, columns_each, step,
     matrix_l, matrix_o, matrix_i,
-    HAS_SQUARES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     layer, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
     rows, thin = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -46,10 +40,8 @@ def _pass_kernel(
     here, there = matrix + layer * matrix_l, pieces + layer * 3 * offset
     total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    weight = tl.zeros((COLUMNS,), dtype=tl.float32)
-    if HAS_SQUARES:
-        ahead = first + tl.arange(0, COLUMNS)
-        weight = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
+    ahead = first + tl.arange(0, COLUMNS)
+    weight = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         values = _tile(here, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
@@ -58,23 +50,21 @@ def _pass_kernel(
         least = tl.dot(values, _tile(there + 2 * offset, 1, num_columns, columns, thin, num_columns, rank))
         # Added up here, not within the products: those would still read the tile while the next takes its place.
         total += (least * step + small) * step + large
-        if HAS_SQUARES:
-            # Triton loads ahead by itself only what goes into products.
-            ahead = columns + COLUMNS
-            following = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
-            sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
-            weight = following
+        # Triton loads ahead by itself only what goes into products.
+        ahead = columns + COLUMNS
+        following = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
+        sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
+        weight = following
     place = layer * tl.num_programs(1) + part
     _put(products + place * num_rows * rank, 1, num_rows, rows, thin, num_rows, rank, total)
-    if HAS_SQUARES:
-        tl.store(squares + place * num_rows + rows, tl.sum(sums, axis=1), mask=rows < num_rows)
+    tl.store(squares + place * num_rows + rows, tl.sum(sums, axis=1), mask=rows < num_rows)
 
 
 class Passed(NamedTuple):
     """Sums over parts of M's columns, to be added up by who reads them."""
 
     products_LNOK: Tensor
-    squares_LNO: Tensor | None
+    squares_LNO: Tensor
 
 
 def num_parts(programs: int, num_tiles: int) -> int:
@@ -85,8 +75,8 @@ def num_parts(programs: int, num_tiles: int) -> int:
     return parts
 
 
-def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor | None, step: float) -> Passed:
-    """Parts of M F, and of sum over i of M_oi^2 f_i if that f is given; M may be a transposed view.
+def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor, step: float) -> Passed:
+    """Parts of M F and of sum over i of M_oi^2 f_i; M may be a transposed view.
 
     Args:
         pieces_LJI: three 16-bit pieces of F, one below the other, contiguous (J = 3 K).
@@ -97,10 +87,10 @@ def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor | None, ste
     each = triton.cdiv(num_tiles, num_parts(blocks * layers, num_tiles)) * TILES["COLUMNS"]
     parts = triton.cdiv(num_columns, each)
     products_LNKO = torch.empty(layers, parts, rank, num_rows, device=matrix_LOI.device)
-    squares_LNO = None if factor_LI is None else torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
+    squares_LNO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
     _pass_kernel[(blocks, parts, layers)](
         matrix_LOI, pieces_LJI, factor_LI, products_LNKO, squares_LNO, num_rows, num_columns, rank, each, step,
-        *matrix_LOI.stride(), HAS_SQUARES=factor_LI is not None, WIDTH=tile_width(rank), **TILES,
+        *matrix_LOI.stride(), WIDTH=tile_width(rank), **TILES,
     )  # fmt: skip
     return Passed(products_LNKO.mT, squares_LNO)
 

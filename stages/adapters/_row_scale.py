@@ -142,11 +142,7 @@ def _passed(matrix_LOI: Tensor, pieces: Pieces, squared_LI: Tensor | None) -> tu
     from stages.adapters import _pass_kernels as passes
 
     rank = pieces.values_LIJ.shape[-1] // pieces.number
-    if (
-        matrix_LOI.itemsize == 2
-        and rank <= passes.WIDEST
-        and (squared_LI is not None or matrix_LOI.numel() >= passes.LARGE)
-    ):
+    if squared_LI is not None and matrix_LOI.itemsize == 2 and rank <= passes.WIDEST:
         found = passes.passed(matrix_LOI, pieces.values_LIJ.mT, squared_LI, pieces.step)
         return norms.Parts(found.products_LNOK, 1.0, pieces.largest_L), found.squares_LNO
     product_LOJ = _product(matrix_LOI, pieces.values_LIJ)

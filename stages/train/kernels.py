@@ -15,6 +15,7 @@ from stages.adapters import _joined
 from stages.adapters._beside import used
 from stages.adapters._frozen import NUM_PIECES
 from stages.adapters._group import Group, adapted_weight
+from stages.adapters._parts import BothMagnitudes
 from stages.adapters._together import Together
 from stages.models._nets import differential, heads
 from stages.models._nets.attention import CrossAttention, SelfAttention
@@ -42,7 +43,7 @@ def compile_kernels(denoiser: Denoiser, layers: Together, num_tokens: int) -> No
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
     if num_tokens >= _joined.LONG:
         works += _products(smallest, has_scale, num_tokens)
-    if smallest.slot.uses_squares and smallest.weight_LOI.itemsize == 2:
+    if isinstance(smallest.slot.magnitude, BothMagnitudes):
         works += _passes(smallest)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
@@ -62,15 +63,14 @@ def _norms(group: Group) -> None:
 
 
 def _passes(group: Group) -> Iterator[Callable[[], object]]:
-    """Over the weights and over their transposes, with their squares where both rows and columns have lengths."""
+    """Over the weights and over their transposes."""
     from stages.adapters import _pass_kernels as passes  # deferred: Triton comes with CUDA builds of torch
 
-    rank, matrix_1OI = group.slot.rank, group.weight_LOI.new_zeros(1, SIZE, SIZE)
-    pieces_1JI, lengths = matrix_1OI.new_zeros(1, NUM_PIECES * rank, SIZE), len(list(group.slot.magnitude.parameters()))
-    for factor_1I in (None, torch.zeros(1, SIZE, device=matrix_1OI.device))[:lengths]:
+    matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
+    pieces_1JI, factor_1I = matrix_1OI.new_zeros(1, NUM_PIECES * group.slot.rank, SIZE), matrix_1OI.new_zeros(1, SIZE)
+    if group.slot.rank <= passes.WIDEST:
         for one in (matrix_1OI, matrix_1OI.mT):
-            if rank <= passes.WIDEST:
-                yield partial(passes.passed, one, pieces_1JI, factor_1I, 1.0)
+            yield partial(passes.passed, one, pieces_1JI, factor_1I.float(), 1.0)
 
 
 def _products(group: Group, has_scale: bool, num_tokens: int = SIZE) -> Iterator[Callable[[], object]]:
