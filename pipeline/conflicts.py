@@ -36,3 +36,6 @@ def _found(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     clips = values.get("batch_size", 1)
     if values.get("frames_per_batch") is not None and clips != 1:
         yield "frames_per_batch", f"takes the place of batch_size, which is {clips}: give one of them"
+    digest = values.get("lora_checkpoint_sha256")
+    if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
+        yield "lora_checkpoint_sha256", "is of lora_checkpoint_url, which is not given"

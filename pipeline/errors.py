@@ -4,6 +4,7 @@ PipelineError
 ├── RecipeError      the request is wrong: every field concerned, the rule, the value (exit code 2)
 ├── SourceNotFound   the data or the adapter named in the request is not there (exit code 2)
 ├── NothingToEvict   nothing in the store fits what was asked to go
+├── NoStore          the folder of the store is not there
 ├── StillNeeded      all that was asked to go is needed by a run that stays
 ├── OverBudget       the store cannot be made that small without dropping a kept run
 ├── StoreDamaged     verify found damage
@@ -20,6 +21,9 @@ from pathlib import Path
 
 class PipelineError(Exception):
     """The front desk cannot go on; the message says what, why and what to type next."""
+
+    is_told = False
+    """Whether standard output holds the whole of it already, in the document of the command that found it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,13 @@ class NothingToEvict(PipelineError):
         super().__init__(f"{store} holds nothing that fits. `sa3-trainer status --store {store}` lists what is there.")
 
 
+class NoStore(PipelineError):
+    """The folder of the store is not there."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(f"there is no folder {store}. --store names another; the first run makes the store.")
+
+
 class StillNeeded(PipelineError):
     """All that was asked to go is needed by a run that stays."""
 
@@ -80,6 +91,8 @@ class StillNeeded(PipelineError):
 class OverBudget(PipelineError):
     """The store cannot be made that small without dropping a kept run."""
 
+    is_told = True
+
     def __init__(self, limit: int, left: int) -> None:
         super().__init__(
             f"{left:,} bytes are left where {limit:,} were asked for: all of it is needed by finished or unfinished "
@@ -89,6 +102,8 @@ class OverBudget(PipelineError):
 
 class StoreDamaged(PipelineError):
     """verify found damage that is still there."""
+
+    is_told = True
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -108,6 +123,8 @@ class ClipNotFound(PipelineError):
 
 class NotFit(PipelineError):
     """doctor found something that will not work."""
+
+    is_told = True
 
     def __init__(self, count: int) -> None:
         super().__init__(f"{count} check{'s' if count != 1 else ''} failed; the lines above say what to do.")

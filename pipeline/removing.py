@@ -17,12 +17,13 @@ from cache.contents import Contents, Piece, contents
 from cache.errors import HeldByAnother
 from cache.registry import Registry
 from cache.store import Store, bytes_under
-from pipeline.errors import FieldError, NothingToEvict, RecipeError, StillNeeded
+from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
 from pipeline.turn import upkeep
 from pipeline.upkeep import UNFINISHED_DAYS, Decision, collected, days_since, evicted, within_budget
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+STAGES = ("ingest", "encode", "train")
 _NAME = re.compile(r"(?:(?P<stage>[a-z]+)[ /-])?(?P<digits>[0-9a-f]{4,64})")
 
 
@@ -47,6 +48,8 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
     """
     if not (choice.names or choice.stage or choice.older_than or choice.model):
         raise _wrong("name", "missing", "name an artifact, or give --stage, --older-than or --model")
+    if choice.stage not in (None, *STAGES):
+        raise _wrong("stage", "stage", f"must be one of {', '.join(STAGES)}", choice.stage)
     matches = [_matcher(name) for name in choice.names]
     days = None if choice.older_than is None else days_of(choice.older_than)
     with _looked(store, say, dry_run=dry_run) as held:
@@ -217,7 +220,7 @@ def _wrong(field: str, type: str, msg: str, given: object = None, command: str =
 
 
 def root_of(store: Path) -> Store:
-    """The store in a folder that must be there. Raises: NothingToEvict."""
+    """The store in a folder that must be there. Raises: NoStore."""
     if not store.is_dir():
-        raise NothingToEvict(store)
+        raise NoStore(store)
     return Store(store)

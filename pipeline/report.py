@@ -142,7 +142,7 @@ def reported_errors(*, as_json: bool = False) -> Iterator[None]:
 
 def _fail(error: Exception, code: int, *, as_json: bool) -> None:
     print(f"error: {error}", file=sys.stderr)
-    if as_json:
+    if as_json and not getattr(error, "is_told", False):
         print(json.dumps(error_json(error), ensure_ascii=False))
     raise SystemExit(code) from error
 

@@ -90,6 +90,7 @@ def test_fields_of_stored_latents_are_taken_where_latents_are_stored(flags, trai
     ("given", "field", "rule"),
     [
         ({"warmup_steps": 100, "number_of_steps": 100}, "warmup_steps", "below number_of_steps, which is 100"),
+        ({"lora_checkpoint_sha256": "a" * 64}, "lora_checkpoint_sha256", "lora_checkpoint_url, which is not given"),
         ({"frames_per_batch": 500, "batch_size": 2}, "frames_per_batch", "takes the place of batch_size, which is 2"),
     ],
 )

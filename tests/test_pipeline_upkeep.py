@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cache import unfinished
 from cache.errors import NeedsDamaged
@@ -17,8 +19,9 @@ from cache.fingerprint import fingerprint
 from cache.needs import NEEDS, iter_needs, lost, write_needs
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.errors import NothingToEvict, RecipeError, StillNeeded
-from pipeline.removing import Choice, bytes_of, days_of, evict, gc
+from pipeline.cli import app
+from pipeline.errors import NoStore, NothingToEvict, RecipeError, StillNeeded
+from pipeline.removing import Choice, bytes_of, days_of, evict, gc, root_of
 from pipeline.upkeep import days_since
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -127,9 +130,12 @@ def step(shop: Shop, kind: str, what) -> None:
         gc(shop.store, quiet, dry_run=False, **what)
     else:
         receipts = shop.store.receipts()
-        name = {"names": [receipts[what % len(receipts)].fingerprint]} if kind == "evict" and receipts else {}
+        if kind == "evict stage":
+            wanted = {"stage": what}
+        else:
+            wanted = {"names": [receipts[what % len(receipts)].fingerprint if receipts else "f" * 64]}
         with suppress(StillNeeded, NothingToEvict):
-            evict(shop.store, chosen(**(name or {"stage": str(what)})), quiet, dry_run=False)
+            evict(shop.store, chosen(**wanted), quiet, dry_run=False)
 
 
 def stopped(shop: Shop, stage: str, clips: tuple[int, ...]) -> None:
@@ -327,3 +333,22 @@ def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_ru
 def test_a_wrong_value_names_the_help_of_the_command_it_was_given_to(shop, refused, command):
     with pytest.raises(RecipeError, match=f"`sa3-trainer {command} --help`"):
         refused(shop.store)
+
+
+def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(shop):
+    shop.ingest((0,))
+    with pytest.raises(RecipeError, match="must be one of ingest, encode, train; got 'bake'"):
+        evict(shop.store, chosen(stage="bake"), quiet, dry_run=False)
+
+
+def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(NoStore, match="there is no folder"):
+        root_of(tmp_path / "none")
+
+
+def test_a_budget_that_cannot_be_met_is_one_document_of_json_all_the_same(shop):
+    shop.train((0, 1))
+    call = ["gc", "--max-bytes", "1", "--dry-run", "--json", "--store", str(shop.store.root)]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["dry_run"] is True and "bytes are left" in done.stderr
