@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from stages import catalogue
+from stages.adapters._base import attach
 from stages.adapters._joined import joined_product, joined_products, length_for, width_for
 from stages.adapters._together import together
+from stages.models._nets.blocks import GatedProjection
+from stages.records import AdapterSpec
+from tests.dense_adapters import shake
 from tests.test_adapters_together import gradients, tokens, tower
 
 
@@ -18,8 +22,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("rank", [1, 5, 16, 17])
 @pytest.mark.parametrize(("scaled", "biased"), [(True, True), (True, False), (False, True), (False, False)])
-def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, scaled, biased):
-    layers, count, num_in, num_out = 3, 7, 6, 9
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, scaled, biased, gated):
+    layers, count, num_in, num_out = 3, 7, 6, 10
     x, left, right = drawn(layers, count, num_in), drawn(layers, num_out, rank), drawn(layers, rank, num_in)
     weight, bias = drawn(layers, num_out, num_in, seed=4), drawn(layers, num_out, seed=5) if biased else None
     p = drawn(layers, num_out, seed=6) if scaled else None
@@ -28,11 +33,14 @@ def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, sca
     joined = torch.cat([weight, right.detach(), torch.zeros(layers, spare, num_in, dtype=x.dtype)], dim=1)
     beside = None if bias is None else torch.nn.functional.pad(bias, (0, width_for(rank)))
 
-    found = joined_products(x, joined, left, right, p, beside)
+    found = joined_products(x, joined, left, right, p, beside, gated=gated)
 
     moved = x @ (weight + left @ right).mT
     wanted = moved if p is None else moved * p[:, None]
     wanted = wanted if bias is None else wanted + bias[:, None]
+    if gated:
+        value, gate = wanted.chunk(2, dim=-1)
+        wanted = value * torch.nn.functional.silu(gate)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     d_out = drawn(*found.shape, seed=7)
     for ours, theirs in zip(
@@ -87,6 +95,28 @@ def test_layers_that_join_their_products_compute_what_they_did(kind):
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
     for key, one in found.items():
         torch.testing.assert_close(one, by_key[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gate(joins):
+    net = GatedProjection(6, 5, torch.nn.functional.silu).double()
+    adapter = attach([net], AdapterSpec(kind="dora-rows", rank=3, alpha=4.0), generator=torch.Generator())
+    shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
+    x = drawn(2, 4, 6).requires_grad_()
+    value, gate = net.proj(x).chunk(2, dim=-1)
+    wanted = value * torch.nn.functional.silu(gate)
+    (d_wanted,) = torch.autograd.grad(wanted.square().sum(), x)
+    wholes = []
+    net.proj.register_forward_hook(lambda *_: wholes.append("values and gates, written down"))
+
+    all_layers = together(adapter, room=True)
+    all_layers.joins = joins
+    with all_layers.ready():
+        found = net(x)
+        (d_found,) = torch.autograd.grad(found.square().sum(), x)
+    assert bool(wholes) != joins
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(d_found, d_wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_room_behind_the_weights_changes_no_weight_and_no_name():

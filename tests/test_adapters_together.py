@@ -202,9 +202,9 @@ class Deferring:
         self.waiting.clear()
 
 
-def deferred_split(d_out, product, left, p, bias, real=_joined.split):
+def deferred_split(d_out, product, left, p, bias, gated, real=_joined.split):
     """As kernels do it: the gradients of L and p are there when their work has run; before, nothing useful is."""
-    d_product, d_left, d_p = real(d_out, product, left, p, bias)
+    d_product, d_left, d_p = real(d_out, product, left, p, bias, gated=gated)
     places = [torch.full_like(one, float("nan")) for one in (d_left, d_p)]
 
     def fill() -> None:

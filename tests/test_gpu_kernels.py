@@ -9,6 +9,7 @@ from torch import Tensor
 from stages.adapters import _joined
 from stages.adapters._factored import Factored, Term, fits_kernels
 from stages.adapters._frozen import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
+from stages.adapters._in_scale import in_scaled
 from stages.adapters._layer import narrowed
 from stages.models._nets import heads
 from stages.models._nets.rotary import Rotary
@@ -194,8 +195,9 @@ def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns, by_rows):
 @pytest.mark.parametrize("rank", [1, 16, 20, 64])
 @pytest.mark.parametrize(("scaled", "biased"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize(("layers", "tokens"), [(1, 1), (1, 172), (3, 1300)])
-def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens):
-    num_out, width = 136, _joined.width_for(rank)
+@pytest.mark.parametrize("gated", [False, True])
+def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated):
+    num_out, width = 144, _joined.width_for(rank)
     product = drawn(layers, tokens, num_out + width, dtype=dtype)
     product[..., num_out + rank :] = 0
     left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)
@@ -203,16 +205,36 @@ def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers,
     bias = torch.nn.functional.pad(drawn(layers, num_out, dtype=dtype), (0, width)) if biased else None
     from stages.adapters import _joined_kernels as kernels
 
-    found = kernels.moved(product, left, p, bias if scaled else None, width)
-    assert apart(found, _joined.moved(product, left, p, bias)) < ULP[dtype] / 2
-    d_out = drawn(layers, tokens, num_out, dtype=dtype, seed=9)
-    parts = kernels.split(d_out, product, left, p, bias, width)
+    given = product.clone()
+    found = kernels.moved(given, left, p, bias if scaled else None, width, gated=gated)
+    assert apart(found, (_joined.gated_silu if gated else _joined.moved)(product, left, p, bias)) < ULP[dtype] / 2
+    assert apart(given, product) < ULP[dtype] / 2  # gated, both have the sums in them now
+    d_out = drawn(*found.shape, dtype=dtype, seed=9)
+    parts = kernels.split(d_out, product, left, p, bias, width, gated=gated)
     d_left, d_p = torch.empty_like(left), None if p is None else torch.empty_like(p)
     kernels.gathered(parts, d_left, d_p)
-    wanted = _joined.split(d_out, product, left, p, bias)
+    wanted = _joined.split(d_out, product, left, p, bias, gated=gated)
     for ours, theirs in zip((parts.d_joined_LMJ, d_left, d_p), wanted, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or (apart(ours, theirs) < ULP[dtype] and ours.dtype == theirs.dtype)
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+@pytest.mark.parametrize("tokens", [1, 77, 1300])
+@pytest.mark.parametrize(("num_in", "one_for_all"), [(257, True), (96, False)])
+def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens, num_in, one_for_all):
+    x = drawn(1 if one_for_all else 3, tokens, num_in, dtype=dtype).requires_grad_()
+    scale = (1 + 0.1 * drawn(3, num_in)).requires_grad_()
+    wanted = (x * scale[:, None]).to(dtype)
+    d_out = drawn(*wanted.shape, dtype=dtype, seed=3)
+    (d_x,) = torch.autograd.grad(wanted, [x], d_out)
+    found = in_scaled(x.expand(3, -1, -1), scale)
+    ours = torch.autograd.grad(found, [x, scale], d_out)
+    (alone,) = torch.autograd.grad(in_scaled(x.detach().expand(3, -1, -1), scale), [scale], d_out)
+    assert torch.equal(found, wanted) and torch.equal(alone, ours[1])
+    # Of one for all, gradients are added up: before they are rounded, or after.
+    assert torch.equal(ours[0], d_x) if not one_for_all else apart(ours[0], d_x) < 2 * ULP.get(dtype, 1e-6)
+    assert apart(ours[1], (d_out.double() * x.double()).sum(1)) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stages.adapters._base import Place
 from stages.adapters._factored import Factored
 from stages.adapters._handed import Share, handed_out
+from stages.adapters._in_scale import in_scaled
 from stages.adapters._joined import joined_products
 from stages.adapters._layer import Ready, Slot
 
@@ -41,7 +42,7 @@ def adapted_weight(slot: Slot, base: Factored) -> Ready:
 def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
     """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
     tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
-    scaled_LNI = tokens_LNI if now.q_I is None else (tokens_LNI * now.q_I[:, None]).to(tokens_LNI.dtype)
+    scaled_LNI = tokens_LNI if now.q_I is None else in_scaled(tokens_LNI, now.q_I)
     if now.joined_JI is not None:
         return joined_products(scaled_LNI, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
     if bias_LO is None:

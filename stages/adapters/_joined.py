@@ -1,5 +1,8 @@
 """The adapted product of one layer, or of a stack of them, in few launches: y = p (W x + b + L A x) + (1 - p) b.
 
+Or, gated, a silu(g) with [a; g] = y: what a feed-forward layer makes of it, without y being written down (Shazeer 2020,
+arXiv:2002.05202).
+
 The thin factor A lies behind the rows of W, [W; A], so one product gives W x and A x, and in the backward one product
 with [dy, dh] gives the gradient of x. What is between and behind them is one kernel each. Opaque to torch's compiler.
 
@@ -25,8 +28,6 @@ NAME = "sa3_trainer::joined_product"
 LARGEST_RANK = 64
 LARGEST_PRODUCT = 1 << 31
 """Values of a layer's joined product, which the kernels count in 32 bits."""
-LONG = 512
-"""Tokens from which kernels take other tiles."""
 _MULTIPLE = 16
 _ALIGNED = 8
 """16-bit values in 16 bytes."""
@@ -48,16 +49,23 @@ def has_kernels(product_LMJ: Tensor) -> bool:
 
 
 def joined_product(
-    tokens: Tensor, joined_JI: Tensor, left_OR: Tensor, right_RI: Tensor, p_O: Tensor | None, bias_J: Tensor | None
+    tokens: Tensor,
+    joined_JI: Tensor,
+    left_OR: Tensor,
+    right_RI: Tensor,
+    p_O: Tensor | None,
+    bias_J: Tensor | None,
+    *,
+    gated: bool = False,
 ) -> Tensor:
-    """(..., O) from (..., I) through one layer; see `joined_products`."""
+    """(..., O), or gated (..., O / 2), from (..., I) through one layer; see `joined_products`."""
     factors = (None if one is None else one[None] for one in (left_OR, right_RI, p_O, bias_J))
-    out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), joined_JI[None], *factors)
+    out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), joined_JI[None], *factors, gated=gated)
     return out_1MO.view(*tokens.shape[:-1], out_1MO.shape[-1])
 
 
-def joined_products(tokens_LMI: Tensor, joined_LJI: Tensor, *factors: Tensor | None) -> Tensor:
-    """(L, M, O).
+def joined_products(tokens_LMI: Tensor, joined_LJI: Tensor, *factors: Tensor | None, gated: bool = False) -> Tensor:
+    """(L, M, O), or gated (L, M, O / 2).
 
     Args:
         joined_LJI: [W; A], which has no gradient, though its rows behind W are the values of A.
@@ -65,7 +73,7 @@ def joined_products(tokens_LMI: Tensor, joined_LJI: Tensor, *factors: Tensor | N
             The last two may be None.
     """
     tokens_LMI = filled(tokens_LMI, joined_LJI.shape[-1])
-    out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, joined_LJI, *factors)[0]
+    out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, joined_LJI, *factors, gated)[0]
     return out_LMO
 
 
@@ -80,16 +88,22 @@ def filled(tokens_LMI: Tensor, length: int) -> Tensor:
 
 
 def _forward(
-    tokens: Tensor, joined: Tensor, left: Tensor, right: Tensor, p: Tensor | None, bias: Tensor | None
+    tokens: Tensor,
+    joined: Tensor,
+    left: Tensor,
+    right: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    gated: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the joined product before its second half is added to the first."""
+    """The result, and the joined product; before its second part is added to the first, or gated, after that."""
     width = joined.shape[1] - left.shape[1]
     product_LMJ = _product(tokens, joined, bias)
     if has_kernels(product_LMJ):
         from stages.adapters import _joined_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
 
-        return kernels.moved(product_LMJ, left, p, bias if p is not None else None, width), product_LMJ
-    return moved(product_LMJ, left, p, bias), product_LMJ
+        return kernels.moved(product_LMJ, left, p, bias if p is not None else None, width, gated=gated), product_LMJ
+    return (gated_silu if gated else moved)(product_LMJ, left, p, bias), product_LMJ
 
 
 def _product(tokens_LMI: Tensor, joined_LJI: Tensor, bias_LJ: Tensor | None) -> Tensor:
@@ -103,14 +117,37 @@ def _product(tokens_LMI: Tensor, joined_LJI: Tensor, bias_LJ: Tensor | None) -> 
 
 def moved(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
     """p (first + second L^T) + (1 - p) b, rounded once; the bias is in `first` already."""
+    return _lengthened(_sums(product_LMJ, left_LOR), p_LO, bias_LJ).to(product_LMJ.dtype)
+
+
+def gated_silu(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
+    """a silu(g) of that, [a, g]. Writes first + second L^T where `first` was, for the backward, which needs no more."""
+    sums = _sums(product_LMJ, left_LOR)
+    product_LMJ[..., : left_LOR.shape[1]] = sums
+    value, gate = _lengthened(sums, p_LO, bias_LJ).to(product_LMJ.dtype).to(sums.dtype).chunk(2, dim=-1)
+    return (value * F.silu(gate)).to(product_LMJ.dtype)
+
+
+def _sums(product_LMJ: Tensor, left_LOR: Tensor) -> Tensor:
     num_out, rank = left_LOR.shape[1:]
     wide = torch.promote_types(product_LMJ.dtype, torch.float32)
-    whole = product_LMJ[..., :num_out].to(wide)
-    whole = whole + product_LMJ[..., num_out : num_out + rank].to(wide) @ left_LOR.mT.to(wide)
-    if p_LO is not None:
-        whole = whole * p_LO[:, None]
-        whole = whole if bias_LJ is None else whole + (bias_LJ[:, :num_out] * (1 - p_LO))[:, None]
-    return whole.to(product_LMJ.dtype)
+    return product_LMJ[..., :num_out].to(wide) + product_LMJ[..., num_out : num_out + rank].to(wide) @ left_LOR.mT.to(
+        wide
+    )
+
+
+def _lengthened(sums_LMO: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
+    if p_LO is None:
+        return sums_LMO
+    whole = sums_LMO * p_LO[:, None]
+    return whole if bias_LJ is None else whole + (bias_LJ[:, : whole.shape[-1]] * (1 - p_LO))[:, None]
+
+
+def _ungated(d_out_LMH: Tensor, whole_LMO: Tensor) -> Tensor:
+    """Gradient of [a, g], H features each, from that of a silu(g)."""
+    value, gate = whole_LMO.chunk(2, dim=-1)
+    share = gate.sigmoid()
+    return torch.cat([d_out_LMH * gate * share, d_out_LMH * value * share * (1 + gate * (1 - share))], dim=-1)
 
 
 def _backward(
@@ -121,6 +158,7 @@ def _backward(
     left: Tensor,
     p: Tensor | None,
     bias: Tensor | None,
+    gated: bool,
     needs_tokens: bool,
     right_length: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,11 +171,11 @@ def _backward(
     if has_kernels(product):
         from stages.adapters import _joined_kernels as kernels  # deferred, as above
 
-        parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out)
+        parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out, gated=gated)
         d_product = parts.d_joined_LMJ
         d_left, d_right, d_p = _beside_the_chain(parts, tokens[..., :right_length], left, p)
     else:
-        d_product, d_left, d_p = split(d_out, product, left, p, bias)
+        d_product, d_left, d_p = split(d_out, product, left, p, bias, gated=gated)
         d_thin = d_product[..., num_out : num_out + rank]
         d_right = torch.bmm(d_thin.mT, tokens[..., :right_length]) if right_length else d_out.new_empty(0)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
@@ -170,18 +208,27 @@ def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def split(
-    d_out_LMO: Tensor, product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None
+    d_out_LMO: Tensor,
+    product_LMJ: Tensor,
+    left_LOR: Tensor,
+    p_LO: Tensor | None,
+    bias_LJ: Tensor | None,
+    *,
+    gated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the joined product, of L and of p."""
     num_out, rank = left_LOR.shape[1:]
     wide, narrow = torch.promote_types(product_LMJ.dtype, torch.float32), product_LMJ.dtype
-    base, thin = product_LMJ[..., :num_out].to(wide), product_LMJ[..., num_out : num_out + rank].to(wide)
+    first, thin = product_LMJ[..., :num_out].to(wide), product_LMJ[..., num_out : num_out + rank].to(wide)
     d_p = None
     scaled = d_out_LMO
+    if gated:
+        whole = _lengthened(first, p_LO, bias_LJ).to(narrow).to(wide)
+        scaled = d_out_LMO = _ungated(d_out_LMO.to(wide), whole).to(narrow)
     if p_LO is not None:
-        whole = base + thin @ left_LOR.mT.to(wide)
-        whole = whole if bias_LJ is None else whole - bias_LJ[:, None, :num_out].to(wide)
-        d_p = (d_out_LMO.to(wide) * whole).sum(dim=1)
+        sums = first if gated else _sums(product_LMJ, left_LOR)
+        sums = sums if bias_LJ is None else sums - bias_LJ[:, None, :num_out].to(wide)
+        d_p = (d_out_LMO.to(wide) * sums).sum(dim=1)
         scaled = (d_out_LMO * p_LO[:, None]).to(narrow)
     d_left = (scaled.to(wide).mT @ thin).to(narrow)
     d_thin = (scaled.to(wide) @ left_LOR.to(wide)).to(narrow)
@@ -189,23 +236,34 @@ def split(
     return torch.cat([scaled, F.pad(d_thin, (0, spare))], dim=-1), d_left, d_p
 
 
-_OPTIONAL = "Tensor tokens, Tensor joined, Tensor left, Tensor right, Tensor? p, Tensor? bias"
-_forward_op = torch.library.custom_op(NAME, _forward, mutates_args=(), schema=f"({_OPTIONAL}) -> (Tensor, Tensor)")
+_forward_op = torch.library.custom_op(
+    NAME,
+    _forward,
+    mutates_args=(),
+    schema="(Tensor tokens, Tensor joined, Tensor left, Tensor right, Tensor? p, Tensor? bias, bool gated) "
+    "-> (Tensor, Tensor)",
+)
 _backward_op = torch.library.custom_op(
     f"{NAME}_backward",
     _backward,
     mutates_args=(),
     schema="(Tensor d_out, Tensor product, Tensor tokens, Tensor joined, Tensor left, Tensor? p, Tensor? bias, "
-    "bool needs_tokens, int right_length) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool gated, bool needs_tokens, int right_length) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_forward_op.register_fake
 def _forward_shapes(
-    tokens: Tensor, joined: Tensor, left: Tensor, right: Tensor, p: Tensor | None, bias: Tensor | None
+    tokens: Tensor,
+    joined: Tensor,
+    left: Tensor,
+    right: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    gated: bool,
 ) -> tuple[Tensor, Tensor]:
-    layers, count = tokens.shape[:2]
-    return tokens.new_empty(layers, count, left.shape[1]), tokens.new_empty(layers, count, joined.shape[1])
+    (layers, count), num_out = tokens.shape[:2], left.shape[1] // (2 if gated else 1)
+    return tokens.new_empty(layers, count, num_out), tokens.new_empty(layers, count, joined.shape[1])
 
 
 @_backward_op.register_fake
@@ -217,6 +275,7 @@ def _backward_shapes(
     left: Tensor,
     p: Tensor | None,
     bias: Tensor | None,
+    gated: bool,
     needs_tokens: bool,
     right_length: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -230,7 +289,7 @@ def _backward_shapes(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tokens, joined, left, right, p, bias = inputs
+    tokens, joined, left, right, p, bias, ctx.gated = inputs
     ctx.num_in = right.shape[-1]
     ctx.save_for_backward(output[1], tokens, joined, left, p, bias)
     ctx.set_materialize_grads(False)
@@ -240,13 +299,15 @@ def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None
     product, tokens, joined, left, p, bias = ctx.saved_tensors
     needs = ctx.needs_input_grad
     right_length = ctx.num_in if needs[3] else 0
-    d_tokens, d_left, d_right, d_p = _backward_op(d_out, product, tokens, joined, left, p, bias, needs[0], right_length)
+    ways = (ctx.gated, needs[0], right_length)
+    d_tokens, d_left, d_right, d_p = _backward_op(d_out, product, tokens, joined, left, p, bias, *ways)
     return (
         d_tokens if needs[0] else None,
         None,
         d_left if needs[2] else None,
         d_right if needs[3] else None,
         d_p if p is not None and needs[4] else None,
+        None,
         None,
     )
 

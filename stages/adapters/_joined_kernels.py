@@ -14,99 +14,176 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.adapters._joined import LONG
 from stages.adapters._norm_kernels import _put, _tile
 
 MOVED = {"TOKENS": 32, "ROWS": 128, "num_warps": 4}
-SPLIT = {"TOKENS": 64, "ROWS": 64, "num_warps": 4, "num_stages": 2}
-SPLIT_LONG = {"TOKENS": 64, "ROWS": 128, "num_warps": 4, "num_stages": 1}
+GATED_MOVED = {"TOKENS": 32, "ROWS": 64, "num_warps": 4}
+SPLIT = {"TOKENS": 64, "ROWS": 64, "num_warps": 4, "num_stages": 1}
 THIN = {"PLACES": 32, "AT_ONCE": 64, "num_warps": 2}
+THIN_OF_MANY = {"PLACES": 16, "AT_ONCE": 256, "num_warps": 4}
 GATHERED = {"PLACES": 32, "AT_ONCE": 16, "num_warps": 2}
-"""Sizes of tiles: the fastest of some eight to eighteen for each on an H200, at 172 to 4155 tokens."""
+"""Sizes of tiles: the fastest, or as good, of some eight to eighteen for each on an H200, at 172 to 4155 tokens."""
 MOST_PARTS = 16
+LONG = 512
+"""Tokens from which sums of many parts fill the device with small programs."""
+
+
+@triton.jit
+def _factors(
+    left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of some rows: L, p and b; without them 1 and 0."""
+    inside = feature < num_out
+    left_OR = _tile(left + layer * left_l, left_o, left_r, feature, tl.arange(0, WIDTH), num_out, rank)
+    scale_O = tl.full((ROWS,), 1.0, dtype=tl.float32)
+    bias_O = tl.zeros((ROWS,), dtype=tl.float32)
+    if HAS_SCALE:
+        scale_O = tl.load(scale + layer * num_out + feature, mask=inside, other=0.0)
+        if HAS_BIAS:
+            bias_O = tl.load(bias + layer * (num_out + WIDTH) + feature, mask=inside, other=0.0).to(tl.float32)
+    return left_OR, scale_O, bias_O
+
+
+@triton.jit
+def _lengthened(sums, scale_O, bias_O, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """p s + (1 - p) b, in float32."""
+    whole = sums.to(tl.float32)
+    if HAS_SCALE:
+        whole = whole * scale_O[None, :]
+        if HAS_BIAS:
+            whole += (bias_O * (1.0 - scale_O))[None, :]
+    return whole
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _moved_kernel(
-    joined, left, scale, bias, out, tokens, num_out, rank,
-    left_l, left_o, left_r,
+    joined, left, scale, bias, out, tokens, num_out, num_made, rank,
+    left_l, left_o, left_r, GATED: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     layer = tl.program_id(2).to(tl.int64)
-    token, feature, thin = (
+    token, feature = (
         tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
         tl.program_id(1) * ROWS + tl.arange(0, ROWS),
-        tl.arange(0, WIDTH),
     )
     row = num_out + WIDTH
+    dtype = out.dtype.element_ty
     here = joined + layer * tokens * row
-    base = _tile(here, row, 1, token, feature, tokens, num_out)
-    thin_MR = _tile(here + num_out, row, 1, token, thin, tokens, WIDTH)
-    left_OR = _tile(left + layer * left_l, left_o, left_r, feature, thin, num_out, rank)
-    whole = base.to(tl.float32) + tl.dot(thin_MR, tl.trans(left_OR))
-    inside = feature < num_out
-    if HAS_SCALE:
-        scale_O = tl.load(scale + layer * num_out + feature, mask=inside, other=0.0)
-        whole = whole * scale_O[None, :]
-        if HAS_BIAS:
-            bias_O = tl.load(bias + layer * row + feature, mask=inside, other=0.0).to(tl.float32)
-            whole += (bias_O * (1.0 - scale_O))[None, :]
-    place = out + layer * tokens * num_out
-    _put(place, num_out, 1, token, feature, tokens, num_out, whole.to(out.dtype.element_ty))
+    thin_MR = _tile(here + num_out, row, 1, token, tl.arange(0, WIDTH), tokens, WIDTH)
+    left_OR, scale_O, bias_O = _factors(
+        left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+    )
+    base = _tile(here, row, 1, token, feature, tokens, num_made)
+    if GATED:
+        # All is read before any is written: into the same memory, where loads would wait for it.
+        other = num_made + feature
+        gate_base = _tile(here, row, 1, token, other, tokens, num_out)
+        gate_left_OR, gate_scale_O, gate_bias_O = _factors(
+            left, scale, bias, layer, other, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+        )
+    sums = base.to(tl.float32) + tl.dot(thin_MR, tl.trans(left_OR))
+    made = _lengthened(sums, scale_O, bias_O, HAS_SCALE, HAS_BIAS).to(dtype)
+    if GATED:
+        gate_sums = gate_base.to(tl.float32) + tl.dot(thin_MR, tl.trans(gate_left_OR))
+        _put(here, row, 1, token, feature, tokens, num_made, sums.to(dtype))
+        _put(here, row, 1, token, other, tokens, num_out, gate_sums.to(dtype))
+        gate = _lengthened(gate_sums, gate_scale_O, gate_bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+        made = (made.to(tl.float32) * (gate * tl.sigmoid(gate))).to(dtype)
+    _put(out + layer * tokens * num_made, num_made, 1, token, feature, tokens, num_made, made)
 
 
-def moved(joined_LMJ: Tensor, left_LOR: Tensor, scale_LO: Tensor | None, bias_LJ: Tensor | None, width: int) -> Tensor:
-    """(L, M, O): see `_joined.moved`."""
+def moved(
+    joined_LMJ: Tensor,
+    left_LOR: Tensor,
+    scale_LO: Tensor | None,
+    bias_LJ: Tensor | None,
+    width: int,
+    *,
+    gated: bool = False,
+) -> Tensor:
+    """(L, M, O): see `_joined.moved`. Gated, (L, M, O / 2) and sums in the product: see `_joined.gated_silu`."""
     layers, tokens, num_joined = joined_LMJ.shape
     num_out = num_joined - width
-    out_LMO = joined_LMJ.new_empty(layers, tokens, num_out)
-    tiles = MOVED
-    _moved_kernel[(triton.cdiv(tokens, tiles["TOKENS"]), triton.cdiv(num_out, tiles["ROWS"]), layers)](
-        joined_LMJ, left_LOR, scale_LO, bias_LJ, out_LMO, tokens, num_out, left_LOR.shape[-1], *left_LOR.stride(),
+    num_made = num_out // 2 if gated else num_out
+    out_LMO = joined_LMJ.new_empty(layers, tokens, num_made)
+    tiles = GATED_MOVED if gated else MOVED
+    _moved_kernel[(triton.cdiv(tokens, tiles["TOKENS"]), triton.cdiv(num_made, tiles["ROWS"]), layers)](
+        joined_LMJ, left_LOR, scale_LO, bias_LJ, out_LMO, tokens, num_out, num_made, left_LOR.shape[-1],
+        *left_LOR.stride(), GATED=gated,
         HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **tiles,
     )  # fmt: skip
     return out_LMO
 
 
+@triton.jit
+def _slope(half, base, scale_O, bias_O, other_base, other_scale_O, other_bias_O, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Of a silu(g) by a, in the first half, or by g; from sums of a product, rounded as in the forward pass."""
+    dtype = base.dtype
+    other = _lengthened(other_base, other_scale_O, other_bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+    if half == 0:
+        slope = other * tl.sigmoid(other)
+    else:
+        gate = _lengthened(base, scale_O, bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+        share = tl.sigmoid(gate)
+        slope = other * share * (1.0 + gate * (1.0 - share))
+    return slope
+
+
 @triton.jit(do_not_specialize=["tokens", "tokens_each"])
 def _split_kernel(
     d_out, joined, left, scale, bias, d_joined, d_thin, d_left, d_scale,
-    tokens, num_out, rank, tokens_each, left_l, left_o, left_r,
+    tokens, num_out, num_made, rank, tokens_each, left_l, left_o, left_r, GATED: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     layer, part, block = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.program_id(0)
-    feature, thin = block * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    inside, row = feature < num_out, num_out + WIDTH
-    left_OR = _tile(left + layer * left_l, left_o, left_r, feature, thin, num_out, rank)
-    scale_O = tl.zeros((ROWS,), dtype=tl.float32)
-    bias_O = tl.zeros((ROWS,), dtype=tl.float32)
-    if HAS_SCALE:
-        scale_O = tl.load(scale + layer * num_out + feature, mask=inside, other=0.0)
-        if HAS_BIAS:
-            bias_O = tl.load(bias + layer * row + feature, mask=inside, other=0.0).to(tl.float32)
-    d_left_OR = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
-    d_scale_O = tl.zeros((ROWS,), dtype=tl.float32)
+    # Gated, a program has rows of the values or rows of the gates; those that belong together run side by side.
+    half = block % 2 if GATED else 0
+    made = (block // 2 if GATED else block) * ROWS + tl.arange(0, ROWS)
+    feature, end = half * num_made + made, (half + 1) * num_made
+    thin, row = tl.arange(0, WIDTH), num_out + WIDTH
+    left_OR, scale_O, bias_O = _factors(
+        left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+    )
+    scaled_OR = (left_OR.to(tl.float32) * scale_O[:, None]).to(left_OR.dtype)
+    d_left_OR, d_scale_MO = tl.zeros((ROWS, WIDTH), dtype=tl.float32), tl.zeros((TOKENS, ROWS), dtype=tl.float32)
+    if GATED:
+        other = num_made - half * num_made + made
+        _, other_scale_O, other_bias_O = _factors(
+            left, scale, bias, layer, other, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+        )
     here, there = joined + layer * tokens * row, d_joined + layer * tokens * row
     partial = d_thin + (layer * tl.num_programs(0) + block) * tokens * WIDTH
     for start in range(part * tokens_each, tl.minimum((part + 1) * tokens_each, tokens), TOKENS):
         token = start + tl.arange(0, TOKENS)
-        given = _tile(d_out + layer * tokens * num_out, num_out, 1, token, feature, tokens, num_out)
+        given = _tile(d_out + layer * tokens * num_made, num_made, 1, token, made, tokens, num_made)
         thin_MR = _tile(here + num_out, row, 1, token, thin, tokens, WIDTH)
+        base = given
+        if HAS_SCALE or GATED:
+            base = _tile(here, row, 1, token, feature, tokens, end)
+        if GATED:
+            other_base = _tile(here, row, 1, token, other, tokens, num_out)
+            slope = _slope(half, base, scale_O, bias_O, other_base, other_scale_O, other_bias_O, HAS_SCALE, HAS_BIAS)
+            given = (given.to(tl.float32) * slope).to(given.dtype)
         d_left_OR += tl.dot(tl.trans(given), thin_MR)
         scaled = given
         if HAS_SCALE:
-            base = _tile(here, row, 1, token, feature, tokens, num_out).to(tl.float32)
-            d_scale_O += tl.sum(given.to(tl.float32) * (base - bias_O[None, :]), axis=0)
-            scaled = (given.to(tl.float32) * scale_O[None, :]).to(given.dtype)
-        _put(there, row, 1, token, feature, tokens, num_out, scaled)
-        _put(partial, WIDTH, 1, token, thin, tokens, WIDTH, tl.dot(scaled, left_OR))
+            wide = given.to(tl.float32)
+            d_scale_MO += wide * (base.to(tl.float32) - bias_O[None, :])
+            scaled = (wide * scale_O[None, :]).to(given.dtype)
+        _put(there, row, 1, token, feature, tokens, end, scaled)
+        _put(partial, WIDTH, 1, token, thin, tokens, WIDTH, tl.dot(given, scaled_OR))
     place = layer * tl.num_programs(1) + part
     if HAS_SCALE:
-        # What the thin part of the product adds to the scale's gradient: the sum over tokens is in d_left already.
-        d_scale_O += tl.sum(d_left_OR * left_OR.to(tl.float32), axis=1)
+        d_scale_O = tl.sum(d_scale_MO, axis=0)
+        if not GATED:
+            # What the thin part of the product adds, whose sum over tokens is in d_left already; sums have it in them.
+            d_scale_O += tl.sum(d_left_OR * left_OR.to(tl.float32), axis=1)
         d_left_OR = d_left_OR * scale_O[:, None]
-        tl.store(d_scale + place * num_out + feature, d_scale_O, mask=inside)
-    _put(d_left + place * num_out * rank, rank, 1, feature, thin, num_out, rank, d_left_OR)
+        tl.store(d_scale + place * num_out + feature, d_scale_O, mask=feature < end)
+    _put(d_left + place * num_out * rank, rank, 1, feature, thin, end, rank, d_left_OR)
 
 
 @triton.jit
@@ -163,13 +240,14 @@ def split(
     scale_LO: Tensor | None,
     bias_LJ: Tensor | None,
     width: int,
+    *,
+    gated: bool = False,
 ) -> Split:
     """Gradient of the joined product (L, M, J), and parts of those of the left factor and of the scale."""
-    layers, tokens, num_out = d_out_LMO.shape
-    rank, tiles = left_LOR.shape[-1], SPLIT if tokens < LONG else SPLIT_LONG
-    tiles = tiles | ({} if width <= 16 else {"num_warps": 8})
-    blocks = triton.cdiv(num_out, tiles["ROWS"])
-    each = triton.cdiv(triton.cdiv(tokens, MOST_PARTS), tiles["TOKENS"]) * tiles["TOKENS"]
+    layers, tokens, num_made = d_out_LMO.shape
+    num_out, rank = left_LOR.shape[1:]
+    blocks = (2 if gated else 1) * triton.cdiv(num_made, SPLIT["ROWS"])
+    each = triton.cdiv(triton.cdiv(tokens, MOST_PARTS), SPLIT["TOKENS"]) * SPLIT["TOKENS"]
     parts = triton.cdiv(tokens, each)
     wide = partial(torch.empty, device=joined_LMJ.device)
     d_thin = wide(layers, blocks, tokens, width)
@@ -180,11 +258,12 @@ def split(
     )
     _split_kernel[(blocks, parts, layers)](
         d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, made.d_joined_LMJ, d_thin, made.d_left_LNOR,
-        made.d_scale_LNO, tokens, num_out, rank, each, *left_LOR.stride(),
-        HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **tiles,
+        made.d_scale_LNO, tokens, num_out, num_made, rank, each, *left_LOR.stride(), GATED=gated,
+        HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **SPLIT,
     )  # fmt: skip
-    _thin_kernel[(triton.cdiv(tokens * width, THIN["PLACES"]), layers)](
-        d_thin, made.d_joined_LMJ, tokens, num_out, blocks, WIDTH=width, **THIN
+    tiles = THIN_OF_MANY if blocks > THIN["AT_ONCE"] and tokens < LONG else THIN
+    _thin_kernel[(triton.cdiv(tokens * width, tiles["PLACES"]), layers)](
+        d_thin, made.d_joined_LMJ, tokens, num_out, blocks, WIDTH=width, **tiles
     )
     return made
 

@@ -146,9 +146,8 @@ class AdaptedLayer(nn.Module):
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
         now = self._now() if self.ready is None else self.ready
         scaled = self._scaled(tokens, now.q_I)
-        if now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None:
-            factors = (now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
-            return self._features_last(joined_product(self._features_last(scaled), *factors))
+        if now.joined_JI is not None:
+            return self._joined(scaled, now)
         multiply = self._product
         # Only in steps, whose weights were computed for all layers: what the plain way gives stays what it was.
         if self.ready is not None and self._is_faster_on_cpu(scaled):
@@ -160,6 +159,18 @@ class AdaptedLayer(nn.Module):
         if now.outside:
             return self._lengthened(out, now.p_O) + self._moved(tokens, now)
         return self._lengthened(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
+
+    def gated_silu(self, tokens: Tensor) -> Tensor:
+        """a silu(g) of what `forward` gives, [a, g]; in one operation where products are joined."""
+        if self.ready is not None and self.ready.joined_JI is not None:
+            return self._joined(self._scaled(tokens, self.ready.q_I), self.ready, gated=True)
+        value, gate = self(tokens).chunk(2, dim=-1)
+        return value * F.silu(gate)
+
+    def _joined(self, scaled: Tensor, now: Ready, *, gated: bool = False) -> Tensor:
+        assert now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None, "all or none"
+        factors = (now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+        return self._features_last(joined_product(self._features_last(scaled), *factors, gated=gated))
 
     def _lengthened(self, out: Tensor, p_O: Tensor | None) -> Tensor:
         """Each output feature in its new length, p (W x) + b, from W x + b: rounded once."""

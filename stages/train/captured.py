@@ -212,7 +212,7 @@ class CapturedSteps:
         layers.use_masks(placed.masks)
         if layers.joins:
             with watched("compiling", self.say, self.should_stop, WITHOUT):
-                compile_kernels(training.network.denoiser, layers, batch.real_BT.numel())
+                compile_kernels(training.network.denoiser, layers)
         with training.optimizer.refusing():
             recording = self._captured(placed, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")

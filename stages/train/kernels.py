@@ -24,16 +24,15 @@ from stages.models._nets.transformer import Denoiser
 
 SIZE = 32
 """Of made-up tensors: what a compiled kernel depends on is the dtype, and which sizes 16 divides."""
+MANY = 8192
+"""Features of a gated result, as wide as they are where sums of its parts are of many."""
 THREADS = 8
 
 
-def compile_kernels(denoiser: Denoiser, layers: Together, num_tokens: int) -> None:
+def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
     """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
 
     A kernel that is missed here is compiled where it is first used.
-
-    Args:
-        num_tokens: of the batches to come, about.
     """
     joining = [group for group in layers.groups if group.joined_LJI is not None]
     if not joining:
@@ -41,9 +40,10 @@ def compile_kernels(denoiser: Denoiser, layers: Together, num_tokens: int) -> No
     smallest = min(joining, key=lambda group: group.weight_LOI.numel())
     has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
-    if num_tokens >= _joined.LONG:
-        works += _products(smallest, has_scale, num_tokens)
-    if isinstance(smallest.slot.magnitude, BothMagnitudes):
+    has_both = isinstance(smallest.slot.magnitude, BothMagnitudes)
+    if has_both or smallest.slot.magnitude.uses_left_weight:  # then columns are given lengths
+        works.append(partial(_in_scales, smallest))
+    if has_both:
         works += _passes(smallest)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
@@ -62,9 +62,20 @@ def _norms(group: Group) -> None:
         torch.autograd.grad(scales, list(group.slot.leaves().values()))
 
 
+def _in_scales(group: Group) -> None:
+    """Of tokens that need a gradient, and of some that do not."""
+    from stages.adapters import _in_scale_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+
+    tokens_1MI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
+    scale_1I = torch.zeros(1, SIZE, device=tokens_1MI.device)
+    scaled_1MI = kernels.in_scaled(tokens_1MI, scale_1I)
+    for needs_tokens in (True, False):
+        kernels.in_scaled_backward(scaled_1MI, tokens_1MI, scale_1I, needs_tokens=needs_tokens)
+
+
 def _passes(group: Group) -> Iterator[Callable[[], object]]:
     """Over the weights and over their transposes."""
-    from stages.adapters import _pass_kernels as passes  # deferred: Triton comes with CUDA builds of torch
+    from stages.adapters import _pass_kernels as passes  # deferred, as above
 
     matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
     pieces_1JI, factor_1I = matrix_1OI.new_zeros(1, NUM_PIECES * group.slot.rank, SIZE), matrix_1OI.new_zeros(1, SIZE)
@@ -73,15 +84,17 @@ def _passes(group: Group) -> Iterator[Callable[[], object]]:
             yield partial(passes.passed, one, pieces_1JI, factor_1I.float(), 1.0)
 
 
-def _products(group: Group, has_scale: bool, num_tokens: int = SIZE) -> Iterator[Callable[[], object]]:
-    """Forward and backward, with a bias and without."""
+def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
+    """Forward and backward, with a bias and without, and gated."""
     rank, like = group.slot.rank, group.weight_LOI
-    joined, left = like.new_zeros(1, SIZE + _joined.width_for(rank), SIZE), like.new_zeros(1, SIZE, rank)
-    tokens, product = like.new_zeros(1, num_tokens, SIZE), like.new_zeros(1, num_tokens, joined.shape[1])
-    scale = torch.zeros(1, SIZE, device=like.device) if has_scale else None
-    for bias in (like.new_zeros(joined.shape[:2]), None):
-        yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias)
-        yield partial(_joined._backward, tokens, product, tokens, joined, left, scale, bias, False, 0)
+    tokens = like.new_zeros(1, SIZE, SIZE)
+    for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (MANY, True, True)):
+        joined, left = like.new_zeros(1, num_out + _joined.width_for(rank), SIZE), like.new_zeros(1, num_out, rank)
+        scale = torch.zeros(1, num_out, device=like.device) if has_scale else None
+        bias = like.new_zeros(joined.shape[:2]) if has_bias else None
+        product, d_out = (like.new_zeros(1, SIZE, size) for size in (joined.shape[1], num_out // (2 if gated else 1)))
+        yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias, gated)
+        yield partial(_joined._backward, d_out, product, tokens, joined, left, scale, bias, gated, False, 0)
 
 
 def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:

@@ -26,6 +26,10 @@ class GatedProjection(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        # An adapted layer may do both at once.
+        gated_silu: Activation | None = getattr(self.proj, "gated_silu", None)
+        if gated_silu is not None and self.activation is F.silu:
+            return gated_silu(x)
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * self.activation(gate)
 

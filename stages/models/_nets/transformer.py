@@ -239,9 +239,10 @@ class TokenTransformer(nn.Module):
         blocks = cast(list[TransformerBlock], list(self.layers))
         key_values = self.each([block.cross_attn.to_kv for block in blocks], context_BSW)
         locals_BTW = self.each([block.to_local_embed for block in blocks], local_BTL)
-        for block, key_value_BSF, local_BTW in zip(blocks, key_values, locals_BTW, strict=True):
-            inputs = (token_BNW, key_value_BSF, modulation_B1W6, local_BTW, turn, valid_BN)
-            token_BNW = self._through(block, *inputs)
+        # One for each, so that their gradients are added up at once, and not in every block, where the next one waits.
+        modulations = modulation_B1W6.expand(len(blocks), -1, -1, -1).unbind()
+        for block, *own in zip(blocks, key_values, modulations, locals_BTW, strict=True):
+            token_BNW = self._through(block, token_BNW, *own, turn, valid_BN)
         return self.project_out(token_BNW[:, num_memory:])
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
