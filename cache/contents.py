@@ -63,7 +63,7 @@ class Contents:
     def _users(self) -> dict[str, list[tuple[str, str]]]:
         """Fingerprint -> (name, what it is left out by) of each that reads it."""
         readers = [(piece.receipt.inputs, piece.name, piece.receipt.fingerprint) for piece in self.pieces]
-        readers += [(run.inputs, f"unfinished {run.name[:18]}", run.name) for run in self.unfinished]
+        readers += [(run.inputs, f"unfinished {run.short}", run.name) for run in self.unfinished]
         found: dict[str, list[tuple[str, str]]] = {}
         for inputs, name, left_out_by in readers:
             for fingerprint in inputs.values():

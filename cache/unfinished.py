@@ -32,11 +32,31 @@ class Unfinished:
     """Fingerprints of what it reads; empty where the note is lost."""
     components: Mapping[str, str] = field(default_factory=dict)
     began: str = ""
+    num_problems: int = 0
+    """What its data was refused for; 0 where it was stopped, or is at work."""
+
+    @property
+    def short(self) -> str:
+        """Its name as people see it, and as `evict` takes it."""
+        return self.name[:18]
+
+    @property
+    def word(self) -> str:
+        """What it is to people."""
+        return "refused" if self.num_problems else "unfinished"
 
 
 def note(store: Store, run: Unfinished) -> None:
     """Write down what a run about to begin is of."""
     write_aside(_file(store, run.name), json.dumps(asdict(run), sort_keys=True).encode())
+
+
+def noted(store: Store, name: str) -> Unfinished:
+    """What was written down of a run; as good as nothing where that is lost."""
+    try:
+        return Unfinished(**{**json.loads(_file(store, name).read_bytes()), "name": name})
+    except (OSError, ValueError, TypeError):
+        return Unfinished(name=name, stage=name.partition("-")[0])
 
 
 def forget(store: Store, name: str) -> None:
@@ -55,7 +75,7 @@ def unfinished(store: Store) -> list[Unfinished]:
     """Every run with a scratch folder, by name."""
     scratch = store.root / "scratch"
     folders = sorted(path.name for path in scratch.iterdir() if path.is_dir()) if scratch.is_dir() else []
-    return [_noted(store, name) for name in folders]
+    return [noted(store, name) for name in folders]
 
 
 def strays(store: Store) -> list[Path]:
@@ -73,13 +93,6 @@ def idle_seconds(store: Store, name: str) -> float:
 def num_bytes(store: Store, name: str) -> int:
     """What a run has written to its scratch folder."""
     return bytes_under(store.root / "scratch" / name)
-
-
-def _noted(store: Store, name: str) -> Unfinished:
-    try:
-        return Unfinished(**{**json.loads(_file(store, name).read_bytes()), "name": name})
-    except (OSError, ValueError, TypeError):
-        return Unfinished(name=name, stage=name.partition("-")[0])
 
 
 def _file(store: Store, name: str) -> Path:

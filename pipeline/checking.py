@@ -10,6 +10,7 @@ from pipeline.errors import StoreDamaged
 from pipeline.repair import repair as repaired
 from pipeline.report import Report
 from pipeline.verify import Checked, Damage, verify
+from stages.words import counted
 
 _SHOWN_CLIPS = 5
 
@@ -29,8 +30,11 @@ def checked_json(checked: Checked, done: Sequence[str]) -> dict[str, Any]:
 def checked_lines(checked: Checked, done: Sequence[str]) -> list[str]:
     """For people: what is damaged and what it means, what was done, what to type next."""
     lines = [line for damage in checked.damages for line in _lines(damage)]
-    counts = f"{checked.num_artifacts} artifacts, {checked.num_shards} shards, {checked.num_prepared} prepared clips"
-    found = f"{len(checked.damages)} damaged" if checked.damages else "all whole"
+    looked_at = {"artifact": checked.num_artifacts, "shard": checked.num_shards, "prepared clip": checked.num_prepared}
+    counts = ", ".join(counted(number, thing) for thing, number in looked_at.items())
+    num_gone = sum(damage.kind == "gone" for damage in checked.damages)
+    numbers = {"damaged": len(checked.damages) - num_gone, "missing": num_gone}
+    found = ", ".join(f"{number} {word}" for word, number in numbers.items() if number) or "all whole"
     following = [f"    {command}" for command in next_commands(checked)]
     after = ["then make again what is missing:", *following] if following else []
     return [*lines, f"{counts}: {found}", *(f"repaired {line}" for line in done), *after]
@@ -60,4 +64,4 @@ def _command(damage: Damage) -> str:
 def finish(checked: Checked, *, repaired: bool) -> None:
     """Raises: StoreDamaged, when something is damaged and stays so."""
     if checked.damages and not repaired:
-        raise StoreDamaged(len(checked.damages))
+        raise StoreDamaged(len(checked.damages), sum(damage.kind == "gone" for damage in checked.damages))

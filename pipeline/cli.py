@@ -105,20 +105,23 @@ def _metavar(field: Field) -> str:
 
 
 def _run(
-    last: str,
+    command: str,
     data: str | None,
     recipe: Path | None,
     as_json: bool,
     flags: dict[str, Any],
     defaults: dict[str, Any] | None = None,
 ) -> None:
+    """One of the commands that make something, up to the stage of its name; `run` up to train."""
     from pipeline.interchange import check_export, export, import_source
     from pipeline.recipe import read_recipe
     from pipeline.report import Report, reported_errors
     from pipeline.runner import run_until
+    from stages.words import counted
 
+    last = "train" if command == "run" else command
     folder, target = flags.pop("import_folder", None), flags.pop("export_folder", None)
-    with reported_errors(as_json=as_json):
+    with reported_errors(command, as_json=as_json):
         report = Report()
         check_export(target)
         taken = _import_defaults(folder) | (defaults or {})
@@ -128,7 +131,7 @@ def _run(
             report.say(f"{file}  {file.stat().st_size:,} bytes")
         if target is not None:
             exported = export(done.artifacts["encode"], request, target, report.say)
-            report.say(f"{target}  {len(exported)} files")
+            report.say(f"{target}  {counted(len(exported), 'file')}")
         if as_json:
             facts = {
                 name: {"fingerprint": made.fingerprint, "facts": dict(made.facts)}
@@ -149,7 +152,7 @@ def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, A
 
     Example: sa3-trainer run clips.zip --model tiny-base --pre-encode --number-of-steps 500
     """
-    _run("train", data, recipe, as_json, flags)
+    _run("run", data, recipe, as_json, flags)
 
 
 @app.command()
@@ -201,7 +204,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.request import find
 
     folder = flags.pop("import_folder")
-    with reported_errors(as_json=as_json):
+    with reported_errors("plan", as_json=as_json):
         taken = _import_defaults(folder)
         request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, looks=True)
         decide = planned if folder is None else import_plan
@@ -237,7 +240,7 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     from pipeline.request import find
 
     clip = flags.pop("clip")
-    with reported_errors(as_json=as_json):
+    with reported_errors("explain", as_json=as_json):
         request = read_recipe(data, flags, recipe, looks=True)
         findings = explained(request, Store(request.store), find(request, make=False), clip)
         lines = explained_lines(findings)
@@ -257,7 +260,7 @@ def status(
     from pipeline.report import reported_errors
     from pipeline.status import status_json, status_lines
 
-    with reported_errors(as_json=as_json):
+    with reported_errors("status", as_json=as_json):
         place = Store(store)
         print(json.dumps(status_json(place), ensure_ascii=False) if as_json else "\n".join(status_lines(place)))
 
@@ -271,7 +274,7 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     from pipeline.example import write_example
     from pipeline.report import reported_errors
 
-    with reported_errors():
+    with reported_errors("example"):
         print(write_example(out), file=sys.stderr)
 
 
@@ -302,7 +305,7 @@ def bench(
     axes: dict[str, list[Any]] = {"model": model, "frames": frames, "adapter_type": adapter_type}
     axes |= {"base_precision": base_precision, "batch_size": batch_size, "rank": [rank], "steps": [steps]}
     axes |= {"gradient_checkpointing": gradient_checkpointing, "deterministic": deterministic, "threads": [threads]}
-    with reported_errors(as_json=False):
+    with reported_errors("bench"):
         asked = checked_grid(axes, out)
         from stages.bench.run import bench as measured  # deferred: torch
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import FieldError
+from stages.adapters._kind import NONE, kind_named
 
 OF_LATENTS = ("encode_precision", "latent_dtype", "latent_format")
 """Fields of latents that are stored: a training that encodes inside its loop stores none."""
@@ -39,3 +40,9 @@ def _found(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     digest = values.get("lora_checkpoint_sha256")
     if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
         yield "lora_checkpoint_sha256", "is of lora_checkpoint_url, which is not given"
+    kind = values.get("adapter_type")
+    if kind is not None and values.get("decay_magnitudes") is False and kind_named(kind).magnitude is NONE:
+        yield (
+            "decay_magnitudes",
+            f"has no effect on {kind}, which has no magnitudes: leave it out, or take another kind",
+        )

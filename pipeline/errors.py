@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.words import are, counted
+
 
 class PipelineError(Exception):
     """The front desk cannot go on; the message says what, why and what to type next."""
@@ -48,14 +50,18 @@ class FieldError:
 class RecipeError(PipelineError):
     """The request is wrong. Holds every field concerned."""
 
-    def __init__(self, errors: Sequence[FieldError], command: str = "run") -> None:
-        """`command`: whose help lists the fields."""
+    command = "run"
+    """Whose help lists the fields; `reported_errors` sets the one that was typed."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = tuple(errors)
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
         lines = [f"  {'.'.join(map(str, error.loc))}: {error.msg}{error.shown_input}" for error in self.errors]
         count = "1 field is" if len(self.errors) == 1 else f"{len(self.errors)} fields are"
-        super().__init__(
-            "\n".join([f"{count} wrong:", *lines, f"`sa3-trainer {command} --help` lists every field with its range."])
-        )
+        where = f"`sa3-trainer {self.command} --help` lists every field with its range."
+        return "\n".join([f"{count} wrong:", *lines, where])
 
 
 class SourceNotFound(PipelineError):
@@ -88,16 +94,26 @@ class StillNeeded(PipelineError):
         super().__init__(f"nothing was removed:\n{lines}\nName the runs that need it as well, and they go together.")
 
 
+NEEDS = {
+    "finished trainings": "`sa3-trainer evict --older-than 30d` drops old trainings",
+    "unfinished runs": "`sa3-trainer evict NAME` drops an unfinished run",
+}
+"""Who may need what is left in a store, and what lets it go."""
+
+
 class OverBudget(PipelineError):
     """The store cannot be made that small without dropping a kept run."""
 
     is_told = True
 
-    def __init__(self, limit: int, left: int) -> None:
-        super().__init__(
-            f"{left:,} bytes are left where {limit:,} were asked for: all of it is needed by finished or unfinished "
-            "trainings. `sa3-trainer evict --older-than 30d` drops old trainings, `sa3-trainer status` lists them."
-        )
+    def __init__(self, limit: int, left: int, needed: int, needed_by: Sequence[str]) -> None:
+        """`needed`: bytes of what is left that runs need; `needed_by`: which, of `NEEDS`."""
+        others = "base weights, fetched archives and the like, which gc leaves alone"
+        needs = f"{needed:,} are needed by {' and '.join(needed_by)}, {left - needed:,} are {others}"
+        parts = needs if needed_by else f"all of it is {others}"
+        remedies = [NEEDS[one] for one in needed_by]
+        remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
+        super().__init__(f"{left:,} bytes are left where {limit:,} were asked for: {parts}. {remedy}.")
 
 
 class StoreDamaged(PipelineError):
@@ -105,12 +121,15 @@ class StoreDamaged(PipelineError):
 
     is_told = True
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, num_gone: int = 0) -> None:
+        """`num_gone`: how many of these are gone already, so that no repair has anything to do about them."""
         self.count = count
-        super().__init__(
-            f"{count} thing{'s are' if count != 1 else ' is'} damaged. "
-            "`sa3-trainer verify --repair` removes exactly what is damaged; then the same run makes it again."
-        )
+        said = f"{counted(count, 'thing')} {are(count)} damaged. "
+        remedy = "`sa3-trainer verify --repair` removes exactly what is damaged; then the same run makes it again."
+        if count == num_gone:
+            said = f"{counted(count, 'thing')} {are(count)} missing, and nothing is damaged. "
+            remedy = "The commands above make again what is missing; there is nothing to repair."
+        super().__init__(said + remedy)
 
 
 class ClipNotFound(PipelineError):

@@ -37,10 +37,10 @@ def checked_grid(axes: Mapping[str, Sequence[Any]], target: Path | None = None) 
     errors = [error for name, values in axes.items() for value in values for error in _faults(name, value)]
     errors += [] if target is None else _target_faults(target)
     if errors:
-        raise RecipeError(errors, "bench")
+        raise RecipeError(errors)
     grid = _grid(axes)
     if errors := list(_rank_faults(grid)):
-        raise RecipeError(errors, "bench")
+        raise RecipeError(errors)
     return grid
 
 

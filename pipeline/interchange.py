@@ -108,4 +108,4 @@ def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[
 
 
 def _wrong(field: str, type: str, msg: str, given: str) -> RecipeError:
-    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)], "encode")
+    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)])

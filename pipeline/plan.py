@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cache import unfinished
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
@@ -17,6 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.request import Found
 from stages.contract import Stage
 from stages.ingest.settled import settled
+from stages.words import counted
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
@@ -55,7 +57,7 @@ def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
     known = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
     here = {name: (latents / name).is_file() for name in {place.shard for place in known.values()}}
     missing = len(keys) - sum(here[place.shard] for place in known.values())
-    return f"{missing} of {len(keys)} clips to encode"
+    return f"{missing:,} of {counted(len(keys), 'clip')} to encode"
 
 
 def _training_stages(recipe: Recipe) -> list[str]:
@@ -119,14 +121,26 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
     if receipt is not None:
         hit = replace(bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}")
         return hit if name == ON_DEMAND else mended(hit, store)
-    started = any_file(scratch_of(replace(bare, fingerprint=full, identity=identity), store))
+    scratch = scratch_of(replace(bare, fingerprint=full, identity=identity), store)
+    started = any_file(scratch)
     earlier = store.receipts(name)
     shorter = [known for known in earlier if known.identity == identity and _is_no_longer(known, bare)]
+    refused = _refused(scratch, store)
     if started or shorter:
-        why = "stopped earlier; goes on from there" if started else _continues(shorter, bare)
+        why = refused or "stopped earlier; goes on from there" if started else _continues(shorter, bare)
         return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
-    why = reason(bare.record, earlier) + _anew(bare, earlier)
+    why = refused or reason(bare.record, earlier) + _anew(bare, earlier)
     return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=why)
+
+
+def _refused(scratch: Path, store: Store) -> str:
+    """Why there is no result, where the last run ended with problems of the data."""
+    problems = unfinished.noted(store, scratch.name).num_problems if scratch.is_dir() else 0
+    return (
+        f"refused earlier for {counted(problems, 'problem')} of its data; what is sound stays prepared"
+        if problems
+        else ""
+    )
 
 
 def _anew(run: StageRun, earlier: Sequence[Receipt]) -> str:

@@ -282,13 +282,19 @@ def source_name(source: str) -> str:
 
 
 def split_names(value: Any) -> Any:
-    """A list of names from a list or from one comma or space separated string; empty means unset."""
+    """A list of names from a list or from one comma or space separated string; empty means unset.
+
+    Raises:
+        ValueError: commas, and no name between them.
+    """
     if value is None:
         return None
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         return value
     names = [name for text in texts for name in text.replace(",", " ").split()]
+    if not names and any(text.strip() for text in texts):
+        raise ValueError("holds no name: give one or more, such as self_attn,ff, or leave it out")
     return names or None
 
 

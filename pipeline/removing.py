@@ -19,11 +19,16 @@ from cache.registry import Registry
 from cache.store import Store, bytes_under
 from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
 from pipeline.turn import upkeep
-from pipeline.upkeep import UNFINISHED_DAYS, Decision, collected, days_since, evicted, within_budget
+from pipeline.upkeep import PREPARED, UNFINISHED_DAYS, Decision, collected, days_since, evicted, within_budget
+from stages.words import counted
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 STAGES = ("ingest", "encode", "train")
+_DECODED_AGAIN = (
+    "without prepared audio the next ingest of these sounds decodes them again, also where only a caption was edited; "
+    "latents stay"
+)
 _NAME = re.compile(r"(?:(?P<stage>[a-z]+)[ /-])?(?P<digits>[0-9a-f]{4,64})")
 
 
@@ -43,7 +48,7 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
 
     Raises:
         RecipeError: nothing is named, or a value has the wrong form.
-        NothingToEvict: nothing in the store fits.
+        NothingToEvict: nothing in the store fits; that nothing is old enough is no error.
         StillNeeded: all that was named is needed by a run that stays.
     """
     if not (choice.names or choice.stage or choice.older_than or choice.model):
@@ -57,7 +62,7 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
         digits = {run.name: (run.stage, run.name.partition("-")[2]) for run in held.unfinished}
         runs = [name for name, known in digits.items() if any(match(*known) for match in matches)]
         if not pieces and not runs:
-            raise NothingToEvict(store.root)
+            return _nothing_so_old(store, choice)
         chosen = {piece.receipt.fingerprint for piece in pieces}
         idle = [(name, unfinished.num_bytes(store, name)) for name in runs if _is_idle(store, held, name)]
         decision = evicted(held, lambda piece: piece.receipt.fingerprint in chosen, idle)
@@ -66,6 +71,15 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
             raise StillNeeded(decision.kept)
         _finish(store, decision, dry_run=dry_run)
     return decision
+
+
+def _nothing_so_old(store: Store, choice: Choice) -> Decision:
+    """What is asked for by age, as a timer asks, is done where nothing has that age. Raises: NothingToEvict."""
+    if choice.older_than is None or choice.names:
+        raise NothingToEvict(store.root)
+    stage = f" of stage {choice.stage}" if choice.stage else ""
+    model = f" for {choice.model}" if choice.model else ""
+    return Decision(notes=[f"nothing{stage}{model} was finished longer ago than {choice.older_than}"])
 
 
 def gc(
@@ -82,12 +96,16 @@ def gc(
     Raises:
         RecipeError: a value has the wrong form.
     """
-    days = UNFINISHED_DAYS if older_than is None else days_of(older_than, "gc")
+    days = UNFINISHED_DAYS if older_than is None else days_of(older_than)
     limit = None if max_bytes is None else bytes_of(max_bytes)
     with _looked(store, say, dry_run=dry_run) as held:
         decision = collected(held, _idle(store, held), days, prepared=prepared)
         total = store.sizes().total
         met = limit is None or within_budget(held, decision, total, limit)
+        open_runs = {run.name for run in held.unfinished} - {name for name, _, _ in decision.unfinished}
+        decision.needed_bytes += sum(unfinished.num_bytes(store, name) for name in open_runs)
+        if any(one.why == PREPARED for one in decision.shared):
+            decision.notes.append(_DECODED_AGAIN)
         _finish(store, decision, dry_run=dry_run)
         if not dry_run:
             tidied(store)
@@ -96,8 +114,9 @@ def gc(
 
 def decision_json(decision: Decision, *, dry_run: bool) -> dict[str, Any]:
     """For programs."""
+    said = {"kept": list(decision.kept), "notes": list(decision.notes)}
     removed = [{"path": one.path, "num_bytes": one.num_bytes, "why": one.why} for one in decision.removals()]
-    return {"dry_run": dry_run, "removed": removed, "num_bytes": decision.num_bytes, "kept": list(decision.kept)}
+    return {"dry_run": dry_run, "removed": removed, "num_bytes": decision.num_bytes, **said}
 
 
 def decision_lines(decision: Decision, *, dry_run: bool) -> list[str]:
@@ -105,14 +124,15 @@ def decision_lines(decision: Decision, *, dry_run: bool) -> list[str]:
     removals = decision.removals()
     lines = [f"{one.num_bytes:>14,}  {one.path}  ({one.why})" for one in removals]
     word = "would be freed" if dry_run else "freed"
-    return [*lines, *decision.kept, f"{len(removals)} things, {decision.num_bytes:,} bytes {word}"]
+    total = f"{counted(len(removals), 'thing')}, {decision.num_bytes:,} bytes {word}"
+    return [*lines, *decision.kept, *decision.notes, total]
 
 
-def days_of(text: str, command: str = "evict") -> float:
+def days_of(text: str) -> float:
     """`30d`, `12h`, `2w`, or a plain number of days. Raises: RecipeError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw]?)", text.strip().lower())
     if not match:
-        raise _wrong("older_than", "age", "must be an age such as 30d, 12h or 2w", text, command)
+        raise _wrong("older_than", "age", "must be an age such as 30d, 12h or 2w", text)
     return float(match[1]) * _DAYS[match[2] or "d"]
 
 
@@ -120,7 +140,7 @@ def bytes_of(text: str) -> int:
     """`50G`, `800M`, `1.5T` (powers of 1024), or a plain number of bytes. Raises: RecipeError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not match:
-        raise _wrong("max_bytes", "size", "must be a size such as 50G or 800M", text, "gc")
+        raise _wrong("max_bytes", "size", "must be a size such as 50G or 800M", text)
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -215,8 +235,8 @@ def tidied(store: Store) -> int:
     return freed
 
 
-def _wrong(field: str, type: str, msg: str, given: object = None, command: str = "evict") -> RecipeError:
-    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)], command)
+def _wrong(field: str, type: str, msg: str, given: object = None) -> RecipeError:
+    return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)])
 
 
 def root_of(store: Path) -> Store:

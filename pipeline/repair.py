@@ -22,6 +22,7 @@ from cache.registry import Registry
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.turn import upkeep
 from pipeline.verify import Damage
+from stages.words import counted
 
 
 def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) -> list[str]:
@@ -96,7 +97,8 @@ def _save_shard(store: Store, damage: Damage) -> str:
     fault, path = damage.detail, store.root / damage.path
     assert isinstance(fault, ShardFault), "verify hands the fault of a shard on"
     count = saved(Shelf(path.parent, _format_of(path)), fault)
-    return f"removed; {count} sound items were saved" if count else "removed"
+    were = "was" if count == 1 else "were"
+    return f"removed; {counted(count, 'sound item')} {were} saved" if count else "removed"
 
 
 def _format_of(path: Path) -> str:

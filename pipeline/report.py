@@ -15,6 +15,7 @@ from cache.receipt import Receipt
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
 from pipeline.plan import Plan, StageRun
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
+from stages.words import counted
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
@@ -106,15 +107,15 @@ def summary(stage: str, facts: Mapping[str, Any]) -> str:
 
 def _ingested(facts: Mapping[str, Any]) -> str:
     left_out = {fault["member"] for fault in facts.get("skipped", [])}
-    skipped = f", {len(left_out)} files left out" if left_out else ""
-    window = f"{facts['duration_seconds']:.2f} s ({facts['window_frames']} frames)"
-    return f"{facts['num_clips']} clips{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
+    skipped = f", {counted(len(left_out), 'file')} left out" if left_out else ""
+    window = f"{facts['duration_seconds']:.2f} s ({counted(facts['window_frames'], 'frame')})"
+    return f"{counted(facts['num_clips'], 'clip')}{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
 
 
 def _encoded(facts: Mapping[str, Any]) -> str:
-    clips = f"{facts['num_encoded']} clips encoded, {facts['num_reused']} reused"
+    clips = f"{counted(facts['num_encoded'], 'clip')} encoded, {facts['num_reused']} reused"
     prompts = facts["num_prompts"] - facts["num_prompts_encoded"]
-    return f"{clips}; {facts['num_prompts_encoded']} prompts embedded, {prompts} reused"
+    return f"{clips}; {counted(facts['num_prompts_encoded'], 'prompt')} embedded, {prompts} reused"
 
 
 def _trained(facts: Mapping[str, Any]) -> str:
@@ -123,15 +124,22 @@ def _trained(facts: Mapping[str, Any]) -> str:
     losses = f"{before:.4f} before, {after:.4f} after ({change})"
     if (averaged := facts.get("loss_after_ema")) is not None:
         losses += f", {averaged:.4f} with the average"
-    return f"{facts['steps_done']} steps; mean loss on fixed noise and timesteps {losses}"
+    return f"{counted(facts['steps_done'], 'step')}; mean loss on fixed noise and timesteps {losses}"
 
 
 @contextmanager
-def reported_errors(*, as_json: bool = False) -> Iterator[None]:
-    """Turn the house's errors into message and exit code; anything else is a defect and keeps its traceback."""
+def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[None]:
+    """Turn the house's errors into message and exit code; anything else is a defect and keeps its traceback.
+
+    Args:
+        command: as it was typed.
+    """
     try:
         yield
-    except (RecipeError, SourceNotFound) as error:
+    except RecipeError as error:
+        error.command = command
+        _fail(error, WRONG_USE, as_json=as_json)
+    except SourceNotFound as error:
         _fail(error, WRONG_USE, as_json=as_json)
     except (PipelineError, StageError, CacheError) as error:
         _fail(error, FAILED, as_json=as_json)

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.report import Report
 from pipeline.request import Found, find
 from pipeline.turn import turn, upkeep
 from stages.contract import Artifact, Inputs, Outcome, Workspace
+from stages.errors import DatasetFaults
 from stages.needs import needed_files
 
 _VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
@@ -109,9 +110,20 @@ class Walk:
                 if (known := self.known(run)) is not None:
                     return known
                 work, started = self.workspace(run), now()
-            outcome = run.stage.load()(self.inputs(run), run.params, work)
+            with self.refusals_noted(run, work):
+                outcome = run.stage.load()(self.inputs(run), run.params, work)
             self.report.end_progress()
             return self.committed(run, work, receipt_of(run, outcome, started))
+
+    @contextmanager
+    def refusals_noted(self, run: StageRun, work: Workspace) -> Iterator[None]:
+        """Write down that the data was refused: such a run is not gone on with, it begins anew once that is mended."""
+        try:
+            yield
+        except DatasetFaults as error:
+            refused = replace(note_of(run, work.directory.name), num_problems=len(error.faults))
+            unfinished.note(self.store, refused)
+            raise
 
     def committed(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
         """Make the workspace the artifact, in place of one whose shared files were lost."""

@@ -10,6 +10,7 @@ from cache.contents import Contents, Piece, contents
 from cache.needs import iter_needs
 from cache.store import Store
 from pipeline.report import summary
+from stages.words import counted
 
 SHARDS = ("latents", "prompts")
 """Pools whose files are counted one by one. Prepared clips may be millions: their bytes are added up only."""
@@ -33,7 +34,7 @@ def status_lines(store: Store) -> list[str]:
     if not known["artifacts"] and not known["unfinished"]:
         return [f"{store.root} holds nothing yet; `sa3-trainer run DATA` makes the first artifact"]
     rows = [line for entry in known["artifacts"] for line in _rows(entry)]
-    stopped = [f"unfinished {one['name']}: the same command goes on from there" for one in known["unfinished"]]
+    stopped = [_stopped_row(one) for one in known["unfinished"]]
     shared = [_pool_row(pool, entry) for pool, entry in known["shared"].items()]
     return [*rows, *stopped, *shared, f"{'in all':<20} {size(known['num_bytes']):>10}"]
 
@@ -44,9 +45,17 @@ def _rows(entry: dict[str, Any]) -> list[str]:
     uses = [f"{stage} {name[:12]}" for stage, name in entry["uses"].items() if stage != "source"]
     needs = entry["needs"]
     parts = [f"uses {', '.join(uses)}"] if uses else []
-    parts += [f"names {needs['num_files']} {needs['what']} ({size(needs['num_bytes'])})"] if needs["num_files"] else []
+    named = counted(needs["num_files"], needs["what"].removesuffix("s"))
+    parts += [f"names {named} ({size(needs['num_bytes'])})"] if needs["num_files"] else []
     parts += [f"used by {', '.join(entry['used_by'])}"] if entry["used_by"] else []
     return [line, *([f"        {'; '.join(parts)}"] if parts else [])]
+
+
+def _stopped_row(entry: dict[str, Any]) -> str:
+    if not entry["num_problems"]:
+        return f"unfinished {entry['name']}: the same command goes on from there"
+    why = f"its data has {counted(entry['num_problems'], 'problem')}"
+    return f"refused {entry['name']}: {why}. Mend that and run again, or `sa3-trainer evict {entry['name'][:18]}`"
 
 
 def _pool_row(pool: str, entry: dict[str, Any]) -> str:
@@ -54,7 +63,7 @@ def _pool_row(pool: str, entry: dict[str, Any]) -> str:
     if "num_files" not in entry:
         return row
     unnamed = f"; {entry['num_unnamed']} ({size(entry['unnamed_bytes'])}) named by no artifact: `sa3-trainer gc`"
-    return f"{row}  {entry['num_files']} files{unnamed if entry['num_unnamed'] else ''}"
+    return f"{row}  {counted(entry['num_files'], 'file')}{unnamed if entry['num_unnamed'] else ''}"
 
 
 def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
@@ -83,6 +92,7 @@ def _unfinished_json(store: Store, run: unfinished.Unfinished) -> dict[str, Any]
         "name": run.name,
         "stage": run.stage,
         "began": run.began,
+        "num_problems": run.num_problems,
         "num_bytes": unfinished.num_bytes(store, run.name),
         "uses": dict(run.inputs),
         "params": dict(run.params),

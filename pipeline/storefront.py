@@ -26,7 +26,7 @@ def verify(
     from pipeline.removing import root_of
     from pipeline.report import Report, reported_errors
 
-    with reported_errors(as_json=as_json):
+    with reported_errors("verify", as_json=as_json):
         checked, done = check(root_of(store), Report(), repair=repair)
         print(json.dumps(checked_json(checked, done)) if as_json else "\n".join(checked_lines(checked, done)))
         finish(checked, repaired=repair)
@@ -49,7 +49,7 @@ def evict(
     from pipeline.removing import evict as evicted
     from pipeline.report import Report, reported_errors
 
-    with reported_errors(as_json=as_json):
+    with reported_errors("evict", as_json=as_json):
         choice = Choice(names=names or (), stage=stage, older_than=older_than, model=model)
         decision = evicted(root_of(store), choice, Report().say, dry_run=dry_run)
         lines = decision_lines(decision, dry_run=dry_run)
@@ -79,7 +79,7 @@ def gc(
     from pipeline.removing import gc as collected
     from pipeline.report import Report, reported_errors
 
-    with reported_errors(as_json=as_json):
+    with reported_errors("gc", as_json=as_json):
         wanted = {"older_than": older_than, "max_bytes": max_bytes}
         place = root_of(store)
         decision, met = collected(place, Report().say, dry_run=dry_run, prepared=prepared, **wanted)
@@ -87,7 +87,7 @@ def gc(
         print(json.dumps(decision_json(decision, dry_run=dry_run)) if as_json else "\n".join(lines))
         if not met:
             left = place.sizes().total - (decision.num_bytes if dry_run else 0)
-            raise OverBudget(bytes_of(str(max_bytes)), left)
+            raise OverBudget(bytes_of(str(max_bytes)), left, decision.needed_bytes, decision.needed_by)
 
 
 def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) -> None:
@@ -98,7 +98,7 @@ def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) 
     from pipeline.doctor import examined, examined_json, examined_lines, finish
     from pipeline.report import reported_errors
 
-    with reported_errors(as_json=as_json):
+    with reported_errors("doctor", as_json=as_json):
         checks = examined(store)
         print(json.dumps(examined_json(checks)) if as_json else "\n".join(examined_lines(checks)))
         finish(checks)

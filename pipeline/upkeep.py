@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cache.contents import Contents, Piece
+from cache.unfinished import Unfinished
 
 UNFINISHED_DAYS = 7.0
 """An unfinished run that nothing was written to for so long is garbage, unless told otherwise."""
+PREPARED = "prepared audio; made again when it is read"
+"""Why prepared audio goes that nothing else is wrong with."""
 _MAKES_SHARED = ("ingest", "encode")
 """Stages that leave shared files before anything names them."""
 
@@ -39,6 +42,12 @@ class Decision:
     shared: list[Removal] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     """One line per thing that stays although it was asked for."""
+    notes: list[str] = field(default_factory=list)
+    """What else a person should know, in a line each."""
+    needed_by: tuple[str, ...] = ()
+    """Who needs what is left, of `errors.NEEDS`; filled in where a size was asked for."""
+    needed_bytes: int = 0
+    """Of what is left, the bytes they need."""
 
     @property
     def num_bytes(self) -> int:
@@ -84,8 +93,9 @@ def collected(held: Contents, idle: Sequence[tuple[str, int, float]], days: floa
         days: what is younger stays.
         prepared: drop all prepared audio as well; it is made again when it is read.
     """
+    word = {run.name: run.word for run in held.unfinished}
     decision = Decision(
-        unfinished=[(name, size, f"unfinished, idle for {age:.0f} days") for name, size, age in idle if age >= days]
+        unfinished=[(name, size, f"{word[name]}, idle for {age:.0f} days") for name, size, age in idle if age >= days]
     )
     gone = {name for name, _, _ in decision.unfinished}
     for piece in held.pieces:
@@ -113,7 +123,22 @@ def within_budget(held: Contents, decision: Decision, total: int, max_bytes: int
             going.add(piece.receipt.fingerprint)
             decision.artifacts.append((piece, "no kept training reads it, and room is needed"))
             sweep(held, decision, prepared=True)
+    _weigh_needs(held, decision)
     return total - decision.num_bytes <= max_bytes
+
+
+def _weigh_needs(held: Contents, decision: Decision) -> None:
+    """Say who needs what is left, and how much that is."""
+    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
+    pieces = [piece for piece in held.pieces if piece.receipt.fingerprint not in going]
+    dropped = {name for name, _, _ in decision.unfinished}
+    needs = {
+        "finished trainings": any(piece.receipt.stage == "train" for piece in pieces),
+        "unfinished runs": any(run.name not in dropped for run in held.unfinished),
+    }
+    shared = sum(held.shared.values()) - sum(one.num_bytes for one in decision.shared)
+    decision.needed_by = tuple(name for name, there in needs.items() if there)
+    decision.needed_bytes += shared + sum(piece.num_bytes for piece in pieces)
 
 
 _DOWNSTREAM_FIRST = {"encode": 0, "ingest": 1}
@@ -130,24 +155,27 @@ def sweep(held: Contents, decision: Decision, *, prepared: bool = False) -> None
     for piece in held.pieces:
         if piece.receipt.fingerprint not in going:
             unnamed.difference_update(piece.shared_files())
-    at_work = [run.name for run in held.unfinished if run.name not in dropped and run.stage in _MAKES_SHARED]
-    fed = prepared and not any(run.name not in dropped for run in held.unfinished)
+    staying = [run for run in held.unfinished if run.name not in dropped]
+    at_work = [run for run in staying if run.stage in _MAKES_SHARED]
+    fed = prepared and not staying
     decision.shared = []
     for path, size in sorted(held.shared.items()):
         if path.startswith("prepared/") and fed:
-            decision.shared.append(Removal(path=path, num_bytes=size, why="prepared audio; made again when it is read"))
+            decision.shared.append(Removal(path=path, num_bytes=size, why=PREPARED))
         elif path in unnamed and not at_work:
             decision.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
-    _say_kept(decision, at_work, prepared and not fed)
+    _say_once(decision, "shared files that no artifact names are kept", at_work)
+    _say_once(decision, "prepared audio is kept", staying if prepared else ())
 
 
-def _say_kept(decision: Decision, at_work: Sequence[str], prepared_stays: bool) -> None:
-    if at_work:
-        line = f"shared files that no artifact names are kept for unfinished {', '.join(at_work)}"
-        decision.kept = [*(one for one in decision.kept if one != line), line]
-    if prepared_stays:
-        line = "prepared audio is kept: an unfinished run may read it"
-        decision.kept = [*(one for one in decision.kept if one != line), line]
+def _say_once(decision: Decision, what: str, runs: Sequence[Unfinished]) -> None:
+    """What is kept for these runs, and how to let it go; the last line about it counts."""
+    decision.kept = [one for one in decision.kept if not one.startswith(what)]
+    if runs:
+        names = ", ".join(f"{run.word} {run.name}" for run in runs)
+        that = "that run" if len(runs) == 1 else "those runs"
+        remedy = f"`sa3-trainer evict {' '.join(run.short for run in runs)}` drops {that}"
+        decision.kept.append(f"{what} for {names}: {remedy}")
 
 
 def days_since(finished: str) -> float:

@@ -6,9 +6,9 @@ Remembered digests and the registries are not asked: they are caches. Nothing is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from cache.fingerprint import digest_file
 from cache.mending import ShardFault, shard_fault
 from cache.needs import lost
 from cache.receipt import Receipt
-from cache.shards import formats
+from cache.shards import formats, load
 from cache.store import Store
 from pipeline.lost import ON_DEMAND
+from stages.words import are, counted
 
-SHELVES = {"latents": "latents of its clips are encoded again", "prompts": "its prompts are embedded again"}
+SHELVES = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
 """Pools of shards, and what happens when an item of one is lost."""
 Progress = Callable[..., None]
 
@@ -109,7 +110,7 @@ def shard_damages(store: Store, place: tuple[str, str, str]) -> Iterator[Damage]
     pool, format, name = place
     fault = shard_fault(Shelf(store.shared / pool, format), name)
     if fault is not None:
-        lost_items = "all its items are" if fault.lost_keys is None else f"{len(fault.lost_keys)} of its items are"
+        lost_items = "all its items are" if fault.lost_keys is None else _share(len(fault.lost_keys), None)
         meaning = f"{lost_items} lost: {SHELVES[pool]}"
         yield Damage(kind="shard", path=f"shared/{pool}/{name}", what=fault.what, meaning=meaning, detail=fault)
 
@@ -133,23 +134,66 @@ def prepared_damages(store: Store, facts_file: Path) -> Iterator[Damage]:
 def row_damages(store: Store, receipts: Sequence[Receipt], known: Sequence[Damage]) -> Iterator[Damage]:
     """Encodings whose shards are gone, or hold something else than the manifest says."""
     bad = {damage.path for damage in known}
+    unread = {path.removeprefix("shared/") for path in bad}
+    whole = []
     for receipt in receipts:
         directory = store.directory(receipt.stage, receipt.fingerprint)
-        if receipt.stage in (ON_DEMAND, "train") or _inside(store, directory) in bad:
-            continue
-        gone = lost(directory, store.shared)
-        for path in gone:
-            meaning = f"only what it held is made again: {SHELVES[path.partition('/')[0]]}"
-            yield Damage(kind="gone", path=f"shared/{path}", what="it is gone, or of another size", meaning=meaning)
-        gone_or_bad = {*gone, *(path.removeprefix("shared/") for path in bad)}
-        if wrong := _wrong_rows(store, receipt, directory, gone_or_bad):
+        if receipt.stage not in (ON_DEMAND, "train") and _inside(store, directory) not in bad:
+            whole.append((receipt, set(lost(directory, store.shared))))
+    yield from gone_damages(store, whole, unread)
+    for receipt, gone in whole:
+        directory = store.directory(receipt.stage, receipt.fingerprint)
+        if wrong := _wrong_rows(store, receipt, directory, gone | unread):
             yield Damage(
                 kind="rows",
                 path=_inside(store, directory),
-                what=f"{len(wrong)} rows do not fit their shard ({wrong[0]})",
+                what=f"{counted(len(wrong), 'row')} that cannot be in the shard named ({wrong[0]})",
                 meaning=_MEANING["encode"],
                 detail=receipt,
             )
+
+
+def gone_damages(store: Store, whole: Sequence[tuple[Receipt, set[str]]], unread: set[str]) -> Iterator[Damage]:
+    """Shards that encodings name and that are not there. What a repair saved of one lies in another.
+
+    Args:
+        whole: encodings, with the shards each of them misses.
+        unread: shards that are there, and damaged.
+    """
+    named: dict[tuple[str, str], set[str]] = {}
+    for receipt, gone in whole:
+        for path, key in _named_items(store, receipt) if gone else ():
+            if path in gone:
+                named.setdefault((path, receipt.facts["latent_format"]), set()).add(key)
+    sound = cache(partial(_sound_keys, store, frozenset(unread)))
+    for (path, format), keys in sorted(named.items()):
+        pool, _, shard = path.partition("/")
+        lost_keys = tuple(sorted(keys - sound(pool, format)))
+        what = "it is gone, or of another size"
+        saved = f"what it held lies in other shards: {_MEANING['encode']}"
+        meaning = f"{_share(len(lost_keys), len(keys))} lost: {SHELVES[pool]}" if lost_keys else saved
+        fault = ShardFault(shard=shard, what=what, lost_keys=lost_keys)
+        yield Damage(kind="gone", path=f"shared/{path}", what=what, meaning=meaning, detail=fault)
+
+
+def _share(num_lost: int, num_items: int | None) -> str:
+    return "all its items are" if num_lost == num_items else f"{num_lost:,} of its items {are(num_lost)}"
+
+
+def _named_items(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
+    """(shard as a path inside the shared folder, item key) of all that an encoding names."""
+    from stages.needs import places
+
+    silence = receipt.facts["silence"]
+    yield f"latents/{silence['shard']}", silence["item_key"]
+    for pool, place in places(store.directory(receipt.stage, receipt.fingerprint)):
+        yield f"{pool}/{place.shard}", place.item_key
+
+
+def _sound_keys(store: Store, unread: Collection[str], pool: str, format: str) -> set[str]:
+    """Items of the shards that are there, but for those found damaged."""
+    names = [name for name in _shards(store, pool, format) if f"{pool}/{name}" not in unread]
+    return {key for name in names for key in load(format).Reader(store.shared / pool / name).keys}
 
 
 def _wrong_rows(store: Store, receipt: Receipt, directory: Path, skip: set[str]) -> list[str]:

@@ -44,6 +44,7 @@ class Place:
     weights: Weights
     folder: Path
     said: list[str] = field(default_factory=list)
+    shown: list[tuple[int, int, str]] = field(default_factory=list)
 
     def read(self, *, stop_after: int | None = None, **changes: Any) -> Artifact:
         """Import the folder as it is now."""
@@ -55,6 +56,7 @@ class Place:
             shared=self.root / "shared",
             resources=Resources(device="cpu", threads=1),
             say=self.said.append,
+            progress=lambda done, total, note="": self.shown.append((done, total, note)),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
         usual: dict[str, Any] = {"model": "tiny-s", "native_samples": SPEC.native_samples, "latent_dtype": "float32"}

@@ -58,8 +58,6 @@ def work(name: str, made: torch.Tensor, *, large: bool = False) -> Work:
 
 def begun(beside: Beside) -> None:
     """Weights of every part given out, each to streams of its kind."""
-    with beside.aside():
-        now().run("aside")
     beside.begin()
     for part, numbers in ((Part.BEFORE, (0, 1, 2)), (Part.AT_ONCE, (3, 4)), (Part.BLOCKS, (3, 4, 5))):
         for number in numbers:
@@ -73,7 +71,7 @@ def test_each_part_waits_for_its_own_weights_and_for_nothing_of_a_later_one(chai
     chain.run("batch")
     begun(beside)
     assert chain.before == {"batch", "BEFORE 0"}, "nothing is waited for before it is needed"
-    before = {"batch", "aside", *(f"BEFORE {number}" for number in range(NUM_FIRST + 1))}
+    before = {"batch", *(f"BEFORE {number}" for number in range(NUM_FIRST + 1))}
     beside.reach(Part.BEFORE)
     assert chain.before == before
     beside.reach(Part.AT_ONCE)
@@ -94,16 +92,18 @@ def test_a_part_is_waited_for_once_and_the_end_waits_for_what_nobody_came_to(cha
 
 
 def test_what_a_stopped_step_left_is_waited_for_by_no_later_one(chain):
-    beside = Beside(torch.device("cpu"))
-    with beside.aside():
-        now().run("of a stopped step")
+    beside, made = Beside(torch.device("cpu")), torch.zeros(1)
+    begun(beside)
+    beside.later(work("gradient", made))
     chain.before.clear()
     for stream in (*beside._first, *beside._later):
         stream.before.clear()
-    begun(beside)
+    beside.begin()
     for part in Part:
         beside.reach(part)
-    assert "of a stopped step" not in chain.before
+    beside.meet([made])
+    beside.end()
+    assert not chain.before
 
 
 def test_a_gradient_begins_from_where_it_was_asked_for_and_its_reader_waits_for_it(chain):

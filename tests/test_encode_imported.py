@@ -140,3 +140,9 @@ def test_imported_latents_train(place):
     params = TrainParams(model="tiny-base", number_of_steps=2, rank=2, pre_encode=True, include=("layers.0.self_attn",))
     train(Inputs(artifacts={"encode": artifact}, weights=place.weights), params, work)
     assert len(read_rows(work.directory / "steps.parquet", StepRow)) == 2
+
+
+def test_progress_counts_the_clips_of_the_folder_and_not_its_silence(place):
+    artifact = place.read()
+    total = len(rows(artifact))
+    assert [shown[:2] for shown in place.shown if shown[1]] == [(done, total) for done in range(total + 1)]

@@ -61,6 +61,7 @@ class Place:
     def __init__(self, root: Path, weights: Weights, clips: list[Clip]) -> None:
         self.root, self.weights, self.clips = root, weights, clips
         self.said: list[str] = []
+        self.shown: list[tuple[int, int, str]] = []
         self.shared = root / "shared"
         (self.shared / "prepared").mkdir(parents=True, exist_ok=True)
         for index, entry in enumerate(clips):
@@ -78,6 +79,7 @@ class Place:
             shared=self.shared,
             resources=Resources(device=device, threads=1),
             say=self.said.append,
+            progress=lambda done, total, note="": self.shown.append((done, total, note)),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
         facts = {
@@ -318,3 +320,19 @@ def test_a_prompt_that_is_cut_is_said(tmp_path, weights):
 def test_an_unknown_latent_format_is_refused_by_name():
     with pytest.raises(ValueError, match=r"encode.latent_format must be one of hdf5, parquet; got 'zarr'"):
         EncodeParams(model="tiny-base", latent_format="zarr")
+
+
+def test_progress_counts_clips_and_not_the_silence_encoded_before_them(place):
+    place.encode()
+    assert place.shown == [(0, 3, "silence"), (1, 3, "a"), (2, 3, "b"), (3, 3, "c")]
+
+
+def test_silence_alone_is_no_progress(place):
+    place.encode()
+    place.shown.clear()
+    for file in place.shared.glob("latents/*"):
+        file.unlink()
+    place.clips = []
+    write_rows(place.root / "ingest" / "manifest.parquet", [], Clip)
+    place.encode()
+    assert place.shown == []

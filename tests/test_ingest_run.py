@@ -27,6 +27,7 @@ from stages.ingest.run import MANIFEST, ingest
 from stages.ingest.source import open_source
 from stages.ingest.window import window
 from stages.prepared import read_prepared
+from stages.words import are, counted
 from tests.small_datasets import PARAMS, RATE, clips, faults, folder, run, sound, tone, workspace, zipped
 
 
@@ -82,7 +83,10 @@ def test_float_audio_is_clamped_to_full_scale_and_off_by_half_a_24_bit_step_at_m
     assert said == (
         []
         if not beyond
-        else [f"{beyond:,} samples are beyond full scale (peak {np.abs(audio).max():.3f}) and are clamped to it."]
+        else [
+            f"{counted(beyond, 'sample')} {are(beyond)} beyond full scale (peak {np.abs(audio).max():.3f}) and "
+            f"{are(beyond)} clamped to it."
+        ]
     )
 
 

@@ -214,3 +214,42 @@ def test_another_models_weights_are_refused_by_what_they_are(tmp_path):
 def test_the_variable_for_weights_does_not_replace_what_ships_with_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv("SA3_WEIGHTS", str(tmp_path / "nowhere"))
     assert call(*made_store(tmp_path)).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "ingest", "encode", "train", "plan", "explain"])
+def test_a_wrong_field_names_the_help_of_the_command_that_was_typed(command):
+    done = call(command, "clips.zip", "--rank", "0")
+    assert done.stderr.splitlines()[-1] == f"`sa3-trainer {command} --help` lists every field with its range."
+
+
+@pytest.mark.parametrize("command", ["run", "encode", "train", "plan"])
+def test_a_wrong_import_names_the_help_of_the_command_that_was_typed(tmp_path, command):
+    done = call(command, "--import", str(tmp_path / "none"))
+    assert done.stderr.splitlines()[-1] == f"`sa3-trainer {command} --help` lists every field with its range."
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("evict", ["--older-than", "5X"]),
+        ("evict", []),
+        ("gc", ["--older-than", "5X"]),
+        ("gc", ["--max-bytes", "5X"]),
+    ],
+)
+def test_a_wrong_value_names_the_help_of_the_command_it_was_given_to(tmp_path, command, words):
+    done = call(command, *words, "--store", str(tmp_path))
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == f"`sa3-trainer {command} --help` lists every field with its range."
+
+
+def test_a_wrong_axis_of_bench_names_the_help_of_bench():
+    done = call("bench", "--rank", "0")
+    assert done.stderr.splitlines()[-1] == "`sa3-trainer bench --help` lists every field with its range."
+
+
+def test_sparing_magnitudes_that_a_kind_has_not_is_refused(tmp_path):
+    words = ["run", str(tmp_path / "none.zip"), "--no-decay-magnitudes", "--adapter-type"]
+    refused = [call(*words, kind).stderr for kind in ("lora", "lora-xs", "dora-rows", "bora-xs")]
+    assert ["which has no magnitudes" in said for said in refused] == [True, True, False, False]
+    assert "decay_magnitudes: has no effect on lora, which has no magnitudes: leave it out" in refused[0]

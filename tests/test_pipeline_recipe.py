@@ -136,6 +136,12 @@ def test_include_is_a_list_or_one_comma_or_space_separated_string(given, names):
     assert read_recipe("clips.zip", {"include": given}).values["include"] == names
 
 
+@pytest.mark.parametrize("given", [",", " , ,", [","], ["", ","]])
+def test_commas_without_a_name_between_them_are_refused(given):
+    with pytest.raises(RecipeError, match="include: holds no name: give one or more, such as self_attn,ff, or leave"):
+        read_recipe("clips.zip", {"include": given})
+
+
 def test_both_spellings_of_a_precision_are_one_request():
     assert (
         read_recipe("c.zip", {"base_precision": "bfloat16"}).values

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from pipeline.report import Report
+from pipeline.report import Report, summary
+from stages.words import are, counted
 
 
 class Terminal(io.StringIO):
@@ -31,3 +32,19 @@ def test_a_log_gets_the_first_and_the_last_line_of_a_stage_that_is_over_at_once(
 
 def test_a_terminal_redraws_one_line_and_seldom():
     assert told("train", Terminal()).getvalue().count("\r") == 2
+
+
+def test_what_one_clip_led_to_is_said_in_the_singular():
+    made = {"num_clips": 1, "duration_seconds": 0.05, "window_frames": 1, "total_seconds": 0.05}
+    assert summary("ingest", made) == "1 clip, 0.1 s of audio; window 0.05 s (1 frame)"
+    left_out = summary("ingest", {**made, "skipped": [{"member": "b.wav"}]})
+    assert left_out.startswith("1 clip, 1 file left out, ")
+    encoded = {"num_encoded": 1, "num_reused": 0, "num_prompts": 1, "num_prompts_encoded": 1}
+    assert summary("encode", encoded) == "1 clip encoded, 0 reused; 1 prompt embedded, 0 reused"
+    assert summary("train", {"steps_done": 1, "loss_before": 2.0, "loss_after": 1.0}).startswith("1 step; mean loss")
+
+
+def test_numbers_of_things_read_as_words():
+    assert [counted(number, "clip") for number in (0, 1, 2, 1400)] == ["0 clips", "1 clip", "2 clips", "1,400 clips"]
+    assert [counted(number, "stretch", "stretches") for number in (1, 2)] == ["1 stretch", "2 stretches"]
+    assert [are(number) for number in (0, 1, 2)] == ["are", "is", "are"]

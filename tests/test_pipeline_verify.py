@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cache.shards import load
+from cache.shelf import Shelf
 from cache.store import Store
 from pipeline.checking import next_commands
 from pipeline.cli import app
@@ -270,3 +271,53 @@ def test_the_command_says_what_is_damaged_what_it_means_and_what_to_type_next(ro
     assert mended.exit_code == 0
     assert "sa3-trainer encode DATA" in mended.stdout
     assert not shard.exists()
+
+
+def typed(store: Store, *words: str):
+    return CliRunner().invoke(app, ["verify", "--store", str(store.root), *words])
+
+
+def test_after_a_repair_only_what_is_lost_is_named(store):
+    flip_item(only(store.shared / "latents", "*.parquet"), 2)
+    mend(store)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.clips) == ("gone", ("low",))
+    assert damage.meaning == "1 of its items is lost: lost latents are encoded again"
+
+
+def test_after_a_repair_of_the_silence_no_clip_is_named(store):
+    flip_item(only(store.shared / "latents", "*.parquet"), 0)
+    mend(store)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.clips) == ("gone", ())
+
+
+def test_after_a_repair_nothing_advises_another_one(store):
+    flip_item(only(store.shared / "latents", "*.parquet"), 0)
+    assert typed(store, "--repair").exit_code == 0
+    again = typed(store)
+    assert again.exit_code == 1
+    assert "1 thing is missing, and nothing is damaged" in again.stderr
+    assert "--repair" not in again.stderr
+    assert "sa3-trainer encode DATA" in again.stdout and ": 1 missing" in again.stdout
+
+
+def test_a_shard_that_two_encodings_miss_is_named_once_with_all_its_clips(root, store):
+    request(root, "encode", trigger_phrase="now")  # other prompts, the same latents
+    only(store.shared / "latents", "*.parquet").unlink()
+    (damage,) = damages(store)
+    assert (damage.kind, damage.clips) == ("gone", CLIPS)
+    assert damage.meaning.startswith("all its items are lost")
+
+
+def test_a_shard_whose_items_all_lie_elsewhere_loses_none(root, store, encoded):
+    shard = only(store.shared / "latents", "*.parquet")
+    reader = load("parquet").Reader(shard)
+    items = [(key, reader.read(row)) for row, key in enumerate(reader.keys)]
+    for part in (items[:1], items[1:]):
+        Shelf(store.shared / "latents", "parquet").write(part, dict(reader.metadata))
+    shard.unlink()
+    (damage,) = damages(store)
+    assert (damage.clips, damage.meaning.startswith("what it held lies in other shards")) == ((), True)
+    request(root)
+    assert (encoded, damages(store)) == ([], [])

@@ -46,3 +46,16 @@ def test_ctrl_c_while_processes_begin_is_heard_by_ours():
     with pytest.raises(KeyboardInterrupt), begun_deaf():
         os.kill(os.getpid(), signal.SIGINT)  # another thread may take it at once, this one does afterwards
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()) & {signal.SIGINT}
+
+
+def test_ctrl_c_while_a_finished_command_tidies_up_is_answered_by_no_traceback(tmp_path):
+    script = (
+        "import atexit, os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored in the background
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))\n"
+        "from pipeline.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", script, "verify", "--store", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith("error: there is no folder")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,17 +174,3 @@ def test_tensors_packed_into_one_memory_are_found_there_again_aligned():
     found = places(memory, given)
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found, given, strict=True))
     assert all((one.data_ptr() - memory.data_ptr()) % ALIGNMENT == 0 for one in found)
-
-
-def test_what_no_adapted_weight_enters_is_made_aside_before_the_weights():
-    training, seen = new_training(case(), config(), torch.device("cpu")), []
-
-    class Watcher:
-        def __getattr__(self, name: str):
-            seen.append(name)
-            return lambda *_: nullcontext()
-
-    training.network.layers.beside = Watcher()
-    training.advance(new_batch(case(), training))
-    assert seen.index("aside") < seen.index("begin") < seen.index("on")
-    assert seen.count("aside") == 1 and seen[-1] == "end"

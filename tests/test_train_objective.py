@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.train import objective
-from stages.train.objective import noised, velocity
+from stages.train.objective import losses, noised, velocity
 
 
 def example(batch=2, channels=3, frames=4):
@@ -14,10 +13,6 @@ def example(batch=2, channels=3, frames=4):
 
 def mask(*rows):
     return torch.tensor(rows, dtype=torch.bool)
-
-
-def losses(predicted, wanted, real, given):
-    return objective.losses(predicted, objective.target(wanted, real, given))
 
 
 def test_at_timestep_zero_stands_the_clip_and_at_one_the_noise():

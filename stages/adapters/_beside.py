@@ -1,10 +1,9 @@
 """What a step on CUDA does beside its main chain of kernels, on streams of its own.
 
 Most kernels of a short step are too small to fill the device. Norms of layers of different shapes are computed side by
-side, those of the blocks while the chain is still at what comes before them, there and back; beside them what the first
-adapted layers are given; and gradients of thin factors while the gradient goes on to the layer before. In a recording
-these become branches. Memory taken on one stream and read on another is held until the streams have met: it would be
-given away again before.
+side, those of the blocks while the chain is still at what comes before them, there and back; and gradients of thin
+factors while the gradient goes on to the layer before. In a recording these become branches. Memory taken on one stream
+and read on another is held until the streams have met: it would be given away again before.
 """
 
 from __future__ import annotations
@@ -59,30 +58,10 @@ class Beside:
         """By the address of what is written: when it is there."""
         self._reached: dict[int, list[torch.cuda.Event]] = {}
         """By the number of a part of the step: when what was computed for it is there."""
-        self._asides: list[torch.cuda.Event] = []
-        """When what went `aside` is there."""
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Within, work goes to a stream of its own from where the current one is now, until that one waits in `reach`.
-
-        What it reads, and what it makes that is read after that, must be held until `end`: the memory of one stream is
-        given away without regard for others.
-        """
-        self._forget()  # what a step left that was stopped before its weights were asked for
-        stream = self._first[-1]
-        stream.wait_stream(torch.cuda.current_stream())
-        self._away.add(stream)
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        except BaseException:
-            self.give_up()
-            raise
-        self._asides.append(stream.record_event())
 
     def begin(self) -> None:
         """Let the others go on from where the current stream is."""
+        self._forget()  # what a step left that was stopped before its end
         chain = torch.cuda.current_stream()
         for stream in (*self._first, *self._later):
             stream.wait_stream(chain)
@@ -97,10 +76,9 @@ class Beside:
         self._reached[part] = [stream.record_event() for stream in (*self._first, *self._later)]
 
     def reach(self, part: int) -> None:
-        """Let the current stream wait for what this part needs, and for what went `aside`; once."""
-        for done in (*self._reached.pop(part, ()), *self._asides):
+        """Let the current stream wait for what this part needs, once."""
+        for done in self._reached.pop(part, ()):
             torch.cuda.current_stream().wait_event(done)
-        self._asides.clear()
 
     def later(self, work: Work) -> None:
         """Let kernels run beside the current stream, from where it is now."""
@@ -168,7 +146,6 @@ class Beside:
         self._held.clear()
         self._made.clear()
         self._reached.clear()
-        self._asides.clear()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -72,10 +72,6 @@ class Together:
             for group in self.groups
             for leaf, parameter in group.slot.leaves().items()
         ]
-
-    def aside(self) -> AbstractContextManager[None]:
-        """Within, work goes beside that of the `ready` that follows, which waits for it."""
-        return nullcontext() if self.beside is None else self.beside.aside()
 
     @contextmanager
     def ready(self) -> Iterator[None]:

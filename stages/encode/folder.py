@@ -25,6 +25,7 @@ import numpy as np
 from cache.fingerprint import digest_bytes
 from stages.contract import Member, Source
 from stages.errors import Fault
+from stages.words import counted
 
 SILENCE = "silence.npy"
 FIELDS = (
@@ -289,7 +290,8 @@ def _notes(
     padded = [clip.clip_id for clip in clips if clip.num_padding_frames]
     if padded:
         total = sum(clip.num_padding_frames for clip in clips)
-        yield f"{total} frames of padding left out, behind {len(padded)} clips: {_listed(padded)}"
+        left_out = f"{counted(total, 'frame')} of padding left out"
+        yield f"{left_out}, behind {counted(len(padded), 'clip')}: {_listed(padded)}"
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

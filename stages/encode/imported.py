@@ -8,7 +8,7 @@ another one is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Task:
     num_frames: int
     frames: Callable[[], np.ndarray]
     """(T, C) float32. Raises: Unfit."""
+    is_clip: bool = True
 
 
 def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outcome:
@@ -129,7 +130,10 @@ def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> li
         return Task(key=key, clip_id=clip_id, num_frames=num_frames, frames=frames)
 
     silence = task("silence", digest_of(silence_TC), len(silence_TC), lambda: silence_TC)
-    return [silence, *(task(clip.clip_id, clip.digest, clip.num_frames, clip.frames) for clip in folder.clips)]
+    return [
+        replace(silence, is_clip=False),
+        *(task(clip.clip_id, clip.digest, clip.num_frames, clip.frames) for clip in folder.clips),
+    ]
 
 
 def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:

@@ -40,6 +40,9 @@ class Item(Protocol):
     @property
     def clip_id(self) -> str: ...
 
+    @property
+    def is_clip(self) -> bool: ...
+
 
 T = TypeVar("T", bound=Item)
 
@@ -55,6 +58,8 @@ class Task:
     """(samples, channels) of its audio at the model's rate."""
     fill: Callable[[np.ndarray], None]
     """Writes the audio into a float32 array of that shape."""
+    is_clip: bool = True
+    """False for the silence, which is counted nowhere."""
 
 
 def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
@@ -122,7 +127,8 @@ def silence_task(params: EncodeParams, weights: Weights) -> Task:
     autoencoder = weights.config["model"]["pretransform"]["config"]
     shape = (SILENCE_FRAMES * int(autoencoder["downsampling_ratio"]), int(autoencoder["io_channels"]))
     key = silence_key(params, weights.digests["autoencoder"])
-    return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, shape=shape, fill=lambda out_LC: out_LC.fill(0))
+    quiet = lambda out_LC: out_LC.fill(0)  # noqa: E731 - shorter than its signature
+    return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, shape=shape, fill=quiet, is_clip=False)
 
 
 def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, work: Workspace) -> list[Task]:
@@ -235,14 +241,17 @@ def sealed(
         when_sealed(key for key, _ in items)
         return locations
 
+    done, total = 0, sum(task.is_clip for task in tasks)
     located: list[Location] = []
     sealing: Future[list[Location]] | None = None
     for group in in_shards(sizes):
         items = []
         for number in group:
-            check_stop(work, f"at clip {number} of {len(tasks)} to encode")
+            check_stop(work, f"at clip {done} of {total} to encode")
             items.append((tasks[number].key, frames(tasks[number])))
-            work.progress(number + 1, len(tasks), tasks[number].clip_id)
+            done += tasks[number].is_clip
+            if total:
+                work.progress(done, total, tasks[number].clip_id)
         # One shard at most waits to be written: a slow disk holds the device up instead of filling the memory.
         located += sealing.result() if sealing is not None else []
         sealing = writer.submit(seal, items) if writer is not None else _done(seal(items))

@@ -89,12 +89,12 @@ NOTES = {
     "rest_dropped": "its last {count:,} samples are less than one latent frame, and make no clip.",
     "caption_unused": "the caption template does not use it; {{caption}} would.",
     "codec_delay_unknown": "it does not say how much silence its encoder put before the sound; all of it is kept.",
-    "codec_padding": "{count:,} samples that its encoder added to the end are left out.",
+    "codec_padding": "{samples} that its encoder added to the end {are} left out.",
     "stray_bytes": "{count:,} bytes lie behind the end that its header declares, and are not read.",
-    "dropouts": "{count:,} stretches of exact silence begin abruptly in it: parts of the file may be missing.",
-    "clipping": "{count:,} samples in {runs:,} runs stand at full scale: it was recorded or mastered too loud.",
+    "dropouts": "{stretches} of exact silence {begin} abruptly in it: parts of the file may be missing.",
+    "clipping": "{count:,} samples in {runs} stand at full scale: it was recorded or mastered too loud.",
     "dc_offset": "it is off centre by {offset:.3f} of full scale. A high-pass filter would mend it.",
-    "clamped": "{count:,} samples are beyond full scale (peak {peak:.3f}) and are clamped to it.",
+    "clamped": "{samples} {are} beyond full scale (peak {peak:.3f}) and {are} clamped to it.",
     "length_unknown": (
         "its header does not say how long it is (it was written to a pipe), so a cut could not be noticed."
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stages.errors import Fault
 from stages.ingest.faults import note
 from stages.ingest.stage import IngestParams
+from stages.words import are, counted
 
 if TYPE_CHECKING:
     from stages.ingest.preparing import Prepared
@@ -35,22 +36,28 @@ def _about_recording(name: str, facts: Prepared) -> Iterable[Fault]:
     if not facts.delay_known:
         yield note(name, "codec_delay_unknown")
     if facts.num_padding:
-        yield note(name, "codec_padding", count=facts.num_padding)
+        yield _counted(name, "codec_padding", facts.num_padding)
     if facts.num_stray_bytes > _SLOPPY_BYTES:
         yield note(name, "stray_bytes", count=facts.num_stray_bytes)
     if facts.num_dropouts:
-        yield note(name, "dropouts", count=facts.num_dropouts)
+        begin = "begins" if facts.num_dropouts == 1 else "begin"
+        yield note(name, "dropouts", stretches=counted(facts.num_dropouts, "stretch", "stretches"), begin=begin)
     if facts.num_clipped > _CLIPPED_SHARE * facts.num_samples_whole:
-        yield note(name, "clipping", count=facts.num_clipped, runs=facts.num_clipped_runs)
+        yield note(name, "clipping", count=facts.num_clipped, runs=counted(facts.num_clipped_runs, "run"))
     if abs(facts.dc_offset) > _DC_OFFSET:
         yield note(name, "dc_offset", offset=facts.dc_offset)
+
+
+def _counted(name: str, type: str, number: int, **facts: object) -> Fault:
+    """A note about so many samples."""
+    return note(name, type, samples=counted(number, "sample"), are=are(number), **facts)
 
 
 def _about_windows(name: str, parts: Sequence[Prepared], params: IngestParams) -> Iterable[Fault]:
     """About what is kept of a recording: clamped, cut, left out."""
     rate, whole = params.sample_rate_hz, parts[0].num_samples_whole
     if clamped := sum(part.num_clamped for part in parts):
-        yield note(name, "clamped", count=clamped, peak=max(part.peak for part in parts))
+        yield _counted(name, "clamped", clamped, peak=max(part.peak for part in parts))
     for part in parts:
         if part.is_silent:
             start, stop = part.crop_start / rate, (part.crop_start + part.num_samples) / rate

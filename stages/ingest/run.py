@@ -26,6 +26,7 @@ from stages.ingest.stage import IngestParams, audio_params
 from stages.ingest.window import row, window
 from stages.ingest.workers import results
 from stages.records import Clip
+from stages.words import counted
 
 MANIFEST = "manifest.parquet"
 
@@ -118,7 +119,7 @@ def _prepare_all(
             num_done += len(ones)
             work.progress(num_done, len(members), pace.note(job.member.name, job.member.num_bytes))
     if num_done < len(members):
-        raise Stopped(f"after preparing {num_done} of {len(members)} clips")
+        raise Stopped(f"after preparing {num_done:,} of {counted(len(members), 'clip')}")
 
 
 def _largest_first(jobs: Sequence[Job]) -> list[Job]:

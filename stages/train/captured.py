@@ -224,9 +224,8 @@ class CapturedSteps:
         def work() -> tuple[Tensor, Tensor, Tensor | None]:
             if finishes:
                 training.optimizer.clear()
-            begun = training.begin(placed.batch, placed.prompts_BLD)
             with training.network.ready():
-                loss, figures_3B = training.loss_of(begun)
+                loss, figures_3B = training.loss_of(placed.batch, placed.prompts_BLD)
                 # What the gradient of loss * weight begins with.
                 loss.backward(weight)
             if not finishes:

@@ -22,7 +22,7 @@ from stages.train.draws import Chance
 from stages.train.layers import Look, is_due
 from stages.train.lengths import Buckets
 from stages.train.metrics import LOSS_WINDOW, History
-from stages.train.network import Begun, Network, begin, loss_scale, losses_of
+from stages.train.network import Network, batch_losses, loss_scale
 from stages.train.optimizer import Optimizer
 from stages.train.parts import parts_of
 from stages.train.room import room_for
@@ -66,27 +66,24 @@ class Training:
         """
         with adapter_dropout(self.params, self.step, self.device):
             self.use_masks()
-            part = part.to(self.device)
-            begun = self.begin(part)
             # The backward too: a block computed again in it finds the weights that it was computed with.
             with self.network.ready():
-                loss, figures_3B = self.loss_of(begun)
+                loss, figures_3B = self.loss_of(part.to(self.device))
                 (loss * (share * scale)).backward()
         return figures_3B, loss.detach() * share
 
-    def begin(self, batch: Batch, prompts_BLD: Tensor | None = None) -> Begun:
-        """What of a batch is done before `network.ready`; it and the batch are to be held until that is over."""
+    def loss_of(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B).
+
+        Args:
+            prompts_BLD: as for `Network.velocity`.
+        """
         # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
         # only find pairs that are as near.
         paired = self.params.optimal_transport and self.params.gradient_accumulation == 1
-        with self.network.aside():
-            return begin(self.network, batch, paired=paired, prompts_BLD=prompts_BLD)
-
-    def loss_of(self, begun: Begun) -> tuple[Tensor, Tensor]:
-        """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B)."""
-        losses = losses_of(self.network, begun)
+        losses = batch_losses(self.network, batch, paired=paired, prompts_BLD=prompts_BLD)
         total = losses.total(self.params.mask_loss_weight)
-        figures = (begun.timestep_B, losses.generated_B.detach(), losses.context_B.detach())
+        figures = (batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach())
         return total, torch.stack(figures)
 
     @contextmanager

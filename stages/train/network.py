@@ -12,22 +12,12 @@ from stages.adapters._base import Adapter
 from stages.adapters._group import Part
 from stages.adapters._together import Together, together
 from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser, Given, used_at_once, used_in_blocks
+from stages.models._nets.transformer import Denoiser, used_at_once, used_in_blocks
 from stages.train.batches import Batch
 from stages.train.coupling import pairing
-from stages.train.objective import Losses, Target, losses, noised, target, velocity
+from stages.train.objective import Losses, losses, noised, velocity
 
-# B clips, C latent channels, T frames, L prompt tokens, D conditioning width, F features of a number.
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the network is given of a batch, before its first adapted layer."""
-
-    prompts_BLD: Tensor
-    duration_BF: Tensor
-    given: Given
-    dropped_B: Tensor
+# B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
 
 
 @dataclass(frozen=True)
@@ -44,13 +34,6 @@ class Network:
         """Within, adapted weights are computed once, for parameters as they are on entry."""
         return nullcontext() if self.layers is None else self.layers.ready()
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Within, what no adapted weight enters is made beside those of the `ready` that follows, on devices that can.
-
-        What is made, and what it is made from, must be held until that is over.
-        """
-        return nullcontext() if self.layers is None else self.layers.aside()
-
     def padded(self, batch: Batch) -> Tensor:
         """(B, L, D): prompts as the denoiser is given them, before its own layers, in its dtype."""
         return self.conditioner.padded_prompts(batch.hidden).to(self.denoiser.dtype)
@@ -60,35 +43,25 @@ class Network:
         self.denoiser.train(learning)
         self.conditioner.train(learning)
 
-    def velocity(self, batch: Batch, noise_BCT: Tensor) -> Tensor:
-        """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision."""
-        return self.predicted(self.inputs(batch, noise_BCT))
-
-    def inputs(self, batch: Batch, noise_BCT: Tensor, prompts_BLD: Tensor | None = None) -> Inputs:
-        """All of `velocity` that no adapted weight enters.
+    def velocity(self, batch: Batch, noise_BCT: Tensor, prompts_BLD: Tensor | None = None) -> Tensor:
+        """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision.
 
         Args:
             prompts_BLD: `padded` of the batch, where that was made beforehand.
         """
+        prompts_BLD = self.padded(batch) if prompts_BLD is None else prompts_BLD
         given_B1T = batch.given_BT[:, None].float()
-        return Inputs(
-            prompts_BLD=self.padded(batch) if prompts_BLD is None else prompts_BLD,
-            duration_BF=self.conditioner.duration_features(batch.seconds_total_B),
-            given=self.denoiser.given(
-                noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
-                batch.timestep_B,
-                given_B1T,
-                batch.latents_BCT * given_B1T,
-                # Without padding no mask is needed, and attention has a faster way.
-                padding_mask_BT=None if batch.all_real else batch.real_BT,
-            ),
+        predicted_BCT: Tensor = self.denoiser(
+            noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
+            batch.timestep_B,
+            self.conditioner(prompts_BLD, batch.seconds_total_B),
+            given_B1T,
+            batch.latents_BCT * given_B1T,
+            # Without padding no mask is needed, and attention has a faster way.
+            padding_mask_BT=None if batch.all_real else batch.real_BT,
             dropped_B=batch.dropped_B,
         )
-
-    def predicted(self, inputs: Inputs) -> Tensor:
-        """The rest of `velocity`."""
-        conditioning = self.conditioner.embedded(inputs.prompts_BLD, inputs.duration_BF)
-        return self.denoiser.denoised(inputs.given, conditioning, inputs.dropped_B)
+        return predicted_BCT
 
 
 def stacked_layers(adapter: Adapter) -> Together:
@@ -103,37 +76,18 @@ def part_of(name: str) -> Part:
     return Part.BLOCKS if used_in_blocks(name) else Part.BEFORE
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A batch, as far as it can be worked on before there are adapted weights."""
-
-    inputs: Inputs
-    target: Target
-    timestep_B: Tensor
-
-
-def begin(network: Network, batch: Batch, *, paired: bool, prompts_BLD: Tensor | None = None) -> Begun:
-    """All of a forward pass and its losses that no adapted weight enters.
+def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BLD: Tensor | None = None) -> Losses:
+    """Forward and compare.
 
     Args:
         paired: deal the batch's noise out by optimal transport; nothing to deal with one clip.
-        prompts_BLD: `padded` of the batch, where that was made beforehand.
+        prompts_BLD: as for `Network.velocity`.
     """
     noise_BCT = batch.noise_BCT
     if paired and len(noise_BCT) > 1:
         noise_BCT = noise_BCT[pairing(batch.latents_BCT, noise_BCT)]
-    wanted = target(velocity(batch.latents_BCT, noise_BCT), batch.real_BT, batch.given_BT)
-    return Begun(network.inputs(batch, noise_BCT, prompts_BLD), wanted, batch.timestep_B)
-
-
-def losses_of(network: Network, begun: Begun) -> Losses:
-    """The rest: forward and compare."""
-    return losses(network.predicted(begun.inputs), begun.target)
-
-
-def batch_losses(network: Network, batch: Batch, *, paired: bool) -> Losses:
-    """Both; `paired` as for `begin`."""
-    return losses_of(network, begin(network, batch, paired=paired))
+    predicted_BCT = network.velocity(batch, noise_BCT, prompts_BLD)
+    return losses(predicted_BCT, velocity(batch.latents_BCT, noise_BCT), batch.real_BT, batch.given_BT)
 
 
 def loss_scale(batch: Batch, dtype: torch.dtype) -> float:

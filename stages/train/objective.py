@@ -46,60 +46,40 @@ class Losses:
         return self.per_clip(context_weight).mean()
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a prediction is compared with: known before there is one."""
-
-    velocity_BCT: Tensor
-    """float32."""
-    padding_B1T: Tensor
-    given_BT: Tensor
-    part_2BT: Tensor
-    """bool, the frames of each part: generated, then given."""
-    count_2B: Tensor
-    """Values in them."""
-    half_count_BT: Tensor
-    """Half the values in the part of each frame, by which the gradient of a mean square is divided."""
-
-
-def target(velocity_BCT: Tensor, real_BT: Tensor, given_BT: Tensor) -> Target:
-    """For predictions of this velocity.
+def losses(predicted_BCT: Tensor, velocity_BCT: Tensor, real_BT: Tensor, given_BT: Tensor) -> Losses:
+    """Squared velocity error in float32, whatever the network's precision.
 
     Args:
         velocity_BCT: float32.
         real_BT: bool, frames that are trained on (the clip and its extension into silence).
         given_BT: bool, frames handed to the network as context.
     """
-    part_2BT = torch.stack([real_BT & ~given_BT, real_BT & given_BT])
-    count_2B = velocity_BCT.shape[1] * part_2BT.sum(dim=-1) + _FLOOR
-    generated_B1, context_B1 = (count_2B / 2)[..., None].unbind()
-    half_count_BT = torch.where(given_BT, context_B1, generated_B1)
-    return Target(velocity_BCT, ~real_BT[:, None], given_BT, part_2BT, count_2B, half_count_BT)
-
-
-def losses(predicted_BCT: Tensor, wanted: Target) -> Losses:
-    """Squared velocity error in float32, whatever the network's precision."""
-    return Losses(*_MeanSquares.apply(predicted_BCT, wanted))
+    return Losses(*_MeanSquares.apply(predicted_BCT, velocity_BCT, real_BT, given_BT))
 
 
 class _MeanSquares(torch.autograd.Function):
     """Means of each part, (B,) twice. The gradient written out is a third of what autograd would launch."""
 
     @staticmethod
-    def forward(ctx: Any, predicted_BCT: Tensor, wanted: Target) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, predicted_BCT: Tensor, velocity_BCT: Tensor, real_BT: Tensor, given_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        part_2BT = torch.stack([real_BT & ~given_BT, real_BT & given_BT])
+        count_2B = velocity_BCT.shape[1] * part_2BT.sum(dim=-1) + _FLOOR
         # Taken out before squaring: a padding frame may hold anything, and its gradient must be 0 all the same.
-        difference_BCT = (predicted_BCT - wanted.velocity_BCT).masked_fill_(wanted.padding_B1T, 0.0)
-        ctx.save_for_backward(difference_BCT, wanted.given_BT, wanted.half_count_BT)
+        difference_BCT = (predicted_BCT - velocity_BCT).masked_fill_(~real_BT[:, None], 0.0)
+        # The gradient of x^2 / n is x / (n / 2).
+        ctx.save_for_backward(difference_BCT, given_BT, count_2B / 2)
         ctx.dtype = predicted_BCT.dtype
         error_BT = difference_BCT.square().sum(dim=1)
-        generated_B, context_B = ((error_BT * wanted.part_2BT).sum(dim=-1) / wanted.count_2B).unbind()
+        generated_B, context_B = ((error_BT * part_2BT).sum(dim=-1) / count_2B).unbind()
         return generated_B, context_B
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        difference_BCT, given_BT, half_count_BT = ctx.saved_tensors
-        d_generated_B1, d_context_B1 = (grad[:, None] for grad in grads)
-        each_BT = torch.where(given_BT, d_context_B1, d_generated_B1) / half_count_BT
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        difference_BCT, given_BT, half_count_2B = ctx.saved_tensors
+        generated_B1, context_B1 = ((d_B / half_B)[:, None] for d_B, half_B in zip(grads, half_count_2B, strict=True))
+        each_BT = torch.where(given_BT, context_B1, generated_B1)
         # Multiplied in float32 and rounded on the way out.
         d_predicted_BCT = torch.empty_like(difference_BCT, dtype=ctx.dtype)
-        return torch.mul(difference_BCT, each_BT[:, None], out=d_predicted_BCT), None
+        return torch.mul(difference_BCT, each_BT[:, None], out=d_predicted_BCT), None, None, None

@@ -238,7 +238,7 @@ def identity_leaves_out(params: TrainParams) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="train",
-    version=4,
+    version=5,
     params=TrainParams,
     inputs=("ingest", "encode"),
     entry="stages.train.run:train",

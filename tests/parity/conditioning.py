@@ -61,6 +61,6 @@ def timestep_features(family: Family, case: Case) -> Iterator[Comparison]:
     timestep = case.tensors["t"]
     features = expo_features(timestep, network.num_timestep_features)
     yield compare(case, "features", features)
-    yield compare(case, "embed", network.to_timestep_embed(network.timestep_features(timestep)))
+    yield compare(case, "embed", network.timestep_embedding(timestep))
     if case.has("features_float64"):
         yield compare(case, "features_float64", features)

@@ -23,7 +23,7 @@ from stages.train.loop import Training
 from stages.train.masks import causal, full, inpainting_mask, segments, spans
 from stages.train.metrics import History
 from stages.train.network import Network
-from stages.train.objective import losses, noised, target, velocity
+from stages.train.objective import losses, noised, velocity
 from stages.train.optimizer import Optimizer
 from stages.train.stage import TrainParams
 from stages.train.timesteps import effective_frames, truncated_logistic_normal
@@ -119,15 +119,15 @@ def recorded_bases(family: Family, rank: int) -> dict[str, dict[str, Tensor]]:
 def first_step(family: Family, case: Case, network: Network) -> Iterator[Comparison]:
     batch = recorded_batch(family, 0)
     noise = batch.noise_BCT[pairing(batch.latents_BCT, batch.noise_BCT)]
-    wanted = target(velocity(batch.latents_BCT, noise), batch.real_BT, batch.given_BT)
+    target = velocity(batch.latents_BCT, noise)
     predicted = network.velocity(batch, noise)
-    parts = losses(predicted, wanted)
+    parts = losses(predicted, target, batch.real_BT, batch.given_BT)
     total = parts.total(1.0)
     total.backward()
     before = 1.0 - family.case("train_inputs").tensors["u"][0]
     yield compare(case, "step0_t", shifted(before, frames_of(family), shift_options(family.config)))
     yield compare(case, "step0_x", noised(batch.latents_BCT, noise, batch.timestep_B))
-    yield compare(case, "step0_targets", wanted.velocity_BCT)
+    yield compare(case, "step0_targets", target)
     yield compare(case, "step0_output", predicted, where=batch.real_BT[:, None])
     yield compare(case, "step0_loss_mask", batch.real_BT & ~batch.given_BT)
     yield compare(case, "step0_loss_total", total)

@@ -42,9 +42,8 @@ class NumberEmbedding(nn.Module):
         super().__init__()
         self.embedding = nn.Sequential(ExpoFeatures(DURATION_FEATURES), nn.Linear(DURATION_FEATURES, width))
 
-    def forward(self, features_BF: Tensor) -> Tensor:
-        """(B, D) from what the first of the two makes of numbers."""
-        return self.embedding[1](features_BF)
+    def forward(self, number_B: Tensor) -> Tensor:
+        return self.embedding(number_B)
 
 
 class NumberConditioner(nn.Module):
@@ -57,14 +56,10 @@ class NumberConditioner(nn.Module):
         self.lowest, self.highest = float(options["min_val"]), float(options["max_val"])
         self.embedder = NumberEmbedding(width)
 
-    def features(self, number_B: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, F): what the linear layer embeds."""
+    def forward(self, number_B: Tensor, dtype: torch.dtype) -> Tensor:
         fraction_B = (number_B.float().clamp(self.lowest, self.highest) - self.lowest) / (self.highest - self.lowest)
         # Rounded before the features, as the published models were trained: at the top they turn 10000 times per unit.
-        return self.embedder.embedding[0](fraction_B.to(dtype))
-
-    def forward(self, features_BF: Tensor) -> Tensor:
-        return self.embedder(features_BF)
+        return self.embedder(fraction_B.to(dtype))
 
 
 class Conditioner(nn.Module):
@@ -118,17 +113,8 @@ class Conditioner(nn.Module):
 
     def forward(self, prompts_BLD: Tensor, seconds_total_B: Tensor) -> Conditioning:
         """Context and global vector; `seconds_total_B` in seconds, int or float, clamped to the config's range."""
-        return self.embedded(prompts_BLD, self.duration_features(seconds_total_B.to(prompts_BLD.device)))
-
-    def duration_features(self, seconds_total_B: Tensor) -> Tensor:
-        """(B, F): what becomes of durations before the first layer with weights."""
-        seconds = self.conditioners["seconds_total"]
-        assert isinstance(seconds, NumberConditioner)
-        return seconds.features(seconds_total_B, self.padding_vector.dtype)
-
-    def embedded(self, prompts_BLD: Tensor, duration_BF: Tensor) -> Conditioning:
-        """What `forward` gives, from features of the duration."""
-        duration_BD = self.conditioners["seconds_total"](duration_BF)
+        dtype = self.padding_vector.dtype
+        duration_BD = self.conditioners["seconds_total"](seconds_total_B.to(prompts_BLD.device), dtype)
         common = torch.promote_types(prompts_BLD.dtype, duration_BD.dtype)
         context_BSD = torch.cat([prompts_BLD.to(common), duration_BD[:, None].to(common)], dim=1)
         return Conditioning(context_BSD, duration_BD)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -110,19 +110,6 @@ def _require_built_options(where: str, options: Mapping[str, Any]) -> None:
     require(where, options, "project_global_cond", (True,), True)
 
 
-class Given(NamedTuple):
-    """What the transformer starts from, none of which any weight has touched; floats in the network's dtype."""
-
-    noised_BCT: Tensor
-    timestep_BF: Tensor
-    """Features of the timestep."""
-    local_BLT: Tensor
-    """The inpaint mask, then the given latents."""
-    valid_BN: Tensor | None
-    """Memory tokens, then frames: True where a token may be looked at."""
-    turn: Turn
-
-
 class TransformerBlock(nn.Module):
     """Modulated self-attention, cross-attention, the local condition, modulated feed-forward; each added to its input.
 
@@ -214,28 +201,16 @@ class TokenTransformer(nn.Module):
         self.run_block: RunBlock = run_block
         self.checkpoint_options: dict[str, Any] = {}
 
-    def turn(self, num_frames: int) -> Turn:
-        """Of memory tokens and frames."""
-        return self.rotary_pos_emb(len(self.memory_tokens) + num_frames)
-
-    def valid(self, valid_BT: Tensor) -> Tensor:
-        """(B, N): memory tokens may always be looked at."""
-        return F.pad(valid_BT, (len(self.memory_tokens), 0), value=True)
-
     def forward(
-        self,
-        frame_BTC: Tensor,
-        context_BSW: Tensor,
-        global_BW: Tensor,
-        local_BTL: Tensor,
-        turn: Turn,
-        valid_BN: Tensor | None,
+        self, frame_BTC: Tensor, context_BSW: Tensor, global_BW: Tensor, local_BTL: Tensor, valid_BT: Tensor | None
     ) -> Tensor:
         token_BTW = self.project_in(frame_BTC)
         batch, num_memory = token_BTW.shape[0], self.memory_tokens.shape[0]
         memory_BMW = self.memory_tokens.to(token_BTW.dtype).expand(batch, -1, -1)
         token_BNW = torch.cat([memory_BMW, token_BTW], dim=1)
+        valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
         modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
+        turn = self.rotary_pos_emb(token_BNW.shape[1])
         blocks = cast(list[TransformerBlock], list(self.layers))
         key_values = self.each([block.cross_attn.to_kv for block in blocks], context_BSW)
         locals_BTW = self.each([block.to_local_embed for block in blocks], local_BTL)
@@ -265,17 +240,24 @@ class DiffusionTransformer(nn.Module):
         self.preprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
         self.postprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
 
-    def timestep_features(self, timestep_B: Tensor) -> Tensor:
-        """(B, F) of a timestep in the network's dtype: published models were trained with it rounded so."""
-        return expo_features(timestep_B, self.num_timestep_features)
+    def timestep_embedding(self, timestep_B: Tensor) -> Tensor:
+        """(B, W) of a timestep in the network's dtype: published models were trained with it rounded so."""
+        return self.to_timestep_embed(expo_features(timestep_B, self.num_timestep_features))
 
-    def forward(self, given: Given, conditioning: Conditioning) -> Tensor:
-        """(B, C, T); the conditioning, too, in the network's dtype."""
-        global_BW = self.to_global_embed(conditioning.global_BD) + self.to_timestep_embed(given.timestep_BF)
+    def forward(
+        self,
+        noised_BCT: Tensor,
+        timestep_B: Tensor,
+        conditioning: Conditioning,
+        local_BLT: Tensor,
+        padding_mask_BT: Tensor | None,
+    ) -> Tensor:
+        """(B, C, T); every floating input already in the network's dtype."""
+        global_BW = self.to_global_embed(conditioning.global_BD) + self.timestep_embedding(timestep_B)
         context_BSW = self.to_cond_embed(conditioning.context_BSD)
-        frame_BCT = given.noised_BCT + self.preprocess_conv(given.noised_BCT)
-        local_BTL, frame_BTC = given.local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
-        out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, given.turn, given.valid_BN)
+        frame_BCT = noised_BCT + self.preprocess_conv(noised_BCT)
+        local_BTL, frame_BTC = local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
+        out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, padding_mask_BT)
         out_BCT = out_BTC.transpose(1, 2)
         return out_BCT + self.postprocess_conv(out_BCT)
 
@@ -316,35 +298,13 @@ class Denoiser(nn.Module):
             padding_mask_BT: bool, True = real; padding can not reach real frames. None = all real.
             dropped_B: bool, True = this item is denoised without its context (prompt and duration token).
         """
-        given = self.given(
-            noised_BCT, timestep_B, inpaint_mask_B1T, masked_latents_BCT, padding_mask_BT=padding_mask_BT
-        )
-        return self.denoised(given, conditioning, dropped_B)
-
-    def given(
-        self,
-        noised_BCT: Tensor,
-        timestep_B: Tensor,
-        inpaint_mask_B1T: Tensor | None = None,
-        masked_latents_BCT: Tensor | None = None,
-        padding_mask_BT: Tensor | None = None,
-    ) -> Given:
-        """All of `forward` before its first layer, which can be made while adapted weights are still computed."""
-        dtype, tower = self.dtype, self.model.transformer
-        return Given(
-            noised_BCT=noised_BCT.to(dtype),
-            timestep_BF=self.model.timestep_features(timestep_B.to(dtype)),
-            local_BLT=self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT),
-            valid_BN=None if padding_mask_BT is None else tower.valid(padding_mask_BT),
-            turn=tower.turn(noised_BCT.shape[-1]),
-        )
-
-    def denoised(self, given: Given, conditioning: Conditioning, dropped_B: Tensor | None = None) -> Tensor:
-        """The rest of `forward`."""
-        context_BSD = conditioning.context_BSD.to(self.dtype)
+        dtype = self.dtype
+        context_BSD = conditioning.context_BSD.to(dtype)
         if dropped_B is not None:
             context_BSD = context_BSD.masked_fill(dropped_B[:, None, None], 0)
-        return self.model(given, Conditioning(context_BSD, conditioning.global_BD.to(self.dtype)))
+        cast = Conditioning(context_BSD, conditioning.global_BD.to(dtype))
+        local_BLT = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
+        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)
 
     def _local(self, like_BCT: Tensor, mask_B1T: Tensor | None, given_BCT: Tensor | None) -> Tensor:
         """(B, 1 + C, T): mask, then given latents."""

@@ -1,0 +1,74 @@
+"""A dataset that ingest refused: what it left in the store is listed as such, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cache import unfinished
+from cache.store import Store
+from pipeline.cli import app
+from stages.errors import StageError
+from stages.ingest import run as ingesting
+from tests import small_datasets
+
+BAD = {**small_datasets.clips("a"), "b.txt": b"a caption without its audio"}
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A dataset with one problem, which was refused."""
+    small_datasets.folder(tmp_path / "clips", BAD)
+    assert typed(tmp_path, "ingest", str(tmp_path / "clips"), "--model", "tiny-base", "--workers", "1").exit_code == 1
+    return tmp_path
+
+
+def typed(place: Path, *words: str):
+    return CliRunner().invoke(app, [*words, "--store", str(place / "store")])
+
+
+def refused(place: Path) -> unfinished.Unfinished:
+    (run,) = unfinished.unfinished(Store(place / "store"))
+    return run
+
+
+def test_status_lists_it_as_refused_with_what_to_do(place):
+    name = refused(place).name
+    first = typed(place, "status").stdout.splitlines()[0]
+    remedy = f"Mend that and run again, or `sa3-trainer evict {name[:18]}`"
+    assert first == f"refused {name}: its data has 1 problem. {remedy}"
+
+
+def test_programs_are_told_how_many_problems_there_were(place):
+    (entry,) = json.loads(typed(place, "status", "--json").stdout)["unfinished"]
+    assert entry["num_problems"] == 1
+
+
+def test_a_plan_says_that_it_was_refused(place):
+    shown = typed(place, "plan", str(place / "clips"), "--model", "tiny-base").stdout
+    assert "ingest  MISS    refused earlier for 1 problem of its data" in shown
+
+
+def test_gc_says_how_to_let_go_of_what_is_kept_for_it(place):
+    run = refused(place)
+    kept = f"kept for refused {run.name}: `sa3-trainer evict {run.name[:18]}` drops that run"
+    assert f"shared files that no artifact names are {kept}" in typed(place, "gc").stdout
+
+
+def test_the_command_that_is_named_lets_go_of_it(place):
+    assert typed(place, "evict", refused(place).short).exit_code == 0
+    assert not list((place / "store" / "shared" / "prepared").rglob("*.flac"))
+    assert "holds nothing yet" in typed(place, "status").stdout
+
+
+def test_one_that_is_looked_at_again_is_unfinished_until_it_is_refused_again(place, monkeypatch):
+    def stopped(*args: object) -> None:
+        raise StageError("the disk refused")
+
+    monkeypatch.setattr(ingesting, "_look", stopped)
+    typed(place, "ingest", str(place / "clips"), "--model", "tiny-base", "--workers", "1")
+    assert refused(place).num_problems == 0
+    assert "the same command goes on from there" in typed(place, "status").stdout
