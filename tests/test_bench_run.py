@@ -145,4 +145,5 @@ def test_on_cuda_a_case_measured_again_holds_no_more_than_at_first(tmp_path):
     place = Place(device=device, memory=PeakMemory(device), say=print, steps=2, caches=tmp_path)
     case = Case(model="tiny-base", num_frames=24, base_precision="bf16", rank=4)
     first, second, third = (timed(case, place, stacked=True).peak_gib for _ in range(3))
-    assert first is not None and second == pytest.approx(first, abs=2e-3) and third == pytest.approx(first, abs=2e-3)
+    assert first is not None and second is not None and third is not None
+    assert second < first + 2e-3 and third < first + 2e-3
