@@ -97,10 +97,22 @@ def test_layers_that_join_their_products_compute_what_they_did(kind):
         torch.testing.assert_close(one, by_key[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_compiler_is_told_the_sizes_and_places_that_the_operation_gives(gated):
+    rank, num_out = 2, 10
+    joined = drawn(1, num_out + width_for(rank), 6)
+    factors = (drawn(1, num_out, rank), drawn(1, rank, 6), drawn(1, num_out), drawn(1, joined.shape[1]))
+    operation = torch.ops.sa3_trainer.joined_product.default
+    torch.library.opcheck(
+        operation, (drawn(1, 7, 6), joined, *factors, gated), test_utils=("test_schema", "test_faketensor")
+    )
+
+
 @pytest.mark.parametrize("joins", [True, False])
-def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gate(joins):
+@pytest.mark.parametrize("kind", ["dora-rows", "dora-cols", "bora", "lora"])
+def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gate(joins, kind):
     net = GatedProjection(6, 5, torch.nn.functional.silu).double()
-    adapter = attach([net], AdapterSpec(kind="dora-rows", rank=3, alpha=4.0), generator=torch.Generator())
+    adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0), generator=torch.Generator())
     shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
     x = drawn(2, 4, 6).requires_grad_()
     value, gate = net.proj(x).chunk(2, dim=-1)

@@ -197,7 +197,17 @@ def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns, by_rows):
 @pytest.mark.parametrize(("layers", "tokens"), [(1, 1), (1, 172), (3, 1300)])
 @pytest.mark.parametrize("gated", [False, True])
 def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated):
-    num_out, width = 144, _joined.width_for(rank)
+    assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("tokens", [172, 1300])
+def test_joined_products_of_so_many_features_that_parts_are_added_up_in_turns_are_those_of_torch(tokens, gated):
+    assert_joined_products_are_those_of_torch(torch.bfloat16, 16, True, True, 1, tokens, gated, num_out=20 * 1024 + 16)
+
+
+def assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated, num_out=144):
+    width = _joined.width_for(rank)
     product = drawn(layers, tokens, num_out + width, dtype=dtype)
     product[..., num_out + rank :] = 0
     left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)

@@ -120,7 +120,7 @@ def moved(
 def _slope(half, base, scale_O, bias_O, other_base, other_scale_O, other_bias_O, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Of a silu(g) by a, in the first half, or by g; from sums of a product, rounded as in the forward pass."""
+    """Of a silu(g) by a, in the first half, or by g; both made from the rounded sums that the forward pass has left."""
     dtype = base.dtype
     other = _lengthened(other_base, other_scale_O, other_bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
     if half == 0:

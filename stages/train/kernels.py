@@ -24,6 +24,8 @@ from stages.models._nets.transformer import Denoiser
 
 SIZE = 32
 """Of made-up tensors: what a compiled kernel depends on is the dtype, and which sizes 16 divides."""
+ODD, ODD_LENGTH = 257, 108
+"""Features, or frames, that 16 does not divide."""
 MANY = 8192
 """Features of a gated result, as wide as they are where sums of its parts are of many."""
 THREADS = 8
@@ -42,7 +44,7 @@ def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
     has_both = isinstance(smallest.slot.magnitude, BothMagnitudes)
     if has_both or smallest.slot.magnitude.uses_left_weight:  # then columns are given lengths
-        works.append(partial(_in_scales, smallest))
+        works += _in_scales(smallest)
     if has_both:
         works += _passes(smallest)
     device = smallest.weight_LOI.device
@@ -62,15 +64,19 @@ def _norms(group: Group) -> None:
         torch.autograd.grad(scales, list(group.slot.leaves().values()))
 
 
-def _in_scales(group: Group) -> None:
-    """Of tokens that need a gradient, and of some that do not."""
+def _in_scales(group: Group) -> Iterator[Callable[[], object]]:
+    """Of tokens that need a gradient; and of the local condition, which needs none, of several clips and of one."""
+    like = group.weight_LOI
+    odd = (like.new_zeros(1, SIZE, ODD), like.new_zeros(1, ODD, ODD_LENGTH).mT)
+    for tokens_1MI, needs_tokens in ((like.new_zeros(1, SIZE, SIZE), True), *((one, False) for one in odd)):
+        yield partial(_in_scale, tokens_1MI, needs_tokens)
+
+
+def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
     from stages.adapters import _in_scale_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
 
-    tokens_1MI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
-    scale_1I = torch.zeros(1, SIZE, device=tokens_1MI.device)
-    scaled_1MI = kernels.in_scaled(tokens_1MI, scale_1I)
-    for needs_tokens in (True, False):
-        kernels.in_scaled_backward(scaled_1MI, tokens_1MI, scale_1I, needs_tokens=needs_tokens)
+    scale_1I = torch.zeros(1, tokens_1MI.shape[-1], device=tokens_1MI.device)
+    kernels.in_scaled_backward(kernels.in_scaled(tokens_1MI, scale_1I), tokens_1MI, scale_1I, needs_tokens=needs_tokens)
 
 
 def _passes(group: Group) -> Iterator[Callable[[], object]]:
