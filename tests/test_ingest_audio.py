@@ -169,6 +169,46 @@ def test_chunks_before_the_sound_are_stepped_over():
         check_whole(listed[:-1000])
 
 
+def low_mp3(rate: int, channels: int, compression: float, seconds: float = 6.0) -> bytes:
+    """Of a constant bit rate; where its frames are too small to hold that, without a header that counts them."""
+    buffer = io.BytesIO()
+    form = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": compression}
+    soundfile.write(buffer, noisy(rate, seconds, channels), rate, **form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("compression", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_an_mp3_of_a_low_bit_rate_is_decoded_in_blocks_to_what_it_is_at_once(channels, compression, rate):
+    data = low_mp3(rate, channels, compression)
+    at_once, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    assert np.abs(decoded(data)[1][:channels].T - at_once).max() < 1e-7
+
+
+def test_an_mp3_that_does_not_count_its_frames_is_read_whole_and_its_length_is_said_to_be_unknown():
+    data = low_mp3(44100, 2, 0.99)
+    assert b"Xing" not in data and b"Info" not in data
+    recording, audio_CN = decoded(data)
+    assert not recording.length_known
+    # 6 s and what the encoder puts around them, in frames of 1152.
+    assert audio_CN.shape[1] % 1152 == 0 and 6 * 44100 + 1105 <= audio_CN.shape[1] < 6 * 44100 + 1105 + 2 * 1152
+
+
+def test_an_mp3_that_does_not_count_its_frames_and_ends_within_one_is_cut():
+    with pytest.raises(Unfit) as caught:
+        decoded(low_mp3(44100, 2, 0.99)[:-50])
+    assert caught.value.type == "audio_truncated"
+
+
+def test_frames_without_a_header_of_which_the_decoder_leaves_some_out_are_noticed(monkeypatch):
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *given, **more: read(*given, **more)[:-1])
+    with pytest.raises(Unfit) as caught:
+        decoded(low_mp3(44100, 1, 0.99))
+    assert "frames hold" in str(caught.value.facts["why"])
+
+
 def test_blocks_add_up_to_the_whole_file():
     audio = noisy(RATE, 3.0)
     data = sound(audio, RATE, "FLAC", "PCM_24")

@@ -92,12 +92,11 @@ NOTES = {
     "codec_padding": "{samples} that its encoder added to the end {are} left out.",
     "stray_bytes": "{count:,} bytes lie behind the end that its header declares, and are not read.",
     "dropouts": "{stretches} of exact silence {begin} abruptly in it: parts of the file may be missing.",
+    "decoder_complaints": "its decoder reported damage {times} ({complaint}): listen to it, or export it anew.",
     "clipping": "{count:,} samples in {runs} stand at full scale: it was recorded or mastered too loud.",
     "dc_offset": "it is off centre by {offset:.3f} of full scale. A high-pass filter would mend it.",
     "clamped": "{samples} {are} beyond full scale (peak {peak:.3f}) and {are} clamped to it.",
-    "length_unknown": (
-        "its header does not say how long it is (it was written to a pipe), so a cut could not be noticed."
-    ),
+    "length_unknown": ("it does not say how long it is, so that a cut could not be noticed."),
 }
 """Worth knowing, but no reason to stop."""
 

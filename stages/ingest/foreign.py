@@ -82,7 +82,6 @@ class ForeignRecording(Recording):
                 f"its header says {self._declared:,} samples, {self.num_samples + self.num_padding:,} could be decoded"
             )
             raise Unfit("audio_truncated", why=why)
-        self._declared = self.num_samples
         super().check()
 
 

@@ -33,6 +33,11 @@ class Frame:
     num_bytes: int
     is_mono: bool
 
+    @property
+    def num_samples(self) -> int:
+        """Of each channel."""
+        return 1152 if self.version == 3 else 576
+
 
 def frame_at(data: bytes, place: int) -> Frame | None:
     """The layer III frame that begins there; None where none does, or one of a free bit rate, whose end is unknown."""
@@ -49,16 +54,26 @@ def frame_at(data: bytes, place: int) -> Frame | None:
     return Frame(version=version, rate_hz=rate_hz, num_bytes=bits // rate_hz + padding, is_mono=is_mono)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """What was found by going from frame to frame."""
+
+    num_samples: int
+    """That all frames hold, the first one's header included."""
+    is_announced: bool
+    """Whether the file says itself how many frames there are: else none that is missing would be noticed."""
+
+
 def looks_like_mp3(data: bytes) -> bool:
     """Whether a layer III frame comes first, behind ID3 tags and zeros."""
     return frame_at(data, behind_tags(data)) is not None
 
 
-def check_frames(data: bytes) -> bool:
+def check_frames(data: bytes) -> Walked | None:
     """Frame follows frame, as many as the first announces, the last one whole.
 
     Returns:
-        False when the file does not say how many there are.
+        None of another layer, or a free bit rate: there is nothing to walk along.
 
     Raises:
         Unfit: `audio_truncated`, or `audio_decode_error` where something lies between frames.
@@ -66,7 +81,7 @@ def check_frames(data: bytes) -> bool:
     start = first = _first_frame(data)
     kind = frame_at(data, start)
     if kind is None:
-        return False  # another layer, or a free bit rate: nothing to walk along
+        return None
     count = 0
     for start, frame in _frames(data, first):
         if (frame.version, frame.rate_hz) != (kind.version, kind.rate_hz):
@@ -78,7 +93,7 @@ def check_frames(data: bytes) -> bool:
     _check_rest(data, end, complete=declared is not None and count - 1 >= declared)
     if declared is not None and count - 1 < declared:
         raise Unfit("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
-    return declared is not None
+    return Walked(num_samples=count * kind.num_samples, is_announced=declared is not None)
 
 
 def _first_frame(data: bytes) -> int:

@@ -42,6 +42,9 @@ def _about_recording(name: str, facts: Prepared) -> Iterable[Fault]:
     if facts.num_dropouts:
         begin = "begins" if facts.num_dropouts == 1 else "begin"
         yield note(name, "dropouts", stretches=counted(facts.num_dropouts, "stretch", "stretches"), begin=begin)
+    if facts.num_complaints:
+        times = "once" if facts.num_complaints == 1 else f"{facts.num_complaints:,} times"
+        yield note(name, "decoder_complaints", times=times, complaint=facts.complaint)
     if facts.num_clipped > _CLIPPED_SHARE * facts.num_samples_whole:
         yield note(name, "clipping", count=facts.num_clipped, runs=counted(facts.num_clipped_runs, "run"))
     if abs(facts.dc_offset) > _DC_OFFSET:

@@ -63,6 +63,10 @@ class Prepared:
     """Of the source file, behind the end that it declares."""
     num_dropouts: int
     """Stretches of exact silence that begin abruptly."""
+    num_complaints: int
+    """How often the decoder reported damage."""
+    complaint: str
+    """One of them, in the decoder's words."""
     num_clipped: int
     """Of the whole recording, samples in runs at full scale; `num_clipped_runs` of them."""
     num_clipped_runs: int
@@ -180,6 +184,8 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
         num_padding=recording.num_padding,
         num_stray_bytes=recording.num_stray_bytes,
         num_dropouts=recording.level.num_dropouts,
+        num_complaints=recording.complaints.number,
+        complaint=recording.complaints.example,
         num_clipped=recording.level.num_clipped,
         num_clipped_runs=recording.level.num_runs,
         dc_offset=recording.level.dc_offset,

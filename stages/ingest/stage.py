@@ -12,7 +12,7 @@ from stages.contract import Stage
 from stages.ingest.limits import ArchiveLimits
 from stages.ingest.template import template_fault
 
-AUDIO_VERSION = 1
+AUDIO_VERSION = 2
 """Bump when the same source bytes and params should give other prepared samples."""
 RESAMPLERS = {
     "resampy": {"filter": "kaiser_best", "length": "ceil(n * to / from)"},
@@ -125,4 +125,4 @@ def prepared_place(digest: str, params: IngestParams, crop_start: int = 0) -> st
     return f"prepared/{key[:2]}/{key}.flac"
 
 
-STAGE = Stage("ingest", 1, IngestParams, (), "stages.ingest.run:ingest")
+STAGE = Stage("ingest", 2, IngestParams, (), "stages.ingest.run:ingest")

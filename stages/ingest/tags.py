@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import soundfile
 
 from stages.errors import PackageMissing
+from stages.ingest.complaints import Complaints
 from stages.ingest.faults import Unfit
 
 
@@ -31,7 +32,7 @@ def read_tags(data: bytes) -> dict[str, str]:
 
 def _riff_tags(data: bytes) -> dict[str, str]:
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with Complaints().heard(), soundfile.SoundFile(io.BytesIO(data)) as file:  # they are told when it is decoded
             return {key.casefold(): str(value) for key, value in file.copy_metadata().items()}
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return {}  # no sound file to libsndfile: whether it is one at all is told when it is decoded
