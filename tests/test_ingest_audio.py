@@ -195,6 +195,24 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_whole_and_its_length_is_s
     assert audio_CN.shape[1] % 1152 == 0 and 6 * 44100 + 1105 <= audio_CN.shape[1] < 6 * 44100 + 1105 + 2 * 1152
 
 
+def uncounted(data: bytes) -> bytes:
+    """With a Xing or Info header that says nothing."""
+    (start,) = [data.index(tag) for tag in (b"Xing", b"Info") if tag in data[:2000]]
+    return data[: start + 4] + bytes(104) + data[start + 108 :]
+
+
+def test_an_mp3_whose_header_counts_no_frames_is_read_whole():
+    recording, audio_CN = decoded(uncounted(low_mp3(44100, 2, 0.5)))
+    assert not recording.length_known
+    assert audio_CN.shape[1] >= 6 * 44100
+
+
+def test_an_mp3_of_varying_bit_rate_that_libsndfile_ends_at_its_guess_is_refused_and_not_cut():
+    with pytest.raises(Unfit) as caught:
+        decoded(uncounted(sound(noisy(44100), 44100, "MP3", "MPEG_LAYER_III")))
+    assert "frames hold" in str(caught.value.facts["why"])
+
+
 def test_an_mp3_that_does_not_count_its_frames_and_ends_within_one_is_cut():
     with pytest.raises(Unfit) as caught:
         decoded(low_mp3(44100, 2, 0.99)[:-50])

@@ -59,7 +59,7 @@ class Walked:
     """What was found by going from frame to frame."""
 
     num_samples: int
-    """That all frames hold, the first one's header included."""
+    """That all frames of sound hold."""
     is_announced: bool
     """Whether the file says itself how many frames there are: else none that is missing would be noticed."""
 
@@ -93,7 +93,8 @@ def check_frames(data: bytes) -> Walked | None:
     _check_rest(data, end, complete=declared is not None and count - 1 >= declared)
     if declared is not None and count - 1 < declared:
         raise Unfit("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
-    return Walked(num_samples=count * kind.num_samples, is_announced=declared is not None)
+    num_of_sound = count - 1 if _header(data, first, kind) else count
+    return Walked(num_samples=num_of_sound * kind.num_samples, is_announced=declared is not None)
 
 
 def _first_frame(data: bytes) -> int:
@@ -130,14 +131,20 @@ def _frames(data: bytes, place: int) -> Iterator[tuple[int, Frame]]:
 
 def announced(data: bytes, place: int, frame: Frame) -> int | None:
     """Frames of sound that the Xing (or Info) header in the first frame counts; itself not included."""
+    head = _header(data, place, frame)
+    if not head or not head[7] & 1:
+        return None
+    count: int = struct.unpack(">I", head[8:12])[0]
+    return count
+
+
+def _header(data: bytes, place: int, frame: Frame) -> bytes:
+    """The Xing (or Info) header's first 12 bytes; nothing where the first frame is one of sound."""
     side = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[
         frame.version == 3, frame.is_mono
     ]
     head = data[place + 4 + side : place + 16 + side]
-    if len(head) < 12 or head[:4] not in (b"Xing", b"Info") or not head[7] & 1:
-        return None
-    count: int = struct.unpack(">I", head[8:12])[0]
-    return count
+    return head if len(head) == 12 and head[:4] in (b"Xing", b"Info") else b""
 
 
 def _check_rest(data: bytes, place: int, *, complete: bool) -> None:
