@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.aside import written_aside
+from cache.atomic_files import written_aside
 from cache.errors import ManifestDamaged, ManifestMismatch
-from cache.footer import check_seal, seal
+from cache.parquet_checksum import check_seal, seal
 
 R = TypeVar("R")
 ROW_GROUP_ROWS = 8192

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.ledger import Ledger, row_check, warn
+from cache.disposable_sqlite import Ledger, row_check, warn
 
 _VERSION = 1
 _SCHEMA = """

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.aside import sweep
+from cache.atomic_files import sweep
+from cache.disposable_sqlite import warn
 from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
 from cache.fingerprint import fingerprint
-from cache.ledger import warn
 from cache.registry import Location, Registry
+from cache.shard_format import Items, ShardReader
 from cache.shards import load
-from cache.shards._protocol import Items, ShardReader
 
 SHARD_MAX_ITEMS = 256
 SHARD_MAX_BYTES = 64 * 2**20

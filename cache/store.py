@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 
-from cache.aside import fsync_directory, fsync_file, sweep, write_aside, write_failed
+from cache.atomic_files import fsync_directory, fsync_file, sweep, write_aside, write_failed
 from cache.errors import ArtifactDamaged, ArtifactNotFound, HeldByAnother, ReceiptDamaged
 from cache.fingerprint import digest_file
 from cache.receipt import FileEntry, Receipt, read_receipt

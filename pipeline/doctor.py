@@ -164,7 +164,7 @@ def store_folder(store: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _write(folder: Path) -> str:
-    from cache.aside import write_aside
+    from cache.atomic_files import write_aside
 
     for content in (b"first", b"second"):
         write_aside(folder / "file", content)

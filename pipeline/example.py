@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.aside import written_aside
+from cache.atomic_files import written_aside
 from cache.errors import WriteFailed
 from pipeline.errors import PipelineError
 from stages.ingest.containers import ogg_checksum, ogg_pages

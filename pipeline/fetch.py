@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from pipeline.errors import FetchFailed
 from pipeline.redirects import opener
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cache.needs import lost
+from cache.shared_files import lost
 from cache.store import Store
 from pipeline.planned import StageRun, State
 

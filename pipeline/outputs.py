@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from pipeline.planned import StageRun
 from pipeline.recipe import Recipe
 from stages.contract import Artifact

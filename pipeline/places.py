@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.aside import write_aside
-from cache.memo import DigestMemo
+from cache.atomic_files import write_aside
+from cache.digest_memo import DigestMemo
 from cache.store import Store
 from pipeline.addresses import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
 from pipeline.errors import FieldError, RecipeError, SourceNotFound

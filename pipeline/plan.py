@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cache import unfinished
+from cache import run_notes
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
@@ -135,7 +135,7 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
 
 def _refused(scratch: Path, store: Store) -> str:
     """Why there is no result, where the last run ended with problems of the data."""
-    problems = unfinished.noted(store, scratch.name).num_problems if scratch.is_dir() else 0
+    problems = run_notes.noted(store, scratch.name).num_problems if scratch.is_dir() else 0
     return (
         f"refused earlier for {counted(problems, 'problem')} of its data; what is sound stays prepared"
         if problems

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import unfinished
-from cache.aside import STALE_AFTER_SECONDS, sweep
-from cache.contents import Contents, Piece, contents
+from cache import run_notes
+from cache.atomic_files import STALE_AFTER_SECONDS, sweep
 from cache.errors import HeldByAnother
+from cache.inventory import Contents, Piece, contents
 from cache.registry import Registry
 from cache.store import Store, bytes_under
 from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
@@ -64,7 +64,7 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
         if not pieces and not runs:
             return _nothing_so_old(store, choice)
         chosen = {piece.receipt.fingerprint for piece in pieces}
-        idle = [(name, unfinished.num_bytes(store, name)) for name in runs if _is_idle(store, held, name)]
+        idle = [(name, run_notes.num_bytes(store, name)) for name in runs if _is_idle(store, held, name)]
         decision = evicted(held, lambda piece: piece.receipt.fingerprint in chosen, idle)
         decision.kept += [f"unfinished {name} is kept: it is at work now" for name in set(runs) - dict(idle).keys()]
         if decision.kept and not decision.artifacts and not decision.unfinished:
@@ -103,7 +103,7 @@ def gc(
         total = store.sizes().total
         met = limit is None or within_budget(held, decision, total, limit)
         open_runs = {run.name for run in held.unfinished} - {name for name, _, _ in decision.unfinished}
-        decision.needed_bytes += sum(unfinished.num_bytes(store, name) for name in open_runs)
+        decision.needed_bytes += sum(run_notes.num_bytes(store, name) for name in open_runs)
         if any(one.why == PREPARED for one in decision.shared):
             decision.notes.append(_DECODED_AGAIN)
         _finish(store, decision, dry_run=dry_run)
@@ -176,7 +176,7 @@ def _fits(piece: Piece, choice: Choice, matches: Sequence[Callable[[str, str], b
 def _idle(store: Store, held: Contents) -> list[tuple[str, int, float]]:
     """(name, bytes, days since anything was written) of the unfinished runs that nobody is at work on."""
     return [
-        (run.name, unfinished.num_bytes(store, run.name), unfinished.idle_seconds(store, run.name) / 86400)
+        (run.name, run_notes.num_bytes(store, run.name), run_notes.idle_seconds(store, run.name) / 86400)
         for run in held.unfinished
         if _is_idle(store, held, run.name)
     ]
@@ -185,7 +185,7 @@ def _idle(store: Store, held: Contents) -> list[tuple[str, int, float]]:
 def _is_idle(store: Store, held: Contents, name: str) -> bool:
     run = next(run for run in held.unfinished if run.name == name)
     if not run.identity:  # its note is lost: age alone decides
-        return unfinished.idle_seconds(store, name) > STALE_AFTER_SECONDS
+        return run_notes.idle_seconds(store, name) > STALE_AFTER_SECONDS
     try:
         with store.hold(run.stage, run.identity):
             return True
@@ -201,7 +201,7 @@ def _finish(store: Store, decision: Decision, *, dry_run: bool) -> None:
         store.drop(piece.receipt.stage, piece.receipt.fingerprint)
     for name, _, _ in decision.unfinished:
         shutil.rmtree(store.root / "scratch" / name, ignore_errors=True)
-        unfinished.forget(store, name)
+        run_notes.forget(store, name)
     for one in decision.shared:
         (store.shared / one.path).unlink(missing_ok=True)
     _forget_shards(store, [one.path for one in decision.shared])
@@ -222,7 +222,7 @@ def tidied(store: Store) -> int:
             before = bytes_under(folder)
             if sweep(folder):
                 freed += before - bytes_under(folder)
-    for stray in unfinished.strays(store):
+    for stray in run_notes.strays(store):
         stray.unlink(missing_ok=True)
     for folder in (store.shared / "weights").glob("*"):
         half_made = folder.name.startswith("verify-") or folder.suffix == ".tmp"

@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cache import unfinished
+from cache import run_notes
 from cache.errors import ReceiptDamaged
-from cache.mending import ShardFault, saved
 from cache.receipt import Receipt
 from cache.registry import Registry
+from cache.shard_salvage import ShardFault, saved
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.turn import upkeep
 from pipeline.verify import Damage
@@ -57,12 +57,12 @@ def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) 
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
     if receipt:
-        unfinished.note(store, _noted(receipt, scratch.name))
+        run_notes.note(store, _noted(receipt, scratch.name))
     return "back to an unfinished run; the same command goes on from its checkpoint"
 
 
-def _noted(receipt: Receipt, name: str) -> unfinished.Unfinished:
-    return unfinished.Unfinished(
+def _noted(receipt: Receipt, name: str) -> run_notes.Unfinished:
+    return run_notes.Unfinished(
         name=name,
         stage=receipt.stage,
         fingerprint=receipt.fingerprint,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.digest_memo import DigestMemo
 from cache.fingerprint import digest_file, fingerprint
-from cache.memo import DigestMemo
 from cache.store import Store
 from pipeline.checks import check_request
 from pipeline.hub import hub_folder

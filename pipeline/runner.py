@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cache import unfinished
-from cache.needs import write_needs
+from cache import run_notes
 from cache.receipt import Receipt
+from cache.shared_files import write_needs
 from cache.store import Store
 from pipeline.checks import check_packages, check_places
 from pipeline.interchange import import_plan
@@ -85,7 +85,7 @@ class Walk:
     def finish(self, run: StageRun) -> None:
         """Have one stage's artifact, by finding it or by making it."""
         receipt = self.known(run) or self.made(run)
-        unfinished.forget_stray(self.store, scratch_of(run, self.store).name)
+        run_notes.forget_stray(self.store, scratch_of(run, self.store).name)
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
             fingerprint=receipt.fingerprint,
@@ -122,7 +122,7 @@ class Walk:
             yield
         except DatasetFaults as error:
             refused = replace(note_of(run, work.directory.name), num_problems=len(error.faults))
-            unfinished.note(self.store, refused)
+            run_notes.note(self.store, refused)
             raise
 
     def committed(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
@@ -132,14 +132,14 @@ class Walk:
             write_needs(work.directory, needs)
         self.store.drop(name, fingerprint)
         sealed = self.store.commit(name, fingerprint, work.directory, receipt)
-        unfinished.forget(self.store, work.directory.name)
+        run_notes.forget(self.store, work.directory.name)
         return sealed
 
     def workspace(self, run: StageRun) -> Workspace:
         """Where a stage writes: a folder named after its run, so that running again is resuming."""
         scratch = scratch_of(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
-        unfinished.note(self.store, note_of(run, scratch.name))
+        run_notes.note(self.store, note_of(run, scratch.name))
         return Workspace(
             directory=scratch,
             shared=self.store.shared,
@@ -161,9 +161,9 @@ class Walk:
         )
 
 
-def note_of(run: StageRun, name: str) -> unfinished.Unfinished:
+def note_of(run: StageRun, name: str) -> run_notes.Unfinished:
     """What is known of a run while it is unfinished."""
-    return unfinished.Unfinished(
+    return run_notes.Unfinished(
         name=name,
         stage=run.stage.name,
         fingerprint=str(run.fingerprint),

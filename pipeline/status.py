@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cache import unfinished
-from cache.contents import Contents, Piece, contents
-from cache.needs import iter_needs
+from cache import run_notes
+from cache.inventory import Contents, Piece, contents
+from cache.shared_files import iter_needs
 from cache.store import Store
 from pipeline.report import summary
 from stages.words import counted
@@ -87,13 +87,13 @@ def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
     }
 
 
-def _unfinished_json(store: Store, run: unfinished.Unfinished) -> dict[str, Any]:
+def _unfinished_json(store: Store, run: run_notes.Unfinished) -> dict[str, Any]:
     return {
         "name": run.name,
         "stage": run.stage,
         "began": run.began,
         "num_problems": run.num_problems,
-        "num_bytes": unfinished.num_bytes(store, run.name),
+        "num_bytes": run_notes.num_bytes(store, run.name),
         "uses": dict(run.inputs),
         "params": dict(run.params),
     }

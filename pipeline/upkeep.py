@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from cache.contents import Contents, Piece
-from cache.unfinished import Unfinished
+from cache.inventory import Contents, Piece
+from cache.run_notes import Unfinished
 
 UNFINISHED_DAYS = 7.0
 """An unfinished run that nothing was written to for so long is garbage, unless told otherwise."""

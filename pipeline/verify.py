@@ -14,10 +14,10 @@ from typing import Any
 
 from cache.errors import CacheError, ReceiptDamaged
 from cache.fingerprint import digest_file
-from cache.mending import ShardFault, shard_fault
-from cache.needs import lost
 from cache.receipt import Receipt
+from cache.shard_salvage import ShardFault, shard_fault
 from cache.shards import formats, load
+from cache.shared_files import lost
 from cache.store import Store
 from pipeline.lost import ON_DEMAND
 from stages.words import are, counted

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache import unfinished
+from cache import run_notes
 from cache.fingerprint import fingerprint
-from cache.needs import write_needs
 from cache.receipt import Receipt
+from cache.shared_files import write_needs
 from cache.store import Store
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -36,7 +36,7 @@ class Shop:
         )
         self.store.drop(stage, name)
         self.store.commit(stage, name, scratch, receipt)
-        unfinished.forget(self.store, scratch.name)
+        run_notes.forget(self.store, scratch.name)
         return name
 
     def begun(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], name: str) -> Path:
@@ -44,7 +44,7 @@ class Shop:
         scratch = self.store.scratch(stage, name)
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "manifest").write_text("rows")
-        unfinished.note(self.store, unfinished.Unfinished(name=scratch.name, stage=stage, identity=name, inputs=inputs))
+        run_notes.note(self.store, run_notes.Unfinished(name=scratch.name, stage=stage, identity=name, inputs=inputs))
         for path, content in needs.items():
             file = self.store.shared / path
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ CODE = {
 }
 """What decides each stage's result: files, and folders with all that lies below them."""
 WITHOUT_EFFECT = {
-    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.needs", "stages.processes", "stages.records",
-    "stages.words",
+    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.needs", "stages.processes",
+    "stages.records", "stages.words",
 }  # fmt: skip
 """What stages import without being decided by it: interfaces, messages, how work is spread over processes."""
 

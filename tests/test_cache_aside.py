@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from cache import aside
-from cache.aside import STALE_AFTER_SECONDS, sweep, write_aside, written_aside
+from cache import atomic_files
+from cache.atomic_files import STALE_AFTER_SECONDS, sweep, write_aside, written_aside
 from cache.errors import WriteFailed
 
 
@@ -20,7 +20,7 @@ def names(folder):
 
 
 def temporary_of(folder, pid, machine=None):
-    path = folder / f"a.bin.{machine or aside._machine()}-{pid}-{'0' * 16}.tmp"
+    path = folder / f"a.bin.{machine or atomic_files._machine()}-{pid}-{'0' * 16}.tmp"
     path.write_bytes(b"half")
     return path
 

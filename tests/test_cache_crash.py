@@ -163,7 +163,7 @@ ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from cache.manifest import write_rows
 from cache.shards import formats, load
 from stages.records import PromptRow
@@ -206,7 +206,7 @@ def test_a_memo_that_cannot_be_written_says_so_and_remembers_in_memory(tmp_path)
     program = """
 import os, resource, sys
 from pathlib import Path
-from cache.memo import DigestMemo
+from cache.digest_memo import DigestMemo
 clip = Path(sys.argv[1]) / "clip.wav"
 clip.write_bytes(b"x")
 os.utime(clip, (1, 1))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache.footer import FOOTER_ONLY, WHOLE_FILE, check_seal, seal
+from cache.parquet_checksum import FOOTER_ONLY, WHOLE_FILE, check_seal, seal
 
 TABLE = pa.table({"name": [f"clip {n}" for n in range(50)]})
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.ledger import Ledger
+from cache.disposable_sqlite import Ledger
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS words (word TEXT PRIMARY KEY)"
 ADD = "INSERT OR REPLACE INTO words VALUES (?)"

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from cache.digest_memo import RACY_SECONDS, DigestMemo
 from cache.fingerprint import digest_file
-from cache.memo import RACY_SECONDS, DigestMemo
 
 LONG_AGO = 1_600_000_000
 
@@ -130,7 +130,7 @@ def test_a_file_young_when_it_was_read_is_not_remembered_however_long_reading_to
 
 def test_digest_reads_an_unchanged_file_once(memo, clip, monkeypatch):
     reads = []
-    monkeypatch.setattr("cache.memo.digest_file", lambda path: reads.append(path) or digest_file(path))
+    monkeypatch.setattr("cache.digest_memo.digest_file", lambda path: reads.append(path) or digest_file(path))
     assert memo.digest(clip) == memo.digest(clip) == digest_file(clip)
     assert reads == [clip]
     write(clip, b"other", when=LONG_AGO + 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cache import unfinished
+from cache import run_notes
 from cache.store import Store
 from pipeline.cli import app
 from stages.errors import StageError
@@ -30,8 +30,8 @@ def typed(place: Path, *words: str):
     return CliRunner().invoke(app, [*words, "--store", str(place / "store")])
 
 
-def refused(place: Path) -> unfinished.Unfinished:
-    (run,) = unfinished.unfinished(Store(place / "store"))
+def refused(place: Path) -> run_notes.Unfinished:
+    (run,) = run_notes.unfinished(Store(place / "store"))
     return run
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cache import unfinished
+from cache import run_notes
 from cache.errors import NeedsDamaged
-from cache.needs import NEEDS, iter_needs, lost, write_needs
+from cache.shared_files import NEEDS, iter_needs, lost, write_needs
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.errors import NoStore, NothingToEvict, RecipeError, StillNeeded
@@ -75,7 +75,7 @@ def test_whatever_happens_everything_a_kept_run_names_stays_readable(history):
 def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
     """Inputs of every kept run are there, and every shared file that a kept artifact names."""
     receipts = {receipt.fingerprint: receipt for receipt in store.receipts()}
-    readers = [receipt.inputs for receipt in receipts.values()] + [run.inputs for run in unfinished.unfinished(store)]
+    readers = [receipt.inputs for receipt in receipts.values()] + [run.inputs for run in run_notes.unfinished(store)]
     for inputs in readers:
         assert all(name in receipts for stage, name in inputs.items() if stage != "source")
     for receipt in receipts.values():
@@ -120,10 +120,10 @@ def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(sh
 
 def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
     stopped(shop, "train", (0,))
-    (run,) = unfinished.unfinished(shop.store)
+    (run,) = run_notes.unfinished(shop.store)
     decision = evict(shop.store, chosen(names=[run.name[:14]]), quiet, dry_run=False)
     assert [name for name, _, _ in decision.unfinished] == [run.name]
-    assert unfinished.unfinished(shop.store) == unfinished.strays(shop.store) == []
+    assert run_notes.unfinished(shop.store) == run_notes.strays(shop.store) == []
     (encode,) = shop.store.receipts("encode")
     evict(shop.store, chosen(names=[encode.fingerprint]), quiet, dry_run=False)
     assert shop.names() == ["ingest"]
@@ -131,11 +131,11 @@ def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
 
 def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(shop):
     stopped(shop, "train", (0,))
-    (run,) = unfinished.unfinished(shop.store)
+    (run,) = run_notes.unfinished(shop.store)
     with shop.store.hold("train", run.identity):
         gc(shop.store, quiet, dry_run=False, older_than="0d")
         assert shop.names() == ["encode", "ingest"]
-        assert [one.name for one in unfinished.unfinished(shop.store)] == [run.name]
+        assert [one.name for one in run_notes.unfinished(shop.store)] == [run.name]
 
 
 def test_evicting_what_a_training_needs_is_refused_and_names_the_training(shop):
@@ -214,22 +214,22 @@ def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
 
 def test_an_unfinished_run_remembers_when_it_was_last_written_to(shop):
     scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    assert 0 <= unfinished.idle_seconds(shop.store, scratch.name) < 60
+    assert 0 <= run_notes.idle_seconds(shop.store, scratch.name) < 60
     stamp = time.time() - 5000
     for path in (scratch / "manifest", scratch):
         import os
 
         os.utime(path, (stamp, stamp))
-    assert 4990 < unfinished.idle_seconds(shop.store, scratch.name) < 5060
+    assert 4990 < run_notes.idle_seconds(shop.store, scratch.name) < 5060
 
 
 def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(shop):
     scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    unfinished.forget_stray(shop.store, scratch.name)
+    run_notes.forget_stray(shop.store, scratch.name)
     assert scratch.with_name(f"{scratch.name}.json").exists()
     (scratch / "manifest").unlink()
     scratch.rmdir()
-    unfinished.forget_stray(shop.store, scratch.name)
+    run_notes.forget_stray(shop.store, scratch.name)
     assert not scratch.with_name(f"{scratch.name}.json").exists()
 
 

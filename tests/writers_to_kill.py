@@ -67,7 +67,7 @@ def shards(folder: str, format: str, num_items: str, first: str = "0", per_shard
 
 def remembering(file: str, *paths: str) -> None:
     """Remember every path in a memo, many times over, and recall what others remembered."""
-    from cache.memo import DigestMemo
+    from cache.digest_memo import DigestMemo
 
     memo = DigestMemo(Path(file))
     ready()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 from cache.errors import UnknownFormat
 
 if TYPE_CHECKING:
-    from cache.shards._protocol import ShardFormat
+    from cache.shard_format import ShardFormat
 
 
 def formats() -> list[str]:
     """Names of the formats, as users write them, without importing them."""
-    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(module.name for module in iter_modules(__path__))
 
 
 def load(name: str) -> ShardFormat:

@@ -16,8 +16,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cache.aside import written_aside
-from cache.shards._protocol import HEADER, Header, Items, Layout, ShardReader, header_of
+from cache.atomic_files import written_aside
+from cache.shard_format import HEADER, Header, Items, Layout, ShardReader, header_of
 
 SUFFIX = ".h5"
 _LIBVER = ("v108", "v108")

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.aside import written_aside
-from cache.footer import FOOTER_ONLY, check_seal, seal
-from cache.shards._protocol import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
+from cache.atomic_files import written_aside
+from cache.parquet_checksum import FOOTER_ONLY, check_seal, seal
+from cache.shard_format import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
 
 SUFFIX = ".parquet"
 _COLUMNS = [

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from stages import catalogue
 from stages.adapters._kind import kind_named
 from stages.errors import AdapterMismatch, AdapterNotWritable

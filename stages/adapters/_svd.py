@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from stages.errors import AdapterMismatch, BasesDamaged
 
 KEPT = 256

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.aside import fsync_directory, fsync_file, write_failed
+from cache.atomic_files import fsync_directory, fsync_file, write_failed
 from cache.manifest import read_rows
 from cache.shelf import Location, Shelf
 from stages.contract import Artifact

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 
 
 class Keyed(Protocol):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from cache.aside import write_failed
+from cache.atomic_files import write_failed
 from stages.ingest.stage import IngestParams
 
 _FULL_SCALE = 1 << 23

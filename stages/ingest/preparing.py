@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from cache.errors import CacheError
 from cache.fingerprint import canonical, digest_bytes
 from stages.contract import Member

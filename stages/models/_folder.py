@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 24
 
 
 class Memo(Protocol):
-    """Remembers what was computed from a file until that file changes (`cache.memo.DigestMemo`)."""
+    """Remembers what was computed from a file until that file changes (`cache.digest_memo.DigestMemo`)."""
 
     def recall(self, path: Path, what: str) -> str | None: ...
     def remember(self, path: Path, what: str, value: str) -> None: ...

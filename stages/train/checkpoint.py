@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.aside import fsync_directory, write_aside
+from cache.atomic_files import fsync_directory, write_aside
 from cache.fingerprint import digest_bytes
 
 FOLDER = "checkpoints"

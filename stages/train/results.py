@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from cache.manifest import write_rows
 from stages.train import checkpoint
 from stages.train.batches import Batch

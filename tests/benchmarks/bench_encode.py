@@ -27,7 +27,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from cache.memo import DigestMemo
+from cache.digest_memo import DigestMemo
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode.batching import batches_of, frames_at_once
 from stages.encode.run import encode

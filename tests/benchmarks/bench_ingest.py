@@ -40,7 +40,7 @@ ROUNDS = 3
 RUN = """
 import resource, sys, time
 from pathlib import Path
-from cache.memo import DigestMemo
+from cache.digest_memo import DigestMemo
 from stages.contract import Inputs, Resources, Workspace
 from stages.ingest.run import ingest
 from stages.ingest.source import open_source

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.fingerprint import fingerprint
-from cache.needs import write_needs
 from cache.receipt import Receipt
+from cache.shared_files import write_needs
 from cache.store import Store
 from pipeline.plan import plan
 from pipeline.recipe import Recipe, read_recipe

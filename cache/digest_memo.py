@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache.disposable_sqlite import Ledger, row_check, warn
 from cache.fingerprint import digest_file
-from cache.ledger import Ledger, row_check, warn
 
 RACY_SECONDS = 2.0
 """Coarsest timestamp of a common file system (FAT): a younger file may change again without a new mtime."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cache.needs import iter_needs
 from cache.receipt import Receipt
+from cache.run_notes import Unfinished, unfinished
+from cache.shared_files import iter_needs
 from cache.store import Store, bytes_under, iter_sizes
-from cache.unfinished import Unfinished, unfinished
 
 POOLS = ("latents", "prompts", "prepared")
 """Shared folders whose files belong to the artifacts that name them. Weights and remembered bases belong to nobody."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from cache.store import Store, bytes_under
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cache.aside import write_aside
+from cache.atomic_files import write_aside
 from cache.errors import NeedsDamaged
 
 NEEDS = "needs.tsv"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cache.errors import ShardDamaged
 
 if TYPE_CHECKING:
-    from cache.shards._protocol import ShardReader
+    from cache.shard_format import ShardReader
     from cache.shelf import Shelf
 
 
