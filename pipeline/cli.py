@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.door import Door
-from pipeline.field import Field
-from pipeline.fields import FIELDS
-from pipeline.storefront import add_store_commands
+from pipeline.cli_errors import Door
+from pipeline.maintenance.commands import add_store_commands
+from pipeline.request.field import Field
+from pipeline.request.fields import FIELDS
 
 app = typer.Typer(
     name="sa3-trainer",
@@ -113,10 +113,10 @@ def _run(
     defaults: dict[str, Any] | None = None,
 ) -> None:
     """One of the commands that make something, up to the stage of its name; `run` up to train."""
-    from pipeline.interchange import check_export, export, import_source
-    from pipeline.recipe import read_recipe
+    from pipeline.execution.runner import run_until
     from pipeline.report import Report, reported_errors
-    from pipeline.runner import run_until
+    from pipeline.request.pre_encoded import check_export, export, import_source
+    from pipeline.request.recipe import read_recipe
     from stages.words import counted
 
     last = "train" if command == "run" else command
@@ -195,13 +195,14 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
     from cache.store import Store
-    from pipeline.checks import check_packages
-    from pipeline.interchange import import_plan, import_source
-    from pipeline.plan import plan as planned
-    from pipeline.recipe import read_recipe
-    from pipeline.remarks import remarks
+    from pipeline.plan.import_plan import import_plan
+    from pipeline.plan.packages import check_packages
+    from pipeline.plan.plan import plan as planned
     from pipeline.report import Report, plan_json, plan_lines, reported_errors
-    from pipeline.request import find
+    from pipeline.request.notices import remarks
+    from pipeline.request.pre_encoded import import_source
+    from pipeline.request.recipe import read_recipe
+    from pipeline.request.resolve import find
 
     folder = flags.pop("import_folder")
     with reported_errors("plan", as_json=as_json):
@@ -233,11 +234,11 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     Example: sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
     """
     from cache.store import Store
-    from pipeline.explain import explain as explained
-    from pipeline.explain import explained_json, explained_lines
-    from pipeline.recipe import read_recipe
+    from pipeline.plan.explain import explain as explained
+    from pipeline.plan.explain import explained_json, explained_lines
     from pipeline.report import reported_errors
-    from pipeline.request import find
+    from pipeline.request.recipe import read_recipe
+    from pipeline.request.resolve import find
 
     clip = flags.pop("clip")
     with reported_errors("explain", as_json=as_json):
@@ -257,8 +258,8 @@ def status(
     Example: sa3-trainer status --json
     """
     from cache.store import Store
+    from pipeline.maintenance.status import status_json, status_lines
     from pipeline.report import reported_errors
-    from pipeline.status import status_json, status_lines
 
     with reported_errors("status", as_json=as_json):
         place = Store(store)
@@ -271,7 +272,7 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
 
     Example: sa3-trainer example example.zip
     """
-    from pipeline.example import write_example
+    from pipeline.example_dataset import write_example
     from pipeline.report import reported_errors
 
     with reported_errors("example"):
@@ -299,7 +300,7 @@ def bench(
 
     Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
     """
-    from pipeline.grid import checked_grid
+    from pipeline.bench_grid import checked_grid
     from pipeline.report import reported_errors
 
     axes: dict[str, list[Any]] = {"model": model, "frames": frames, "adapter_type": adapter_type}

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from cache.errors import CacheError
 from cache.receipt import Receipt
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
-from pipeline.plan import Plan, StageRun
+from pipeline.plan.plan import Plan, StageRun
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
 from stages.words import counted
 

@@ -38,9 +38,9 @@ def prepare() -> None:
     import torch
     import transformers
 
-    import pipeline.recipe
+    import pipeline.execution.runner
     import pipeline.report
-    import pipeline.runner
+    import pipeline.request.recipe
     import stages.encode.run as encode
     import stages.ingest.run
     import stages.train.run
@@ -56,7 +56,7 @@ def prepare() -> None:
         and transformers.AutoTokenizer
         and [load(name) for name in formats()]
     )
-    pipeline.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
+    pipeline.request.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
     torch.set_num_threads(1)
     encode.in_shards = partial(in_shards, max_items=ITEMS_PER_SHARD)
     encode_clips = Autoencoder.encode_clips
@@ -72,9 +72,9 @@ def prepare() -> None:
 
 def run(request: dict[str, Any], answer: int) -> int:
     """One run up to its last stage, in this process."""
-    from pipeline.recipe import read_recipe
+    from pipeline.execution.runner import run_until
     from pipeline.report import Report, reported_errors
-    from pipeline.runner import run_until
+    from pipeline.request.recipe import read_recipe
 
     os.chdir(request["root"])
     calls = count_marks(request.get("at"))

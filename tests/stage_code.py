@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.plan import stage
+from pipeline.plan.plan import stage
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "golden" / "stage_code.json"

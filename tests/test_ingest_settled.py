@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.store import Store
-from pipeline.plan import plan
-from pipeline.recipe import read_recipe
+from pipeline.execution.runner import run_until
+from pipeline.plan.plan import plan
 from pipeline.report import Report
-from pipeline.request import find
-from pipeline.runner import run_until
+from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import find
 from stages.contract import Member
 from stages.errors import DatasetFaults, SourceUnreadable
 from stages.ingest.run import ingest

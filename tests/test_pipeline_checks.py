@@ -7,15 +7,15 @@ from importlib import metadata
 import pytest
 
 from cache.store import Store
-from pipeline import checks
-from pipeline.checks import check_packages
 from pipeline.errors import RecipeError
-from pipeline.plan import plan
-from pipeline.planned import Plan, State
-from pipeline.recipe import Recipe, read_recipe
+from pipeline.execution.runner import environment, run_until
+from pipeline.plan.packages import check_packages
+from pipeline.plan.plan import plan
+from pipeline.plan.stage_run import Plan, State
 from pipeline.report import Report
-from pipeline.request import find
-from pipeline.runner import environment, run_until
+from pipeline.request import preflight
+from pipeline.request.recipe import Recipe, read_recipe
+from pipeline.request.resolve import find
 from tests import small_datasets
 
 ASKED = {"base_quantization": "int8", "optimizer": "lion"}
@@ -39,7 +39,7 @@ def planned(recipe: Recipe, last: str = "train") -> Plan:
 
 
 def without_packages(monkeypatch) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda module: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda module: None)
 
 
 def test_options_of_packages_that_are_not_there_are_refused_all_at_once(place, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.fields import FIELDS
+from pipeline.request.fields import FIELDS
 
 
 def call(*words: str, **settings):

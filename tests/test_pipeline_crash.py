@@ -24,7 +24,7 @@ import pytest
 from cache.manifest import read_rows
 from cache.shards import formats, load
 from cache.store import Store
-from pipeline.verify import verify
+from pipeline.maintenance.verify import verify
 from stages.records import Clip, EncodedClip
 from tests import runs_to_kill
 from tests.small_datasets import sound, tone, zipped

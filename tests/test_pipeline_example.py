@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from pipeline.errors import PipelineError
-from pipeline.example import write_example
+from pipeline.example_dataset import write_example
 from tests.small_datasets import run, workspace
 
 

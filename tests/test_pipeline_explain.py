@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from cache.registry import Registry
 from cache.store import Store
 from pipeline.cli import app
-from pipeline.doctor import BAD, GOOD, examined
 from pipeline.errors import ClipNotFound
-from pipeline.explain import Finding, explain
-from pipeline.recipe import read_recipe
+from pipeline.execution.runner import run_until
+from pipeline.maintenance.doctor import BAD, GOOD, examined
+from pipeline.maintenance.status import status_json, status_lines
+from pipeline.plan.explain import Finding, explain
 from pipeline.report import Report
-from pipeline.request import Found, find
-from pipeline.runner import run_until
-from pipeline.status import status_json, status_lines
+from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import Found, find
 from tests.small_datasets import clips, sound, tone, zipped
 
 FLAGS = {"model": "tiny-base", "pre_encode": True, "workers": 1, "threads": 1, "number_of_steps": 1, "rank": 1}
@@ -122,7 +122,7 @@ def test_a_lost_shard_is_the_reason(root):
 
 
 def test_a_vanished_shard_counts_as_clips_to_encode_in_the_plan(root):
-    from pipeline.plan import plan
+    from pipeline.plan.plan import plan
 
     (shard,) = (root / "artifacts" / "shared" / "latents").glob("*.parquet")
     assert Registry(shard.parent / "registry-parquet.sqlite").shards()

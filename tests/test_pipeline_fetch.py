@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchFailed
-from pipeline.fetch import Fetch, Patience, Wanted
-from pipeline.recipe import read_recipe
 from pipeline.report import error_json
-from pipeline.request import find
+from pipeline.request.download import Fetch, Patience, Wanted
+from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import find
 from tests.small_datasets import clips, zipped
 
 HASTE = Patience(timeout_seconds=0.4, attempts=3, pause_seconds=0.01)
@@ -296,7 +296,7 @@ def test_what_follows_a_question_mark_is_told_to_the_server_and_nobody_else(serv
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """Making the tiny model would take longer than all of this."""
-    monkeypatch.setattr("pipeline.request.weights_folder", lambda recipe, make: (None, "not needed here"))
+    monkeypatch.setattr("pipeline.request.resolve.weights_folder", lambda recipe, make: (None, "not needed here"))
 
 
 def recipe(server: Server, tmp_path: Path, manner: str, **fields: object):
@@ -335,7 +335,9 @@ def test_a_zip_cut_by_a_server_that_understates_its_length_is_not_kept(server, t
 
 
 def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.request.check_request", lambda recipe, weights, lora: None)  # tested elsewhere
+    monkeypatch.setattr(
+        "pipeline.request.resolve.check_request", lambda recipe, weights, lora: None
+    )  # tested elsewhere
     data = zipped(tmp_path / "d.zip", clips("a"))
     server.content = (2).to_bytes(8, "little") + b"{}"
     fields = {"model": "tiny-base", "store": str(tmp_path / "store")}

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from pipeline.bench_grid import checked_grid
 from pipeline.errors import RecipeError
-from pipeline.grid import checked_grid
 
 AXES = {
     "model": ["tiny-base"],

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from pipeline.hub import WANTED, hub_folder
-from pipeline.hub import snapshot as snapshot_of
+from pipeline.request.hub import WANTED, hub_folder
+from pipeline.request.hub import snapshot as snapshot_of
 from stages.catalogue import models
 from stages.contract import Weights
 from stages.errors import WeightsNotFound

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.outputs import copy_outputs, goes_on
-from pipeline.planned import StageRun, State
-from pipeline.recipe import read_recipe
+from pipeline.execution.outputs import copy_outputs, goes_on
+from pipeline.plan.stage_run import StageRun, State
+from pipeline.request.recipe import read_recipe
 from stages.contract import Artifact
 from stages.train.stage import STAGE, TrainParams
 

@@ -8,11 +8,11 @@ import pytest
 
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.plan import State, changes, plan, reason
-from pipeline.planned import scratch_of
-from pipeline.recipe import read_recipe
+from pipeline.plan.plan import State, changes, plan, reason
+from pipeline.plan.stage_run import scratch_of
 from pipeline.report import plan_lines
-from pipeline.request import Found
+from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import Found
 from stages.contract import Member, Source, Weights
 
 MEMBERS = tuple(

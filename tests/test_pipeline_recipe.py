@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.fields import FIELDS, REQUEST
-from pipeline.recipe import read_recipe, split_names
+from pipeline.request.fields import FIELDS, REQUEST
+from pipeline.request.recipe import read_recipe, split_names
 
 HOSTED_DEFAULTS = {
     "model": "medium-base",

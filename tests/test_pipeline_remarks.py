@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.recipe import read_recipe
-from pipeline.remarks import remarks
+from pipeline.execution.runner import run_until
 from pipeline.report import Report
-from pipeline.runner import run_until
+from pipeline.request.notices import remarks
+from pipeline.request.recipe import read_recipe
 from tests import small_datasets
 
 CAPPED = "duration 380 s is beyond the model's native 120.0 s: 120.0 s is used"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.recipe import read_recipe
+from pipeline.execution.runner import Done, run_until
 from pipeline.report import Report
-from pipeline.runner import Done, run_until
+from pipeline.request.recipe import read_recipe
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.text import TextEncoder
 from stages.train.loop import Training

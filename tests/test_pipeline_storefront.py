@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cache import run_notes
 from pipeline.cli import app
-from pipeline.removing import gc
+from pipeline.maintenance.gc import gc
 from tests.small_stores import Shop, prepared, quiet, stopped
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import RecipeError
-from pipeline.recipe import read_recipe
+from pipeline.request.recipe import read_recipe
 
 
 def fields_of(flags, data="clips.zip", **asked) -> list[str]:

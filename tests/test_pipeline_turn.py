@@ -17,9 +17,9 @@ import pytest
 
 from cache.errors import HeldByAnother
 from cache.store import Store
-from pipeline.planned import StageRun, State
-from pipeline.turn import UPKEEP, turn, upkeep
-from pipeline.verify import artifact_damages, row_damages
+from pipeline.execution.locks import UPKEEP, turn, upkeep
+from pipeline.maintenance.verify import artifact_damages, row_damages
+from pipeline.plan.stage_run import StageRun, State
 from stages.encode.stage import STAGE, EncodeParams
 from stages.errors import Stopped
 from stages.models import tiny

@@ -19,8 +19,8 @@ from cache.shared_files import NEEDS, iter_needs, lost, write_needs
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.errors import NoStore, NothingToEvict, RecipeError, StillNeeded
-from pipeline.removing import Choice, bytes_of, days_of, evict, gc, root_of
-from pipeline.upkeep import days_since
+from pipeline.maintenance.gc import Choice, bytes_of, days_of, evict, gc, root_of
+from pipeline.maintenance.gc_policy import days_since
 from tests.small_stores import Shop, prepared, quiet, shards, stopped
 
 

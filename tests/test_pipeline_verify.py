@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from cache.shards import load
 from cache.shelf import Shelf
 from cache.store import Store
-from pipeline.checking import next_commands
 from pipeline.cli import app
-from pipeline.recipe import read_recipe
-from pipeline.removing import gc
-from pipeline.repair import repair
+from pipeline.execution.runner import Done, run_until
+from pipeline.maintenance.gc import gc
+from pipeline.maintenance.repair import repair
+from pipeline.maintenance.verify import Damage, verify
+from pipeline.maintenance.verify_command import next_commands
 from pipeline.report import Report
-from pipeline.runner import Done, run_until
-from pipeline.verify import Damage, verify
+from pipeline.request.recipe import read_recipe
 from stages.models._nets.autoencoder import Autoencoder
 from tests.small_datasets import sound, tone
 

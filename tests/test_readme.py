@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.cli import app
-from pipeline.fields import FIELDS
+from pipeline.request.fields import FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,9 +23,9 @@ from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.shared_files import write_needs
 from cache.store import Store
-from pipeline.plan import plan
-from pipeline.recipe import Recipe, read_recipe
-from pipeline.request import Found
+from pipeline.plan.plan import plan
+from pipeline.request.recipe import Recipe, read_recipe
+from pipeline.request.resolve import Found
 from stages.contract import Member, Source, Weights
 from stages.encode.stage import item_key
 from stages.ingest.stage import audio_params, prepared_place
@@ -201,7 +201,7 @@ def plan_of_2000(root: Path, format: str, num_clips: int) -> Any:
 @measure
 def status(root: Path, format: str, num_clips: int) -> Any:
     """status --json"""
-    from pipeline.status import status_json
+    from pipeline.maintenance.status import status_json
 
     return len(json.dumps(status_json(Store(root))))
 
@@ -246,7 +246,7 @@ def all_columns(root: Path, format: str, num_clips: int) -> Any:
 @measure
 def gc_dry_run(root: Path, format: str, num_clips: int) -> Any:
     """gc --dry-run"""
-    from pipeline.removing import gc
+    from pipeline.maintenance.gc import gc
 
     return gc(Store(root), print, dry_run=True)[0].num_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.recipe import Recipe
+from pipeline.request.recipe import Recipe
 
 
 def remarks(recipe: Recipe) -> Iterator[str]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cache.store import Store
-from pipeline import plan as planning
 from pipeline.errors import FieldError, RecipeError
-from pipeline.fields import FIELDS
-from pipeline.plan import Plan, StageRun, State
-from pipeline.recipe import Recipe
-from pipeline.request import Found
+from pipeline.request.fields import FIELDS
+from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
-from stages.encode.stage import IMPORT, ImportParams
+from stages.encode.stage import ImportParams
 
 WITHOUT_EFFECT = ("trigger_phrase", "encode_precision", "caption_template", "long_clips", "resampler", "audio_sha256")
 """Fields that decide what is encoded from clips and captions; a pre-encoded folder is taken as it is."""
@@ -36,31 +32,6 @@ def import_source(data: str | None, folder: Path | None) -> str | None:
     return str(folder)
 
 
-def import_plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Plan:
-    """encode reads the folder instead of prepared audio, and train follows as ever.
-
-    Raises:
-        RecipeError: a field is set that could have no effect on a pre-encoded folder.
-    """
-    _refuse_without_effect(recipe, last)
-    digests = found.weights.digests if found.weights else {}
-    bare = StageRun(
-        stage=IMPORT,
-        params=import_params(recipe),
-        inputs={"source": found.source.fingerprint},
-        components={name: digests.get(name, "") for name in IMPORT.components},
-        fingerprint=None,
-        identity=None,
-        state=State.MISS,
-        reason=found.why_no_weights,
-    )
-    encode = _with_reason(planning.looked_up(bare, store), store) if digests else bare
-    if last == "encode":
-        return Plan(runs=(encode,))
-    train = planning.stage_run(planning.stage("train"), recipe, store, found, {"encode": encode.fingerprint})
-    return Plan(runs=(encode, train))
-
-
 def import_params(recipe: Recipe) -> ImportParams:
     """What decides the artifact."""
     return ImportParams(
@@ -72,14 +43,6 @@ def import_params(recipe: Recipe) -> ImportParams:
         max_clips=recipe.values["max_clips"],
         skip_bad=recipe.values["skip_bad"],
     )
-
-
-def _with_reason(run: StageRun, store: Store) -> StageRun:
-    """A miss explained against earlier imports, not against encodings of clips."""
-    if run.state is not State.MISS:
-        return run
-    imports = [receipt for receipt in store.receipts("encode") if "source" in receipt.inputs]
-    return replace(run, reason=f"reads a pre-encoded folder; {planning.reason(run.record, imports)}")
 
 
 def _refuse_without_effect(recipe: Recipe, last: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from cache.store import Store
 from pipeline.errors import StoreDamaged
-from pipeline.repair import repair as repaired
+from pipeline.maintenance.repair import repair as repaired
+from pipeline.maintenance.verify import Checked, Damage, verify
 from pipeline.report import Report
-from pipeline.verify import Checked, Damage, verify
 from stages.words import counted
 
 _SHOWN_CLIPS = 5

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.addresses import absent
-from pipeline.conflicts import conflicts, without_latents
 from pipeline.errors import FieldError, RecipeError
-from pipeline.field import Field
-from pipeline.fields import FIELDS
+from pipeline.request.conflicts import conflicts, without_latents
+from pipeline.request.field import Field
+from pipeline.request.fields import FIELDS
+from pipeline.request.paths import absent
 from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
@@ -81,7 +81,7 @@ class Recipe:
     source: str
     """`audio_data_url` as given."""
     values: Mapping[str, Any]
-    """Every field of `pipeline.fields`, by name."""
+    """Every field of `pipeline.request.fields`, by name."""
 
     @property
     def model(self) -> ModelSpec:

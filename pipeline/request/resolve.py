@@ -11,10 +11,10 @@ from typing import Any
 from cache.digest_memo import DigestMemo
 from cache.fingerprint import digest_file, fingerprint
 from cache.store import Store
-from pipeline.checks import check_request
-from pipeline.hub import hub_folder
-from pipeline.places import Places
-from pipeline.recipe import Recipe
+from pipeline.request.hub import hub_folder
+from pipeline.request.locate import Places
+from pipeline.request.preflight import check_request
+from pipeline.request.recipe import Recipe
 from stages import catalogue
 from stages.contract import Source, Weights
 from stages.ingest.source import open_source

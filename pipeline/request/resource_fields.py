@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.field import Field
+from pipeline.request.field import Field
 
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from cache.atomic_files import write_aside
 from cache.digest_memo import DigestMemo
 from cache.store import Store
-from pipeline.addresses import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
-from pipeline.fetch import Fetch, Wanted
-from pipeline.recipe import Recipe
+from pipeline.request.download import Fetch, Wanted
+from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
+from pipeline.request.recipe import Recipe
 from stages.errors import SourceUnreadable
 from stages.ingest.archive import opened_zip
 

@@ -133,7 +133,7 @@ def weights(store: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
-    from pipeline.hub import hub_folder
+    from pipeline.request.hub import hub_folder
 
     if spec.repo is None:
         there = any((store / "shared" / "weights").glob("*/model_config.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.field import Field
+from pipeline.request.field import Field
 from stages.ingest.limits import ArchiveLimits
 from stages.ingest.stage import LONG_CLIPS, RESAMPLERS
 from stages.ingest.template import template_fault

@@ -17,17 +17,18 @@ from cache import run_notes
 from cache.receipt import Receipt
 from cache.shared_files import write_needs
 from cache.store import Store
-from pipeline.checks import check_packages, check_places
-from pipeline.interchange import import_plan
-from pipeline.lost import ON_DEMAND, lost_files
-from pipeline.outputs import copy_outputs
-from pipeline.plan import Plan, StageRun, State, plan
-from pipeline.planned import scratch_of
-from pipeline.recipe import Recipe
-from pipeline.remarks import remarks
+from pipeline.execution.locks import turn, upkeep
+from pipeline.execution.outputs import copy_outputs
+from pipeline.plan.import_plan import import_plan
+from pipeline.plan.missing_files import ON_DEMAND, lost_files
+from pipeline.plan.packages import check_packages
+from pipeline.plan.plan import Plan, StageRun, State, plan
+from pipeline.plan.stage_run import scratch_of
 from pipeline.report import Report
-from pipeline.request import Found, find
-from pipeline.turn import turn, upkeep
+from pipeline.request.notices import remarks
+from pipeline.request.preflight import check_places
+from pipeline.request.recipe import Recipe
+from pipeline.request.resolve import Found, find
 from stages.contract import Artifact, Inputs, Outcome, Workspace
 from stages.errors import DatasetFaults
 from stages.needs import needed_files

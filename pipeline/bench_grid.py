@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FieldError, RecipeError
-from pipeline.fields import FIELDS
+from pipeline.request.fields import FIELDS
 from stages import catalogue
 from stages.errors import RankTooLarge
 from stages.train.stage import PRECISIONS

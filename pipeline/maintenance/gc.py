@@ -18,8 +18,16 @@ from cache.inventory import Contents, Piece, contents
 from cache.registry import Registry
 from cache.store import Store, bytes_under
 from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
-from pipeline.turn import upkeep
-from pipeline.upkeep import PREPARED, UNFINISHED_DAYS, Decision, collected, days_since, evicted, within_budget
+from pipeline.execution.locks import upkeep
+from pipeline.maintenance.gc_policy import (
+    PREPARED,
+    UNFINISHED_DAYS,
+    Decision,
+    collected,
+    days_since,
+    evicted,
+    within_budget,
+)
 from stages.words import counted
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

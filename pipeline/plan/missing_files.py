@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cache.shared_files import lost
 from cache.store import Store
-from pipeline.planned import StageRun, State
+from pipeline.plan.stage_run import StageRun, State
 
 ON_DEMAND = "ingest"
 """Its prepared audio may be dropped (`gc --prepared`) and is only missed when somebody reads it."""

@@ -22,8 +22,8 @@ def verify(
 
     Example: sa3-trainer verify --repair
     """
-    from pipeline.checking import check, checked_json, checked_lines, finish
-    from pipeline.removing import root_of
+    from pipeline.maintenance.gc import root_of
+    from pipeline.maintenance.verify_command import check, checked_json, checked_lines, finish
     from pipeline.report import Report, reported_errors
 
     with reported_errors("verify", as_json=as_json):
@@ -45,8 +45,8 @@ def evict(
 
     Example: sa3-trainer evict --stage train --older-than 30d --dry-run
     """
-    from pipeline.removing import Choice, decision_json, decision_lines, root_of
-    from pipeline.removing import evict as evicted
+    from pipeline.maintenance.gc import Choice, decision_json, decision_lines, root_of
+    from pipeline.maintenance.gc import evict as evicted
     from pipeline.report import Report, reported_errors
 
     with reported_errors("evict", as_json=as_json):
@@ -75,8 +75,8 @@ def gc(
     Example: sa3-trainer gc --prepared --max-bytes 50G --dry-run
     """
     from pipeline.errors import OverBudget
-    from pipeline.removing import bytes_of, decision_json, decision_lines, root_of
-    from pipeline.removing import gc as collected
+    from pipeline.maintenance.gc import bytes_of, decision_json, decision_lines, root_of
+    from pipeline.maintenance.gc import gc as collected
     from pipeline.report import Report, reported_errors
 
     with reported_errors("gc", as_json=as_json):
@@ -95,7 +95,7 @@ def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) 
 
     Example: sa3-trainer doctor
     """
-    from pipeline.doctor import examined, examined_json, examined_lines, finish
+    from pipeline.maintenance.doctor import examined, examined_json, examined_lines, finish
     from pipeline.report import reported_errors
 
     with reported_errors("doctor", as_json=as_json):

@@ -1,6 +1,6 @@
 """Every checksum in the store, read anew: what is damaged, what that means, which clips it concerns.
 
-Remembered digests and the registries are not asked: they are caches. Nothing is changed here (`pipeline.repair` does).
+Remembered digests and the registries are not asked: they are caches. Nothing is changed here; repair.py does that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cache.shard_salvage import ShardFault, shard_fault
 from cache.shards import formats, load
 from cache.shared_files import lost
 from cache.store import Store
-from pipeline.lost import ON_DEMAND
+from pipeline.plan.missing_files import ON_DEMAND
 from stages.words import are, counted
 
 SHELVES = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
@@ -223,7 +223,7 @@ def source_damages(store: Store) -> Iterator[Damage]:
 def weights_damages(store: Store) -> Iterator[Damage]:
     """The weights that ship with the project, compared with ones made anew."""
     for folder in sorted((store.shared / "weights").glob("*")):
-        from pipeline.shipped import ASIDE, shipped_faults  # deferred: looks at model families
+        from pipeline.maintenance.bundled_weights import ASIDE, shipped_faults  # deferred: looks at model families
 
         if folder.is_dir() and not folder.name.startswith(ASIDE) and (why := shipped_faults(folder)):
             meaning = "they are made again on first use"

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from cache.errors import HeldByAnother
 from cache.fingerprint import fingerprint
 from cache.store import Store
-from pipeline.planned import StageRun
+from pipeline.plan.stage_run import StageRun
 from stages.errors import Stopped
 
 LOOK_EVERY_SECONDS = 0.25

@@ -20,8 +20,8 @@ from cache.receipt import Receipt
 from cache.registry import Registry
 from cache.shard_salvage import ShardFault, saved
 from cache.store import RECEIPT, Store, file_sizes
-from pipeline.turn import upkeep
-from pipeline.verify import Damage
+from pipeline.execution.locks import upkeep
+from pipeline.maintenance.verify import Damage
 from stages.words import counted
 
 

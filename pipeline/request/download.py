@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from cache.atomic_files import write_aside
 from pipeline.errors import FetchFailed
-from pipeline.redirects import opener
+from pipeline.request.redirects import opener
 
 _CHUNK_BYTES = 1 << 18
 _SLOWEST_BYTES = 1 << 12

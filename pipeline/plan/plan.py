@@ -12,10 +12,10 @@ from cache import run_notes
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.lost import ON_DEMAND, mended, with_prepared
-from pipeline.planned import Plan, StageRun, State, scratch_of
-from pipeline.recipe import Recipe
-from pipeline.request import Found
+from pipeline.plan.missing_files import ON_DEMAND, mended, with_prepared
+from pipeline.plan.stage_run import Plan, StageRun, State, scratch_of
+from pipeline.request.recipe import Recipe
+from pipeline.request.resolve import Found
 from stages.contract import Stage
 from stages.ingest.settled import settled
 from stages.words import counted

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.field import Field
-from pipeline.options import OPTIONS
-from pipeline.surroundings import PLACES, RESOURCES
+from pipeline.request.field import Field
+from pipeline.request.resource_fields import PLACES, RESOURCES
+from pipeline.request.training_fields import OPTIONS
 from stages import catalogue
 from stages.train.stage import PRECISIONS
 

@@ -17,10 +17,10 @@ from cache.receipt import Receipt
 from cache.registry import Location, Registry
 from cache.store import Store
 from pipeline.errors import ClipNotFound
-from pipeline.plan import leaves, plan
-from pipeline.planned import State
-from pipeline.recipe import Recipe
-from pipeline.request import Found
+from pipeline.plan.plan import leaves, plan
+from pipeline.plan.stage_run import State
+from pipeline.request.recipe import Recipe
+from pipeline.request.resolve import Found
 from stages.contract import Member, Weights
 from stages.encode.stage import STAGE as ENCODE
 from stages.encode.stage import EncodeParams, item_key, prompt_key

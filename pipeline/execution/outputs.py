@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.atomic_files import write_aside
-from pipeline.planned import StageRun
-from pipeline.recipe import Recipe
+from pipeline.plan.stage_run import StageRun
+from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
 
 
