@@ -9,12 +9,12 @@ from types import ModuleType
 
 from stages.records import ModelSpec
 
-_ROOM = Path(__file__).parent
+_STAGES = Path(__file__).parent
 
 
 def names(room: str) -> list[str]:
     """Modules of `stages/<room>` by name, without importing them: `--help` must not load torch."""
-    return sorted(module.name for module in iter_modules([str(_ROOM / room)]) if not module.name.startswith("_"))
+    return sorted(module.name for module in iter_modules([str(_STAGES.joinpath(*room.split(".")))]))
 
 
 def load(room: str, name: str) -> ModuleType:
@@ -24,7 +24,7 @@ def load(room: str, name: str) -> ModuleType:
 
 def adapter_kinds() -> list[str]:
     """Adapter kinds as users write them: `dora_rows.py` is `dora-rows`."""
-    return [name.replace("_", "-") for name in names("adapters")]
+    return [name.replace("_", "-") for name in names("adapters.kinds")]
 
 
 def models() -> dict[str, ModelSpec]:

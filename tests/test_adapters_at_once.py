@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.adapters._base import attach
-from stages.adapters._group import Part
+from stages.adapters.attach import attach
+from stages.adapters.stacked.layer_group import Part
 from stages.models._nets.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
 from stages.records import AdapterSpec
 from stages.train.compiling import Code

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.adapters._base import attach
+from stages.adapters.attach import attach
 from stages.errors import AdapterMismatch, AdapterNotWritable, AdapterOrder, FilterMatchesNothing, LayerNotAdaptable
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net, dense, dense_forward, leaves_of, shake

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.adapters import _beside
-from stages.adapters._beside import AT_ONCE, NUM_FIRST, Beside, Work
-from stages.adapters._group import Part
+from stages.adapters.ops import side_streams
+from stages.adapters.ops.side_streams import AT_ONCE, NUM_FIRST, Beside, Work
+from stages.adapters.stacked.layer_group import Part
 
 
 class Stream:
@@ -44,12 +44,12 @@ def chain(monkeypatch) -> Stream:
         current.pop()
 
     cuda = SimpleNamespace(Stream=Stream, stream=stream, current_stream=lambda: current[-1])
-    monkeypatch.setattr(_beside, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(side_streams, "torch", SimpleNamespace(cuda=cuda))
     return current[0]
 
 
 def now() -> Stream:
-    return _beside.torch.cuda.current_stream()
+    return side_streams.torch.cuda.current_stream()
 
 
 def work(name: str, made: torch.Tensor, *, large: bool = False) -> Work:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.adapters._factored import Factored, Term, squares
-from stages.adapters._frozen import frozen_product, weighted_squares
+from stages.adapters.factored_weight import Factored, Term, squares
+from stages.adapters.ops.frozen_matmul import frozen_product, weighted_squares
 
 sizes = st.integers(1, 7)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.adapters._file import read, write
+from stages.adapters.adapter_file import read, write
 from stages.errors import AdapterMismatch, AdapterNotWritable
 from stages.records import AdapterSpec
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from stages import catalogue
-from stages.adapters._base import attach
-from stages.adapters._joined import joined_product, joined_products, length_for, width_for
-from stages.adapters._together import together
+from stages.adapters.attach import attach
+from stages.adapters.ops.fused_linear import joined_product, joined_products, length_for, width_for
+from stages.adapters.stacked.stacked_adapter import together
 from stages.models._nets.blocks import GatedProjection
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake

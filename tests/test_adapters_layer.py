@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from stages.adapters._base import attach
-from stages.adapters._factored import guarded_sqrt
+from stages.adapters.attach import attach
+from stages.adapters.factored_weight import guarded_sqrt
 from stages.catalogue import adapter_kinds
 from stages.errors import AdapterOrder
 from stages.records import AdapterSpec

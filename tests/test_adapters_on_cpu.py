@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stages import catalogue
-from stages.adapters import _on_cpu
-from stages.adapters._base import Adapter, attach
-from stages.adapters._factored import Factored
-from stages.adapters._frozen import frozen_product
-from stages.adapters._layer import AdaptedConv1d, AdaptedLayer, Ready
-from stages.adapters._on_cpu import adapted_linear, frozen_linear, is_faster
-from stages.adapters._together import Together, together
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.factored_weight import Factored
+from stages.adapters.layer import AdaptedConv1d, AdaptedLayer, Ready
+from stages.adapters.ops import onednn_linear
+from stages.adapters.ops.frozen_matmul import frozen_product
+from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_faster
+from stages.adapters.stacked.stacked_adapter import Together, together
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
 from tests.test_adapters_together import gradients
@@ -41,8 +41,8 @@ class Counting:
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This machine as one where oneDNN is faster; its changes may be changed again."""
-    monkeypatch.setattr(_on_cpu, "has_operation", lambda: True)
-    monkeypatch.setattr(_on_cpu, "processor_make", lambda: "AuthenticAMD")
+    monkeypatch.setattr(onednn_linear, "has_operation", lambda: True)
+    monkeypatch.setattr(onednn_linear, "processor_make", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     return monkeypatch
 
@@ -51,17 +51,17 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def seen(processor: pytest.MonkeyPatch) -> Counting:
     """Counts products that oneDNN would do."""
     fake = Counting(F.linear)
-    processor.setattr(_on_cpu, "onednn_product", fake)
+    processor.setattr(onednn_linear, "onednn_product", fake)
     return fake
 
 
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Counting:
     """Counts products that oneDNN does."""
-    if not _on_cpu.has_operation():
+    if not onednn_linear.has_operation():
         pytest.skip(f"torch {torch.__version__} has no mkldnn._linear_pointwise here")
-    counting = Counting(_on_cpu.onednn_product)
-    request.getfixturevalue("processor").setattr(_on_cpu, "onednn_product", counting)
+    counting = Counting(onednn_linear.onednn_product)
+    request.getfixturevalue("processor").setattr(onednn_linear, "onednn_product", counting)
     return counting
 
 
@@ -256,7 +256,7 @@ def test_what_the_compiler_traces_goes_the_old_way(processor):
 
 @pytest.mark.parametrize("make", ["GenuineIntel", None])
 def test_a_processor_where_it_was_not_seen_to_be_faster_goes_the_old_way(processor, make):
-    processor.setattr(_on_cpu, "processor_make", lambda: make)
+    processor.setattr(onednn_linear, "processor_make", lambda: make)
     assert not is_faster(*layer())
 
 
@@ -267,18 +267,18 @@ def test_a_processor_without_avx512_goes_the_old_way(processor, capability):
 
 
 def test_a_torch_without_the_operation_goes_the_old_way(processor):
-    processor.setattr(_on_cpu, "has_operation", lambda: False)
+    processor.setattr(onednn_linear, "has_operation", lambda: False)
     assert not is_faster(*layer())
 
 
 def test_a_torch_without_onednn_has_no_such_operation(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not _on_cpu.has_operation()
+    assert not onednn_linear.has_operation()
 
 
 def test_a_torch_whose_operation_was_renamed_has_no_such_operation(monkeypatch):
-    monkeypatch.setattr(_on_cpu, "_OPERATION", "_no_such_thing")
-    assert not _on_cpu.has_operation()
+    monkeypatch.setattr(onednn_linear, "_OPERATION", "_no_such_thing")
+    assert not onednn_linear.has_operation()
 
 
 LISTS = {
@@ -292,11 +292,11 @@ LISTS = {
 def test_the_make_is_read_from_the_list_of_processors(tmp_path, listed):
     path = tmp_path / "cpuinfo"
     path.write_text(listed)
-    assert _on_cpu.make_in(path) == LISTS[listed]
+    assert onednn_linear.make_in(path) == LISTS[listed]
 
 
 def test_a_list_that_cannot_be_read_names_no_make(tmp_path):
-    assert _on_cpu.make_in(Path(tmp_path / "none")) is None
+    assert onednn_linear.make_in(Path(tmp_path / "none")) is None
 
 
 class Net(nn.Module):
@@ -341,7 +341,7 @@ def test_a_step_of_a_network_has_the_loss_and_gradients_it_had(real, monkeypatch
     loss, found = step(net, all_layers)
     assert real.calls >= 2 * 5 - 1, "every linear layer, and all but the first to the tokens"
     real.calls = 0
-    monkeypatch.setattr(_on_cpu, "has_operation", lambda: False)
+    monkeypatch.setattr(onednn_linear, "has_operation", lambda: False)
     plain, wanted = step(net, all_layers)
     assert real.calls == 0
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.adapters._patterns import expansions, matching, near_names, selected, taken
+from stages.adapters.layer_filter import expansions, matching, near_names, selected, taken
 from stages.errors import FilterMatchesNothing
 
 NAMES = [

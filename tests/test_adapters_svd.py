@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from stages.adapters import _svd
-from stages.adapters._base import attach
-from stages.adapters._svd import BasesFolder, bases_of, given_bases, singular_vectors, weight_digest
+from stages.adapters import singular_vectors as _svd
+from stages.adapters.attach import attach
+from stages.adapters.singular_vectors import BasesFolder, bases_of, given_bases, singular_vectors, weight_digest
 from stages.errors import AdapterMismatch, BasesDamaged, RankTooLarge
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net

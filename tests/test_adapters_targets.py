@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from stages.adapters._targets import layer_shapes, rank_limit, spec_rank_limit
+from stages.adapters.target_layers import layer_shapes, rank_limit, spec_rank_limit
 from stages.errors import FilterMatchesNothing, RankTooLarge
 from stages.records import AdapterSpec
 

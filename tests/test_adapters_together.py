@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from stages import catalogue
-from stages.adapters import _joined
-from stages.adapters._base import Adapter, attach
-from stages.adapters._beside import NUM_FIRST, NUM_LATER, Work, later, used
-from stages.adapters._frozen import pieces_of
-from stages.adapters._group import Part, adapted_weight
-from stages.adapters._together import Together, dealt, together, unknown
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.ops import fused_linear
+from stages.adapters.ops.frozen_matmul import pieces_of
+from stages.adapters.ops.side_streams import NUM_FIRST, NUM_LATER, Work, later, used
+from stages.adapters.stacked.layer_group import Part, adapted_weight
+from stages.adapters.stacked.stacked_adapter import Together, dealt, together, unknown
 from stages.errors import AdapterOrder
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
@@ -202,7 +202,7 @@ class Deferring:
         self.waiting.clear()
 
 
-def deferred_split(d_out, product, left, p, bias, gated, real=_joined.split):
+def deferred_split(d_out, product, left, p, bias, gated, real=fused_linear.split):
     """As kernels do it: the gradients of L and p are there when their work has run; before, nothing useful is."""
     d_product, d_left, d_p = real(d_out, product, left, p, bias, gated=gated)
     places = [torch.full_like(one, float("nan")) for one in (d_left, d_p)]
@@ -226,7 +226,7 @@ def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_ther
             return gradients(all_layers, net(tokens()).square().sum())
 
     wanted = found(None)
-    monkeypatch.setattr(_joined, "split", deferred_split)
+    monkeypatch.setattr(fused_linear, "split", deferred_split)
     beside = Deferring()
     ours = found(beside)
     assert beside.made > 0 and not beside.waiting

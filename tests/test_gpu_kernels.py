@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.adapters import _joined
-from stages.adapters._factored import Factored, Term, fits_kernels
-from stages.adapters._frozen import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
-from stages.adapters._in_scale import in_scaled
-from stages.adapters._layer import narrowed
+from stages.adapters.factored_weight import Factored, Term, fits_kernels
+from stages.adapters.layer import narrowed
+from stages.adapters.ops import fused_linear
+from stages.adapters.ops.frozen_matmul import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
+from stages.adapters.ops.input_scale import in_scaled
 from stages.models._nets import heads
 from stages.models._nets.rotary import Rotary
 
@@ -104,7 +104,7 @@ def test_scales_of_rows_and_columns_in_turn_are_those_of_float64(dtype, rank, nu
 @pytest.mark.parametrize(("layers", "num_rows", "num_columns"), [(3, 200, 333), (2, 1536, 1536), (1, 65, 4099)])
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_one_pass_gives_products_and_weighted_squares(dtype, rank, layers, num_rows, num_columns, is_transposed):
-    from stages.adapters import _pass_kernels as kernels
+    from stages.adapters.ops.kernels import weight_pass as kernels
 
     shape = (layers, num_columns, num_rows) if is_transposed else (layers, num_rows, num_columns)
     matrix = drawn(*shape, dtype=dtype).mT if is_transposed else drawn(*shape, dtype=dtype)
@@ -180,8 +180,8 @@ def test_weighted_squares_read_a_matrix_either_way(dtype, layers):
 @pytest.mark.parametrize("columns", [5, 16, 48])
 @pytest.mark.parametrize("by_rows", [False, True])
 def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns, by_rows):
-    from stages.adapters import _norm_kernels as norms
-    from stages.adapters import _right_kernels as kernels
+    from stages.adapters.ops.kernels import norms
+    from stages.adapters.ops.kernels import right_factor as kernels
 
     wide = 1e-3 * drawn(3, 77, columns)
     for one in (wide, wide.mT.contiguous().mT):
@@ -207,23 +207,26 @@ def test_joined_products_of_so_many_features_that_parts_are_added_up_in_turns_ar
 
 
 def assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated, num_out=144):
-    width = _joined.width_for(rank)
+    width = fused_linear.width_for(rank)
     product = drawn(layers, tokens, num_out + width, dtype=dtype)
     product[..., num_out + rank :] = 0
     left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)
     p = 1 + 0.1 * drawn(layers, num_out) if scaled else None
     bias = torch.nn.functional.pad(drawn(layers, num_out, dtype=dtype), (0, width)) if biased else None
-    from stages.adapters import _joined_kernels as kernels
+    from stages.adapters.ops.kernels import fused_linear as kernels
 
     given = product.clone()
     found = kernels.moved(given, left, p, bias if scaled else None, width, gated=gated)
-    assert apart(found, (_joined.gated_silu if gated else _joined.moved)(product, left, p, bias)) < ULP[dtype] / 2
+    assert (
+        apart(found, (fused_linear.gated_silu if gated else fused_linear.moved)(product, left, p, bias))
+        < ULP[dtype] / 2
+    )
     assert apart(given, product) < ULP[dtype] / 2  # gated, both have the sums in them now
     d_out = drawn(*found.shape, dtype=dtype, seed=9)
     parts = kernels.split(d_out, product, left, p, bias, width, gated=gated)
     d_left, d_p = torch.empty_like(left), None if p is None else torch.empty_like(p)
     kernels.gathered(parts, d_left, d_p)
-    wanted = _joined.split(d_out, product, left, p, bias, gated=gated)
+    wanted = fused_linear.split(d_out, product, left, p, bias, gated=gated)
     for ours, theirs in zip((parts.d_joined_LMJ, d_left, d_p), wanted, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or (apart(ours, theirs) < ULP[dtype] and ours.dtype == theirs.dtype)

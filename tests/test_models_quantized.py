@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stages import catalogue
-from stages.adapters._base import Adapter, attach
-from stages.adapters._layer import AdaptedLayer
-from stages.adapters._svd import Bases, bases_of
-from stages.adapters._together import together
-from stages.adapters._widened import WidenedLayer
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.layer import AdaptedLayer
+from stages.adapters.quantized_layer import WidenedLayer
+from stages.adapters.singular_vectors import Bases, bases_of
+from stages.adapters.stacked.stacked_adapter import together
 from stages.errors import AdapterOrder, PackageMissing
 from stages.models import _quantized
 from stages.models._nets.transformer import Denoiser

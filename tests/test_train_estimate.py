@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from stages import catalogue
-from stages.adapters._base import attach
-from stages.adapters._together import together
+from stages.adapters.attach import attach
+from stages.adapters.stacked.stacked_adapter import together
 from stages.bench.cases import Case, new_batch, new_training
 from stages.errors import FilterMatchesNothing
 from stages.models._nets.conditioning import Conditioner

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cache.manifest import read_rows
 from stages import catalogue
-from stages.adapters import _file as adapter_file
+from stages.adapters import adapter_file
 from stages.errors import PackageMissing, Stopped
 from stages.train.layers import EVERY, LayerRow, group_names, group_of, norms
 from stages.train.metrics import ClipRow, StepRow

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.adapters._base import attach
+from stages.adapters.attach import attach
 from stages.models._weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
 from stages.train.batches import Batch

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cache.manifest import read_rows
-from stages.adapters import _file as adapter_file
+from stages.adapters import adapter_file
 from stages.contract import Inputs
 from stages.errors import AdapterMismatch
 from stages.train import results

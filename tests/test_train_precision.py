@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._base import attach
-from stages.adapters._layer import matrix_of
-from stages.adapters._svd import singular_vectors
+from stages.adapters.attach import attach
+from stages.adapters.layer import matrix_of
+from stages.adapters.singular_vectors import singular_vectors
 from stages.catalogue import adapter_kinds
 from stages.contract import Inputs, Resources, Weights, Workspace
 from stages.models._folder import open_folder

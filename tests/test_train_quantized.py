@@ -8,8 +8,8 @@ from importlib import util
 import pytest
 import torch
 
-from stages.adapters import _svd
-from stages.adapters._file import read
+from stages.adapters import singular_vectors
+from stages.adapters.adapter_file import read
 from stages.contract import Inputs
 from stages.errors import PackageMissing
 from stages.models import _quantized
@@ -122,8 +122,10 @@ def test_nothing_is_compared_where_nothing_was_rounded(bench, alive):
 
 def test_singular_vectors_are_shared_with_trainings_on_the_base_as_it_is(bench, monkeypatch):
     shapes: list[torch.Size] = []
-    real = _svd.singular_vectors
-    monkeypatch.setattr(_svd, "singular_vectors", lambda weight: shapes.append(weight.shape) or real(weight))
+    real = singular_vectors.singular_vectors
+    monkeypatch.setattr(
+        singular_vectors, "singular_vectors", lambda weight: shapes.append(weight.shape) or real(weight)
+    )
     bench.train(adapter_type="lora-xs", number_of_steps=1, base_quantization="int8")
     adapted = len(shapes)
     bench.at("plain").train(adapter_type="lora-xs", number_of_steps=1)

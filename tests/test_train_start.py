@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.adapters import _svd
+from stages.adapters import singular_vectors
 from tests.small_training import Bench
 
 LAYERS = 2
@@ -15,8 +15,10 @@ LAYERS = 2
 def counted(monkeypatch) -> list[tuple[int, ...]]:
     """Shapes of the weights that are really decomposed."""
     shapes: list[tuple[int, ...]] = []
-    real = _svd.singular_vectors
-    monkeypatch.setattr(_svd, "singular_vectors", lambda weight: shapes.append(tuple(weight.shape)) or real(weight))
+    real = singular_vectors.singular_vectors
+    monkeypatch.setattr(
+        singular_vectors, "singular_vectors", lambda weight: shapes.append(tuple(weight.shape)) or real(weight)
+    )
     return shapes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import FieldError
-from stages.adapters._kind import NONE, kind_named
+from stages.adapters.kind import NONE, kind_named
 
 OF_LATENTS = ("encode_precision", "latent_dtype", "latent_format")
 """Fields of latents that are stored: a training that encodes inside its loop stores none."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.errors import FieldError, PlaceUnusable, RecipeError
 from pipeline.request.recipe import Recipe
-from stages.adapters._kind import kind_named
-from stages.adapters._targets import layer_shapes, spec_rank_limit
+from stages.adapters.kind import kind_named
+from stages.adapters.target_layers import layer_shapes, spec_rank_limit
 from stages.contract import Weights
 from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
 from stages.models._folder import file_metadata, tensor_shapes

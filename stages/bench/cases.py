@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._base import attach
-from stages.adapters._targets import spec_rank_limit
+from stages.adapters.attach import attach
+from stages.adapters.target_layers import spec_rank_limit
 from stages.models import tiny
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from stages.adapters._group import Stacked
+from stages.adapters.stacked.layer_group import Stacked
 from stages.train.rules import parts, whole
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._kind import kind_named
-from stages.adapters._patterns import selected
-from stages.adapters._svd import Bases, BasesFolder, bases_of
+from stages.adapters.kind import kind_named
+from stages.adapters.layer_filter import selected
+from stages.adapters.singular_vectors import Bases, BasesFolder, bases_of
 from stages.models._device import slow_on
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._beside import Beside, used
-from stages.adapters._frozen import kernels_used
-from stages.adapters._group import Part
-from stages.adapters._together import Together
+from stages.adapters.ops.frozen_matmul import kernels_used
+from stages.adapters.ops.side_streams import Beside, used
+from stages.adapters.stacked.layer_group import Part
+from stages.adapters.stacked.stacked_adapter import Together
 from stages.models._nets.attention import masked_attention, replace_attention, replace_heads, replace_joint
 from stages.models._nets.differential import differential_attention, fits_width
 from stages.models._nets.fused import FusedAttention

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.adapters import _file as adapter_file
-from stages.adapters._kind import kind_named
+from stages.adapters import adapter_file
+from stages.adapters.kind import kind_named
 from stages.errors import AdapterMismatch
 from stages.records import AdapterSpec
 from stages.train.job import DTYPES, Job

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stages.adapters import _joined
-from stages.adapters._beside import used
-from stages.adapters._frozen import NUM_PIECES
-from stages.adapters._group import Group, adapted_weight
-from stages.adapters._parts import BothMagnitudes
-from stages.adapters._together import Together
+from stages.adapters.magnitude import BothMagnitudes
+from stages.adapters.ops import fused_linear
+from stages.adapters.ops.frozen_matmul import NUM_PIECES
+from stages.adapters.ops.side_streams import used
+from stages.adapters.stacked.layer_group import Group, adapted_weight
+from stages.adapters.stacked.stacked_adapter import Together
 from stages.models._nets import differential, heads
 from stages.models._nets.attention import CrossAttention, SelfAttention
 from stages.models._nets.rotary import Turn
@@ -73,7 +73,7 @@ def _in_scales(group: Group) -> Iterator[Callable[[], object]]:
 
 
 def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
-    from stages.adapters import _in_scale_kernels as kernels  # deferred: Triton comes with CUDA builds of torch
+    from stages.adapters.ops.kernels import input_scale as kernels  # deferred: Triton comes with CUDA builds of torch
 
     scale_1I = torch.zeros(1, tokens_1MI.shape[-1], device=tokens_1MI.device)
     kernels.in_scaled_backward(kernels.in_scaled(tokens_1MI, scale_1I), tokens_1MI, scale_1I, needs_tokens=needs_tokens)
@@ -81,7 +81,7 @@ def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
 
 def _passes(group: Group) -> Iterator[Callable[[], object]]:
     """Over the weights and over their transposes."""
-    from stages.adapters import _pass_kernels as passes  # deferred, as above
+    from stages.adapters.ops.kernels import weight_pass as passes  # deferred, as above
 
     matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
     pieces_1JI, factor_1I = matrix_1OI.new_zeros(1, NUM_PIECES * group.slot.rank, SIZE), matrix_1OI.new_zeros(1, SIZE)
@@ -95,12 +95,12 @@ def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
     rank, like = group.slot.rank, group.weight_LOI
     tokens = like.new_zeros(1, SIZE, SIZE)
     for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (MANY, True, True)):
-        joined, left = like.new_zeros(1, num_out + _joined.width_for(rank), SIZE), like.new_zeros(1, num_out, rank)
+        joined, left = like.new_zeros(1, num_out + fused_linear.width_for(rank), SIZE), like.new_zeros(1, num_out, rank)
         scale = torch.zeros(1, num_out, device=like.device) if has_scale else None
         bias = like.new_zeros(joined.shape[:2]) if has_bias else None
         product, d_out = (like.new_zeros(1, SIZE, size) for size in (joined.shape[1], num_out // (2 if gated else 1)))
-        yield partial(_joined._forward, tokens, joined, left, left.mT, scale, bias, gated)
-        yield partial(_joined._backward, d_out, product, tokens, joined, left, scale, bias, gated, False, 0)
+        yield partial(fused_linear._forward, tokens, joined, left, left.mT, scale, bias, gated)
+        yield partial(fused_linear._backward, d_out, product, tokens, joined, left, scale, bias, gated, False, 0)
 
 
 def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:

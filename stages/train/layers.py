@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.adapters._group import Stacked
+from stages.adapters.stacked.layer_group import Stacked
 from stages.train.optimizer import Optimizer
 from stages.train.rules import parts
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.adapters._base import Adapter
-from stages.adapters._group import Part
-from stages.adapters._together import Together, together
+from stages.adapters.attach import Adapter
+from stages.adapters.stacked.layer_group import Part
+from stages.adapters.stacked.stacked_adapter import Together, together
 from stages.models._nets.conditioning import Conditioner
 from stages.models._nets.transformer import Denoiser, used_at_once, used_in_blocks
 from stages.train.batches import Batch

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._group import Stacked
+from stages.adapters.stacked.layer_group import Stacked
 from stages.train.average import Average
 from stages.train.rules import rule_of
 from stages.train.schedule import average_weight, learning_rate

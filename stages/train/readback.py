@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.adapters import _file as adapter_file
-from stages.adapters._base import Adapter, attach
-from stages.adapters._svd import BasesCache
+from stages.adapters import adapter_file
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.singular_vectors import BasesCache
 from stages.errors import AdapterMismatch
 from stages.train.batches import Batch
 from stages.train.network import Network

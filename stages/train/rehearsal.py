@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from stages import catalogue
-from stages.adapters._base import Adapter, attach
-from stages.adapters._kind import kind_named
-from stages.adapters._layer import AdaptedLayer
-from stages.adapters._together import Together
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.kind import kind_named
+from stages.adapters.layer import AdaptedLayer
+from stages.adapters.stacked.stacked_adapter import Together
 from stages.models._nets.attention import replace_attention
 from stages.models._nets.autoencoder import Autoencoder
 from stages.models._nets.conditioning import Conditioner

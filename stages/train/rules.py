@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stages.adapters._group import Stacked
+from stages.adapters.stacked.layer_group import Stacked
 from stages.errors import PackageMissing
 from stages.train.stage import TrainParams
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from stages.adapters._svd import BasesFolder
+from stages.adapters.singular_vectors import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models._device import set_threads, training_threads
 from stages.models._quantized import quantization_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from stages.adapters._base import Adapter, attach
-from stages.adapters._svd import BasesFolder
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.singular_vectors import BasesFolder
 from stages.models._quantized import NONE, quantization_of
 from stages.train import checkpoint
 from stages.train.base import frozen_base

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.adapters._frozen import can_have_kernels
-from stages.adapters._together import Together
+from stages.adapters.ops.frozen_matmul import can_have_kernels
+from stages.adapters.stacked.stacked_adapter import Together
 from stages.models._device import is_out_of_memory
 from stages.train.batches import Batch
 from stages.train.captured import MOST_RECORDINGS, CapturedSteps

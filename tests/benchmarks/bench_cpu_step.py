@@ -7,7 +7,7 @@ a busy moment meets all of them; medians. `losses differ`: largest relative diff
 
 The frozen network alone, with the products that torch takes by itself, is the floor of whatever adds to those: forward,
 and backward to every layer that has an adapter in the other ways, without an adapter or an update. Where steps take
-another library's products (`stages/adapters/_on_cpu.py`) they may go below it.
+another library's products (`stages/adapters/ops/onednn_linear.py`) they may go below it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.adapters._layer import AdaptedLayer
+from stages.adapters.layer import AdaptedLayer
 from stages.bench.cases import Case, new_batch, new_training
 from stages.train.loop import Training
 from tests.dense_adapters import dense

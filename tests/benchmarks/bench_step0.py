@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.adapters._base import Adapter, attach
+from stages.adapters.attach import Adapter, attach
 from stages.catalogue import adapter_kinds
 from stages.contract import Weights
 from stages.models._weights import load_conditioner, load_denoiser

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from stages import catalogue
-from stages.adapters._base import Adapter, attach
-from stages.adapters._file import read, write
+from stages.adapters.adapter_file import read, write
+from stages.adapters.attach import Adapter, attach
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net, dense, dense_forward, leaves_of, shake
 
@@ -49,7 +49,7 @@ def dense_weights(base: nn.Module, kind: str, parameters: dict[str, torch.Tensor
 
 @every_kind
 def test_its_file_states_the_equation_and_what_is_trained(kind):
-    text = catalogue.load("adapters", kind.replace("-", "_")).__doc__
+    text = catalogue.load("adapters.kinds", kind.replace("-", "_")).__doc__
     assert text.startswith(f"{kind}: ")
     assert "W'" in text or "dora-rows" in text
 
@@ -257,7 +257,7 @@ def test_zero_rows_and_columns_stay_zero_and_harm_no_gradient(kind):
 def test_dropout_is_applied_or_refused(kind):
     net, tokens = network(torch.float32), some_tokens(torch.float32)
     spec = AdapterSpec(kind=kind, rank=3, alpha=4.0, dropout=0.5)
-    if catalogue.load("adapters", kind.replace("-", "_")).KIND.basis.singular:
+    if catalogue.load("adapters.kinds", kind.replace("-", "_")).KIND.basis.singular:
         with pytest.raises(ValueError, match="adapter_dropout must be 0"):
             attach([net], spec)
         return

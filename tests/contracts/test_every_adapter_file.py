@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stages.adapters._base import attach
-from stages.adapters._file import CONFIG, write
+from stages.adapters.adapter_file import CONFIG, write
+from stages.adapters.attach import attach
 from stages.catalogue import adapter_kinds
 from stages.contract import Weights
 from stages.models._weights import load_conditioner, load_denoiser

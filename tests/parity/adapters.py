@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from stages.adapters._base import Adapter, attach
-from stages.adapters._file import AdapterFile, read, write
-from stages.adapters._patterns import expansions, matching, taken
-from stages.adapters._svd import singular_vectors
-from stages.adapters._targets import layer_shapes
+from stages.adapters.adapter_file import AdapterFile, read, write
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.layer_filter import expansions, matching, taken
+from stages.adapters.singular_vectors import singular_vectors
+from stages.adapters.target_layers import layer_shapes
 from stages.catalogue import adapter_kinds, load
 from stages.errors import FilterMatchesNothing
 from stages.records import AdapterSpec
@@ -86,7 +86,7 @@ def _attached(family: Family, files: Sequence[AdapterFile]) -> Iterator[list[Ada
     adapters: list[Adapter] = []
     try:
         for file in files:
-            singular = load("adapters", file.spec.kind.replace("-", "_")).KIND.basis.singular
+            singular = load("adapters.kinds", file.spec.kind.replace("-", "_")).KIND.basis.singular
             bases = recorded_bases(family) if singular else None
             adapters.append(attach((denoiser(family), conditioner(family)), file.spec, bases=bases))
             adapters[-1].load(file.tensors, "the recorded file")

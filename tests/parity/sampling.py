@@ -59,8 +59,8 @@ def _latents(family: Family, case: Case, schedule: Tensor, padding: Tensor | Non
 
 @contextmanager
 def _attached(family: Family, file: str, strength: float) -> Iterator[None]:
-    from stages.adapters._base import attach
-    from stages.adapters._file import read
+    from stages.adapters.adapter_file import read
+    from stages.adapters.attach import attach
 
     stored = read(family.folder / file)
     adapter = attach((denoiser(family), conditioner(family)), stored.spec)

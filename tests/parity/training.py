@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.adapters._base import Adapter, attach
+from stages.adapters.attach import Adapter, attach
 from stages.models._nets.attention import masked_attention
 from stages.records import AdapterSpec
 from stages.train.batches import Batch

@@ -1,8 +1,0 @@
-"""dora: the older name of dora-rows; the same maths and tensors.
-
-In old files the name may also stand for dora-cols: the shape of the magnitudes tells, see `_file.py`.
-"""
-
-from stages.adapters.dora_rows import KIND
-
-__all__ = ["KIND"]

@@ -1,9 +1,0 @@
-"""dora-rows: W' = diag(m / |V|) V, V = W + s B A, |V| the 2-norm of each row (Liu et al. 2024, arXiv:2402.09353).
-
-Trained per layer: `lora_A` (rank, in), `lora_B` (out, rank), `magnitude` (out,), one length per output feature.
-The magnitudes start as the row norms of W, so training starts at the base.
-"""
-
-from stages.adapters._kind import FREE, OUTPUT, Kind
-
-KIND = Kind(basis=FREE, magnitude=OUTPUT)

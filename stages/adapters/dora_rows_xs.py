@@ -1,8 +1,0 @@
-"""dora-rows-xs: W' = diag(m / |V|_row) V with V = W + s U M Z^T: the magnitudes of dora-rows on the basis of lora-xs.
-
-Trained per layer: `M_xs` (rank, rank), `magnitude` (out,).
-"""
-
-from stages.adapters._kind import OUTPUT, SVD, Kind
-
-KIND = Kind(basis=SVD, magnitude=OUTPUT)

@@ -1,0 +1,8 @@
+"""dora: the older name of dora-rows; the same maths and tensors.
+
+In old files the name may also stand for dora-cols: the shape of the magnitudes tells, see `_file.py`.
+"""
+
+from stages.adapters.kinds.dora_rows import KIND
+
+__all__ = ["KIND"]

@@ -1,9 +1,0 @@
-"""lora-xs: W' = W + s U M Z^T, s = alpha / rank (Balazy et al. 2024, arXiv:2405.17604, sec. 3).
-
-U (out, rank) and Z (in, rank) are the leading singular vectors of W, frozen; singular values are not absorbed.
-Trained per layer: `M_xs` (rank, rank), zero at the start.
-"""
-
-from stages.adapters._kind import NONE, SVD, Kind
-
-KIND = Kind(basis=SVD, magnitude=NONE)

@@ -1,0 +1,279 @@
+"""Around the joined product [W; A] x on CUDA: what `_joined` writes in torch, with as few launches as can be.
+
+L layers, M tokens, O out features, R rank (R' of a tile), J = O + R' columns of a joined product. Every sum is taken in
+a fixed order: parts first, then the parts. Imported on CUDA only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stages.adapters.ops.kernels.norms import _put, _tile
+
+MOVED = {"TOKENS": 32, "ROWS": 128, "num_warps": 4}
+GATED_MOVED = {"TOKENS": 32, "ROWS": 64, "num_warps": 4}
+SPLIT = {"TOKENS": 64, "ROWS": 64, "num_warps": 4, "num_stages": 1}
+THIN = {"PLACES": 32, "AT_ONCE": 64, "num_warps": 2}
+THIN_OF_MANY = {"PLACES": 16, "AT_ONCE": 256, "num_warps": 4}
+GATHERED = {"PLACES": 32, "AT_ONCE": 16, "num_warps": 2}
+"""Sizes of tiles: the fastest, or as good, of some eight to eighteen for each on an H200, at 172 to 4155 tokens."""
+MOST_PARTS = 16
+LONG = 512
+"""Tokens from which sums of many parts fill the device with small programs."""
+
+
+@triton.jit
+def _factors(
+    left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of some rows: L, p and b; without them 1 and 0."""
+    inside = feature < num_out
+    left_OR = _tile(left + layer * left_l, left_o, left_r, feature, tl.arange(0, WIDTH), num_out, rank)
+    scale_O = tl.full((ROWS,), 1.0, dtype=tl.float32)
+    bias_O = tl.zeros((ROWS,), dtype=tl.float32)
+    if HAS_SCALE:
+        scale_O = tl.load(scale + layer * num_out + feature, mask=inside, other=0.0)
+        if HAS_BIAS:
+            bias_O = tl.load(bias + layer * (num_out + WIDTH) + feature, mask=inside, other=0.0).to(tl.float32)
+    return left_OR, scale_O, bias_O
+
+
+@triton.jit
+def _lengthened(sums, scale_O, bias_O, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """p s + (1 - p) b, in float32."""
+    whole = sums.to(tl.float32)
+    if HAS_SCALE:
+        whole = whole * scale_O[None, :]
+        if HAS_BIAS:
+            whole += (bias_O * (1.0 - scale_O))[None, :]
+    return whole
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _moved_kernel(
+    joined, left, scale, bias, out, tokens, num_out, num_made, rank,
+    left_l, left_o, left_r, GATED: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    layer = tl.program_id(2).to(tl.int64)
+    token, feature = (
+        tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
+        tl.program_id(1) * ROWS + tl.arange(0, ROWS),
+    )
+    row = num_out + WIDTH
+    dtype = out.dtype.element_ty
+    here = joined + layer * tokens * row
+    thin_MR = _tile(here + num_out, row, 1, token, tl.arange(0, WIDTH), tokens, WIDTH)
+    left_OR, scale_O, bias_O = _factors(
+        left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+    )
+    base = _tile(here, row, 1, token, feature, tokens, num_made)
+    if GATED:
+        # All is read before any is written: into the same memory, where loads would wait for it.
+        other = num_made + feature
+        gate_base = _tile(here, row, 1, token, other, tokens, num_out)
+        gate_left_OR, gate_scale_O, gate_bias_O = _factors(
+            left, scale, bias, layer, other, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+        )
+    sums = base.to(tl.float32) + tl.dot(thin_MR, tl.trans(left_OR))
+    made = _lengthened(sums, scale_O, bias_O, HAS_SCALE, HAS_BIAS).to(dtype)
+    if GATED:
+        gate_sums = gate_base.to(tl.float32) + tl.dot(thin_MR, tl.trans(gate_left_OR))
+        _put(here, row, 1, token, feature, tokens, num_made, sums.to(dtype))
+        _put(here, row, 1, token, other, tokens, num_out, gate_sums.to(dtype))
+        gate = _lengthened(gate_sums, gate_scale_O, gate_bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+        made = (made.to(tl.float32) * (gate * tl.sigmoid(gate))).to(dtype)
+    _put(out + layer * tokens * num_made, num_made, 1, token, feature, tokens, num_made, made)
+
+
+def moved(
+    joined_LMJ: Tensor,
+    left_LOR: Tensor,
+    scale_LO: Tensor | None,
+    bias_LJ: Tensor | None,
+    width: int,
+    *,
+    gated: bool = False,
+) -> Tensor:
+    """(L, M, O): see `_joined.moved`. Gated, (L, M, O / 2) and sums in the product: see `_joined.gated_silu`."""
+    layers, tokens, num_joined = joined_LMJ.shape
+    num_out = num_joined - width
+    num_made = num_out // 2 if gated else num_out
+    out_LMO = joined_LMJ.new_empty(layers, tokens, num_made)
+    tiles = GATED_MOVED if gated else MOVED
+    _moved_kernel[(triton.cdiv(tokens, tiles["TOKENS"]), triton.cdiv(num_made, tiles["ROWS"]), layers)](
+        joined_LMJ, left_LOR, scale_LO, bias_LJ, out_LMO, tokens, num_out, num_made, left_LOR.shape[-1],
+        *left_LOR.stride(), GATED=gated,
+        HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **tiles,
+    )  # fmt: skip
+    return out_LMO
+
+
+@triton.jit
+def _slope(half, base, scale_O, bias_O, other_base, other_scale_O, other_bias_O, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Of a silu(g) by a, in the first half, or by g; both made from the rounded sums that the forward pass has left."""
+    dtype = base.dtype
+    other = _lengthened(other_base, other_scale_O, other_bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+    if half == 0:
+        slope = other * tl.sigmoid(other)
+    else:
+        gate = _lengthened(base, scale_O, bias_O, HAS_SCALE, HAS_BIAS).to(dtype).to(tl.float32)
+        share = tl.sigmoid(gate)
+        slope = other * share * (1.0 + gate * (1.0 - share))
+    return slope
+
+
+@triton.jit(do_not_specialize=["tokens", "tokens_each"])
+def _split_kernel(
+    d_out, joined, left, scale, bias, d_joined, d_thin, d_left, d_scale,
+    tokens, num_out, num_made, rank, tokens_each, left_l, left_o, left_r, GATED: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    layer, part, block = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.program_id(0)
+    # Gated, a program has rows of the values or rows of the gates; those that belong together run side by side.
+    half = block % 2 if GATED else 0
+    made = (block // 2 if GATED else block) * ROWS + tl.arange(0, ROWS)
+    feature, end = half * num_made + made, (half + 1) * num_made
+    thin, row = tl.arange(0, WIDTH), num_out + WIDTH
+    left_OR, scale_O, bias_O = _factors(
+        left, scale, bias, layer, feature, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+    )
+    scaled_OR = (left_OR.to(tl.float32) * scale_O[:, None]).to(left_OR.dtype)
+    d_left_OR, d_scale_MO = tl.zeros((ROWS, WIDTH), dtype=tl.float32), tl.zeros((TOKENS, ROWS), dtype=tl.float32)
+    if GATED:
+        other = num_made - half * num_made + made
+        _, other_scale_O, other_bias_O = _factors(
+            left, scale, bias, layer, other, num_out, rank, left_l, left_o, left_r, HAS_SCALE, HAS_BIAS, WIDTH, ROWS
+        )
+    here, there = joined + layer * tokens * row, d_joined + layer * tokens * row
+    partial = d_thin + (layer * tl.num_programs(0) + block) * tokens * WIDTH
+    for start in range(part * tokens_each, tl.minimum((part + 1) * tokens_each, tokens), TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        given = _tile(d_out + layer * tokens * num_made, num_made, 1, token, made, tokens, num_made)
+        thin_MR = _tile(here + num_out, row, 1, token, thin, tokens, WIDTH)
+        base = given
+        if HAS_SCALE or GATED:
+            base = _tile(here, row, 1, token, feature, tokens, end)
+        if GATED:
+            other_base = _tile(here, row, 1, token, other, tokens, num_out)
+            slope = _slope(half, base, scale_O, bias_O, other_base, other_scale_O, other_bias_O, HAS_SCALE, HAS_BIAS)
+            given = (given.to(tl.float32) * slope).to(given.dtype)
+        d_left_OR += tl.dot(tl.trans(given), thin_MR)
+        scaled = given
+        if HAS_SCALE:
+            wide = given.to(tl.float32)
+            d_scale_MO += wide * (base.to(tl.float32) - bias_O[None, :])
+            scaled = (wide * scale_O[None, :]).to(given.dtype)
+        _put(there, row, 1, token, feature, tokens, end, scaled)
+        _put(partial, WIDTH, 1, token, thin, tokens, WIDTH, tl.dot(given, scaled_OR))
+    place = layer * tl.num_programs(1) + part
+    if HAS_SCALE:
+        d_scale_O = tl.sum(d_scale_MO, axis=0)
+        if not GATED:
+            # What the thin part of the product adds, whose sum over tokens is in d_left already; sums have it in them.
+            d_scale_O += tl.sum(d_left_OR * left_OR.to(tl.float32), axis=1)
+        d_left_OR = d_left_OR * scale_O[:, None]
+        tl.store(d_scale + place * num_out + feature, d_scale_O, mask=feature < end)
+    _put(d_left + place * num_out * rank, rank, 1, feature, thin, end, rank, d_left_OR)
+
+
+@triton.jit
+def _total(parts, num_parts, size, places, AT_ONCE: tl.constexpr, PLACES: tl.constexpr):
+    """Sums over parts, many loads under way at once: one after the other each would wait for memory."""
+    sums = tl.zeros((PLACES,), dtype=tl.float32)
+    for first in range(0, num_parts, AT_ONCE):
+        which = first + tl.arange(0, AT_ONCE)
+        sums += tl.sum(_tile(parts, size, 1, which, places, num_parts, size), axis=0)
+    return sums
+
+
+@triton.jit(do_not_specialize=["tokens", "blocks"])
+def _thin_kernel(
+    d_thin, d_joined, tokens, num_out, blocks, WIDTH: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr
+):  # fmt: skip
+    layer = tl.program_id(1).to(tl.int64)
+    places, size, row = tl.program_id(0) * PLACES + tl.arange(0, PLACES), tokens * WIDTH, num_out + WIDTH
+    sums = _total(d_thin + layer * blocks * size, blocks, size, places, AT_ONCE, PLACES)
+    there = d_joined + layer * tokens * row + places // WIDTH * row + num_out + places % WIDTH
+    tl.store(there, sums.to(d_joined.dtype.element_ty), mask=places < size)
+
+
+@triton.jit(do_not_specialize=["parts", "left_programs"])
+def _gathered_kernel(
+    d_left_parts, d_scale_parts, d_left, d_scale, num_out, rank, parts, left_programs,
+    HAS_SCALE: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    layer, job = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    if job < left_programs:
+        places, size = job * PLACES + tl.arange(0, PLACES), num_out * rank
+        sums = _total(d_left_parts + layer * parts * size, parts, size, places, AT_ONCE, PLACES)
+        tl.store(d_left + layer * size + places, sums.to(d_left.dtype.element_ty), mask=places < size)
+    elif HAS_SCALE:
+        places = (job - left_programs) * PLACES + tl.arange(0, PLACES)
+        sums = _total(d_scale_parts + layer * parts * num_out, parts, num_out, places, AT_ONCE, PLACES)
+        tl.store(d_scale + layer * num_out + places, sums, mask=places < num_out)
+
+
+class Split(NamedTuple):
+    """What is left of the gradient of a result when its token's part is made: sums over parts of the tokens."""
+
+    d_joined_LMJ: Tensor
+    """Gradient of the joined product, whole."""
+    d_left_LNOR: Tensor
+    """Of the left factor, from each of N parts of the tokens."""
+    d_scale_LNO: Tensor | None
+
+
+def split(
+    d_out_LMO: Tensor,
+    joined_LMJ: Tensor,
+    left_LOR: Tensor,
+    scale_LO: Tensor | None,
+    bias_LJ: Tensor | None,
+    width: int,
+    *,
+    gated: bool = False,
+) -> Split:
+    """Gradient of the joined product (L, M, J), and parts of those of the left factor and of the scale."""
+    layers, tokens, num_made = d_out_LMO.shape
+    num_out, rank = left_LOR.shape[1:]
+    blocks = (2 if gated else 1) * triton.cdiv(num_made, SPLIT["ROWS"])
+    each = triton.cdiv(triton.cdiv(tokens, MOST_PARTS), SPLIT["TOKENS"]) * SPLIT["TOKENS"]
+    parts = triton.cdiv(tokens, each)
+    wide = partial(torch.empty, device=joined_LMJ.device)
+    d_thin = wide(layers, blocks, tokens, width)
+    made = Split(
+        joined_LMJ.new_empty(layers, tokens, num_out + width),
+        wide(layers, parts, num_out, rank),
+        None if scale_LO is None else wide(layers, parts, num_out),
+    )
+    _split_kernel[(blocks, parts, layers)](
+        d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, made.d_joined_LMJ, d_thin, made.d_left_LNOR,
+        made.d_scale_LNO, tokens, num_out, num_made, rank, each, *left_LOR.stride(), GATED=gated,
+        HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **SPLIT,
+    )  # fmt: skip
+    tiles = THIN_OF_MANY if blocks > THIN["AT_ONCE"] and tokens < LONG else THIN
+    _thin_kernel[(triton.cdiv(tokens * width, tiles["PLACES"]), layers)](
+        d_thin, made.d_joined_LMJ, tokens, num_out, blocks, WIDTH=width, **tiles
+    )
+    return made
+
+
+def gathered(parts: Split, d_left_LOR: Tensor, d_scale_LO: Tensor | None) -> None:
+    """Add up the parts into the gradients of the left factor (L, O, R) and of the scale (L, O)."""
+    layers, num_parts, num_out, rank = parts.d_left_LNOR.shape
+    left_programs = triton.cdiv(num_out * rank, GATHERED["PLACES"])
+    scale_programs = 0 if d_scale_LO is None else triton.cdiv(num_out, GATHERED["PLACES"])
+    _gathered_kernel[(left_programs + scale_programs, layers)](
+        parts.d_left_LNOR, parts.d_scale_LNO, d_left_LOR, d_scale_LO, num_out, rank, num_parts, left_programs,
+        HAS_SCALE=d_scale_LO is not None, **GATHERED,
+    )  # fmt: skip
