@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cache.atomic_files import written_aside
 from cache.errors import WriteFailed
 from pipeline.errors import PipelineError
-from stages.ingest.containers import ogg_checksum, ogg_pages
+from stages.ingest.integrity.riff_ogg_flac import ogg_checksum, ogg_pages
 
 if TYPE_CHECKING:
     import numpy as np

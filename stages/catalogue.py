@@ -29,4 +29,4 @@ def adapter_kinds() -> list[str]:
 
 def models() -> dict[str, ModelSpec]:
     """Every base model of every family, by name."""
-    return {spec.name: spec for name in names("models") for spec in load("models", name).MODELS}
+    return {spec.name: spec for name in names("models.families") for spec in load("models.families", name).MODELS}

@@ -19,10 +19,10 @@ import numpy as np
 from cache.fingerprint import digest_bytes
 from stages.contract import Member
 from stages.errors import Fault
-from stages.ingest.containers import ogg_pages
-from stages.ingest.mpeg import frame_at
-from stages.ingest.notes import prepared_notes
-from stages.ingest.preparing import Job, Prepared, prepare
+from stages.ingest.clip_warnings import prepared_notes
+from stages.ingest.integrity.mp3 import frame_at
+from stages.ingest.integrity.riff_ogg_flac import ogg_pages
+from stages.ingest.prepare_clip import Job, Prepared, prepare
 from tests.foreign_sounds import (
     FOREIGN_DAMAGES,
     FOREIGN_EXPECTED,

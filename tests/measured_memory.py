@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from stages.bench.cases import config_of
-from stages.train.estimate import MIB, Prospect
+from stages.train.forecast.dry_run import Size
+from stages.train.forecast.estimate import MIB, Prospect
 from stages.train.job import DTYPES
-from stages.train.rehearsal import Size
 from stages.train.stage import TrainParams
 
 

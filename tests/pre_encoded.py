@@ -14,11 +14,11 @@ import pytest
 from cache.manifest import read_rows
 from cache.shelf import Shelf
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
-from stages.encode.exported import export_folder
-from stages.encode.imported import import_folder
+from stages.encode.pre_encoded.exporting import export_folder
+from stages.encode.pre_encoded.importing import import_folder
 from stages.encode.stage import ImportParams
 from stages.errors import DatasetFaults
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.records import EncodedClip, ModelSpec
 from tests.small_networks import TINY
 

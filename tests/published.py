@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
-from stages.models._weights import AUTOENCODER, CONDITIONER, DENOISER
+from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.dit.conditioning import Conditioner
+from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import GOLDEN
 
 FOLDER = GOLDEN / "published"

@@ -46,7 +46,7 @@ def prepare() -> None:
     import stages.train.run
     from cache.shards import formats, load
     from cache.shelf import in_shards
-    from stages.models._nets.autoencoder import Autoencoder
+    from stages.models.nets.autoencoder.autoencoder import Autoencoder
 
     pyarrow.set_cpu_count(1)
     assert (

@@ -16,7 +16,7 @@ from cache.manifest import read_rows
 from stages.contract import Inputs, Outcome, Resources, Workspace
 from stages.errors import DatasetFaults
 from stages.ingest.run import MANIFEST, ingest
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.ingest.stage import IngestParams
 from stages.records import Clip
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from stages.models._nets.conditioning import Conditioning
+from stages.models.nets.dit.conditioning import Conditioning
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "tiny-s"

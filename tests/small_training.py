@@ -17,7 +17,7 @@ from cache.manifest import read_rows, write_rows
 from cache.shelf import Location, Shelf
 from stages.contract import Artifact, Inputs, Outcome, Resources, Weights, Workspace
 from stages.records import Clip, EncodedClip, PromptRow
-from stages.train.metrics import StepRow
+from stages.train.record.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from stages.adapters.attach import attach
 from stages.adapters.stacked.layer_group import Part
-from stages.models._nets.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
+from stages.models.nets.dit.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
 from stages.records import AdapterSpec
-from stages.train.compiling import Code
-from stages.train.network import part_of, stacked_layers
+from stages.train.cuda_graph.compiled_blocks import Code
+from stages.train.model.network import part_of, stacked_layers
 from tests.dense_adapters import shake
 from tests.small_networks import config, denoiser_inputs, randomised
 

@@ -10,7 +10,7 @@ from stages import catalogue
 from stages.adapters.attach import attach
 from stages.adapters.ops.fused_linear import joined_product, joined_products, length_for, width_for
 from stages.adapters.stacked.stacked_adapter import together
-from stages.models._nets.blocks import GatedProjection
+from stages.models.nets.feed_forward import GatedProjection
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
 from tests.test_adapters_together import gradients, tokens, tower

@@ -11,9 +11,9 @@ from stages.bench.cases import Case, config_of, new_batch, new_training
 from stages.bench.measuring import Place, timed, timed_apart, useful_flops
 from stages.bench.memory import PeakMemory
 from stages.bench.run import COLUMNS, Grid, bench, checked, table
-from stages.models._nets.attention import masked_attention, replace_attention
-from stages.train.estimate import count_of
-from stages.train.ledger import BaseProducts
+from stages.models.nets.attention.attention import masked_attention, replace_attention
+from stages.train.forecast.estimate import count_of
+from stages.train.forecast.op_counter import BaseProducts
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.encode.ahead import Ahead, num_readers
-from stages.encode.on_device import OnDevice
-from stages.encode.pieces import Pieces
+from stages.encode.device_batches import OnDevice
+from stages.encode.encode_ahead import Ahead, num_readers
+from stages.encode.partial_shards import Pieces
 from stages.errors import Stopped
-from stages.models._nets.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from tests.small_networks import config, randomised
 
 RATIO = 4096
@@ -135,12 +135,12 @@ def test_a_stop_keeps_every_clip_that_was_encoded_and_the_next_run_encodes_the_r
 
 
 def test_long_work_is_kept_in_files_before_any_shard_is_sealed_and_let_go_once_it_is(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.encode.ahead.KEEP_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("stages.encode.encode_ahead.KEEP_EVERY_SECONDS", 0.0)
     with ahead(encoder, tmp_path, groups=[CLIPS[:3]]) as frames:
         for clip in CLIPS[:3]:
             frames(clip)
         assert len(list((tmp_path / "pieces").iterdir())) == 3
-    monkeypatch.setattr("stages.encode.ahead.KEEP_EVERY_SECONDS", 1e9)
+    monkeypatch.setattr("stages.encode.encode_ahead.KEEP_EVERY_SECONDS", 1e9)
     with pytest.raises(Stopped), ahead(encoder, tmp_path / "sealed") as frames:
         for clip in CLIPS:
             frames(clip)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.encode.batching import FUSED_BYTES, LEAST_FRAMES, MOST_FRAMES, batches_of, frames_within
-from stages.models._nets.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from tests.small_networks import config, randomised
 
 

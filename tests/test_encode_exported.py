@@ -14,8 +14,8 @@ from cache.errors import ItemNotFound, WriteFailed
 from cache.shelf import Shelf
 from stages.contract import Weights
 from stages.encode import run as encoding
-from stages.encode.exported import export_folder, period, timestamps
-from stages.models._folder import open_folder
+from stages.encode.pre_encoded.exporting import export_folder, period, timestamps
+from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip
 from tests.pre_encoded import SPEC, Place, copied
 from tests.small_networks import TINY

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from stages.contract import Inputs, Resources, Weights, Workspace
-from stages.encode.folder import READ
-from stages.encode.imported import import_folder
+from stages.encode.pre_encoded.folder import READ
+from stages.encode.pre_encoded.importing import import_folder
 from stages.encode.stage import ImportParams
 from stages.errors import DatasetFaults
-from stages.ingest.source import open_source
-from stages.models._folder import open_folder
+from stages.ingest.source.listing import open_source
+from stages.models.checkpoint_folder import open_folder
 from tests.pre_encoded import SPEC, Place, array, copied, rows
 from tests.small_networks import TINY
 

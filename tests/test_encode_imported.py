@@ -11,10 +11,10 @@ from stages.contract import Inputs, Resources, Weights, Workspace
 from stages.encode import run as encoding
 from stages.encode.run import prompt_keys
 from stages.errors import Stopped
-from stages.ingest.source import open_source
-from stages.models._folder import open_folder
+from stages.ingest.source.listing import open_source
+from stages.models.checkpoint_folder import open_folder
 from stages.records import PromptRow
-from stages.train.metrics import StepRow
+from stages.train.record.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
 from tests.pre_encoded import Place, copied, rows

@@ -18,9 +18,9 @@ from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode import run as encoding
 from stages.encode.stage import EncodeParams, item_key
 from stages.errors import LatentsNotFinite, PreparedMissing, Stopped
-from stages.models import tiny
-from stages.models._folder import open_folder
-from stages.models._weights import load_autoencoder
+from stages.models.checkpoint_folder import open_folder
+from stages.models.families import tiny
+from stages.models.load_weights import load_autoencoder
 from stages.records import Clip, EncodedClip, PromptRow
 from tests.small_networks import TINY
 

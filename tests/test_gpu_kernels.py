@@ -11,8 +11,8 @@ from stages.adapters.layer import narrowed
 from stages.adapters.ops import fused_linear
 from stages.adapters.ops.frozen_matmul import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
 from stages.adapters.ops.input_scale import in_scaled
-from stages.models._nets import heads
-from stages.models._nets.rotary import Rotary
+from stages.models.nets.attention import heads
+from stages.models.nets.attention.rotary import Rotary
 
 pytestmark = pytest.mark.gpu
 
@@ -260,7 +260,7 @@ def test_heads_are_those_of_torch(dtype, roles, turned, width, value_maps):
     gammas = [(1 + 0.2 * drawn(width, seed=seed)).to(dtype) for seed in range(2)]
     turn = Rotary(32).to(CUDA)(77) if turned else (None, None)
     rest = (*gammas, *turn, 3, list(roles), 1e-6, value_maps)
-    from stages.models._nets import heads_kernels as kernels
+    from stages.models.nets.attention import heads_kernels as kernels
 
     wanted = [
         one.to(CUDA)

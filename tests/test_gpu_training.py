@@ -17,11 +17,11 @@ from torch import Tensor
 from stages import catalogue
 from stages.bench import cases
 from stages.bench.cases import Case, new_batch
-from stages.train.captured import CapturedSteps
-from stages.train.compiling import compiled
-from stages.train.lengths import Buckets
-from stages.train.loop import Training
-from stages.train.repeatable import repeatable
+from stages.train.cuda_graph.compiled_blocks import compiled
+from stages.train.cuda_graph.graph_steps import CapturedSteps
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.determinism import repeatable
+from stages.train.training import Training
 from tests.dense_adapters import shake
 from tests.small_networks import config
 

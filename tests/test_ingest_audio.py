@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from stages.ingest.audio import Recording
-from stages.ingest.containers import check_whole
+from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import Unfit
+from stages.ingest.integrity.riff_ogg_flac import check_whole
 from tests.small_datasets import RATE, sound, tone
 
 FORMS = [

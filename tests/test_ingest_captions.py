@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contract import Member
-from stages.ingest.captions import READABLE, UNREADABLE, pair, prompt_of, suffix
+from stages.ingest.captions.pairing import pair, prompt_of
 from stages.ingest.faults import Unfit
+from stages.ingest.file_types import READABLE, UNREADABLE, suffix
 
 
 @given(st.text("aB./é ", min_size=1, max_size=12))

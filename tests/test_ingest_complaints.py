@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from stages.contract import Resources
-from stages.ingest import complaints, preparing
-from stages.ingest.complaints import Complaints
+from stages.ingest import prepare_clip
+from stages.ingest.audio import mpg123_log
+from stages.ingest.audio.mpg123_log import Complaints
 from tests.damages import flipped, frame_start, whole
 from tests.small_datasets import clips, counted, folder, run, sound, workspace
 
@@ -66,7 +67,7 @@ def said(text: bytes) -> None:
 def decoded(monkeypatch) -> list[str]:
     """Names of what is decoded, as it is."""
     names: list[str] = []
-    monkeypatch.setattr(preparing, "recording_of", counted(preparing.recording_of, names))
+    monkeypatch.setattr(prepare_clip, "recording_of", counted(prepare_clip.recording_of, names))
     return names
 
 
@@ -78,7 +79,7 @@ def test_one_complaint_is_said_in_the_singular(tmp_path, monkeypatch):
     heard = Complaints()
     with heard.heard():
         said(LINE)
-    monkeypatch.setattr("stages.ingest.audio.Complaints", lambda: heard)
+    monkeypatch.setattr("stages.ingest.audio.decode.Complaints", lambda: heard)
     msg = "its decoder reported damage once (dequantization failed): listen to it, or export it anew."
     assert [one["msg"] for one in warned(tmp_path, folder(tmp_path / "d", clips("a")))] == [msg]
 
@@ -130,7 +131,7 @@ def test_nothing_of_the_decoders_is_printed_however_many_work(tmp_path, resource
 def test_nothing_of_the_decoders_is_printed_while_tags_are_read(tmp_path):
     pytest.importorskip("mutagen")
     folder(tmp_path / "d", {"a.mp3": tagged(damaged()), "a.txt": b"rain"})
-    code = "from stages.ingest.tags import read_tags; read_tags((place / 'd' / 'a.mp3').read_bytes())"
+    code = "from stages.ingest.captions.tags import read_tags; read_tags((place / 'd' / 'a.mp3').read_bytes())"
     assert printed(code, tmp_path) == ("", "")
 
 
@@ -206,5 +207,5 @@ def test_a_process_forked_while_another_thread_decodes_hears_and_prints_as_ever(
 
 
 def test_where_nothing_can_be_heard_clips_are_decoded_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(complaints, "_ear", lambda: None)
+    monkeypatch.setattr(mpg123_log, "_ear", lambda: None)
     assert warned(tmp_path, rain(tmp_path)) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from tests.damages import DAMAGES, FORMS, HARMLESS, UNDETECTABLE, UNDETECTABLE_OF, Damage, expected, verdict, whole
 from tests.small_datasets import zipped
 

@@ -12,11 +12,12 @@ import soundfile
 
 from stages.contract import Inputs
 from stages.errors import DatasetFaults, PackageMissing
-from stages.ingest import preparing, source
-from stages.ingest.objects import surplus_bytes
-from stages.ingest.resampling import resample, resampled
+from stages.ingest import prepare_clip
+from stages.ingest.audio.resample import resample, resampled
+from stages.ingest.integrity.mp4_asf_adts import surplus_bytes
 from stages.ingest.run import ingest
-from stages.ingest.source import open_source
+from stages.ingest.source import listing
+from stages.ingest.source.listing import open_source
 from stages.ingest.stage import audio_params, prepared_key
 from stages.prepared import read_prepared
 from tests.foreign_sounds import box, foreign
@@ -72,7 +73,7 @@ def test_words_under_such_a_suffix_cannot_be_decoded(tmp_path):
 def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path, monkeypatch):
     data = folder(tmp_path / "d", {**clips("b"), "a.m4a": foreign("ipod", "aac", tone(1.0)), "a.txt": b"words"})
     with_it = open_source(data).fingerprint
-    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    monkeypatch.setattr(listing, "find_spec", lambda name: None)
     without = open_source(data)
     assert without.fingerprint != with_it, "installing it later must not find the result that was made without it"
     with pytest.raises(DatasetFaults, match="Install PyAV with `pip install av`") as caught:
@@ -84,8 +85,8 @@ def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path,
 @pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
 def test_bytes_are_decoded_alike_under_every_name(form, subtype):
     data = sound(tone(0.5), RATE, form, subtype)
-    decoded = {name: type(preparing.recording_of(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
-    assert set(decoded.values()) == {preparing.Recording}, "prepared audio is named by bytes, not by names"
+    decoded = {name: type(prepare_clip.recording_of(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
+    assert set(decoded.values()) == {prepare_clip.Recording}, "prepared audio is named by bytes, not by names"
 
 
 def test_raw_aac_may_carry_tags_before_and_behind_its_frames(tmp_path):
@@ -169,7 +170,7 @@ def test_a_silent_window_makes_no_clip_and_the_others_keep_their_numbers(tmp_pat
 
 def test_the_first_window_is_shared_by_both_ways_and_nothing_whole_is_decoded_again(tmp_path, monkeypatch):
     seen: list[object] = []
-    monkeypatch.setattr(preparing, "recording_of", counted(preparing.recording_of, seen))
+    monkeypatch.setattr(prepare_clip, "recording_of", counted(prepare_clip.recording_of, seen))
     data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
     (first,) = run(data, workspace(tmp_path))[1]
     before = (tmp_path / "shared" / first.audio).stat().st_mtime_ns

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import DatasetFaults, SourceUnreadable
-from stages.ingest.archive import forget_open_archives, read_member
-from stages.ingest.captions import caption_text, pair, visible, with_phrase
+from stages.ingest.caption_template import Known, filled, read_sidecar, template_fault
+from stages.ingest.captions.pairing import caption_text, pair, visible, with_phrase
 from stages.ingest.faults import Unfit
-from stages.ingest.limits import ArchiveLimits
-from stages.ingest.source import open_source
-from stages.ingest.template import Known, filled, read_sidecar, template_fault
+from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.source.limits import ArchiveLimits
+from stages.ingest.source.listing import open_source
 from tests.small_datasets import clips, run, sound, tone, workspace
 
 SMALL = ArchiveLimits(max_member_bytes=1 << 18, max_total_bytes=1 << 20, max_members=64)

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from stages.errors import SourceUnreadable
-from stages.ingest.archive import forget_open_archives, read_member
-from stages.ingest.directory import declared_list
 from stages.ingest.faults import Unfit
-from stages.ingest.limits import ArchiveLimits
-from stages.ingest.source import open_source
+from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.source.limits import ArchiveLimits
+from stages.ingest.source.listing import open_source
+from stages.ingest.source.zip_directory import declared_list
 from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace, zipped
 
 
@@ -122,7 +122,7 @@ def test_listing_a_huge_list_stays_in_bounded_memory(tmp_path):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from stages.ingest.source import open_source\n"
+        "from stages.ingest.source.listing import open_source\n"
         "from stages.errors import SourceUnreadable\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({1 << 29}, {1 << 29}))\n"
         "try:\n    open_source(Path(sys.argv[1]))\n"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.ingest.faults import Unfit
-from stages.ingest.objects import check_adts, surplus_bytes
+from stages.ingest.integrity.mp4_asf_adts import check_adts, surplus_bytes
 
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.ingest.pace import Pace
+from stages.ingest.eta import Pace
 
 
 def at(*times: float):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.ingest.resampling import ratio_of, resample, resampled, resampled_length
+from stages.ingest.audio.resample import ratio_of, resample, resampled, resampled_length
 from stages.ingest.stage import RESAMPLERS
 
 TO_HZ = 44100
@@ -162,7 +162,7 @@ def test_it_is_resampy_up_to_what_resampy_rounds(from_hz, tolerance):
 
 def test_neither_threads_nor_a_compiler_have_a_hand_in_the_samples():
     code = (
-        "import hashlib, numpy, resampy.interpn as compiled; from stages.ingest.resampling import resample\n"
+        "import hashlib, numpy, resampy.interpn as compiled; from stages.ingest.audio.resample import resample\n"
         "total = hashlib.sha256()\n"
         "for rate in (8000, 22050, 44099, 48000, 96000):\n"
         "    noise = numpy.random.default_rng(rate).uniform(-1, 1, (2, 100_000)).astype(numpy.float32)\n"

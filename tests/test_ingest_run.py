@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from stages.contract import Inputs, Resources
 from stages.errors import DatasetFaults, SpaceShort
-from stages.ingest import preparing
+from stages.ingest import prepare_clip
 from stages.ingest import run as run_module
-from stages.ingest.audio import Recording
+from stages.ingest.audio.decode import Recording
+from stages.ingest.audio.resample import resample
 from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
-from stages.ingest.resampling import resample
 from stages.ingest.run import MANIFEST, ingest
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.ingest.window import window
 from stages.prepared import read_prepared
 from stages.words import are, counted
@@ -40,7 +40,7 @@ def decoded(monkeypatch):
         seen.append(len(data))
         return Recording(data)
 
-    monkeypatch.setattr(preparing, "Recording", noting)
+    monkeypatch.setattr(prepare_clip, "Recording", noting)
     return seen
 
 

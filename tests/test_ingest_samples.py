@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stages.ingest.audio import Recording
-from stages.ingest.flac import _as_24_bit
-from stages.ingest.level import _is_sound
-from stages.ingest.resampling import FILTER, _window, resampled
+from stages.ingest.audio.decode import Recording
+from stages.ingest.audio.flac_writer import _as_24_bit
+from stages.ingest.audio.level import _is_sound
+from stages.ingest.audio.resample import FILTER, _window, resampled
 from tests.small_datasets import RATE, clips, folder, run, sound, tone, workspace
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 1.5, -7.0, 1 - 2.0**-24, 1 - 2.0**-23, -1 + 2.0**-24, 2.0**-24, 1e-45, -1e-45, 0.5, 3e38]
@@ -62,7 +62,7 @@ def test_the_resampler_takes_resampy_s_own_table_without_starting_its_compiler()
     half_window, table_step, _ = get_filter(FILTER)
     np.testing.assert_array_equal(_window()[0], half_window)
     assert _window()[1] == table_step
-    code = "import sys; from stages.ingest.resampling import _window; _window(); print('numba' in sys.modules)"
+    code = "import sys; from stages.ingest.audio.resample import _window; _window(); print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

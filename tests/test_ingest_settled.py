@@ -19,8 +19,8 @@ from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import find
 from stages.contract import Member
 from stages.errors import DatasetFaults, SourceUnreadable
+from stages.ingest.effective_limits import settled
 from stages.ingest.run import ingest
-from stages.ingest.settled import settled
 from stages.ingest.stage import IngestParams
 from tests.small_datasets import PARAMS, clips, counted, sound, tone, zipped
 

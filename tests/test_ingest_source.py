@@ -16,11 +16,11 @@ import pytest
 
 from cache.fingerprint import digest_bytes
 from stages.errors import SourceUnreadable
-from stages.ingest import source as source_module
-from stages.ingest.archive import forget_open_archives, read_member
 from stages.ingest.faults import Unfit
-from stages.ingest.limits import ArchiveLimits
-from stages.ingest.source import open_source
+from stages.ingest.source import listing as source_module
+from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.source.limits import ArchiveLimits
+from stages.ingest.source.listing import open_source
 from tests.small_datasets import counted, folder, zipped
 
 FILES = {"b.txt": b"caption", "a/one.wav": b"\x00" * 40, "a/two.wav": b"\x01" * 50}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import PackageMissing
+from stages.ingest.caption_template import Known, filled, template_fault, template_keys
 from stages.ingest.faults import Unfit
-from stages.ingest.template import Known, filled, template_fault, template_keys
 from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from stages.contract import Member, Resources
 from stages.errors import EngineUnavailable, StageError
-from stages.ingest import preparing
-from stages.ingest.preparing import Job
+from stages.ingest import prepare_clip
+from stages.ingest.prepare_clip import Job
 from stages.ingest.workers import num_workers
 from tests.small_datasets import PARAMS, clips, folder, run, workspace
 
@@ -51,9 +51,9 @@ def test_a_disk_that_refuses_is_an_error_that_survives_the_way_back_from_a_worke
 
 def test_a_failed_write_leaves_no_facts_behind(tmp_path, monkeypatch):
     def full(path: Path, content: bytes, **more: object) -> None:
-        raise preparing.CacheError("the disk is full")
+        raise prepare_clip.CacheError("the disk is full")
 
-    monkeypatch.setattr(preparing, "write_aside", full)
+    monkeypatch.setattr(prepare_clip, "write_aside", full)
     with pytest.raises(StageError, match="the disk is full"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
     assert not list((tmp_path / "shared").rglob("*.*"))

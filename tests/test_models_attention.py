@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.models._nets.attention import CrossAttention, SelfAttention, masked_attention, replace_attention
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.rotary import Rotary, rotated
-from stages.models._nets.transformer import Denoiser
-from stages.models._nets.windows import attended_in_windows, window_mask
+from stages.models.nets.attention.attention import CrossAttention, SelfAttention, masked_attention, replace_attention
+from stages.models.nets.attention.banded import attended_in_windows, window_mask
+from stages.models.nets.attention.rotary import Rotary, rotated
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import NetworkNotSupported
-from stages.models._nets.autoencoder import Autoencoder, DecodeNoise
-from stages.models._nets.stitching import chunks
+from stages.models.nets.autoencoder.autoencoder import Autoencoder, DecodeNoise
+from stages.models.nets.autoencoder.chunking import chunks
 from tests.small_networks import config, randomised
 
 RATIO = 4096

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from stages.contract import Weights
 from stages.errors import CheckpointMismatch, NetworkNotSupported, WeightsNotFound
-from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.text import TextEncoder
-from stages.models._weights import load_conditioner, load_text_encoder
+from stages.models.load_weights import load_conditioner, load_text_encoder
+from stages.models.nets.dit.conditioning import Conditioner
+from stages.models.nets.text_encoder import TextEncoder
 from tests.small_networks import TINY, config
 
 FOLDER = TINY / "t5gemma-b-b-ul2"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.models._device import training_threads
+from stages.models.device import training_threads
 
 
 @pytest.mark.parametrize(("asked", "width", "threads"), [(0, 128, 1), (2, 128, 2), (0, 1536, 0), (4, 1536, 4)])

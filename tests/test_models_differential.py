@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.models._nets.attention import difference, masked_attention, merged_heads
-from stages.models._nets.differential import differential_attention, fits
+from stages.models.nets.attention.attention import difference, masked_attention, merged_heads
+from stages.models.nets.attention.differential import differential_attention, fits
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}

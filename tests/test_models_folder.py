@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.errors import WeightsNotFound
-from stages.models import tiny
-from stages.models._folder import open_folder, tensor_shapes
+from stages.models.checkpoint_folder import open_folder, tensor_shapes
+from stages.models.families import tiny
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ class CountingMemo(dict):
 def test_digests_are_remembered_and_not_read_again(folder, monkeypatch):
     memo = CountingMemo()
     first = open_folder("tiny-base", folder, memo)
-    monkeypatch.setattr("stages.models._folder._tensors_digest", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr("stages.models.checkpoint_folder._tensors_digest", lambda *args: pytest.fail("read again"))
     assert open_folder("tiny-base", folder, memo).digests == first.digests
 
 

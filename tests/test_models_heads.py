@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models._nets.attention import replace_heads, replace_joint
-from stages.models._nets.differential import differential_attention
-from stages.models._nets.heads import fused_heads, plain_heads
-from stages.models._nets.norms import RMSNorm
-from stages.models._nets.rotary import Rotary
-from stages.models._nets.transformer import Denoiser
+from stages.models.nets.attention.attention import replace_heads, replace_joint
+from stages.models.nets.attention.differential import differential_attention
+from stages.models.nets.attention.heads import fused_heads, plain_heads
+from stages.models.nets.attention.rotary import Rotary
+from stages.models.nets.dit.transformer import Denoiser
+from stages.models.nets.norms import RMSNorm
 from tests.small_networks import config, denoiser_inputs, randomised
 
 SELF, CROSS_QUERIES, CONTEXT = (0, 1, 2), (0,), (1, 2)

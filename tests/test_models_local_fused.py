@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from stages.models._nets import local_fused
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.local_fused import kernels_kept_in, not_fusable, use_fused_blocks
-from stages.models._nets.resampling import run_block
+from stages.models.nets.autoencoder import fused_blocks
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.fused_blocks import kernels_kept_in, not_fusable, use_fused_blocks
+from stages.models.nets.autoencoder.resampling_blocks import run_block
 from tests.small_networks import config, randomised
 
 ROUNDING = {torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -42,9 +42,9 @@ def test_a_network_on_the_cpu_or_in_float32_runs_as_it_is_and_nothing_is_said():
 
 
 def test_why_a_stage_cannot_run_fused_is_named(monkeypatch):
-    monkeypatch.setattr(local_fused, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused_blocks, "find_spec", lambda name: None)
     assert not_fusable(small(windowed=True).encoder.stage) == "the package triton is not installed"
-    monkeypatch.setattr(local_fused, "find_spec", lambda name: name)
+    monkeypatch.setattr(fused_blocks, "find_spec", lambda name: name)
     assert not_fusable(small(windowed=True).encoder.stage) == ""
     assert "heads of 8 features" in not_fusable(small(windowed=True, head_width=8).encoder.stage)
 
@@ -109,7 +109,7 @@ def test_kernels_that_fail_are_said_and_left_out(monkeypatch):
     def fails(*args: Any) -> None:
         raise RuntimeError("no such instruction\nmore")
 
-    monkeypatch.setattr(local_fused, "fused_block", fails)
+    monkeypatch.setattr(fused_blocks, "fused_block", fails)
     stage, said = small(windowed=True).to("cuda", torch.bfloat16).encoder.stage, []
     assert not use_fused_blocks(stage, said.append)
     assert stage.run_block is run_block

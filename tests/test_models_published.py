@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.models._weights import AUTOENCODER, CONDITIONER, DENOISER, matched
+from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER, matched
 from tests.published import ALONE, WHOLE, main, parts, published_shapes
 
 SAME_S, SAME_L = (244, 108_244_721, 108_244_529), (472, 852_127_457, 852_127_073)

@@ -15,9 +15,9 @@ from stages.adapters.quantized_layer import WidenedLayer
 from stages.adapters.singular_vectors import Bases, bases_of
 from stages.adapters.stacked.stacked_adapter import together
 from stages.errors import AdapterOrder, PackageMissing
-from stages.models import _quantized
-from stages.models._nets.transformer import Denoiser
-from stages.models._quantized import (
+from stages.models import quantized_linear
+from stages.models.nets.dit.transformer import Denoiser
+from stages.models.quantized_linear import (
     QuantizedLinear,
     held_bytes,
     matrix_names,
@@ -194,7 +194,7 @@ def test_no_wide_copy_of_a_weight_is_kept_for_the_backward_pass(kind, monkeypatc
 
 
 def test_no_quantisation_needs_no_package(monkeypatch):
-    monkeypatch.setattr(_quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
     assert usable_quantization("none", torch.device("cpu"), print) == "none"
     with pytest.raises(PackageMissing, match="pip install torchao"):
         usable_quantization("int8", torch.device("cpu"), print)

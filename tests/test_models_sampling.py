@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.models._nets.conditioning import Conditioning
-from stages.models._nets.guidance import Guidance, combined, guided_velocity
-from stages.models._nets.sampling import SAMPLERS, generation_frames, generation_mask, sampling_schedule
-from stages.models._nets.transformer import Denoiser
+from stages.models.nets.dit.conditioning import Conditioning
+from stages.models.nets.dit.guidance import Guidance, combined, guided_velocity
+from stages.models.nets.dit.samplers import SAMPLERS, generation_frames, generation_mask, sampling_schedule
+from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
 
 DATA = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))

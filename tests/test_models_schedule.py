@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import NetworkNotSupported
-from stages.models._nets.schedule import shifted
+from stages.models.nets.dit.timestep_shift import shifted
 
 KINDS = [
     {"type": "full", "min_length": 256, "max_length": 4096},

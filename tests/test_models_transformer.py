@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import NetworkNotSupported
-from stages.models._nets.conditioning import Conditioning
-from stages.models._nets.features import expo_features
-from stages.models._nets.transformer import Denoiser
+from stages.models.nets.dit.conditioning import Conditioning
+from stages.models.nets.dit.fourier_features import expo_features
+from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
 
 SAME = {"atol": 2e-5, "rtol": 1e-5}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.contract import Weights
 from stages.errors import CheckpointMismatch, WeightsNotFound
-from stages.models._weights import (
+from stages.models.load_weights import (
     AUTOENCODER,
     CONDITIONER,
     DENOISER,

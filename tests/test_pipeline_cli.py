@@ -115,7 +115,7 @@ def test_a_dataset_with_faults_exits_1_and_lists_them_as_json(tmp_path):
 
 
 def test_an_impossible_rank_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    from stages.models import tiny
+    from stages.models.families import tiny
 
     store = tmp_path / "store"
     (store / "shared" / "weights").mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_wrong_layers_and_a_wrong_rank_are_reported_together(tmp_path):
 
 def made_store(tmp_path, *, command: str = "plan") -> list[str]:
     """A request on an empty folder of clips and a store that holds tiny-base."""
-    from stages.models import tiny
+    from stages.models.families import tiny
 
     weights = tmp_path / "store" / "shared" / "weights" / tiny.folder_name()
     weights.parent.mkdir(parents=True)

@@ -87,7 +87,7 @@ def driver(tmp_path_factory) -> Iterator[Driver]:
     )
     assert process.stdout is not None
     assert "ready" in process.stdout.readline()
-    from stages.models import tiny
+    from stages.models.families import tiny
 
     weights = place / "weights"
     weights.mkdir()

@@ -17,8 +17,8 @@ from pipeline.request.hub import snapshot as snapshot_of
 from stages.catalogue import models
 from stages.contract import Weights
 from stages.errors import WeightsNotFound
-from stages.models._weights import load_autoencoder
-from stages.models.stable_audio_3 import AUTOENCODERS
+from stages.models.families.stable_audio_3 import AUTOENCODERS
+from stages.models.load_weights import load_autoencoder
 
 SPEC = models()["small-music-base"]
 

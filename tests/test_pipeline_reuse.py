@@ -15,9 +15,9 @@ import soundfile
 from pipeline.execution.runner import Done, run_until
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.text import TextEncoder
-from stages.train.loop import Training
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.text_encoder import TextEncoder
+from stages.train.training import Training
 
 FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1}
 

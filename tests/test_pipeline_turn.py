@@ -22,7 +22,7 @@ from pipeline.maintenance.verify import artifact_damages, row_damages
 from pipeline.plan.stage_run import StageRun, State
 from stages.encode.stage import STAGE, EncodeParams
 from stages.errors import Stopped
-from stages.models import tiny
+from stages.models.families import tiny
 from tests.small_datasets import clips, zipped
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from pipeline.maintenance.verify import Damage, verify
 from pipeline.maintenance.verify_command import next_commands
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
-from stages.models._nets.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from tests.small_datasets import sound, tone
 
 FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1, "threads": 1}

@@ -21,15 +21,15 @@ import torch
 from stages import catalogue
 from stages.contract import Resources, Workspace
 from stages.errors import PreparedMissing, Stopped
-from stages.models._weights import load_autoencoder
+from stages.models.load_weights import load_autoencoder
 from stages.processes import settle_in
-from stages.train import ahead as ahead_module
-from stages.train import stretches
-from stages.train.ahead import Ahead, num_processes
-from stages.train.clips import LiveLatents, StoredLatents
-from stages.train.examples import Examples
-from stages.train.prompts import Prompts
-from stages.train.stretches import Stretch, read_stretches
+from stages.train.dataset import audio_prefetch as ahead_module
+from stages.train.dataset import sample_ranges
+from stages.train.dataset.audio_prefetch import Ahead, num_processes
+from stages.train.dataset.clips import LiveLatents, StoredLatents
+from stages.train.dataset.examples import Examples
+from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.dataset.sample_ranges import Stretch, read_stretches
 from tests.small_training import Bench, encoded, ingested, params, random_audio, random_hidden, random_latents, weights
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     expected = [live_examples(tmp_path / "alone", **changes).batch(step) for step in range(6)]
     examples = live_examples(tmp_path / "ahead", **changes)
     reads = []
-    monkeypatch.setattr(stretches, "read_prepared", lambda *a: reads.append(a))
+    monkeypatch.setattr(sample_ranges, "read_prepared", lambda *a: reads.append(a))
     work, said = workspace(tmp_path, workers=2)
     with Ahead(examples, range(6), work) as ahead:
         for step in range(6):
@@ -122,7 +122,9 @@ def test_processes_begin_anew_and_load_little(tmp_path):
     work, _ = workspace(tmp_path, workers=1)
     with Ahead(live_examples(tmp_path), range(2), work) as ahead:
         assert ahead._pool.submit(read_stretches, []).result() == []
-        loaded = ahead._pool.submit(eval, "sorted({'torch', 'stages.train.ahead'} & set(__import__('sys').modules))")
+        loaded = ahead._pool.submit(
+            eval, "sorted({'torch', 'stages.train.dataset.audio_prefetch'} & set(__import__('sys').modules))"
+        )
         assert loaded.result() == []
 
 

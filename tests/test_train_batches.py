@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.batches import batch_at, followed_by_silence
-from stages.train.clips import Subject
-from stages.train.draws import Chance
-from stages.train.order import order_of
-from stages.train.prompts import Prompts
+from stages.train.dataset.clips import Subject
+from stages.train.dataset.collate import batch_at, followed_by_silence
+from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.dataset.sampler import order_of
+from stages.train.rng import Chance
 from stages.train.stage import TrainParams
 
 CHANNELS = 2

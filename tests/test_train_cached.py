@@ -15,9 +15,9 @@ from cache.manifest import read_rows
 from cache.shards import formats
 from cache.shelf import Shelf
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
-from stages.models._folder import open_folder
+from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip, PromptRow
-from stages.train.metrics import StepRow
+from stages.train.record.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
 from tests.golden.make_cached_artifact import FAMILY, copied, encoded

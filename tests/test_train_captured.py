@@ -13,12 +13,12 @@ import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.captured import CapturedSteps, device_tensors
-from stages.train.compiling import kept_code, options
-from stages.train.lengths import Buckets
-from stages.train.loop import Training
-from stages.train.packed import ALIGNMENT, packed, places
-from stages.train.stepper import Stepper
+from stages.train.cuda_graph.compiled_blocks import kept_code, options
+from stages.train.cuda_graph.graph_steps import CapturedSteps, device_tensors
+from stages.train.cuda_graph.packed_copy import ALIGNMENT, packed, places
+from stages.train.cuda_graph.stepper import Stepper
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.training import Training
 from tests.small_networks import config
 
 

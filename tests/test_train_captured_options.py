@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.captured import CapturedSteps
-from stages.train.compiling import Code, compiled
-from stages.train.layers import Look
-from stages.train.lengths import Buckets
-from stages.train.loop import Training
-from stages.train.repeatable import repeatable
-from stages.train.start import new_optimizer
-from stages.train.stepper import Stepper
+from stages.train.cuda_graph.compiled_blocks import Code, compiled
+from stages.train.cuda_graph.graph_steps import CapturedSteps
+from stages.train.cuda_graph.stepper import Stepper
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.determinism import repeatable
+from stages.train.record.layer_norms import Look
+from stages.train.setup import new_optimizer
+from stages.train.training import Training
 from tests.small_networks import config
 from tests.small_training import Bench
 
@@ -172,7 +172,7 @@ def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_
     def missing(*given, **options):
         raise TypeError("from_kv_blocks() got an unexpected keyword argument")
 
-    monkeypatch.setattr("stages.train.stepper.compiled", missing)
+    monkeypatch.setattr("stages.train.cuda_graph.stepper.compiled", missing)
     training, said = training_with(torch.device("cpu")), []
     made = batches(training, 1)
     training.device, training.optimizer.rule.capturable = CUDA, True

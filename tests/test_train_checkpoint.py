@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from stages.train import checkpoint
-from stages.train.checkpoint import Checkpoint, CheckpointUnusable, keep_newest, keep_only, newest, read, write
+from stages.train.record import checkpoint
+from stages.train.record.checkpoint import Checkpoint, CheckpointUnusable, keep_newest, keep_only, newest, read, write
 
 
 def made(step):

@@ -11,9 +11,9 @@ import torch
 
 from stages.bench.cases import Case, new_batch, new_training
 from stages.contract import Resources
-from stages.models._nets.transformer import TransformerBlock
-from stages.train.loop import Training
-from stages.train.stepper import Stepper
+from stages.models.nets.dit.transformer import TransformerBlock
+from stages.train.cuda_graph.stepper import Stepper
+from stages.train.training import Training
 from tests.small_networks import config
 from tests.small_training import Bench
 

@@ -9,11 +9,11 @@ import torch
 from cache.manifest import read_rows, write_rows
 from cache.shelf import Shelf
 from stages import catalogue
-from stages.models._weights import load_autoencoder
+from stages.models.load_weights import load_autoencoder
 from stages.prepared import read_prepared
 from stages.records import EncodedClip
-from stages.train import clips as clips_module
-from stages.train.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_kept
+from stages.train.dataset import clips as clips_module
+from stages.train.dataset.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_kept
 from tests.small_training import encoded, ingested, random_audio, random_hidden, random_latents, weights
 
 MODEL = catalogue.models()["tiny-base"]

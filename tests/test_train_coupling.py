@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.coupling import pairing, squared_distances, transport_plan
+from stages.train.dataset.ot_coupling import pairing, squared_distances, transport_plan
 
 
 def batch(seed, size, frames=6):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stages.contract import Resources
-from stages.models import _device
-from stages.models._device import slow_on
+from stages.models import device as _device
+from stages.models.device import slow_on
 from tests.small_training import Bench
 
 THERE = [
@@ -92,7 +92,9 @@ def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_slow_precision_is_used_as_asked_for_and_what_is_faster_is_said(slow, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.train.base.slow_on", lambda device, dtype: slow and dtype is torch.bfloat16)
+    monkeypatch.setattr(
+        "stages.train.model.frozen_base.slow_on", lambda device, dtype: slow and dtype is torch.bfloat16
+    )
     bench = on("cpu", tmp_path)
     bench.train(number_of_steps=1, base_precision="bf16")
     assert bench.config["base_precision_used"] == "bf16"

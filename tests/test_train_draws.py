@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.draws import Chance, coins, crop_start, extensions, normals
-from stages.train.timesteps import effective_frames, timesteps, truncated_logistic_normal
+from stages.train.dataset.timesteps import effective_frames, timesteps, truncated_logistic_normal
+from stages.train.rng import Chance, coins, crop_start, extensions, normals
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "tiny-s" / "statistics.json").read_text("utf-8"))
 STEPS = st.integers(0, 20_000)

@@ -14,14 +14,12 @@ from stages.adapters.attach import attach
 from stages.adapters.stacked.stacked_adapter import together
 from stages.bench.cases import Case, new_batch, new_training
 from stages.errors import FilterMatchesNothing
-from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
+from stages.models.nets.dit.conditioning import Conditioner
+from stages.models.nets.dit.transformer import Denoiser
 from stages.records import AdapterSpec
-from stages.train import estimate
-from stages.train.estimate import ERROR, HOST, PLAIN_CUDA, RECORDED, Prospect, count_of, estimated, waiting_bytes
-from stages.train.ledger import Ledger
-from stages.train.network import Network, batch_losses
-from stages.train.rehearsal import (
+from stages.train.forecast import estimate
+from stages.train.forecast.device_speed import Speed, measured_speed
+from stages.train.forecast.dry_run import (
     FEW,
     MANY,
     Rehearsed,
@@ -32,7 +30,18 @@ from stages.train.rehearsal import (
     rehearsed_at,
     with_depth,
 )
-from stages.train.speed import Speed, measured_speed
+from stages.train.forecast.estimate import (
+    ERROR,
+    HOST,
+    PLAIN_CUDA,
+    RECORDED,
+    Prospect,
+    count_of,
+    estimated,
+    waiting_bytes,
+)
+from stages.train.forecast.op_counter import Ledger
+from stages.train.model.network import Network, batch_losses
 from stages.train.stage import TrainParams
 from tests.measured_memory import ON_CPU, ON_CUDA, Peak
 from tests.small_networks import config, randomised
@@ -367,7 +376,7 @@ def test_a_base_in_8_bits_needs_room_for_the_base_as_it_is_loaded():
 
 
 def test_a_layer_of_any_kind_counts_its_own_matrix():
-    from stages.train.ledger import BaseProducts, layers_of
+    from stages.train.forecast.op_counter import BaseProducts, layers_of
 
     root = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 2)).to(META)
     products = BaseProducts()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.errors import DeviceFull
-from stages.train import base, evaluation
+from stages.train.model import evaluation, frozen_base
 from tests.small_training import Bench
 
 
@@ -27,7 +27,7 @@ def test_an_evaluation_that_does_not_fit_is_said_with_what_helps(bench, monkeypa
 
 @pytest.mark.parametrize(("how", "what"), [("none", "loading the base"), ("int8", "loading the unquantised base")])
 def test_a_base_that_does_not_fit_is_said_with_what_helps(bench, monkeypatch, how, what):
-    monkeypatch.setattr(base, "load_denoiser", full)
+    monkeypatch.setattr(frozen_base, "load_denoiser", full)
     with pytest.raises(DeviceFull, match=rf"cpu ran out of memory while {what}\. .*--base-precision bf16"):
         bench.train(base_quantization=how)
 

@@ -12,11 +12,11 @@ import torch
 from cache.manifest import read_rows
 from cache.shelf import Shelf
 from stages import catalogue
-from stages.train import lengths
-from stages.train.clips import StoredLatents
-from stages.train.examples import Examples, without_effect
-from stages.train.metrics import ClipRow
-from stages.train.prompts import Prompts
+from stages.train.dataset import length_buckets
+from stages.train.dataset.clips import StoredLatents
+from stages.train.dataset.examples import Examples, without_effect
+from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.record.metrics import ClipRow
 from tests.small_training import RATE, RATIO, Bench, encoded, params, random_hidden, random_latents
 
 LENGTHS = (9, 80, 30, 22, 7, 50)
@@ -32,7 +32,7 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _short_clips_have_lengths_of_their_own(monkeypatch):
-    monkeypatch.setattr(lengths, "SHORTEST", 1)
+    monkeypatch.setattr(length_buckets, "SHORTEST", 1)
 
 
 def examples(root, **changes):

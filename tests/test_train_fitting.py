@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import MemoryShort
-from stages.train import fitting
-from stages.train.estimate import ERROR, MIB, Estimate, Prospect, estimated
-from stages.train.fitting import largest, remedies, settled
-from stages.train.rehearsal import Size
+from stages.train.forecast import remedies as fitting
+from stages.train.forecast.dry_run import Size
+from stages.train.forecast.estimate import ERROR, MIB, Estimate, Prospect, estimated
+from stages.train.forecast.remedies import largest, remedies, settled
 from stages.train.stage import MOST_ACCUMULATED, TrainParams
 from tests.small_networks import config
 

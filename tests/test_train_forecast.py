@@ -11,15 +11,15 @@ import pytest
 from cache.shelf import Shelf
 from stages.contract import Inputs, Resources
 from stages.errors import MemoryShort
-from stages.train import forecast
-from stages.train.clips import StoredLatents
-from stages.train.drawn import largest_batches
-from stages.train.estimate import GIB, MIB, Estimate
-from stages.train.forecast import duration_words, foreseen, line, prospect_of
+from stages.train.dataset.clips import StoredLatents
+from stages.train.dataset.length_buckets import bucket_lengths
+from stages.train.dataset.sampler import ByFrames, order_of
+from stages.train.forecast import check_memory
+from stages.train.forecast.batch_shapes import largest_batches
+from stages.train.forecast.check_memory import duration_words, foreseen, line, prospect_of
+from stages.train.forecast.dry_run import Size
+from stages.train.forecast.estimate import GIB, MIB, Estimate
 from stages.train.job import Job
-from stages.train.lengths import bucket_lengths
-from stages.train.order import ByFrames, order_of
-from stages.train.rehearsal import Size
 from tests.small_training import CHANNELS, RATIO, Bench, params, weights
 
 
@@ -37,7 +37,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
-    monkeypatch.setattr(forecast, "free_bytes", lambda device: free)
+    monkeypatch.setattr(check_memory, "free_bytes", lambda device: free)
 
 
 def test_one_line_says_memory_by_part_what_is_left_and_time(bench, monkeypatch):
@@ -58,7 +58,7 @@ def test_what_cannot_fit_is_refused_before_any_weight_is_read(bench, monkeypatch
 def test_blocks_are_recomputed_from_the_start_where_that_makes_it_fit(tmp_path, monkeypatch):
     bench = Bench.of_latents(tmp_path, lengths=(600,))
     wanted = job(bench, include=None, batch_size=4)
-    plain = forecast.estimated(prospect_of(wanted)).total_bytes
+    plain = check_memory.estimated(prospect_of(wanted)).total_bytes
     with_free(monkeypatch, plain - MIB)
     assert foreseen(wanted).work.resources.gradient_checkpointing == "on"
     assert bench.said[1] == "memory would be short: gradient checkpointing is turned on"
@@ -68,7 +68,7 @@ def test_where_torch_cannot_rehearse_a_step_that_is_said_and_the_training_goes_o
     def unknown(*rest: object) -> None:
         raise NotImplementedError("aten::new_thing has no meta kernel\nand much more")
 
-    monkeypatch.setattr(forecast, "settled", unknown)
+    monkeypatch.setattr(check_memory, "settled", unknown)
     wanted = job(bench)
     assert foreseen(wanted) is wanted
     assert bench.said == ["no estimate of memory and time: aten::new_thing has no meta kernel"]
@@ -137,14 +137,14 @@ def test_below_the_window_the_batch_that_takes_more_counts_be_it_one_long_clip_o
     others = [size for size in largest_batches(job(many, **quiet), recorded=False) if size != one_long]
     assert found.size in (one_long, *others)
     assert all(
-        forecast.estimated(found).total_bytes >= forecast.estimated(replace(found, size=size)).total_bytes
+        check_memory.estimated(found).total_bytes >= check_memory.estimated(replace(found, size=size)).total_bytes
         for size in (one_long, *others)
     )
 
 
 def test_a_budget_of_a_million_frames_is_looked_at_in_seconds(bench):
     started = time.perf_counter()
-    found = forecast.estimated(prospect_of(job(bench, frames_per_batch=1_000_000)))
+    found = check_memory.estimated(prospect_of(job(bench, frames_per_batch=1_000_000)))
     assert found.activation_bytes > 20 * GIB
     assert time.perf_counter() - started < 20
 
@@ -186,21 +186,21 @@ def test_nothing_is_said_or_refused_where_no_step_is_left(bench, monkeypatch):
 
 def test_batches_that_wait_on_a_host_too_small_for_them_are_refused_whatever_the_device(bench, monkeypatch):
     wanted = prospect_of(job(bench, gradient_accumulation=1000))
-    on_cuda = replace(wanted, device=forecast.torch.device("cuda"))
-    monkeypatch.setattr(forecast, "host_bytes", lambda: MIB)
+    on_cuda = replace(wanted, device=check_memory.torch.device("cuda"))
+    monkeypatch.setattr(check_memory, "host_bytes", lambda: MIB)
     with pytest.raises(MemoryShort, match=r"the host has 1 MiB left.*\n.*--gradient-accumulation \d+"):
-        forecast.refuse_full_host(on_cuda)
-    monkeypatch.setattr(forecast, "host_bytes", lambda: GIB)
-    forecast.refuse_full_host(on_cuda)
+        check_memory.refuse_full_host(on_cuda)
+    monkeypatch.setattr(check_memory, "host_bytes", lambda: GIB)
+    check_memory.refuse_full_host(on_cuda)
 
 
 def test_latents_kept_in_memory_are_counted_where_the_device_shares_it_with_the_host(bench, monkeypatch):
     stored = (12 + 20 + 7) * CHANNELS * 4
     assert prospect_of(job(bench)).clips_bytes == stored
-    monkeypatch.setattr(forecast, "REMEMBERED_BYTES", stored - 1)
+    monkeypatch.setattr(check_memory, "REMEMBERED_BYTES", stored - 1)
     assert prospect_of(job(bench)).clips_bytes == stored - 1
-    monkeypatch.setattr(forecast, "usable_dtype", lambda dtype, *rest: dtype)
-    elsewhere = replace(job(bench), device=forecast.torch.device("cuda"))
+    monkeypatch.setattr(check_memory, "usable_dtype", lambda dtype, *rest: dtype)
+    elsewhere = replace(job(bench), device=check_memory.torch.device("cuda"))
     assert prospect_of(elsewhere).clips_bytes == 0
 
 
@@ -210,7 +210,7 @@ def test_audio_is_counted_as_read_ahead_only_where_that_happens(tmp_path, monkey
     assert prospect_of(job(bench)).clips_bytes == both_signs
     asked = replace(bench, resources=Resources(device="cpu", workers=1))
     assert prospect_of(job(asked)).clips_bytes == both_signs + 14 * RATIO * 8
-    monkeypatch.setattr(forecast, "AHEAD_BYTES", 1000)
+    monkeypatch.setattr(check_memory, "AHEAD_BYTES", 1000)
     assert prospect_of(job(asked)).clips_bytes == both_signs + 1000
 
 
@@ -221,8 +221,8 @@ def test_crops_of_long_recordings_are_not_kept_and_are_read_ahead(tmp_path):
 
 def test_what_the_clips_take_is_part_of_the_estimate(bench):
     wanted = prospect_of(job(bench))
-    without = forecast.estimated(replace(wanted, clips_bytes=0)).total_bytes
-    estimate = forecast.estimated(replace(wanted, clips_bytes=GIB))
+    without = check_memory.estimated(replace(wanted, clips_bytes=0)).total_bytes
+    estimate = check_memory.estimated(replace(wanted, clips_bytes=GIB))
     assert estimate.total_bytes == without + GIB
     assert "clips 1.0 GiB" in estimate.parts()
 
@@ -232,7 +232,7 @@ def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
     wanted = prospect_of(job(bench, frames_per_batch=20))
     assert wanted.clip_samples == 9 * RATIO
     assert wanted.size.num_clips * wanted.size.num_frames <= 20 and wanted.size.num_frames <= 9
-    estimate = forecast.estimated(wanted)
+    estimate = check_memory.estimated(wanted)
     assert estimate.encoding_bytes > 0
     assert "autoencoder" in line(estimate, wanted, None, 4)
 
@@ -250,7 +250,7 @@ def test_time_is_said_as_a_clock_shows_it(each, steps, words):
 
 
 def test_what_the_time_is_without_is_said(bench):
-    wanted = replace(prospect_of(job(bench)), device=forecast.torch.device("cuda"), clip_samples=5)
+    wanted = replace(prospect_of(job(bench)), device=check_memory.torch.device("cuda"), clip_samples=5)
     estimate = Estimate(
         weights_bytes=3 * GIB,
         adapter_bytes=GIB // 2,

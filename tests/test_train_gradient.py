@@ -12,9 +12,9 @@ from cache.manifest import read_rows
 from stages import catalogue
 from stages.adapters import adapter_file
 from stages.errors import PackageMissing, Stopped
-from stages.train.layers import EVERY, LayerRow, group_names, group_of, norms
-from stages.train.metrics import ClipRow, StepRow
-from stages.train.optimizer import Optimizer, alone
+from stages.train.optim.optimizer import Optimizer, alone
+from stages.train.record.layer_norms import EVERY, LayerRow, group_names, group_of, norms
+from stages.train.record.metrics import ClipRow, StepRow
 from tests.small_training import Bench
 from tests.test_train_optimizer import loss_of, parameters, params, same, values
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.lengths import (
+from stages.train.dataset.length_buckets import (
     LEAST_RATIO,
     MOST_LENGTHS,
     SHORTEST,
@@ -18,7 +18,7 @@ from stages.train.lengths import (
     bucket_lengths,
     lengthened,
 )
-from stages.train.network import batch_losses
+from stages.train.model.network import batch_losses
 from tests.small_networks import config
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.draws import Chance
-from stages.train.masks import KINDS, causal, full, inpainting_mask, segments, span_lengths, spans
+from stages.train.dataset.inpainting_masks import KINDS, causal, full, inpainting_mask, segments, span_lengths, spans
+from stages.train.rng import Chance
 
 STEPS = st.integers(0, 10_000)
 FRAMES = st.integers(1, 200)

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
-from stages.train.examples import Examples
-from stages.train.metrics import History, window_means
-from stages.train.repeatable import repeatable
+from stages.train.dataset.examples import Examples
+from stages.train.determinism import repeatable
+from stages.train.model.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
+from stages.train.record.metrics import History, window_means
 from stages.train.stage import TrainParams
 from tests.test_train_batches import CountedClips, prompts_of
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from stages.adapters.attach import attach
-from stages.models._weights import load_conditioner, load_denoiser
+from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
-from stages.train.batches import Batch
-from stages.train.network import Network, batch_losses, loss_scale
+from stages.train.dataset.batch import Batch
+from stages.train.model.network import Network, batch_losses, loss_scale
 from tests.small_training import weights
 
 

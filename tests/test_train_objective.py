@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.train.objective import losses, noised, velocity
+from stages.train.model.rectified_flow import losses, noised, velocity
 
 
 def example(batch=2, channels=3, frames=4):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.train.optimizer import Optimizer
+from stages.train.optim.optimizer import Optimizer
 from stages.train.stage import TrainParams
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.draws import Chance
-from stages.train.order import ByFrames, BySize, Epoch, cuts, order_of, shuffled, zigzag
+from stages.train.dataset.sampler import ByFrames, BySize, Epoch, cuts, order_of, shuffled, zigzag
+from stages.train.rng import Chance
 from stages.train.stage import TrainParams
 from tests.test_train_batches import CountedClips
 

@@ -12,12 +12,12 @@ from cache.manifest import read_rows
 from stages.adapters import adapter_file
 from stages.contract import Inputs
 from stages.errors import AdapterMismatch
-from stages.train import results
 from stages.train import run as training
 from stages.train.job import Job
-from stages.train.metrics import ClipRow, StepRow
-from stages.train.readback import apart
-from stages.train.start import new_training
+from stages.train.output import results
+from stages.train.output.readback import apart
+from stages.train.record.metrics import ClipRow, StepRow
+from stages.train.setup import new_training
 from tests.small_training import DIGESTS, Bench, params, weights
 
 

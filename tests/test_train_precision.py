@@ -15,13 +15,13 @@ from stages.adapters.layer import matrix_of
 from stages.adapters.singular_vectors import singular_vectors
 from stages.catalogue import adapter_kinds
 from stages.contract import Inputs, Resources, Weights, Workspace
-from stages.models._folder import open_folder
-from stages.models._weights import load_conditioner, load_denoiser
+from stages.models.checkpoint_folder import open_folder
+from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
-from stages.train.batches import Batch
-from stages.train.examples import Examples, examples_of
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.examples import Examples, examples_of
 from stages.train.job import Job
-from stages.train.network import Network, batch_losses, loss_scale
+from stages.train.model.network import Network, batch_losses, loss_scale
 from stages.train.stage import TrainParams
 from tests.benchmarks.bench_step0 import TINY, moved, networks, ours, relative, rounded_weights, velocity_BCT
 from tests.golden.make_cached_artifact import FAMILY, copied

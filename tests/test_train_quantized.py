@@ -12,13 +12,13 @@ from stages.adapters import singular_vectors
 from stages.adapters.adapter_file import read
 from stages.contract import Inputs
 from stages.errors import PackageMissing
-from stages.models import _quantized
-from stages.models._quantized import quantization_of
-from stages.train import base
-from stages.train.evaluation import evaluate
-from stages.train.examples import examples_of
+from stages.models import quantized_linear
+from stages.models.quantized_linear import quantization_of
+from stages.train.dataset.examples import examples_of
 from stages.train.job import Job
-from stages.train.start import new_network
+from stages.train.model import frozen_base
+from stages.train.model.evaluation import evaluate
+from stages.train.setup import new_network
 from tests.small_training import Bench, params, weights
 
 KINDS = ["dora-rows", "bora-xs"]
@@ -88,7 +88,7 @@ def alive(monkeypatch) -> list[int]:
     """How many earlier bases are still in memory whenever one is loaded."""
     found: list[int] = []
     loaded: list[weakref.ref[torch.nn.Module]] = []
-    real = base.load_denoiser
+    real = frozen_base.load_denoiser
 
     def counted(*rest):
         found.append(sum(earlier() is not None for earlier in loaded))
@@ -96,7 +96,7 @@ def alive(monkeypatch) -> list[int]:
         loaded.append(weakref.ref(denoiser))
         return denoiser
 
-    monkeypatch.setattr(base, "load_denoiser", counted)
+    monkeypatch.setattr(frozen_base, "load_denoiser", counted)
     return found
 
 
@@ -147,11 +147,11 @@ def test_the_network_is_really_stored_small_and_computed_layer_by_layer(bench):
 
 
 def test_without_the_extra_a_training_ends_before_it_begins(bench, monkeypatch):
-    monkeypatch.setattr(_quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
     with pytest.raises(PackageMissing, match=r"base_quantization int8 needs the package torchao"):
         bench.train(base_quantization="int8")
     assert not list(bench.directory.glob("*.safetensors"))
 
 
 def test_the_package_is_looked_for_by_the_name_it_is_imported_by():
-    assert util.find_spec(_quantized.PACKAGE) is not None
+    assert util.find_spec(quantized_linear.PACKAGE) is not None

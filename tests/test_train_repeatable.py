@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from stages.train import rounding, run
-from stages.train.evaluation import evaluate
-from stages.train.repeatable import repeatable
+from stages.train import run
+from stages.train.determinism import repeatable
+from stages.train.model.evaluation import evaluate
+from stages.train.output import quantization_loss
 from tests.small_training import Bench
 
 CUDA, MPS, CPU = (torch.device(name) for name in ("cuda", "mps", "cpu"))
@@ -87,7 +88,7 @@ def test_every_evaluation_uses_the_kernels_that_training_uses(tmp_path, monkeypa
         inside.append(depth[0])
         return evaluate(*rest)
 
-    for module in (run, rounding):
+    for module in (run, quantization_loss):
         monkeypatch.setattr(module, "repeatable", counted)
         monkeypatch.setattr(module, "evaluate", evaluated)
     Bench.of_latents(tmp_path).train(number_of_steps=1, base_quantization="int8", ema_decay=0.5)

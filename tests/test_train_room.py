@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stages.errors import DeviceFullBeside
-from stages.models._device import is_out_of_memory
-from stages.train import room
-from stages.train.room import free_bytes, host_bytes, room_for
+from stages.models.device import is_out_of_memory, room_for
+from stages.train.forecast.check_memory import free_memory
+from stages.train.forecast.free_memory import free_bytes, host_bytes
 
 GIB = 1 << 30
 AVAILABLE = 8 * GIB
@@ -78,7 +78,7 @@ def test_a_group_over_its_limit_has_nothing_left(machine):
 def test_where_linux_tells_nothing_it_is_half_of_the_machine_or_unknown(tmp_path, monkeypatch):
     found = host_bytes(tmp_path / "proc", tmp_path / "cgroup")
     assert found is not None and found > 0
-    monkeypatch.delattr(room.os, "sysconf")
+    monkeypatch.delattr(free_memory.os, "sysconf")
     assert host_bytes(tmp_path / "proc", tmp_path / "cgroup") is None
 
 

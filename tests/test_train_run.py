@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from cache.manifest import read_rows
 from stages.contract import Resources
 from stages.errors import DeviceFull, LossNotFinite, NetworkNotSupported
-from stages.train import clips, examples, job, prompts, run, stretches
-from stages.train.evaluation import TIMESTEPS, Evaluation
-from stages.train.metrics import ClipRow
+from stages.train import job, run
+from stages.train.dataset import clips, examples, prompt_embeddings, sample_ranges
+from stages.train.model.evaluation import TIMESTEPS, Evaluation
+from stages.train.record.metrics import ClipRow
 from tests.small_training import Bench, encoded, random_hidden, random_latents, weights
 
 
@@ -120,7 +121,7 @@ def test_a_batch_larger_than_the_dataset_trains(bench):
     ],
 )
 def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path, changes):
-    from stages.models._weights import load_autoencoder, load_text_encoder
+    from stages.models.load_weights import load_autoencoder, load_text_encoder
     from stages.prepared import read_prepared
 
     live = Bench.of_audio(tmp_path, (30_000, 52_000, 20_000), window_samples=60_000)
@@ -143,7 +144,7 @@ def test_training_from_the_cache_opens_neither_autoencoder_nor_text_encoder(benc
         raise AssertionError("opened")
 
     monkeypatch.setattr(examples, "load_autoencoder", refuse)
-    monkeypatch.setattr(prompts, "load_text_encoder", refuse)
+    monkeypatch.setattr(prompt_embeddings, "load_text_encoder", refuse)
     bench.train()
     assert bench.config["steps_done"] == 4
 
@@ -152,7 +153,7 @@ def test_training_from_the_cache_opens_neither_autoencoder_nor_text_encoder(benc
 def embedded(monkeypatch):
     """Texts given to the text encoder."""
     texts = []
-    load = prompts.load_text_encoder
+    load = prompt_embeddings.load_text_encoder
 
     class Counted:
         def __init__(self, *options):
@@ -162,7 +163,7 @@ def embedded(monkeypatch):
             texts.extend(group)
             return self.encoder.hidden_states(group)
 
-    monkeypatch.setattr(prompts, "load_text_encoder", Counted)
+    monkeypatch.setattr(prompt_embeddings, "load_text_encoder", Counted)
     return texts
 
 
@@ -172,20 +173,22 @@ def test_each_prompt_goes_through_the_text_encoder_once(tmp_path, embedded):
 
 
 def test_a_prompt_that_several_clips_share_is_embedded_once(embedded):
-    found = prompts.embedded_prompts(["rain", "wind", "rain"], weights(), torch.device("cpu"))
+    found = prompt_embeddings.embedded_prompts(["rain", "wind", "rain"], weights(), torch.device("cpu"))
     assert embedded == ["rain", "wind"]
     assert [states.dtype for states in found.of(["rain", "rain", "wind"])] == [torch.float32] * 3
 
 
 def test_audio_that_fits_the_window_is_encoded_once_per_sign(tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr(stretches, "read_prepared", lambda *a: reads.append(a) or np.zeros((2, a[2] - a[1]), "float32"))
+    monkeypatch.setattr(
+        sample_ranges, "read_prepared", lambda *a: reads.append(a) or np.zeros((2, a[2] - a[1]), "float32")
+    )
     Bench.of_audio(tmp_path, (20_000,)).train(number_of_steps=20)
     assert len(reads) == 2
 
 
 def test_a_step_that_does_not_fit_the_device_says_what_to_lower(bench, monkeypatch):
-    from stages.train.loop import Training
+    from stages.train.training import Training
 
     advance = Training.advance
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.schedule import average_weight, learning_rate
+from stages.train.optim.lr_schedule import average_weight, learning_rate
 from stages.train.stage import SCHEDULES, TrainParams
 
 

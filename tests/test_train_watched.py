@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from stages.errors import Stopped
-from stages.train import watched as module
-from stages.train.stepper import Stepper
-from stages.train.watched import Interrupted, watched
+from stages.train.cuda_graph import interruptible as module
+from stages.train.cuda_graph.interruptible import Interrupted, watched
+from stages.train.cuda_graph.stepper import Stepper
 from tests.small_training import Bench
 
 LONG = 30.0

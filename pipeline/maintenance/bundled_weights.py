@@ -9,7 +9,7 @@ from typing import Any
 
 from stages import catalogue
 from stages.errors import WeightsNotFound
-from stages.models._folder import file_digest
+from stages.models.checkpoint_folder import file_digest
 
 ASIDE = "verify-"
 """How the folder begins that holds weights made to be compared."""
@@ -30,7 +30,7 @@ def shipped_faults(folder: Path) -> str:
 
 
 def _family(folder_name: str) -> Any:
-    families = [catalogue.load("models", name) for name in catalogue.names("models")]
+    families = [catalogue.load("models.families", name) for name in catalogue.names("models.families")]
     made_here = [family for family in families if hasattr(family, "folder_name")]
     return next((family for family in made_here if family.folder_name() == folder_name), None)
 

@@ -107,7 +107,7 @@ def devices() -> Iterator[tuple[str, str, str]]:
     except (ImportError, OSError) as error:
         yield "torch", BAD, f"cannot be loaded ({error}); run `make setup`"
         return
-    from stages.models._device import slow_on  # deferred: needs torch
+    from stages.models.device import slow_on  # deferred: needs torch
 
     slow = slow_on(torch.device("cpu"), torch.bfloat16)
     arithmetic = "no bf16 arithmetic: --base-precision fp32 is faster" if slow else "bf16"

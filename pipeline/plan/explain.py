@@ -24,9 +24,10 @@ from pipeline.request.resolve import Found
 from stages.contract import Member, Weights
 from stages.encode.stage import STAGE as ENCODE
 from stages.encode.stage import EncodeParams, item_key, prompt_key
-from stages.ingest.archive import forget_open_archives
-from stages.ingest.captions import READABLE, pair, stem, suffix
-from stages.ingest.prompts import read_prompts
+from stages.ingest.captions.pairing import pair
+from stages.ingest.captions.prompts import read_prompts
+from stages.ingest.file_types import READABLE, stem, suffix
+from stages.ingest.source.archive import forget_open_archives
 from stages.ingest.stage import audio_params, prepared_place
 from stages.records import Clip
 

@@ -17,7 +17,7 @@ from pipeline.plan.stage_run import Plan, StageRun, State, scratch_of
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import Found
 from stages.contract import Stage
-from stages.ingest.settled import settled
+from stages.ingest.effective_limits import settled
 from stages.words import counted
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
@@ -47,7 +47,7 @@ def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
     """How many of the clips have no latents in the store yet, by content."""
     from cache.registry import Registry
     from stages.encode.stage import item_key
-    from stages.ingest.captions import READABLE, suffix
+    from stages.ingest.file_types import READABLE, suffix
     from stages.ingest.stage import audio_params
 
     audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]

@@ -17,7 +17,7 @@ from pipeline.request.download import Fetch, Wanted
 from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
 from pipeline.request.recipe import Recipe
 from stages.errors import SourceUnreadable
-from stages.ingest.archive import opened_zip
+from stages.ingest.source.archive import opened_zip
 
 Place = tuple[Path | None, str]
 """The file or folder, or None and why it is not known yet."""

@@ -65,7 +65,9 @@ def check_export(folder: Path | None) -> None:
 
 def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[Path, ...]:
     """Write the artifact as a pre-encoded folder; returns its files."""
-    from stages.encode.exported import export_folder  # deferred: arrays only when there is something to write
+    from stages.encode.pre_encoded.exporting import (
+        export_folder,  # deferred: arrays only when there is something to write
+    )
 
     return tuple(export_folder(artifact, Store(recipe.store).shared, recipe.model, folder, say))
 

@@ -13,7 +13,7 @@ from stages.adapters.kind import kind_named
 from stages.adapters.target_layers import layer_shapes, spec_rank_limit
 from stages.contract import Weights
 from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
-from stages.models._folder import file_metadata, tensor_shapes
+from stages.models.checkpoint_folder import file_metadata, tensor_shapes
 from stages.records import AdapterSpec
 
 

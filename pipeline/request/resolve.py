@@ -17,8 +17,8 @@ from pipeline.request.preflight import check_request
 from pipeline.request.recipe import Recipe
 from stages import catalogue
 from stages.contract import Source, Weights
-from stages.ingest.source import open_source
-from stages.models._folder import open_folder
+from stages.ingest.source.listing import open_source
+from stages.models.checkpoint_folder import open_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
 def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
     family = next(
         module
-        for module in (catalogue.load("models", name) for name in catalogue.names("models"))
+        for module in (catalogue.load("models.families", name) for name in catalogue.names("models.families"))
         if recipe.model in module.MODELS
     )
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()

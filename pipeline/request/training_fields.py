@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from pipeline.request.field import Field
-from stages.ingest.limits import ArchiveLimits
+from stages.ingest.caption_template import template_fault
+from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.stage import LONG_CLIPS, RESAMPLERS
-from stages.ingest.template import template_fault
 from stages.train.stage import MOST_ACCUMULATED, MOST_FRAMES, OPTIMIZERS, QUANTIZATIONS, SCHEDULES
 
 

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from stages.adapters.attach import attach
 from stages.adapters.target_layers import spec_rank_limit
-from stages.models import tiny
-from stages.models._nets.conditioning import Conditioner
-from stages.models._nets.transformer import Denoiser
+from stages.models.families import tiny
+from stages.models.nets.dit.conditioning import Conditioner
+from stages.models.nets.dit.transformer import Denoiser
 from stages.records import AdapterSpec
-from stages.train.batches import Batch
-from stages.train.estimate import Prospect
+from stages.train.dataset.batch import Batch
+from stages.train.forecast.dry_run import Size
+from stages.train.forecast.estimate import Prospect
 from stages.train.job import DTYPES
-from stages.train.layers import group_names
-from stages.train.loop import Training
-from stages.train.metrics import History
-from stages.train.network import Network, stacked_layers
-from stages.train.rehearsal import Size
+from stages.train.model.network import Network, stacked_layers
+from stages.train.record.layer_norms import group_names
+from stages.train.record.metrics import History
+from stages.train.setup import new_optimizer
 from stages.train.stage import TrainParams
-from stages.train.start import new_optimizer
+from stages.train.training import Training
 
 PUBLISHED = Path(__file__).parents[1] / "models" / "published"
 NUM_PROMPT_TOKENS = 24

@@ -22,13 +22,13 @@ import torch
 
 from stages.bench.cases import Case, config_of, new_batch, new_training
 from stages.bench.memory import PeakMemory
-from stages.train.estimate import GIB, Prospect, count_of, estimated
-from stages.train.forecast import known_speed
-from stages.train.lengths import Buckets
-from stages.train.rehearsal import Rehearsed
-from stages.train.repeatable import repeatable
-from stages.train.speed import product_flops, seconds
-from stages.train.stepper import Stepper
+from stages.train.cuda_graph.stepper import Stepper
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.determinism import repeatable
+from stages.train.forecast.check_memory import known_speed
+from stages.train.forecast.device_speed import product_flops, seconds
+from stages.train.forecast.dry_run import Rehearsed
+from stages.train.forecast.estimate import GIB, Prospect, count_of, estimated
 
 BATCHES = 20
 BACKWARD_PRODUCTS, BACKWARD_ATTENTION = 1.0, 2.5

@@ -16,7 +16,7 @@ import torch
 from stages.bench.cases import Case
 from stages.bench.measuring import Place, limit_flops, measure
 from stages.bench.memory import PeakMemory
-from stages.models._device import pick_device, set_threads, usable_dtype
+from stages.models.device import pick_device, set_threads, usable_dtype
 from stages.train.job import DTYPES
 
 COLUMNS = (

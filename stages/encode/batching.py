@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.models._nets.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
 
 MOST_FRAMES = 4096
 """Of a batch, padding included: what keeps a large device busy. More is no faster."""

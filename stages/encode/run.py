@@ -16,17 +16,17 @@ from cache.manifest import read_rows, write_rows
 from cache.shards import formats
 from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.ahead import Ahead, num_readers
 from stages.encode.batching import frames_at_once
-from stages.encode.on_device import OnDevice
-from stages.encode.pieces import Pieces
+from stages.encode.device_batches import OnDevice
+from stages.encode.encode_ahead import Ahead, num_readers
+from stages.encode.partial_shards import Pieces
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
 from stages.errors import LatentsNotFinite, Stopped
-from stages.models._device import DTYPES, pick_device, set_threads, usable_dtype
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.local_fused import kernels_kept_in, use_fused_blocks
-from stages.models._nets.text import TextEncoder
-from stages.models._weights import load_autoencoder, load_text_encoder
+from stages.models.device import DTYPES, pick_device, set_threads, usable_dtype
+from stages.models.load_weights import load_autoencoder, load_text_encoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.fused_blocks import kernels_kept_in, use_fused_blocks
+from stages.models.nets.text_encoder import TextEncoder
 from stages.prepared import read_prepared_into
 from stages.records import Clip, EncodedClip, PromptRow
 

@@ -73,7 +73,7 @@ IMPORT = Stage(
     version=1,
     params=ImportParams,
     inputs=(),
-    entry="stages.encode.imported:import_folder",
+    entry="stages.encode.pre_encoded.importing:import_folder",
     components=("autoencoder", "text_encoder"),
 )
 """The same kind of artifact, from a folder of the reference's pre-encoding tool instead of prepared audio."""

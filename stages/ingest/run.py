@@ -14,14 +14,14 @@ from typing import Any
 from cache.manifest import write_rows
 from stages.contract import Inputs, Member, Outcome, Source, Workspace
 from stages.errors import DatasetFaults, Fault, PackageMissing, SpaceShort, Stopped
-from stages.ingest.archive import forget_open_archives
-from stages.ingest.captions import Pair, Pairing, pair
+from stages.ingest.captions.pairing import Pair, Pairing, pair
+from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
+from stages.ingest.clip_warnings import prepared_notes
+from stages.ingest.eta import Pace
 from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order
-from stages.ingest.limits import within
-from stages.ingest.notes import prepared_notes
-from stages.ingest.pace import Pace
-from stages.ingest.preparing import Job, Prepared, check_length, kept_facts, needed_bytes
-from stages.ingest.prompts import Prompt, read_prompts, unused_captions
+from stages.ingest.prepare_clip import Job, Prepared, check_length, kept_facts, needed_bytes
+from stages.ingest.source.archive import forget_open_archives
+from stages.ingest.source.limits import within
 from stages.ingest.stage import IngestParams, audio_params
 from stages.ingest.window import row, window
 from stages.ingest.workers import results

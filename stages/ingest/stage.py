@@ -9,8 +9,8 @@ from typing import Any
 
 from cache.fingerprint import fingerprint
 from stages.contract import Stage
-from stages.ingest.limits import ArchiveLimits
-from stages.ingest.template import template_fault
+from stages.ingest.caption_template import template_fault
+from stages.ingest.source.limits import ArchiveLimits
 
 AUDIO_VERSION = 2
 """Bump when the same source bytes and params should give other prepared samples."""

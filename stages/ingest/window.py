@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.ingest.prompts import Prompt
+from stages.ingest.captions.prompts import Prompt
 from stages.ingest.stage import IngestParams, prepared_place
 from stages.records import Clip
 
 if TYPE_CHECKING:
-    from stages.ingest.preparing import Prepared
+    from stages.ingest.prepare_clip import Prepared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownEx
 
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
-from stages.ingest.preparing import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
+from stages.ingest.prepare_clip import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
 from stages.processes import begun_deaf, settle_in
 
 Result = tuple[Job, tuple[Prepared, ...] | Fault]

@@ -9,9 +9,9 @@ import torch
 from cache.fingerprint import fingerprint
 from stages import catalogue
 from stages.contract import Artifact, Inputs, Weights, Workspace
-from stages.models._device import pick_device, usable_dtype
+from stages.models.device import pick_device, slow_on, usable_dtype
 from stages.records import ModelSpec
-from stages.train.draws import Chance
+from stages.train.rng import Chance
 from stages.train.stage import STAGE, TrainParams
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -77,3 +77,13 @@ class Job:
     def dtype(self, precision: str) -> torch.dtype:
         """A precision asked for, or the nearest that works on the device, which is then said."""
         return usable_dtype(DTYPES[precision], self.device, self.work.say)
+
+
+def settled_dtype(job: Job, what: str, asked: str) -> torch.dtype:
+    """The dtype of a network, after saying what was asked for and what is used."""
+    dtype = job.dtype(asked)
+    used = precision_of(dtype)
+    job.work.say(f"{what} in {used} (asked for: {asked}){', adapter in fp32' if what == 'base' else ''}")
+    if slow_on(job.device, dtype):
+        job.work.say(f"this processor has no {used} arithmetic: fp32 is faster here, and takes more memory")
+    return dtype

@@ -3,136 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from stages.contract import Workspace
 from stages.errors import DeviceFull, LossNotFinite, Stopped
-from stages.models._device import is_out_of_memory
-from stages.train import checkpoint
-from stages.train.batches import Batch
-from stages.train.checkpoint import Checkpoint
-from stages.train.draws import Chance
-from stages.train.layers import Look, is_due
-from stages.train.lengths import Buckets
-from stages.train.metrics import LOSS_WINDOW, History
-from stages.train.network import Network, batch_losses, loss_scale
-from stages.train.optimizer import Optimizer
-from stages.train.parts import parts_of
-from stages.train.room import room_for
-from stages.train.stage import TrainParams
-from stages.train.stepper import Stepper
-from stages.train.watched import Interrupted
+from stages.models.device import is_out_of_memory, room_for
+from stages.train.cuda_graph.interruptible import Interrupted
+from stages.train.cuda_graph.stepper import Stepper
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.record import checkpoint
+from stages.train.record.metrics import LOSS_WINDOW
+from stages.train.training import Training
 
 QUIET_SECONDS = 10.0
 """Longest time without a progress line, where steps are slow."""
-
-
-@dataclass
-class Training:
-    """A training between two steps."""
-
-    network: Network
-    optimizer: Optimizer
-    history: History
-    params: TrainParams
-    device: torch.device
-    notes: dict[str, Any]
-    """Small JSON values kept in every checkpoint; `seconds` counts the time spent in steps."""
-    step: int = 0
-    """Updates made."""
-
-    def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU."""
-        scale = loss_scale(batch, self.network.denoiser.dtype)
-        parts = parts_of(batch, paired=self.params.optimal_transport)
-        with self.looked_at():
-            self.optimizer.clear()
-            found = [self.learn(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
-            norm = self.optimizer.finish(torch.stack([loss for _, loss in found]).sum(), scale)
-        self.history.note(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
-        self.step += 1
-
-    def learn(self, part: Batch, share: float, scale: float) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a part of the step's clips; returns their figures (3, B) and their share of the loss.
-
-        Every part has the same dropout masks, as the clips of one batch have.
-        """
-        with adapter_dropout(self.params, self.step, self.device):
-            self.use_masks()
-            # The backward too: a block computed again in it finds the weights that it was computed with.
-            with self.network.ready():
-                loss, figures_3B = self.loss_of(part.to(self.device))
-                (loss * (share * scale)).backward()
-        return figures_3B, loss.detach() * share
-
-    def loss_of(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B).
-
-        Args:
-            prompts_BLD: as for `Network.velocity`.
-        """
-        # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
-        # only find pairs that are as near.
-        paired = self.params.optimal_transport and self.params.gradient_accumulation == 1
-        losses = batch_losses(self.network, batch, paired=paired, prompts_BLD=prompts_BLD)
-        total = losses.total(self.params.mask_loss_weight)
-        figures = (batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach())
-        return total, torch.stack(figures)
-
-    @contextmanager
-    def looked_at(self) -> Iterator[None]:
-        """Around an update: looks at the layers, if that is due."""
-        self.optimizer.prepare(self.step)
-        look = Look(self.optimizer) if is_due(self.step) else None
-        yield
-        if look is not None:
-            self.history.note_layers(look.figures())
-
-    def use_masks(self) -> None:
-        """Give stacked layers the dropout masks of this step, drawn on the CPU."""
-        layers = self.network.layers
-        if layers is not None and layers.dropout > 0:
-            layers.use_masks([mask.to(self.device) for mask in layers.masks(self.mask_generator())])
-
-    def mask_generator(self) -> torch.Generator:
-        """Where the dropout masks of the next step come from."""
-        return Chance(self.params.seed).torch_at("adapter dropout", self.step)
-
-    def as_checkpoint(self) -> Checkpoint:
-        """All of it, on the CPU."""
-        return Checkpoint(
-            step=self.step,
-            adapter=self.network.adapter.state(),
-            optimizer=self.optimizer.state(),
-            history=self.history.saved(),
-            notes=dict(self.notes),
-        )
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
-        self.network.adapter.load(saved.adapter, f"checkpoint of step {saved.step}")
-        self.optimizer.load(saved.optimizer)
-        self.history = History.of(saved.history)
-        self.notes = dict(saved.notes)
-        self.step = saved.step
-
-
-@contextmanager
-def adapter_dropout(params: TrainParams, step: int, device: torch.device) -> Iterator[None]:
-    """Adapters draw dropout masks from torch's global generators: seed those for one step, and put them back."""
-    if params.adapter_dropout == 0:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(Chance(params.seed).torch_at("adapter dropout", step).initial_seed())
-        yield
 
 
 @dataclass

@@ -9,25 +9,25 @@ from typing import Any
 
 from stages.adapters.singular_vectors import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
-from stages.models._device import set_threads, training_threads
-from stages.models._quantized import quantization_of
-from stages.train.ahead import Ahead
-from stages.train.config import Summary, configuration
-from stages.train.evaluation import Evaluation, evaluate, fixed_batches
-from stages.train.examples import Examples, examples_of
-from stages.train.export import metadata_of
-from stages.train.forecast import foreseen
+from stages.models.device import room_for, set_threads, training_threads
+from stages.models.quantized_linear import quantization_of
+from stages.train.dataset.audio_prefetch import Ahead
+from stages.train.dataset.examples import Examples, examples_of
+from stages.train.dataset.length_buckets import buckets_of
+from stages.train.determinism import repeatable
+from stages.train.forecast.check_memory import foreseen
 from stages.train.job import Job, precision_of
-from stages.train.lengths import buckets_of
-from stages.train.loop import Fit, Training
-from stages.train.readback import check_outputs
-from stages.train.repeatable import repeatable
-from stages.train.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
-from stages.train.room import room_for
-from stages.train.rounding import UNQUANTIZED, rounding_line, unquantized_loss
-from stages.train.rules import PRODIGY_UNIT
+from stages.train.loop import Fit
+from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
+from stages.train.optim.update_rules import PRODIGY_UNIT
+from stages.train.output.adapter_files import metadata_of
+from stages.train.output.config_json import Summary, configuration
+from stages.train.output.quantization_loss import UNQUANTIZED, rounding_line, unquantized_loss
+from stages.train.output.readback import check_outputs
+from stages.train.output.results import keep_last_checkpoint, leave_adapters, leave_config, leave_tables
+from stages.train.setup import new_training, newest_checkpoint, num_parameters, rank_limit
 from stages.train.stage import TrainParams
-from stages.train.start import new_training, newest_checkpoint, num_parameters, rank_limit
+from stages.train.training import Training
 
 _FACTS = (
     *("steps_done", "final_loss", "best_loss", "best_loss_step", "loss_before", "loss_after", "loss_after_ema"),

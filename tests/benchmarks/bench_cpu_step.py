@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stages.adapters.layer import AdaptedLayer
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.loop import Training
+from stages.train.training import Training
 from tests.dense_adapters import dense
 from tests.measured_memory import network_config
 

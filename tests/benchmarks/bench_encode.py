@@ -33,12 +33,12 @@ from stages.encode.batching import batches_of, frames_at_once
 from stages.encode.run import encode
 from stages.encode.stage import EncodeParams
 from stages.ingest.run import ingest
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.ingest.stage import IngestParams
-from stages.models import tiny
-from stages.models._nets.autoencoder import Autoencoder
-from stages.models._nets.local_fused import use_fused_blocks
-from stages.models._weights import AUTOENCODER, load_autoencoder
+from stages.models.families import tiny
+from stages.models.load_weights import AUTOENCODER, load_autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.autoencoder.fused_blocks import use_fused_blocks
 
 RATE = 44100
 PUBLISHED = Path(__file__).parents[2] / "stages" / "models" / "published"

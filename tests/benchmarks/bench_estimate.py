@@ -21,8 +21,8 @@ import torch
 
 from stages.bench.cases import Case, new_batch, new_training
 from stages.bench.memory import PeakMemory
-from stages.train.estimate import GIB, estimated
-from stages.train.speed import measured_speed, seconds
+from stages.train.forecast.device_speed import measured_speed, seconds
+from stages.train.forecast.estimate import GIB, estimated
 from tests.measured_memory import Peak, network_config
 
 CPU = torch.device("cpu")

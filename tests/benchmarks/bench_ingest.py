@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from stages.ingest.flac import FlacWindows
-from stages.ingest.resampling import resample
+from stages.ingest.audio.flac_writer import FlacWindows
+from stages.ingest.audio.resample import resample
 from stages.ingest.stage import IngestParams
 from tests.small_datasets import RATE, folder, sound
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import resampy
 
-from stages.ingest.resampling import FILTER, resample
+from stages.ingest.audio.resample import FILTER, resample
 
 TO_HZ = 44100
 FROM_HZ = (48000, 96000, 88200, 32000, 22050, 8000, 192000, 44099)

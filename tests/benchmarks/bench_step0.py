@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from stages.adapters.attach import Adapter, attach
 from stages.catalogue import adapter_kinds
 from stages.contract import Weights
-from stages.models._weights import load_conditioner, load_denoiser
+from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-s"

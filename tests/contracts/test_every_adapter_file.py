@@ -16,7 +16,7 @@ from stages.adapters.adapter_file import CONFIG, write
 from stages.adapters.attach import attach
 from stages.catalogue import adapter_kinds
 from stages.contract import Weights
-from stages.models._weights import load_conditioner, load_denoiser
+from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
 from tests.parity.frame import families
 from tests.small_networks import GOLDEN

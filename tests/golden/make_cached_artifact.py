@@ -24,7 +24,7 @@ from cache.shards import formats
 from stages.contract import Artifact, Inputs, Resources, Workspace
 from stages.encode.run import encode
 from stages.encode.stage import EncodeParams
-from stages.models._folder import open_folder
+from stages.models.checkpoint_folder import open_folder
 from stages.records import Clip
 
 GOLDEN = Path(__file__).parent

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.models._nets.autoencoder import Autoencoder, DecodeNoise
-from stages.models._weights import load_autoencoder
+from stages.models.load_weights import load_autoencoder
+from stages.models.nets.autoencoder.autoencoder import Autoencoder, DecodeNoise
 from tests.parity.frame import Case, Comparison, Family, checks, compare, exact, failure, graded, worst_error
 
 

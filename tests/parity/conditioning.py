@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from stages.models._nets.conditioning import Conditioner, Conditioning
-from stages.models._nets.features import expo_features
-from stages.models._nets.text import TextEncoder
-from stages.models._weights import load_conditioner, load_denoiser, load_text_encoder
+from stages.models.load_weights import load_conditioner, load_denoiser, load_text_encoder
+from stages.models.nets.dit.conditioning import Conditioner, Conditioning
+from stages.models.nets.dit.fourier_features import expo_features
+from stages.models.nets.text_encoder import TextEncoder
 from tests.parity.frame import Case, Comparison, Family, checks, compare, exact
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from cache.shelf import Shelf
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
-from stages.encode.exported import export_folder
-from stages.encode.imported import import_folder
+from stages.encode.pre_encoded.exporting import export_folder
+from stages.encode.pre_encoded.importing import import_folder
 from stages.encode.stage import ImportParams
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.records import ModelSpec
-from stages.train.batches import followed_by_silence
-from stages.train.clips import StoredLatents
+from stages.train.dataset.clips import StoredLatents
+from stages.train.dataset.collate import followed_by_silence
 from tests.parity.frame import Case, Comparison, Family, checks, exact, failure, graded, information, worst_error
 
 NEUTRAL = ("path", "load_time")

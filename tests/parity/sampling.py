@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.models._nets.guidance import Guidance, guided_velocity
-from stages.models._nets.sampling import SAMPLERS, generation_frames, generation_mask, sampling_schedule
+from stages.models.nets.dit.guidance import Guidance, guided_velocity
+from stages.models.nets.dit.samplers import SAMPLERS, generation_frames, generation_mask, sampling_schedule
 from tests.parity.conditioning import conditioner, conditioning
 from tests.parity.frame import Case, Comparison, Family, checks, compare, exact
 from tests.parity.transformer import attending, denoiser, negative_context, value_zeroing_attention

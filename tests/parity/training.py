@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from stages.adapters.attach import Adapter, attach
-from stages.models._nets.attention import masked_attention
+from stages.models.nets.attention.attention import masked_attention
 from stages.records import AdapterSpec
-from stages.train.batches import Batch
-from stages.train.coupling import pairing
-from stages.train.draws import Chance, extensions
-from stages.train.examples import shift_options
-from stages.train.layers import group_names
-from stages.train.loop import Training
-from stages.train.masks import causal, full, inpainting_mask, segments, spans
-from stages.train.metrics import History
-from stages.train.network import Network
-from stages.train.objective import losses, noised, velocity
-from stages.train.optimizer import Optimizer
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.examples import shift_options
+from stages.train.dataset.inpainting_masks import causal, full, inpainting_mask, segments, spans
+from stages.train.dataset.ot_coupling import pairing
+from stages.train.dataset.timesteps import effective_frames, truncated_logistic_normal
+from stages.train.model.network import Network
+from stages.train.model.rectified_flow import losses, noised, velocity
+from stages.train.optim.optimizer import Optimizer
+from stages.train.record.layer_norms import group_names
+from stages.train.record.metrics import History
+from stages.train.rng import Chance, extensions
 from stages.train.stage import TrainParams
-from stages.train.timesteps import effective_frames, truncated_logistic_normal
+from stages.train.training import Training
 from tests.parity.conditioning import conditioner, text_encoder
 from tests.parity.frame import Case, Comparison, Family, checks, compare, compare_group, exact, graded
 from tests.parity.transformer import attending, denoiser, shifted, value_zeroing_attention

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.models._nets.attention import AttentionFunction, masked_attention, replace_attention
-from stages.models._nets.conditioning import Conditioning
-from stages.models._nets.guidance import Guidance, guided_velocity
-from stages.models._nets.sampling import sampling_schedule
-from stages.models._nets.schedule import shifted
-from stages.models._nets.transformer import Denoiser
-from stages.models._weights import load_denoiser
+from stages.models.load_weights import load_denoiser
+from stages.models.nets.attention.attention import masked_attention, replace_attention
+from stages.models.nets.attention.interface import AttentionFunction
+from stages.models.nets.dit.conditioning import Conditioning
+from stages.models.nets.dit.guidance import Guidance, guided_velocity
+from stages.models.nets.dit.samplers import sampling_schedule
+from stages.models.nets.dit.timestep_shift import shifted
+from stages.models.nets.dit.transformer import Denoiser
 from tests.parity.conditioning import conditioner, conditioning, text_encoder
 from tests.parity.frame import Case, Comparison, Family, checks, compare
 

@@ -1,0 +1,150 @@
+"""An encode artifact written as the reference's pre-encoded folder, which its trainer reads as it is.
+
+C latent channels, T frames.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.atomic_files import fsync_directory, fsync_file, write_failed
+from cache.manifest import read_rows
+from cache.shelf import Location, Shelf
+from stages.contract import Artifact
+from stages.encode.pre_encoded.folder import SILENCE
+from stages.records import EncodedClip, ModelSpec
+
+LONGEST_PERIOD = 16
+"""Frames after which latents of silence repeat at the latest: those of one chunk of the autoencoder's attention."""
+
+
+def export_folder(
+    artifact: Artifact, shared: Path, spec: ModelSpec, target: Path, say: Callable[[str], None]
+) -> list[Path]:
+    """Write `.npy` and `.json` per clip, in the artifact's order, and `silence.npy` of the model's native length.
+
+    The folder appears whole or not at all. Times are those of whole recordings to the second, as they are stored;
+    `path` and `relpath` are the clip's name inside the dataset, `load_time` is 0.
+
+    Args:
+        target: does not exist yet, or is empty.
+
+    Returns:
+        The files, sorted by name.
+
+    Raises:
+        WriteFailed: the disk is full, or the folder is not empty or refuses.
+        ItemNotFound, ShardDamaged: the store lacks latents of the artifact.
+    """
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, content in _files(artifact, shared, spec, say):
+            _write(aside / name, content)
+        if target.is_dir():
+            target.rmdir()  # fails unless empty; some systems rename onto no folder at all
+        aside.rename(target)
+        fsync_directory(target.parent)
+    except OSError as error:
+        raise write_failed(target, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return sorted(target.iterdir())
+
+
+def _files(
+    artifact: Artifact, shared: Path, spec: ModelSpec, say: Callable[[str], None]
+) -> Iterator[tuple[str, np.ndarray | dict[str, Any]]]:
+    """(name, latents or metadata) of every file."""
+    shelf = Shelf(shared / "latents", artifact.facts["latent_format"], say)
+    if artifact.facts["latent_dtype"] != "float32":
+        say(f"latents are stored as {artifact.facts['latent_dtype']}, and exported as such in float32 files")
+    rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
+    for number, row in enumerate(rows):
+        latents_CT = _latents(shelf, _location(vars_of(row)))
+        yield f"{number:06d}0000.npy", latents_CT
+        yield f"{number:06d}0000.json", metadata_of(row, spec)
+    longest = max([spec.num_frames(spec.native_samples), *(row.num_frames for row in rows)])
+    silence_CT = _latents(shelf, _location(artifact.facts["silence"]))
+    yield SILENCE, going_on(silence_CT, longest, say)[None]
+
+
+def vars_of(row: EncodedClip) -> dict[str, Any]:
+    """The fields that say where a clip's latents lie."""
+    return {name: getattr(row, name) for name in ("item_key", "shard", "row", "num_frames", "checksum")}
+
+
+def _location(record: Any) -> Location:
+    return Location(**{name: record[name] for name in ("item_key", "shard", "row", "num_frames", "checksum")})
+
+
+def _latents(shelf: Shelf, location: Location) -> np.ndarray:
+    """(C, T) float32."""
+    return np.ascontiguousarray(shelf.read(location).T, dtype=np.float32)
+
+
+def metadata_of(row: EncodedClip, spec: ModelSpec) -> dict[str, Any]:
+    """The fields of the reference's tool, in its order."""
+    return {
+        "path": row.clip_id,
+        "relpath": row.clip_id,
+        "timestamps": list(timestamps(row, spec)),
+        "seconds_start": row.seconds_start,
+        "seconds_total": row.seconds_total,
+        "padding_mask": [1] * row.num_valid_frames + [0] * (row.num_frames - row.num_valid_frames),
+        "sample_rate": spec.sample_rate_hz,
+        "load_time": 0.0,
+        "prompt": row.prompt,
+    }
+
+
+def timestamps(row: EncodedClip, spec: ModelSpec) -> tuple[float, float]:
+    """Where the clip lies in its recording, both in parts of its length; 0 and 1 for a whole one."""
+    length_seconds = row.num_valid_frames * spec.downsampling_ratio / spec.sample_rate_hz
+    end_seconds = row.seconds_start + length_seconds
+    # Lengths are known in whole seconds, rounded up.
+    end = 1.0 if end_seconds > row.seconds_total - 1 else end_seconds / row.seconds_total
+    return row.seconds_start / row.seconds_total, end
+
+
+def going_on(silence_CT: np.ndarray, num_frames: int, say: Callable[[str], None]) -> np.ndarray:
+    """(C, num_frames): silence for as long as asked, by its own period; shorter, and said, where it has none.
+
+    Silence settles within a few frames: to one frame with windowed attention, to the frames of a chunk with chunks.
+    """
+    stored = silence_CT.shape[1]
+    found = period(silence_CT)
+    if found is None and stored < num_frames:
+        say(f"silence.npy holds the {stored} frames of the artifact only: their end does not repeat itself")
+        return silence_CT
+    frames = np.arange(max(stored, num_frames))
+    beyond = frames >= stored
+    frames[beyond] = stored - (found or 1) + (frames[beyond] - stored) % (found or 1)
+    return np.ascontiguousarray(silence_CT[:, frames])
+
+
+def period(silence_CT: np.ndarray) -> int | None:
+    """After how many frames the end of silence repeats itself, to the storage precision; None if it does not."""
+    rounding = 2e-3 * float(np.abs(silence_CT).max())
+    tail = silence_CT.shape[1] // 2
+    for frames in range(1, min(LONGEST_PERIOD, tail) + 1):
+        before = silence_CT[:, -tail - frames : -frames]
+        if before.shape[1] == tail and np.abs(silence_CT[:, -tail:] - before).max() <= rounding:
+            return frames
+    return None
+
+
+def _write(file: Path, content: np.ndarray | dict[str, Any]) -> None:
+    if isinstance(content, np.ndarray):
+        with file.open("wb") as stream:
+            np.save(stream, content)
+    else:
+        file.write_text(json.dumps(content), encoding="utf-8")
+    fsync_file(file)

@@ -1,0 +1,211 @@
+"""Latents that the reference's pre-encoding tool made, read into an artifact like those of our own encoding.
+
+Such a folder does not say which autoencoder made it, and two autoencoders may have as many channels. What it does hold
+is that autoencoder's silence: it is compared with our own encoding of silence, and a folder whose silence is plainly
+another one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cache.manifest import write_rows
+from cache.shelf import Location, Shelf
+from stages.contract import Inputs, Outcome, Weights, Workspace
+from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, Unfit, digest_of, read_folder
+from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task, width_of
+from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
+from stages.errors import DatasetFaults, Fault
+from stages.models.device import set_threads
+from stages.records import EncodedClip, PromptRow
+
+ANOTHER_AUTOENCODER = 0.5
+"""Relative difference of silence above which latents are refused. Measured on small networks: 0.002 by new-token noise,
+0.004 by a short silence.npy with nothing behind its last frame, 0.008 by bf16 arithmetic; above 1 by other weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One item of latents to be stored."""
+
+    key: str
+    clip_id: str
+    num_frames: int
+    frames: Callable[[], np.ndarray]
+    """(T, C) float32. Raises: Unfit."""
+    is_clip: bool = True
+
+
+def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outcome:
+    """Take over the latents of a pre-encoded folder; prompts are embedded here, as for our own latents.
+
+    Items are named by their values: the same latents in two folders are stored once.
+
+    Raises:
+        DatasetFaults: naming every file of the folder that is not as it should be.
+        Stopped: asked to, between two clips.
+    """
+    set_threads(work.resources.threads)
+    source, weights = inputs.source, inputs.weights
+    assert source is not None and weights is not None, "the runner hands an import its folder and its weights"
+    folder = read_folder(source, shape_of(weights, params))
+    difference = silence_difference(folder, params, weights, work)
+    silence_TC = checked_silence(folder, params, difference)
+    for note in [*(f"left out: {one.member}: {one.msg}" for one in folder.faults), *folder.notes]:
+        work.say(note)
+    silence, *clips = tasks_of(folder, silence_TC, params)
+    located = stored([silence, *clips], params, weights, work)
+    shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
+    prompts = encoded_prompts(shelf, (clip.prompt for clip in folder.clips), weights, work)
+    key_of = prompt_keys(weights)
+    places = [located[task.key] for task in clips]
+    rows = [row_of(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
+    write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
+    write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
+    read = window(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
+    made = facts(params, read, rows, located[silence.key], set(), prompts.num_encoded, weights)
+    return Outcome(facts=made | {"origin": origin(source.fingerprint, folder, difference, weights)})
+
+
+def shape_of(weights: Weights, params: ImportParams) -> Shape:
+    """What latents of this model look like."""
+    rate = int(weights.config["sample_rate"])
+    return Shape(model=params.model, channels=width_of(weights), sample_rate_hz=rate, dtype=params.latent_dtype)
+
+
+def checked_silence(folder: Folder, params: ImportParams, difference: float | None) -> np.ndarray:
+    """The folder's silence, (T, C), once nothing is wrong that --skip-bad may not leave out.
+
+    Raises:
+        DatasetFaults: everything that is wrong.
+    """
+    whole = [Fault(member="", type=type, msg=msg) for type, msg in _faults_of_all(folder, params, difference)]
+    if whole or folder.silence_TC is None or (folder.faults and not params.skip_bad):
+        raise DatasetFaults(whole + folder.faults)
+    return folder.silence_TC
+
+
+def _faults_of_all(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
+    """(type, message) of what is wrong with the folder as a whole."""
+    found = []
+    of_clips = [fault for fault in folder.faults if fault.member != SILENCE]
+    if not folder.clips and not of_clips:
+        found.append(("too_few_clips", "it holds no .npy of a clip; give the folder the pre-encoding tool wrote"))
+    elif not folder.clips and params.skip_bad:
+        found.append(("too_few_clips", "no clip of it can be used"))
+    if len(folder.clips) > params.max_clips:
+        found.append(("too_many_clips", f"it holds {len(folder.clips)} clips; raise --max-clips ({params.max_clips})"))
+    if difference is not None and difference > ANOTHER_AUTOENCODER:
+        said = f"its silence differs from that of {params.model}'s autoencoder by {difference:.0%}: another made it"
+        found.append(("autoencoder_differs", f"{said}. Choose the model it was made for, or encode the clips again"))
+    return found
+
+
+def silence_difference(folder: Folder, params: ImportParams, weights: Weights, work: Workspace) -> float | None:
+    """Norm of (their silence - ours) over the norm of ours, over the frames both have; None without their silence."""
+    if folder.silence_TC is None:
+        return None
+    alike = EncodeParams(model=params.model, latent_format=params.latent_format, latent_dtype="float32")
+    task, shelf = silence_task(alike, weights), Shelf(work.shared / "latents", params.latent_format, work.say)
+    located, _ = encoded_items(shelf, [task], alike, weights, work)
+    num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))
+    ours_TC = shelf.read(located[task.key], 0, num_frames).astype(np.float64)
+    difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - ours_TC) / np.linalg.norm(ours_TC))
+    work.say(
+        f"the folder does not say which autoencoder made it; its silence differs from that of {params.model}'s by "
+        f"{difference:.2%}"
+    )
+    return difference
+
+
+def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> list[Task]:
+    """Silence, then every clip."""
+
+    def task(clip_id: str, digest: str, num_frames: int, frames: Callable[[], np.ndarray]) -> Task:
+        key = imported_key(digest, params.latent_dtype)
+        return Task(key=key, clip_id=clip_id, num_frames=num_frames, frames=frames)
+
+    silence = task("silence", digest_of(silence_TC), len(silence_TC), lambda: silence_TC)
+    return [
+        replace(silence, is_clip=False),
+        *(task(clip.clip_id, clip.digest, clip.num_frames, clip.frames) for clip in folder.clips),
+    ]
+
+
+def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:
+    """Where every task's latents lie, once those the store does not hold are sealed."""
+    shelf = Shelf(work.shared / "latents", params.latent_format, work.say)
+    located = shelf.locate(task.key for task in tasks)
+    pending = list({task.key: task for task in tasks if task.key not in located}.values())
+    dtype = np.dtype(params.latent_dtype)
+    sizes = [task.num_frames * width_of(weights) * dtype.itemsize for task in pending]
+
+    def frames(task: Task) -> np.ndarray:
+        try:
+            return task.frames().astype(dtype)
+        except Unfit as unfit:
+            raise DatasetFaults([Fault(member=task.clip_id, type=unfit.type, msg=unfit.msg)]) from unfit
+
+    return located | sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work)
+
+
+def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:
+    """What a stranger needs to read a shard of imported latents."""
+    config = weights.config["model"]["pretransform"]["config"]
+    return {
+        "layout": "frames, channels",
+        "dtype": params.latent_dtype,
+        "sample_rate_hz": str(weights.config["sample_rate"]),
+        "downsampling_ratio": str(config["downsampling_ratio"]),
+        "autoencoder": "not known: imported",
+    }
+
+
+def row_of(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip:
+    """One line of manifest.parquet."""
+    return EncodedClip(
+        clip_id=clip.clip_id,
+        item_key=location.item_key,
+        prompt_key=prompt_key,
+        shard=location.shard,
+        row=location.row,
+        num_frames=location.num_frames,
+        num_valid_frames=location.num_frames,
+        seconds_start=clip.seconds_start,
+        seconds_total=clip.seconds_total,
+        prompt=clip.prompt,
+        checksum=location.checksum,
+    )
+
+
+def window(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) -> dict[str, Any]:
+    """As long as asked for, else as the longest clip; at most the model's native length, at least one frame."""
+    rate = int(weights.config["sample_rate"])
+    ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    seconds, longest = params.duration_seconds, max(row.num_frames for row in rows) * ratio
+    wanted = longest if seconds is None else round(seconds * rate)
+    num_samples = max(ratio, min(wanted, params.native_samples))
+    return {
+        "window_samples": num_samples,
+        "window_frames": -(-num_samples // ratio),
+        "duration_seconds": num_samples / rate,
+        "total_seconds": sum(row.num_frames for row in rows) * ratio / rate,
+    }
+
+
+def origin(fingerprint: str, folder: Folder, difference: float | None, weights: Weights) -> Mapping[str, Any]:
+    """Where the latents come from, for the receipt."""
+    return {
+        "kind": "pre-encoded folder",
+        "source": fingerprint,
+        "num_imported": len(folder.clips),
+        "autoencoder": "not known",
+        "compared_with_autoencoder": weights.digests["autoencoder"],
+        "silence_difference": difference,
+        "skipped": [{"member": one.member, "type": one.type, "msg": one.msg} for one in folder.faults],
+        "notes": list(folder.notes),
+    }

@@ -1,0 +1,114 @@
+"""Are an MP4, a WMA or a raw AAC file as long as they say? FFmpeg is content with less. Light: standard library only.
+
+Sources: ISO 14496-12, 4.2 (boxes); ASF specification 1.20, 3.1 and 3.2 (header and file properties); ISO 13818-7,
+6.2 (ADTS frames).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from stages.ingest.faults import Unfit
+from stages.ingest.integrity.mp3 import TAGS, behind_tags
+
+_BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"free",
+    b"skip",
+    b"udta",
+    b"meta",
+    b"uuid",
+    b"wide",
+    b"pnot",
+    b"moof",
+    b"mfra",
+} | {*(b"sidx", b"styp", b"pdin", b"ssix", b"prft")}
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_IS_STREAM = 1
+"""Flag of a file that was written as it came in: its sizes mean nothing."""
+_LEAST_ADTS_BYTES = 7
+
+
+def surplus_bytes(data: bytes) -> int:
+    """Compare what an MP4 or WMA declares with what is there; return how many bytes lie behind its declared end.
+
+    Raises:
+        Unfit: `audio_truncated`.
+    """
+    if data[4:8] == b"ftyp":
+        return len(data) - _end_of_boxes(data)
+    return len(data) - _declared_asf_bytes(data) if data.startswith(_ASF_HEADER) else 0
+
+
+def _end_of_boxes(data: bytes) -> int:
+    """Where the last box ends; what follows and is of no known kind is no box."""
+    place = 0
+    while len(data) >= place + 8:
+        size, name = struct.unpack_from(">I4s", data, place)
+        if name not in _BOXES:
+            return place
+        if size == 1 and len(data) >= place + 16:
+            (size,) = struct.unpack_from(">Q", data, place + 8)
+        stop = place + max(8, size) if size else len(data)
+        if stop > len(data):
+            raise _short(f"its {name.decode()} box should end at byte {stop:,}", len(data))
+        place = stop
+    return place
+
+
+def _declared_asf_bytes(data: bytes) -> int:
+    """The size in the file properties; what is there, where they are missing or say nothing."""
+    for name, start, _ in _asf_objects(data):
+        if name != _ASF_FILE or len(data) < start + 92:
+            continue
+        (declared,) = struct.unpack_from("<Q", data, start + 40)
+        (flags,) = struct.unpack_from("<I", data, start + 88)
+        if flags & _ASF_IS_STREAM or not declared:
+            return len(data)
+        if declared > len(data):
+            raise _short(f"its header says {declared:,} bytes", len(data))
+        return int(declared)
+    return len(data)
+
+
+def _asf_objects(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, size) of the objects inside the header object."""
+    stop = int.from_bytes(data[16:24], "little")
+    place = 30
+    while place + 24 <= min(stop, len(data)):
+        (size,) = struct.unpack_from("<Q", data, place + 16)
+        yield data[place : place + 16], place, size
+        place += max(24, size)
+
+
+def check_adts(data: bytes) -> None:
+    """Raw AAC is frame behind frame; only tags, zeros, or less than a frame's header, may follow.
+
+    Raises:
+        Unfit: `audio_decode_error`, something else lies before, between or behind them; `audio_truncated`.
+    """
+    place = behind_tags(data)
+    while (size := _adts_bytes(data, place)) is not None:
+        if place + size > len(data):
+            raise Unfit("audio_truncated", why="its last frame is cut")
+        place += size
+    rest = data[place:]
+    if len(rest) >= _LEAST_ADTS_BYTES and any(rest) and not rest.startswith(TAGS):
+        raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
+
+
+def _adts_bytes(data: bytes, place: int) -> int | None:
+    """Length of the frame that begins there; None where none does."""
+    head = data[place : place + _LEAST_ADTS_BYTES]
+    if len(head) < _LEAST_ADTS_BYTES or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return None
+    size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    return size if size >= _LEAST_ADTS_BYTES else None
+
+
+def _short(declared: str, there: int) -> Unfit:
+    return Unfit("audio_truncated", why=f"{declared}, {there:,} are there")

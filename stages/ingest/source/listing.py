@@ -1,0 +1,101 @@
+"""The user's zip or folder, listed and digested: what `plan` needs to name it. Light: standard library only."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from cache.fingerprint import digest_file, fingerprint
+from stages.contract import Member, Source
+from stages.errors import SourceUnreadable
+from stages.ingest.faults import as_text
+from stages.ingest.file_types import WITH_PYAV, suffix, unreadable_format
+from stages.ingest.source.archive import Listed, digest_entry, list_folder, list_zip, member_of, opened_zip
+from stages.ingest.source.limits import ArchiveLimits
+
+_LIST_VERSION = 2
+"""Bump when the same zip should be listed otherwise: remembered lists are then made anew."""
+
+
+class Memo(Protocol):
+    """Remembers what was found out about a file while the file stays as it is."""
+
+    def recall(self, path: Path, what: str) -> str | None: ...
+
+    def remember(self, path: Path, what: str, value: str) -> None: ...
+
+    def foresee(self, folder: Path, what: str) -> None: ...
+
+
+def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | None = None) -> Source:
+    """List a zip or folder and digest every file in it; files that cannot be read carry their fault.
+
+    Args:
+        memo: where digests are remembered: one list for a zip, one digest per file for a folder.
+        limits: what may be read; the same as the ingest params have by default.
+
+    Raises:
+        SourceUnreadable: the path is missing, or is neither a folder nor a readable zip.
+    """
+    limits = limits or ArchiveLimits()
+    if path.is_dir():
+        if memo:
+            memo.foresee(path, "bytes")
+        return _source(path, "folder", [_folder_member(listed, memo) for listed in list_folder(path, limits)])
+    if not path.exists():
+        raise SourceUnreadable(path, "there is no such file or folder", "Check the spelling of the path.")
+    if not path.is_file():
+        raise SourceUnreadable(path, "it is neither a file nor a folder", "Give a .zip or a folder.")
+    return _source(path, "zip", _zip_members(path, memo, limits))
+
+
+def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
+    members = [_decodable(member) for member in members]
+    names = sorted([member.name, member.digest or member.fault] for member in members)
+    return Source(path=path, kind=kind, fingerprint=fingerprint("source", {"members": names}), members=tuple(members))
+
+
+def _decodable(member: Member) -> Member:
+    """The member, or with its fault where its decoder is not installed: then the dataset has another name, too, so
+    that installing the decoder later cannot find a result that was made without it."""
+    if member.fault is None and suffix(member.name) in WITH_PYAV and find_spec("av") is None:
+        return replace(member, digest=None, fault=as_text(unreadable_format(member.name)))
+    return member
+
+
+def _folder_member(listed: Listed, memo: Memo | None) -> Member:
+    def digest(one: Listed) -> str:
+        assert isinstance(one.place, Path)
+        known = memo.recall(one.place, "bytes") if memo else None
+        if known is None:
+            known = digest_file(one.place)
+            if memo:
+                memo.remember(one.place, "bytes", known)
+        return known
+
+    return member_of(listed, digest)
+
+
+def _zip_members(path: Path, memo: Memo | None, limits: ArchiveLimits) -> list[Member]:
+    what = f"zip members, version {_LIST_VERSION}, limits {limits}"
+    known = memo.recall(path, what) if memo else None
+    if known is not None:
+        return [Member(**values) for values in json.loads(known)]
+    with opened_zip(path, limits) as archive:
+        members = [_zip_member(archive, listed) for listed in list_zip(archive, limits)]
+    if memo:
+        memo.remember(path, what, json.dumps([asdict(member) for member in members]))
+    return members
+
+
+def _zip_member(archive: zipfile.ZipFile, listed: Listed) -> Member:
+    def digest(one: Listed) -> str:
+        assert isinstance(one.place, zipfile.ZipInfo)
+        return digest_entry(archive, one.place)
+
+    return member_of(listed, digest)

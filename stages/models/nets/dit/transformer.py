@@ -1,0 +1,315 @@
+"""The diffusion transformer: noised latents, timestep and conditioning to a velocity.
+
+B batch, C latent channels, T latent frames, M memory tokens, N = M + T tokens of width W, S context tokens,
+D conditioning width, L = C + 1 local channels (the inpaint mask, then the given latents).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stages.models.nets.attention.attention import CrossAttention, SelfAttention
+from stages.models.nets.attention.rotary import Rotary, Turn
+from stages.models.nets.config_checks import refuse_unknown, require, section
+from stages.models.nets.dit.conditioning import Conditioning
+from stages.models.nets.dit.fourier_features import expo_features
+from stages.models.nets.feed_forward import FeedForward, two_layers
+from stages.models.nets.norms import RMSNorm
+
+TOKEN_NORM_EPS, HEAD_NORM_EPS = 1e-5, 1e-6
+TIMESTEP_FEATURES = 256
+MIN_ROTATED = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The sizes of a diffusion transformer."""
+
+    latent_channels: int
+    width: int
+    depth: int
+    num_heads: int
+    context_width: int
+    global_width: int
+    local_channels: int
+    timestep_features: int
+    num_memory_tokens: int
+    inner_width: int
+    differential: bool
+
+
+_READ = frozenset(
+    {
+        "io_channels",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "cond_token_dim",
+        "global_cond_dim",
+        "local_add_cond_dim",
+        "global_cond_type",
+        "timestep_features_type",
+        "timestep_features_dim",
+        "timestep_features_logsnr",
+        "attn_kwargs",
+        "norm_type",
+        "norm_kwargs",
+        "ff_kwargs",
+        "num_memory_tokens",
+        "patch_size",
+        "project_cond_tokens",
+        "project_global_cond",
+    }
+)
+
+
+def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
+    """Read the diffusion section of a model_config.json; raises NetworkNotSupported for what is not built."""
+    diffusion = section("model", section("whole", config, "model"), "diffusion")
+    where, options = "diffusion", section("diffusion", diffusion, "config")
+    require(where, diffusion, "type", ("dit",))
+    refuse_unknown(where, options, _READ)
+    _require_built_options(where, options)
+    attention, norm, feed_forward = (options.get(key, {}) for key in ("attn_kwargs", "norm_kwargs", "ff_kwargs"))
+    refuse_unknown(where, attention, ("qk_norm", "qk_norm_eps", "differential"))
+    refuse_unknown(where, norm, ("force_fp32", "eps"))
+    refuse_unknown(where, feed_forward, ("mult",))
+    require(where, attention, "qk_norm", ("rms",))
+    require(where, norm, "force_fp32", (True,), False)
+    return TransformerConfig(
+        latent_channels=options["io_channels"],
+        width=options["embed_dim"],
+        depth=options["depth"],
+        num_heads=options["num_heads"],
+        context_width=options["cond_token_dim"],
+        global_width=options["global_cond_dim"],
+        local_channels=options["local_add_cond_dim"],
+        timestep_features=options.get("timestep_features_dim", TIMESTEP_FEATURES),
+        num_memory_tokens=options.get("num_memory_tokens", 0),
+        inner_width=int(options["embed_dim"] * feed_forward.get("mult", 4)),
+        differential=bool(attention.get("differential", False)),
+    )
+
+
+def _require_built_options(where: str, options: Mapping[str, Any]) -> None:
+    require(where, options, "global_cond_type", ("adaLN",))
+    require(where, options, "timestep_features_type", ("expo",))
+    require(where, options, "timestep_features_logsnr", (False,), False)
+    require(where, options, "norm_type", ("rms_norm",))
+    require(where, options, "patch_size", (1,), 1)
+    require(where, options, "project_cond_tokens", (True,), True)
+    require(where, options, "project_global_cond", (True,), True)
+
+
+class TransformerBlock(nn.Module):
+    """Modulated self-attention, cross-attention, the local condition, modulated feed-forward; each added to its input.
+
+    Modulation is adaLN (Peebles & Xie 2023, arXiv:2212.09748): scale and shift before a branch, a gate behind it, from
+    one vector for all layers plus this layer's own offset. The gate is sigmoid(1 - gate).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, head_norm = config.width, partial(RMSNorm, eps=HEAD_NORM_EPS)
+        sizes = (width, config.num_heads, head_norm)
+        self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width))
+        self.pre_norm = RMSNorm(width, TOKEN_NORM_EPS)
+        self.self_attn = SelfAttention(*sizes, differential=config.differential)
+        self.cross_attend_norm = RMSNorm(width, TOKEN_NORM_EPS)
+        self.cross_attn = CrossAttention(*sizes, differential=config.differential)
+        self.ff_norm = RMSNorm(width, TOKEN_NORM_EPS)
+        self.ff = FeedForward(width, config.inner_width)
+        self.to_local_embed = two_layers(config.local_channels, width, width)
+
+    def forward(
+        self,
+        token_BNW: Tensor,
+        key_value_BSF: Tensor,
+        modulation_B1W6: Tensor,
+        local_BTW: Tensor,
+        turn: Turn,
+        valid_BN: Tensor | None,
+    ) -> Tensor:
+        """The next tokens; keys, values and local condition are this layer's own, made for all layers beforehand."""
+        parts = (self.to_scale_shift_gate + modulation_B1W6).chunk(6, dim=-1)
+        scale, shift, gate, ff_scale, ff_shift, ff_gate = parts
+        attended = self.self_attn(self.pre_norm(token_BNW) * (1 + scale) + shift, turn, valid_BN)
+        token_BNW = token_BNW + torch.sigmoid(1 - gate) * attended
+        token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), key_value_BSF)
+        # Memory tokens get exact zeros, not what the layers make of zeros.
+        num_memory = token_BNW.shape[1] - local_BTW.shape[1]
+        token_BNW = token_BNW + F.pad(local_BTW, (0, 0, num_memory, 0))
+        moved = self.ff(self.ff_norm(token_BNW) * (1 + ff_scale) + ff_shift)
+        return token_BNW + torch.sigmoid(1 - ff_gate) * moved
+
+
+_IN_BLOCKS = re.compile(r"transformer\.layers\.\d+\.")
+_AT_ONCE = re.compile(_IN_BLOCKS.pattern + r"(cross_attn\.to_kv|to_local_embed)\b")
+
+
+def used_at_once(name: str) -> bool:
+    """Whether the layer of this name is one of those that `TokenTransformer.each` runs for all blocks."""
+    return _AT_ONCE.search(name) is not None
+
+
+def used_in_blocks(name: str) -> bool:
+    """Whether it is one of those that `TokenTransformer.run_block` runs."""
+    return _IN_BLOCKS.search(name) is not None and not used_at_once(name)
+
+
+EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
+"""The same input through several modules."""
+RunBlock = Callable[..., Tensor]
+"""(block, *its inputs) to its output."""
+
+
+def each_module(modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
+    """One after the other."""
+    return [module(tokens) for module in modules]
+
+
+def run_block(block: nn.Module, *inputs: Any) -> Tensor:
+    """As it is."""
+    out: Tensor = block(*inputs)
+    return out
+
+
+class TokenTransformer(nn.Module):
+    """Frames (B, T, C) to frames, through all blocks, with memory tokens in front."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.memory_tokens = nn.Parameter(torch.zeros(config.num_memory_tokens, config.width))
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
+        self.project_in = nn.Linear(config.latent_channels, config.width, bias=False)
+        self.project_out = nn.Linear(config.width, config.latent_channels, bias=False)
+        self.head_width = config.width // config.num_heads
+        self.rotary_pos_emb = Rotary(max(config.width // config.num_heads // 2, MIN_ROTATED))
+        self.global_cond_embedder = two_layers(config.width, config.width, 6 * config.width)
+        self.checkpointing = False
+        """Recompute each block in the backward pass instead of keeping what it made: less memory, a third more time."""
+        self.each: EachModule = each_module
+        self.run_block: RunBlock = run_block
+        self.checkpoint_options: dict[str, Any] = {}
+
+    def forward(
+        self, frame_BTC: Tensor, context_BSW: Tensor, global_BW: Tensor, local_BTL: Tensor, valid_BT: Tensor | None
+    ) -> Tensor:
+        token_BTW = self.project_in(frame_BTC)
+        batch, num_memory = token_BTW.shape[0], self.memory_tokens.shape[0]
+        memory_BMW = self.memory_tokens.to(token_BTW.dtype).expand(batch, -1, -1)
+        token_BNW = torch.cat([memory_BMW, token_BTW], dim=1)
+        valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
+        modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
+        turn = self.rotary_pos_emb(token_BNW.shape[1])
+        blocks = cast(list[TransformerBlock], list(self.layers))
+        key_values = self.each([block.cross_attn.to_kv for block in blocks], context_BSW)
+        locals_BTW = self.each([block.to_local_embed for block in blocks], local_BTL)
+        # One for each, so that their gradients are added up at once, and not in every block, where the next one waits.
+        modulations = modulation_B1W6.expand(len(blocks), -1, -1, -1).unbind()
+        for block, *own in zip(blocks, key_values, modulations, locals_BTW, strict=True):
+            token_BNW = self._through(block, token_BNW, *own, turn, valid_BN)
+        return self.project_out(token_BNW[:, num_memory:])
+
+    def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.run_block, layer, *inputs, use_reentrant=False, **self.checkpoint_options)
+        return self.run_block(layer, *inputs)
+
+
+class DiffusionTransformer(nn.Module):
+    """Velocity of rectified flow. Tensor names and their order are those of the published checkpoints."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_timestep_features = config.timestep_features
+        self.to_timestep_embed = two_layers(config.timestep_features, width, width)
+        self.to_cond_embed = two_layers(config.context_width, width, width, bias=False)
+        self.to_global_embed = two_layers(config.global_width, width, width, bias=False)
+        self.transformer = TokenTransformer(config)
+        self.preprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
+        self.postprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
+
+    def timestep_embedding(self, timestep_B: Tensor) -> Tensor:
+        """(B, W) of a timestep in the network's dtype: published models were trained with it rounded so."""
+        return self.to_timestep_embed(expo_features(timestep_B, self.num_timestep_features))
+
+    def forward(
+        self,
+        noised_BCT: Tensor,
+        timestep_B: Tensor,
+        conditioning: Conditioning,
+        local_BLT: Tensor,
+        padding_mask_BT: Tensor | None,
+    ) -> Tensor:
+        """(B, C, T); every floating input already in the network's dtype."""
+        global_BW = self.to_global_embed(conditioning.global_BD) + self.timestep_embedding(timestep_B)
+        context_BSW = self.to_cond_embed(conditioning.context_BSD)
+        frame_BCT = noised_BCT + self.preprocess_conv(noised_BCT)
+        local_BTL, frame_BTC = local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
+        out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, padding_mask_BT)
+        out_BCT = out_BTC.transpose(1, 2)
+        return out_BCT + self.postprocess_conv(out_BCT)
+
+
+class Denoiser(nn.Module):
+    """The diffusion transformer as callers meet it: any dtype in, the network's own inside and out.
+
+    Its parameter names start with `model.`, as the published names of adapters do.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        sizes = transformer_config(config)
+        self.latent_channels = sizes.latent_channels
+        self.model = DiffusionTransformer(sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights; asked of a tensor that no adapter touches."""
+        return self.model.transformer.memory_tokens.dtype
+
+    def forward(
+        self,
+        noised_BCT: Tensor,
+        timestep_B: Tensor,
+        conditioning: Conditioning,
+        inpaint_mask_B1T: Tensor | None = None,
+        masked_latents_BCT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
+        dropped_B: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity noise - data, (B, C, T), where x_t = (1 - t) data + t noise.
+
+        Args:
+            timestep_B: in [0, 1], 1 = noise, float32.
+            inpaint_mask_B1T: 1 where the latent is given, 0 where it is to be generated; None = nothing is given.
+            masked_latents_BCT: latents times that mask.
+            padding_mask_BT: bool, True = real; padding can not reach real frames. None = all real.
+            dropped_B: bool, True = this item is denoised without its context (prompt and duration token).
+        """
+        dtype = self.dtype
+        context_BSD = conditioning.context_BSD.to(dtype)
+        if dropped_B is not None:
+            context_BSD = context_BSD.masked_fill(dropped_B[:, None, None], 0)
+        cast = Conditioning(context_BSD, conditioning.global_BD.to(dtype))
+        local_BLT = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
+        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)
+
+    def _local(self, like_BCT: Tensor, mask_B1T: Tensor | None, given_BCT: Tensor | None) -> Tensor:
+        """(B, 1 + C, T): mask, then given latents."""
+        if (mask_B1T is None) != (given_BCT is None):
+            raise ValueError("give the inpaint mask and the masked latents together, or neither")
+        if mask_B1T is None or given_BCT is None:
+            mask_B1T, given_BCT = torch.zeros_like(like_BCT[:, :1]), torch.zeros_like(like_BCT)
+        return torch.cat([mask_B1T.to(self.dtype), given_BCT.to(self.dtype)], dim=1)

@@ -1,0 +1,146 @@
+"""What a training on CUDA has compiled: the transformer's block, once for every length, by torch's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.adapters.ops.frozen_matmul import kernels_used
+from stages.adapters.ops.side_streams import Beside, used
+from stages.adapters.stacked.layer_group import Part
+from stages.adapters.stacked.stacked_adapter import Together
+from stages.models.nets.attention.attention import masked_attention, replace_attention, replace_heads, replace_joint
+from stages.models.nets.attention.differential import differential_attention, fits_width
+from stages.models.nets.attention.flex import FusedAttention
+from stages.models.nets.attention.heads import fused_heads, plain_heads
+from stages.models.nets.dit.transformer import Denoiser, each_module, run_block
+from stages.processes import environment_set
+
+
+class Code:
+    """What a network runs: itself as it is written, or what the compilers made of it."""
+
+    def __init__(self, denoiser: Denoiser, layers: Together, *, deterministic: bool) -> None:
+        self.denoiser, self.layers = denoiser, layers
+        self.head_width = denoiser.model.transformer.head_width
+        self.narrow = denoiser.dtype != torch.float32
+        self.compiled_block = torch.compile(run_block, dynamic=False, options=options(deterministic=deterministic))
+        device = denoiser.model.transformer.memory_tokens.device
+        self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
+        self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
+
+    def take(self) -> None:
+        """The compilers'."""
+        tower = self.denoiser.model.transformer
+        tower.run_block, tower.each = self.run_block, self.layers.each
+        tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
+        self.layers.at_once, self.layers.joins, self.layers.beside = True, self.narrow, self.beside
+        if self.narrow:
+            replace_heads(self.denoiser, fused_heads)
+            replace_attention(self.denoiser, self.attention)
+            replace_joint(self.denoiser, differential_attention if fits_width(self.head_width) else None)
+
+    def leave(self) -> None:
+        """As it is written."""
+        tower = self.denoiser.model.transformer
+        replace_attention(self.denoiser, masked_attention)
+        replace_joint(self.denoiser, None)
+        replace_heads(self.denoiser, plain_heads)
+        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
+        self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """Compiled; programs of all lengths are kept. The backward pass, too, comes here to compute a block again."""
+        import torch._dynamo  # deferred: compiling is for CUDA only
+
+        self.layers.reach(Part.BLOCKS)
+        dynamo: Any = torch._dynamo.config
+        with dynamo.patch(recompile_limit=64):  # of this thread: newer versions of torch keep settings for each
+            out: Tensor = self.compiled_block(block, *inputs)
+        return out
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within, nothing compiled is run."""
+        self.leave()
+        try:
+            yield
+        finally:
+            self.take()
+
+
+@contextmanager
+def compiled(
+    denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
+) -> Iterator[Code]:
+    """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
+
+    One compilation per shape of batch serves all blocks.
+
+    Args:
+        caches: where compiled code is kept between runs.
+        deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
+    """
+    code = Code(denoiser, layers, deterministic=deterministic)
+    try:
+        code.take()
+        with kept_code(caches), compilers_kept(), fastest_first(), kernels_used(), used(code.beside):
+            begin_compiling()
+            yield code
+    finally:
+        code.leave()
+
+
+def begin_compiling() -> None:
+    """Let the processes that torch compiles in start already: they take seconds until they are ready."""
+    from torch._inductor import async_compile  # deferred: compiling is for CUDA only
+
+    begin = getattr(async_compile, "maybe_warm_pool", None)
+    if begin is not None:
+        begin()
+
+
+def kept_code(caches: Path | None) -> AbstractContextManager[None]:
+    """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
+    places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
+    return environment_set({name: str(place) for name, place in places.items()})
+
+
+@contextmanager
+def fastest_first() -> Iterator[None]:
+    """Torch's own attention kernels in the order of their speed on this kind of device."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    with sdpa_kernel(list(order), set_priority=True):
+        yield
+
+
+def options(*, deterministic: bool) -> dict[str, Any]:
+    """What the compiler is told with the block: settings of its own would not reach the thread of the backward pass."""
+    import torch._inductor.config
+
+    wanted = {
+        # Programs chosen by the clock could differ between two runs, and with them the last bits.
+        "deterministic": deterministic,
+        # What gradients beside the chain still read (`Beside`) must not be written over by the block's next kernel.
+        "allow_buffer_reuse": False,
+        "inplace_buffers": False,
+    }
+    return {name: value for name, value in wanted.items() if hasattr(torch._inductor.config, name)}
+
+
+@contextmanager
+def compilers_kept() -> Iterator[None]:
+    """Compile processes that were sent home after a quiet minute would be forked anew for the next length."""
+    import torch._inductor.config  # deferred: compiling is for CUDA only
+
+    inductor: Any = torch._inductor.config
+    name = "quiesce_async_compile_pool"
+    with inductor.patch({name: False} if hasattr(inductor, name) else {}):
+        yield

@@ -1,0 +1,316 @@
+"""The fast way through a step on CUDA: compiled blocks, and the whole step replayed as one graph per batch length.
+
+A step of this size is thousands of small kernels; launching them one by one takes the host longer than the device needs
+for them. So the step (weights of all layers, forward, backward, optimiser) is recorded once for a length and replayed.
+The host only copies each batch into the memory that the recording reads. The arithmetic is that of the plain step.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from stages.train.cuda_graph.interruptible import watched
+from stages.train.cuda_graph.kernel_warmup import compile_kernels
+from stages.train.cuda_graph.packed_copy import packed, places
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.length_buckets import Buckets
+from stages.train.dataset.microbatches import parts_of
+from stages.train.model.network import is_scaled, loss_scale
+
+if TYPE_CHECKING:
+    from stages.train.training import Training
+
+# B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
+
+Result = TypeVar("Result")
+
+MOST_RECORDINGS = 16
+"""Batches by frames come in some forty shapes; a step whose shape is beyond these takes the plain way."""
+
+WITHOUT = "--fast-path off goes without"
+
+FIRST = -1
+"""Priority of a stream; 0 is the usual one, and comes after it."""
+
+WARM_UPS = 2
+"""Runs before a recording: the first compiles, the second finds every lazily made thing there."""
+
+
+@dataclass(kw_only=True)
+class Placed:
+    """What a recording reads: tensors that keep their place."""
+
+    memory: Tensor
+    """Where all but the prompts lie, packed as `CapturedSteps.told_of` lists them."""
+    batch: Batch
+    prompts_BLD: Tensor
+    masks: list[Tensor]
+    weight: Tensor
+    """What the loss is multiplied by before the backward pass."""
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """What the device was told to do with a batch of one shape: a whole step, or one part of a step."""
+
+    placed: Placed
+    figures_3B: Tensor
+    """What it writes: timestep, generated loss, context loss."""
+    loss: Tensor
+    norm: Tensor | None
+    """Of the gradient; None where more parts follow."""
+    gradients: list[Tensor]
+    """Where they lie until another recording runs; none where more parts follow."""
+    graph: torch.cuda.CUDAGraph
+
+
+@dataclass(kw_only=True)
+class Finishing:
+    """The end of a step of several parts, as the device was told it."""
+
+    loss: Tensor
+    scale: Tensor
+    """What the host writes before: what the parts add to the loss, and what they were multiplied by."""
+    norm: Tensor
+    graph: torch.cuda.CUDAGraph
+
+
+class CapturedSteps:
+    """Makes the steps of a training. State lies where the plain step keeps it: either can go on from the other."""
+
+    def __init__(
+        self,
+        training: Training,
+        buckets: Buckets,
+        say: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`should_stop` is asked while a step is prepared, which takes longest."""
+        self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
+        self.scaled = is_scaled(training.network.denoiser.dtype)
+        self.pool: Any = None
+        self.streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+        """For warm-ups and for recordings; None before the first."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Everything recorded so far."""
+        self.recordings: dict[tuple[Any, ...], Recording] = {}
+        self.finishing: Finishing | None = None
+        self.pool = None
+        self.gradients: list[Tensor] = []
+        self.training.optimizer.gradients = []
+        self.training.optimizer.clear()
+
+    def advance(self, batch: Batch) -> bool:
+        """One update from a batch on the CPU; does not wait for the device.
+
+        Returns:
+            False where its shapes are new and enough shapes are recorded already: then nothing was done.
+
+        Raises:
+            Interrupted: asked to stop while the step was prepared; nothing was updated.
+        """
+        training = self.training
+        parts = parts_of(batch, paired=training.params.optimal_transport)
+        if len(self.recordings.keys() | {self.buckets.shape_of(part) for part in parts}) > MOST_RECORDINGS:
+            return False
+        # Of the whole batch, as the plain step has it; a power of two, so it changes no digit of what it scales.
+        scale = loss_scale(batch, training.network.denoiser.dtype)
+        with training.looked_at():
+            figures_3B, norm = self.whole(parts[0], scale) if len(parts) == 1 else self.in_parts(parts, scale)
+        training.history.note(figures_3B, norm)
+        training.step += 1
+        return True
+
+    def whole(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+        """A step of one part: one recording does all of it."""
+        batch = self.buckets.filled(batch)
+        recording = self.recording_for(batch, finishes=True)
+        self.replay(recording, batch, scale)
+        self.updated(recording.gradients)
+        assert recording.norm is not None, "a recording that finishes has the norm of its gradient"
+        return recording.figures_3B.clone(), recording.norm.clone()
+
+    def updated(self, gradients: list[Tensor]) -> None:
+        """A recording has made an update, as `Optimizer.finish` does."""
+        optimizer = self.training.optimizer
+        optimizer.updates += 1
+        optimizer.gradients = gradients
+
+    def in_parts(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
+        """A step of several: each adds its gradient, then one more recording makes the update."""
+        filled = [self.buckets.filled(part) for part in parts]
+        recordings = [self.recording_for(part, finishes=False) for part in filled]
+        finishing = self.finishing = self.finishing or self.recorded_end()
+        count = sum(len(part.clip_ids) for part in parts)
+        torch._foreach_zero_(self.gradients)
+        finishing.loss.zero_()
+        finishing.scale.fill_(scale)
+        figures = []
+        for recording, part in zip(recordings, filled, strict=True):
+            share = len(part.clip_ids) / count
+            self.replay(recording, part, share * scale)
+            finishing.loss.add_(recording.loss, alpha=share)
+            figures.append(recording.figures_3B.clone())
+        finishing.graph.replay()
+        self.updated(self.gradients)
+        return torch.cat(figures, dim=1), finishing.norm.clone()
+
+    def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
+        """Hand a batch to a recording, and let the device go through it."""
+        self.fill(recording.placed, batch, weight)
+        recording.graph.replay()
+
+    def recording_for(self, batch: Batch, *, finishes: bool) -> Recording:
+        """The recording for batches of this shape, made if there is none yet."""
+        key = self.buckets.shape_of(batch)
+        if key not in self.recordings:
+            self.recordings[key] = self.recorded(batch, finishes=finishes)
+        return self.recordings[key]
+
+    def placed(self, batch: Batch) -> Placed:
+        """Memory on the device for batches of this shape; this one lies there."""
+        told, network = self.told_of(batch, 1.0), self.training.network
+        memory = packed(told).to(self.training.device)
+        weight, *rest = places(memory, told)
+        held: dict[str, Any] = {name: rest.pop(0) for name in device_tensors(batch)}
+        prompts_BLD = network.padded(batch)
+        return Placed(memory=memory, batch=replace(batch, **held), prompts_BLD=prompts_BLD, masks=rest, weight=weight)
+
+    def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
+        """Copy a batch to where a recording reads it, without waiting."""
+        memory = placed.memory
+        memory.copy_(packed(self.told_of(batch, weight), pinned=memory.is_cuda), non_blocking=True)
+        self.training.network.conditioner.pad_into(placed.prompts_BLD, batch.hidden)
+
+    def told_of(self, batch: Batch, weight: float) -> list[Tensor]:
+        """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
+        return [torch.tensor(weight), *device_tensors(batch).values(), *self.masks()]
+
+    def masks(self) -> list[Tensor]:
+        """Dropout masks of the next step, on the CPU."""
+        training = self.training
+        assert training.network.layers is not None, "only stacked adapters are captured"
+        return training.network.layers.masks(training.mask_generator())
+
+    def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
+        """Compile, warm up and record; parameters, moments and figures stay as they are."""
+        started, training = time.perf_counter(), self.training
+        layers = training.network.layers
+        assert layers is not None, "only stacked adapters are captured"
+        shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
+        self.say(f"preparing the fast path for {shape}")
+        placed = self.placed(batch)
+        layers.use_masks(placed.masks)
+        if layers.joins:
+            with watched("compiling", self.say, self.should_stop, WITHOUT):
+                compile_kernels(training.network.denoiser, layers)
+        with training.optimizer.refusing():
+            recording = self._captured(placed, finishes=finishes)
+        self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
+        return recording
+
+    def _captured(self, placed: Placed, *, finishes: bool) -> Recording:
+        training, weight = self.training, placed.weight
+
+        def work() -> tuple[Tensor, Tensor, Tensor | None]:
+            if finishes:
+                training.optimizer.clear()
+            with training.network.ready():
+                loss, figures_3B = training.loss_of(placed.batch, placed.prompts_BLD)
+                # What the gradient of loss * weight begins with.
+                loss.backward(weight)
+            if not finishes:
+                return loss.detach(), figures_3B, None
+            norm = training.optimizer.finish(loss.detach(), weight if self.scaled else 1.0)
+            return loss.detach(), figures_3B, norm
+
+        if not finishes:
+            self.keep_gradients()
+        graph, (loss, figures_3B, norm) = self.told(work)
+        gradients = [unowned(gradient) for gradient in training.optimizer.gradients] if finishes else []
+        if finishes:
+            # Other recordings may have their memory, which held by every recording would come to gigabytes.
+            training.optimizer.clear()
+        return Recording(
+            placed=placed,
+            figures_3B=figures_3B,
+            loss=loss,
+            norm=None if norm is None else norm.detach(),
+            gradients=gradients,
+            graph=graph,
+        )
+
+    def keep_gradients(self) -> None:
+        """Memory that keeps its place, for every recorded part to add its gradients to."""
+        trained = self.training.optimizer.trained
+        self.gradients = self.gradients or [torch.zeros_like(parameter) for parameter in trained]
+        for parameter, place in zip(trained, self.gradients, strict=True):
+            parameter.grad = place
+
+    def recorded_end(self) -> Finishing:
+        """Record the update itself; nothing is changed by that."""
+        training = self.training
+        loss, scale = (torch.ones((), device=training.device) for _ in range(2))
+        with training.optimizer.refusing():
+            graph, norm = self.told(lambda: training.optimizer.finish(loss, scale if self.scaled else 1.0))
+        return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
+
+    def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Warm up and record. Raises: Interrupted."""
+        # What is left of computations on another stream would draw that stream into the recording.
+        gc.collect()
+        device = self.training.device
+        # The same for every recording: cuBLAS keeps memory of its own for every stream that it has met.
+        warming, recording = self.streams = self.streams or _streams(device)
+        warming.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(warming), watched("compiling", self.say, self.should_stop, WITHOUT):
+                for _ in range(WARM_UPS):
+                    work()
+        finally:
+            # Also after a stop: an update that is refused must be over before updates are no longer refused.
+            torch.cuda.current_stream(device).wait_stream(warming)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=recording, capture_error_mode="thread_local"):
+            result = work()
+        self.pool = graph.pool()
+        return graph, result
+
+
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """For warm-ups and for recordings; what is recorded goes before what runs beside it (`_beside`)."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=FIRST)
+
+
+class _Place:
+    """Memory of a device, by the protocol that array libraries have for it (CUDA Array Interface, version 3)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.dtype == torch.float32, "gradients of an adapter"
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "typestr": "<f4",
+            "shape": tuple(tensor.shape),
+            "strides": tuple(4 * stride for stride in tensor.stride()),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def unowned(tensor: Tensor) -> Tensor:
+    """The same memory, which may be given to others all the same."""
+    return torch.as_tensor(_Place(tensor), device=tensor.device) if tensor.is_cuda else tensor
+
+
+def device_tensors(batch: Batch) -> dict[str, Tensor]:
+    """What of a batch lies on the device, prompts apart."""
+    held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}

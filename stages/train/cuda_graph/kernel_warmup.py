@@ -1,0 +1,134 @@
+"""The hand-written kernels of a training compiled side by side: one after the other takes as long as a block does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stages.adapters.magnitude import BothMagnitudes
+from stages.adapters.ops import fused_linear
+from stages.adapters.ops.frozen_matmul import NUM_PIECES
+from stages.adapters.ops.side_streams import used
+from stages.adapters.stacked.layer_group import Group, adapted_weight
+from stages.adapters.stacked.stacked_adapter import Together
+from stages.models.nets.attention import differential, heads
+from stages.models.nets.attention.attention import CrossAttention, SelfAttention
+from stages.models.nets.attention.rotary import Turn
+from stages.models.nets.dit.transformer import Denoiser
+
+SIZE = 32
+"""Of made-up tensors: what a compiled kernel depends on is the dtype, and which sizes 16 divides."""
+ODD, ODD_LENGTH = 257, 108
+"""Features, or frames, that 16 does not divide."""
+MANY = 8192
+"""Features of a gated result, as wide as they are where sums of its parts are of many."""
+THREADS = 8
+
+
+def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
+    """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
+
+    A kernel that is missed here is compiled where it is first used.
+    """
+    joining = [group for group in layers.groups if group.joined_LJI is not None]
+    if not joining:
+        return
+    smallest = min(joining, key=lambda group: group.weight_LOI.numel())
+    has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
+    works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
+    has_both = isinstance(smallest.slot.magnitude, BothMagnitudes)
+    if has_both or smallest.slot.magnitude.uses_left_weight:  # then columns are given lengths
+        works += _in_scales(smallest)
+    if has_both:
+        works += _passes(smallest)
+    device = smallest.weight_LOI.device
+    # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
+    on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with used(None), ThreadPoolExecutor(THREADS, initializer=on_device) as pool:
+        for work in [pool.submit(one) for one in works]:
+            work.result()
+
+
+def _norms(group: Group) -> None:
+    """Forward and backward of a small group's own scales, on copies of what is trained."""
+    group = replace(group, slot=deepcopy(group.slot))
+    ready = group.compute(adapted_weight, joined=False)
+    scales = [one.sum() for one in (ready.p_O, ready.q_I) if one is not None]
+    if scales:
+        torch.autograd.grad(scales, list(group.slot.leaves().values()))
+
+
+def _in_scales(group: Group) -> Iterator[Callable[[], object]]:
+    """Of tokens that need a gradient; and of the local condition, which needs none, of several clips and of one."""
+    like = group.weight_LOI
+    odd = (like.new_zeros(1, SIZE, ODD), like.new_zeros(1, ODD, ODD_LENGTH).mT)
+    for tokens_1MI, needs_tokens in ((like.new_zeros(1, SIZE, SIZE), True), *((one, False) for one in odd)):
+        yield partial(_in_scale, tokens_1MI, needs_tokens)
+
+
+def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
+    from stages.adapters.ops.kernels import input_scale as kernels  # deferred: Triton comes with CUDA builds of torch
+
+    scale_1I = torch.zeros(1, tokens_1MI.shape[-1], device=tokens_1MI.device)
+    kernels.in_scaled_backward(kernels.in_scaled(tokens_1MI, scale_1I), tokens_1MI, scale_1I, needs_tokens=needs_tokens)
+
+
+def _passes(group: Group) -> Iterator[Callable[[], object]]:
+    """Over the weights and over their transposes."""
+    from stages.adapters.ops.kernels import weight_pass as passes  # deferred, as above
+
+    matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
+    pieces_1JI, factor_1I = matrix_1OI.new_zeros(1, NUM_PIECES * group.slot.rank, SIZE), matrix_1OI.new_zeros(1, SIZE)
+    if group.slot.rank <= passes.WIDEST:
+        for one in (matrix_1OI, matrix_1OI.mT):
+            yield partial(passes.passed, one, pieces_1JI, factor_1I.float(), 1.0)
+
+
+def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
+    """Forward and backward, with a bias and without, and gated."""
+    rank, like = group.slot.rank, group.weight_LOI
+    tokens = like.new_zeros(1, SIZE, SIZE)
+    for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (MANY, True, True)):
+        joined, left = like.new_zeros(1, num_out + fused_linear.width_for(rank), SIZE), like.new_zeros(1, num_out, rank)
+        scale = torch.zeros(1, num_out, device=like.device) if has_scale else None
+        bias = like.new_zeros(joined.shape[:2]) if has_bias else None
+        product, d_out = (like.new_zeros(1, SIZE, size) for size in (joined.shape[1], num_out // (2 if gated else 1)))
+        yield partial(fused_linear._forward, tokens, joined, left, left.mT, scale, bias, gated)
+        yield partial(fused_linear._backward, d_out, product, tokens, joined, left, scale, bias, gated, False, 0)
+
+
+def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
+    """Forward and backward of self- and cross-attention."""
+    tower = denoiser.model.transformer
+    turn = tower.rotary_pos_emb(SIZE)
+    for module in tower.layers[0].modules():
+        if isinstance(module, SelfAttention):
+            yield partial(_head, module, module.roles, turn)
+            if module.joint is not None:
+                for valid in (None, torch.ones(1, SIZE, dtype=torch.bool, device=turn.cos_NR.device)):
+                    yield partial(_attention, module, valid)
+        elif isinstance(module, CrossAttention):
+            yield partial(_head, module, module.query_roles, None)
+            yield partial(_head, module, module.context_roles, None)
+
+
+def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], turn: Turn | None) -> None:
+    query_gamma, key_gamma, eps = heads.gains(attention.q_norm, attention.k_norm)
+    features = query_gamma.new_zeros(1, SIZE, len(roles) * attention.num_heads * len(query_gamma))
+    cos, sin = (None, None) if turn is None else turn
+    maps = attention.value_maps
+    made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
+    heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
+
+
+def _attention(attention: SelfAttention, valid: Tensor | None) -> None:
+    gamma = heads.gains(attention.q_norm, attention.k_norm)[0]
+    query, value = (gamma.new_zeros(1, maps * attention.num_heads, SIZE, len(gamma)) for maps in (2, 1))
+    made = differential._forward(query, query, value, valid)
+    differential._backward(made[0], query, query, value, valid, *made)

@@ -1,0 +1,133 @@
+"""Which clips a step sees, where they are cropped, what is masked: all of a step but the network.
+
+A batch is as long as its longest item needs: clip, then a random stretch of silence, at most the window. Padding beyond
+an item's own end is masked, so nothing is padded to the model's native length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.clips import Clips, all_excerpt_frames, excerpt_seconds, window_frames
+from stages.train.dataset.inpainting_masks import inpainting_mask
+from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.dataset.sampler import Order
+from stages.train.dataset.timesteps import effective_frames, timesteps
+from stages.train.rng import Chance, coins, crop_start, extensions, normals
+from stages.train.stage import TrainParams
+
+# B clips, C latent channels, T frames.
+
+Shift = Callable[[Tensor, Tensor], Tensor]
+"""(timestep_B, num_frames_B) -> timestep_B, moved towards noise for long clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpts:
+    """What a step works on, before anything of it is read."""
+
+    clips: tuple[int, ...]
+    starts: tuple[int, ...]
+    """In the source's units."""
+    flipped: tuple[bool, ...]
+    frames: tuple[int, ...]
+    """Of each, with the silence behind it, at most the window."""
+    parts: tuple[int, ...]
+    """How many consecutive ones go through the network at a time."""
+
+
+def excerpts_at(step: int, clips: Clips, order: Order, params: TrainParams, chance: Chance) -> Excerpts:
+    """The excerpts of one step; the same for the same arguments."""
+    visits = order.visits(step)
+    indices = visits.clips_B.tolist()
+    flipped = coins(chance.at("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
+    frames_B = visits.frames_B
+    if frames_B is None:
+        frames_B = real_frames(clips, indices, params, chance.at("silence", step))
+    return Excerpts(
+        clips=tuple(indices),
+        starts=tuple(crops(clips, indices, chance.at("crop", step))),
+        flipped=tuple(flipped.tolist()),
+        frames=tuple(frames_B.tolist()),
+        parts=visits.parts,
+    )
+
+
+def batch_at(
+    step: int, clips: Clips, prompts: Prompts, order: Order, params: TrainParams, chance: Chance, shift: Shift
+) -> Batch:
+    """The batch of one step, all its parts together; the same for the same arguments.
+
+    In distribution the reference's, apart from what the length of the batch changes: silence is drawn first and decides
+    it, noise and padding latents exist up to there only, and so do their shares in the pairing of noise with clips.
+    """
+    chosen = excerpts_at(step, clips, order, params, chance)
+    subjects = [clips.subjects[index] for index in chosen.clips]
+    num_frames, count = max(chosen.frames), len(chosen.clips)
+    excerpts = [clips.read(*each) for each in zip(chosen.clips, chosen.starts, chosen.flipped, strict=True)]
+    latents_BCT = torch.stack([followed_by_silence(excerpt, clips.silence_CT, num_frames) for excerpt in excerpts])
+    masks = chance.at("mask", step)
+    given = [inpainting_mask(masks, num_frames, frames, params.mask_probabilities) for frames in chosen.frames]
+    drawn_B = timesteps(chance.at("timestep", step), count, params.timestep_truncation)
+    seconds = told_seconds(clips, chosen.clips, params)
+    return Batch(
+        clip_ids=tuple(subject.clip_id for subject in subjects),
+        crop_starts=tuple(start * clips.samples_per_unit for start in chosen.starts),
+        latents_BCT=latents_BCT,
+        noise_BCT=normals(chance.at("noise", step), *latents_BCT.shape),
+        timestep_B=shift(drawn_B, effective_lengths(clips, seconds)),
+        real_BT=torch.from_numpy(np.arange(num_frames) < np.array(chosen.frames)[:, None]),
+        given_BT=torch.from_numpy(np.stack(given)),
+        dropped_B=torch.from_numpy(coins(chance.at("prompt dropout", step), count, params.cfg_dropout_prob)),
+        seconds_total_B=torch.tensor(seconds, dtype=torch.float32),
+        hidden=tuple(prompts.of([subject.prompt_key for subject in subjects])),
+        all_real=min(chosen.frames) == num_frames,
+        parts=chosen.parts,
+    )
+
+
+def crops(clips: Clips, indices: Sequence[int], generator: np.random.Generator) -> list[int]:
+    """Where each excerpt starts, in the source's units."""
+    return [crop_start(generator, int(size), clips.window) for size in clips.sizes[list(indices)]]
+
+
+def real_frames(
+    clips: Clips, indices: Sequence[int], params: TrainParams, generator: np.random.Generator
+) -> np.ndarray:
+    """(B,) int64: frames of each excerpt and its random extension into silence, at most the window."""
+    mean = params.silence_extension_seconds * clips.sample_rate_hz / clips.samples_per_frame
+    lengths = all_excerpt_frames(clips, clips.sizes[list(indices)])
+    return np.minimum(lengths + extensions(generator, len(indices), mean), window_frames(clips))
+
+
+def told_seconds(clips: Clips, indices: Sequence[int], params: TrainParams) -> list[float]:
+    """The duration that the network is told of each clip: the whole recording's, or with `crop_seconds` its excerpt's.
+
+    The shift of timesteps for length follows it, as the reference takes both from one number.
+    """
+    if params.crop_seconds:
+        return [excerpt_seconds(clips, index) for index in indices]
+    return [clips.subjects[index].seconds_total for index in indices]
+
+
+def effective_lengths(clips: Clips, seconds: Sequence[float]) -> Tensor:
+    """(B,) int64: frames of recordings of so many seconds."""
+    return torch.tensor([effective_frames(each, clips.sample_rate_hz, clips.samples_per_frame) for each in seconds])
+
+
+def followed_by_silence(latents_CT: Tensor, silence_CT: Tensor, num_frames: int) -> Tensor:
+    """(C, num_frames): the clip, then the first frames of silence, whose last two are repeated as often as needed.
+
+    Two, because chunked attention holds two frames in a chunk, so that its silence alternates; a sliding window's
+    silence is constant by then, and repeats itself either way.
+    """
+    stored = silence_CT.shape[1]
+    wanted = torch.arange(num_frames - latents_CT.shape[1])
+    behind = silence_CT[:, torch.where(wanted < stored, wanted, stored - 2 + (wanted - stored) % 2)]
+    return torch.cat([latents_CT, behind], dim=1)

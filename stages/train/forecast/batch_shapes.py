@@ -1,0 +1,85 @@
+"""What a training's batches will be like, from its clips' lengths alone: no clip is read and nothing is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache.manifest import read_columns
+from stages.records import Clip, EncodedClip
+from stages.train.dataset.clips import all_excerpt_frames, window_frames
+from stages.train.dataset.sampler import ByFrames, order_of
+from stages.train.forecast.dry_run import Size
+from stages.train.job import Job
+
+MANIFEST = "manifest.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Of all clips, as `Measures` asks for them."""
+
+    sizes: np.ndarray
+    window: int
+    samples_per_unit: int
+    samples_per_frame: int
+    sample_rate_hz: int
+
+
+def lengths_of(job: Job) -> Lengths:
+    """In frames of stored latents, or in samples of prepared audio."""
+    params, artifact, ratio = job.params, job.artifact, job.model.downsampling_ratio
+    manifest = artifact.directory / MANIFEST
+    return Lengths(
+        sizes=read_columns(manifest, EncodedClip).numbers("num_valid_frames")
+        if params.pre_encode
+        else read_columns(manifest, Clip).numbers("num_samples"),
+        window=int(artifact.facts["window_frames" if params.pre_encode else "window_samples"]),
+        samples_per_unit=ratio if params.pre_encode else 1,
+        samples_per_frame=ratio,
+        sample_rate_hz=job.model.sample_rate_hz,
+    )
+
+
+def clip_frames(job: Job) -> np.ndarray:
+    """(clips,) int64, length of each, whole."""
+    lengths = lengths_of(job)
+    return -(-lengths.sizes * lengths.samples_per_unit // lengths.samples_per_frame)
+
+
+def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
+    """The largest that goes through the network at a time; by a budget of frames, then the longest clip by itself.
+
+    A budget's are those of the first round, in which every clip comes with silence behind it, as training draws them.
+
+    Args:
+        recorded: whether batches are filled up to prepared lengths.
+    """
+    lengths = lengths_of(job)
+    if job.params.frames_per_batch is None:
+        return [Size(num_clips=job.params.batch_size, num_frames=window_frames(lengths))]
+    order = order_of(lengths, job.params, job.chance)
+    assert isinstance(order, ByFrames), "a budget of frames orders clips by it"
+    batches = order.round(0)
+    longest_N = np.array([frames_B.max() for _, frames_B in batches])
+    frames_N = order.rounded(longest_N) if recorded else longest_N
+    sizes_N = np.array([len(clips_B) for clips_B, _ in batches])
+    # Every clip brings memory tokens along: of batches of so many frames, many short clips take most.
+    most = int(np.argmax(sizes_N * (frames_N + num_memory_tokens(job))))
+    largest = Size(num_clips=int(sizes_N[most]), num_frames=int(frames_N[most]))
+    return [largest, Size(num_clips=1, num_frames=int(frames_N.max()))]
+
+
+def num_memory_tokens(job: Job) -> int:
+    """That the network puts in front of every clip."""
+    return int(job.weights.config["model"]["diffusion"]["config"].get("num_memory_tokens", 0))
+
+
+def num_lengths(job: Job, steps: int) -> int:
+    """Most different lengths that so many steps' batches can have, where they are not filled up."""
+    lengths = lengths_of(job)
+    frames = all_excerpt_frames(lengths)
+    drawn = job.params.silence_extension_seconds > 0
+    possible = window_frames(lengths) - int(frames.min()) + 1 if drawn else len(np.unique(frames))
+    return max(1, min(possible, steps * job.params.gradient_accumulation))

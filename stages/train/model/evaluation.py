@@ -1,0 +1,78 @@
+"""A loss that can be compared: the same clips, noise and timesteps before and after training.
+
+Training losses jump with the timesteps they happen to draw; this one differs by the adapter alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stages.models.device import room_for
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.clips import excerpt_frames
+from stages.train.dataset.collate import told_seconds
+from stages.train.dataset.examples import Examples
+from stages.train.model.network import Network, batch_losses
+from stages.train.rng import normals
+
+TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
+MOST_CLIPS = 16
+"""Evenly spaced over the dataset, so that a large one costs no more than a small one."""
+MOST_FRAMES = 512
+"""From the start of a clip (about 48 s as published), for the same reason."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean velocity error, nothing given, prompts never withheld."""
+
+    by_timestep: tuple[float, ...]
+    """For each of TIMESTEPS, mean over the clips."""
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.by_timestep))
+
+
+@torch.no_grad()
+def evaluate(network: Network, examples: Examples, device: torch.device) -> Evaluation:
+    """One forward pass per clip, all timesteps in one batch. Raises: DeviceFullBeside."""
+    network.train(False)
+    batches = (batch.to(device) for batch in fixed_batches(examples))
+    with room_for("evaluating", device), network.ready():
+        per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
+    network.train(True)
+    return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))  # mps has no float64
+
+
+def fixed_batches(examples: Examples) -> Iterator[Batch]:
+    """One batch per chosen clip: its beginning at every timestep, with noise of its own at each."""
+    count = len(examples.clips.subjects)
+    for index in sorted({place * count // MOST_CLIPS for place in range(MOST_CLIPS)}):
+        yield fixed_batch(examples, index)
+
+
+def fixed_batch(examples: Examples, index: int) -> Batch:
+    """One clip at every timestep of TIMESTEPS."""
+    clips, copies = examples.clips, len(TIMESTEPS)
+    subject = clips.subjects[index]
+    latents_CT = clips.read(index, 0, False)[:, : min(MOST_FRAMES, excerpt_frames(clips, index))]
+    num_frames = latents_CT.shape[1]
+    (seconds,) = told_seconds(clips, [index], examples.params)
+    return Batch(
+        clip_ids=(subject.clip_id,) * copies,
+        crop_starts=(0,) * copies,
+        latents_BCT=latents_CT.expand(copies, -1, -1),
+        noise_BCT=normals(examples.chance.at("evaluation noise", index), copies, *latents_CT.shape),
+        timestep_B=torch.tensor(TIMESTEPS),
+        real_BT=torch.ones(copies, num_frames, dtype=torch.bool),
+        given_BT=torch.zeros(copies, num_frames, dtype=torch.bool),
+        dropped_B=torch.zeros(copies, dtype=torch.bool),
+        seconds_total_B=torch.full((copies,), seconds, dtype=torch.float32),
+        hidden=tuple(examples.prompts.of([subject.prompt_key] * copies)),
+        all_real=True,
+    )

@@ -1,0 +1,58 @@
+"""The adapter that a training starts from (lora_checkpoint_url), checked against what was asked for."""
+
+from __future__ import annotations
+
+from stages.adapters import adapter_file
+from stages.adapters.kind import kind_named
+from stages.errors import AdapterMismatch
+from stages.records import AdapterSpec
+from stages.train.job import Job
+from stages.train.stage import TrainParams
+
+
+def read_start(job: Job) -> adapter_file.AdapterFile | None:
+    """The adapter to start from, if one was given; it must be of the kind, rank and layers asked for.
+
+    Raises:
+        AdapterMismatch: naming every difference.
+    """
+    if job.params.lora_checkpoint is None:
+        return None
+    file = job.inputs.files["lora_checkpoint"]
+    found = adapter_file.read(file)
+    wrong = differences(found.spec, job.params)
+    base, ours = found.metadata.get("base_digest", ""), job.weights.digests["transformer"]
+    if base and base != ours:
+        line = f"it was trained on other base weights: {base[:8]}, here {ours[:8]}"
+        if kind_named(found.spec.kind).basis.singular:
+            wrong.append(f"{line}, and its directions are those of its own")
+        else:
+            job.work.say(f"{file.name}: {line}")
+    if wrong:
+        raise AdapterMismatch(file.name, wrong)
+    return found
+
+
+def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
+    """Where an adapter file is not what was asked for, in words."""
+    pairs = {
+        "adapter_type": (found.kind, params.adapter_type),
+        "rank": (found.rank, params.rank),
+        "include": (found.include, params.include),
+        "exclude": (found.exclude, params.exclude),
+        "alpha": (found.alpha, params.alpha if params.alpha is not None else found.alpha),
+    }
+    return [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
+
+
+def resolved_spec(params: TrainParams, start: adapter_file.AdapterFile | None) -> AdapterSpec:
+    """The spec of the adapter to train: alpha unset means the starting file's, else the rank."""
+    alpha = params.alpha if params.alpha is not None else start.spec.alpha if start else float(params.rank)
+    return AdapterSpec(
+        kind=params.adapter_type,
+        rank=params.rank,
+        alpha=float(alpha),
+        dropout=params.adapter_dropout,
+        include=params.include,
+        exclude=params.exclude,
+    )

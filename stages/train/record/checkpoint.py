@@ -1,0 +1,180 @@
+"""What a training needs to go on: adapter, moments, figures so far. Written whole or not at all, checked when read.
+
+    checkpoints/step-00000500/tensors.safetensors   adapter.*, optimizer.*, history.* (all as computed, no rounding)
+    checkpoints/step-00000500/checkpoint.json       step, digest of the tensors, whose run it is; written last
+
+No random state: draws are named by seed and step (`stages.train.rng`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cache.atomic_files import fsync_directory, write_aside
+from cache.fingerprint import digest_bytes
+
+FOLDER = "checkpoints"
+FORMAT_VERSION = 2
+_TENSORS, _RECORD = "tensors.safetensors", "checkpoint.json"
+_UNFINISHED = ".writing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a training after `step` updates."""
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    history: Mapping[str, Tensor]
+    notes: Mapping[str, Any]
+    """Small JSON values that must survive a stop, such as the loss before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """checkpoint.json."""
+
+    format_version: int
+    identity: str
+    step: int
+    tensors: str
+    notes: Mapping[str, Any]
+
+
+class CheckpointUnusable(Exception):
+    """This checkpoint cannot be used; the message says why. An earlier one may do."""
+
+
+def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
+    """Save under `folder`/step-N: aside first, made to last, then renamed.
+
+    Args:
+        identity: whose run it is; only the same run may go on from it.
+    """
+    final = directory_of(folder, checkpoint.step)
+    aside = folder / f"{final.name}{_UNFINISHED}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors = save(_flat(checkpoint))
+    write_aside(aside / _TENSORS, tensors)
+    record = _Record(
+        format_version=FORMAT_VERSION,
+        identity=identity,
+        step=checkpoint.step,
+        tensors=digest_bytes(tensors),
+        notes=checkpoint.notes,
+    )
+    write_aside(aside / _RECORD, json.dumps(asdict(record), indent=1).encode())
+    # A checkpoint of this step may be there already, left by a run that was stopped right after it, or damaged.
+    shutil.rmtree(final, ignore_errors=True)
+    aside.replace(final)
+    fsync_directory(folder)
+    return final
+
+
+def directory_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def read(directory: Path, identity: str) -> Checkpoint:
+    """Read one checkpoint and check every byte of it.
+
+    Raises:
+        CheckpointUnusable: torn, damaged, of another version or another run.
+    """
+    record = _record(directory / _RECORD)
+    if record.format_version != FORMAT_VERSION:
+        raise CheckpointUnusable(f"is of format {record.format_version}, this program writes {FORMAT_VERSION}")
+    if record.identity != identity:
+        raise CheckpointUnusable("belongs to another training")
+    try:
+        content = (directory / _TENSORS).read_bytes()
+    except OSError as error:
+        raise CheckpointUnusable(f"cannot be read ({error.strerror})") from error
+    if digest_bytes(content) != record.tensors:
+        raise CheckpointUnusable("is damaged: its tensors are not the ones that were saved")
+    parts = _parts(load(content))
+    return Checkpoint(step=record.step, notes=record.notes, **parts)
+
+
+def newest(folders: list[Path], identity: str, most_steps: int, say: Callable[[str], None]) -> Checkpoint | None:
+    """The usable checkpoint with the most steps, at most `most_steps`; unusable ones are named and passed over.
+
+    Args:
+        folders: where checkpoints may lie; earlier folders win among equals.
+    """
+    for step, directory in _candidates(folders):
+        if step > most_steps:
+            say(f"checkpoint {directory.name} is beyond the {most_steps} steps asked for; looking for an earlier one")
+            continue
+        try:
+            return read(directory, identity)
+        except CheckpointUnusable as why:
+            say(f"checkpoint {directory.name} {why}; looking for the one before it")
+    return None
+
+
+def newest_step(folders: list[Path], most_steps: int) -> int:
+    """That of the checkpoint `newest` tries first, by its name alone; 0 where there is none."""
+    return next((step for step, _ in _candidates(folders) if step <= most_steps), 0)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the `count` checkpoints with the most steps, and what unfinished writes left."""
+    for _, directory in list(_candidates([folder]))[count:]:
+        shutil.rmtree(directory)
+    for directory in folder.glob(f"*{_UNFINISHED}"):
+        shutil.rmtree(directory)
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Delete every checkpoint but that of one step."""
+    for found, directory in list(_candidates([folder])):
+        if found != step:
+            shutil.rmtree(directory)
+    keep_newest(folder, 1)
+
+
+def _candidates(folders: list[Path]) -> Iterator[tuple[int, Path]]:
+    """(step, directory), most steps first."""
+    found = [
+        (int(directory.name.removeprefix("step-")), -place, directory)
+        for place, folder in enumerate(folders)
+        for directory in folder.glob("step-*")
+        if directory.name.removeprefix("step-").isdecimal()
+    ]
+    return ((step, directory) for step, _, directory in sorted(found, reverse=True))
+
+
+def _record(file: Path) -> _Record:
+    try:
+        return _Record(**json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointUnusable(f"cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointUnusable(f"is damaged: its record is not what was saved ({error})") from error
+
+
+_PARTS = ("adapter", "optimizer", "history")
+
+
+def _flat(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    parts = {part: getattr(checkpoint, part) for part in _PARTS}
+    return {f"{part}.{name}": tensor.contiguous() for part, held in parts.items() for name, tensor in held.items()}
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {
+        part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        for part in _PARTS
+    }

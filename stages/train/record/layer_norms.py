@@ -1,0 +1,76 @@
+"""Which parts of the network learn: gradient norm and size of the update per group of layers, now and then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.adapters.stacked.layer_group import Stacked
+from stages.train.optim.optimizer import Optimizer
+from stages.train.optim.update_rules import parts
+
+EVERY = 100
+"""Steps from one look to the next, the first among them."""
+
+_GROUP = re.compile(r"(.*?layers\.\d+|[^.]+\.[^.]+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One group of layers in one step (layers.parquet)."""
+
+    step: int
+    group: str
+    """Such as `model.transformer.layers.3`."""
+    gradient_norm: float
+    """As applied: after clipping."""
+    update_norm: float
+    """Of the change that the step made."""
+    value_norm: float
+    """Of the adapter's tensors after it."""
+
+
+def group_of(key: str) -> str:
+    """The block a tensor belongs to, or the part of the network."""
+    found = _GROUP.match(key)
+    return found[1] if found else key
+
+
+def group_names(stacks: Sequence[Stacked]) -> list[str]:
+    """In the order of their first tensors."""
+    return list(dict.fromkeys(group_of(key) for stack in stacks for key in stack.keys))
+
+
+def is_due(step: int) -> bool:
+    """Whether the step, counted from 0, is looked at."""
+    return step % EVERY == 0
+
+
+class Look:
+    """A look at one step: made before it, finished after it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.before = [parameter.detach().clone() for parameter in optimizer.trained]
+
+    def figures(self) -> Tensor:
+        """(G, 3) float32 on the device: norms of gradient, update and values of every group."""
+        after, changes = [parameter.detach() for parameter in self.optimizer.trained], self.before
+        # In place, as memory may be short: what was before, less what is.
+        torch._foreach_sub_(changes, after)
+        found = (self.optimizer.gradients, changes, after)
+        return torch.stack([norms(each, self.optimizer.stacks) for each in found], 1)
+
+
+def norms(values: Sequence[Tensor], stacks: Sequence[Stacked]) -> Tensor:
+    """(G,): of all tensors of each group together."""
+    names = group_names(stacks)
+    places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
+    each = [one for value, stack in zip(values, stacks, strict=True) for one in parts(value, stack)]
+    squares = [torch.linalg.vector_norm(one).square() for one in each]
+    total = torch.zeros(len(names), device=squares[0].device)
+    return total.index_add(0, torch.tensor(places, device=total.device), torch.stack(squares)).sqrt()

@@ -1,0 +1,82 @@
+"""A training before its first step, or where an earlier run of it left off."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+from stages.adapters.attach import Adapter, attach
+from stages.adapters.singular_vectors import BasesFolder
+from stages.models.quantized_linear import NONE, quantization_of
+from stages.train.job import Job
+from stages.train.model.frozen_base import frozen_base
+from stages.train.model.network import Network, stacked_layers
+from stages.train.model.starting_adapter import read_start, resolved_spec
+from stages.train.optim.optimizer import Optimizer
+from stages.train.record import checkpoint
+from stages.train.record.checkpoint import Checkpoint
+from stages.train.record.layer_norms import group_names
+from stages.train.record.metrics import History
+from stages.train.stage import TrainParams
+from stages.train.training import Training
+
+
+def new_training(job: Job) -> Training:
+    """Base in its precision, adapter on top: at the base model's own output, or at the adapter file to go on from."""
+    network = new_network(job)
+    optimizer = new_optimizer(network, job.params)
+    return Training(
+        network=network,
+        optimizer=optimizer,
+        history=History.empty(len(group_names(optimizer.stacks))),
+        params=job.params,
+        device=job.device,
+        notes={},
+    )
+
+
+def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
+    """On the stacked tensors where there are such."""
+    stacks = None if network.layers is None else network.layers.stacked()
+    return Optimizer(network.adapter.named_parameters(), params, stacks)
+
+
+def new_network(job: Job) -> Network:
+    """The adapter is attached after the cast: its magnitudes are norms of the weights as the layers use them."""
+    start = read_start(job)
+    spec = resolved_spec(job.params, start)
+    denoiser, conditioner = frozen_base(job, spec)
+    adapter = attach(
+        (denoiser, conditioner),
+        spec,
+        generator=job.chance.torch_at("adapter", 0),
+        bases_cache=BasesFolder(job.work.shared / "bases"),
+    )
+    if start is not None:
+        adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)
+    stackable = quantization_of(denoiser) == NONE
+    return Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stackable else None)
+
+
+def rank_limit(network: Network) -> int:
+    """Smallest dimension of the layers that carry the adapter."""
+    adapted = {f"{name}.weight" for name in network.adapter.layer_names()}
+    roots = (network.denoiser, network.conditioner)
+    weights = {name: weight for root in roots for name, weight in root.named_parameters()}
+    return min(min(weight.shape[0], prod(weight.shape[1:])) for name, weight in weights.items() if name in adapted)
+
+
+def num_parameters(adapter: Adapter) -> int:
+    """Trained values."""
+    return sum(parameter.numel() for parameter in adapter.named_parameters().values())
+
+
+def checkpoint_folders(job: Job) -> list[Path]:
+    """Where checkpoints of the run may lie."""
+    places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
+    return [place / checkpoint.FOLDER for place in places]
+
+
+def newest_checkpoint(job: Job) -> Checkpoint | None:
+    """The newest usable one, of this workspace or of an earlier, shorter artifact of the same run."""
+    return checkpoint.newest(checkpoint_folders(job), job.identity, job.params.number_of_steps, job.work.say)
