@@ -11,7 +11,7 @@ from stages.train.determinism import repeatable
 from stages.train.model.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
 from stages.train.record.metrics import History, window_means
 from stages.train.stage import TrainParams
-from tests.test_train_batches import CountedClips, prompts_of
+from tests.test_train_collate import CountedClips, prompts_of
 
 
 def examples_of(clips) -> Examples:

@@ -225,7 +225,7 @@ import os, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 sys.path.insert(0, {root!r})
-from tests.test_train_ahead import live_examples, workspace
+from tests.test_train_audio_prefetch import live_examples, workspace
 from stages.train.ahead import Ahead
 place = Path({place!r})
 with Ahead(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as ahead:

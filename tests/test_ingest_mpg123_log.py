@@ -46,7 +46,7 @@ def printed(code: str, place: Path, *, closed: bool = False) -> tuple[str, str]:
     """(stdout, stderr) of a fresh process that runs the code; `closed`: it has no file descriptor 2 at all."""
     head = (
         "import ctypes, os, sys, threading\nfrom pathlib import Path\nfrom stages.contract import Resources\n"
-        "from tests.test_ingest_complaints import *\nlibc = ctypes.CDLL(None)\nplace = Path(sys.argv[1])\n"
+        "from tests.test_ingest_mpg123_log import *\nlibc = ctypes.CDLL(None)\nplace = Path(sys.argv[1])\n"
         "stderr = ctypes.c_void_p.in_dll(libc, 'stderr')\n"
     )
     # pyarrow's threads now and then abort a process as short as this when its destructors run.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stages.train.dataset.sampler import ByFrames, BySize, Epoch, cuts, order_of, shuffled, zigzag
 from stages.train.rng import Chance
 from stages.train.stage import TrainParams
-from tests.test_train_batches import CountedClips
+from tests.test_train_collate import CountedClips
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 

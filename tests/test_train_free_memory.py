@@ -9,7 +9,7 @@ import torch
 
 from stages.errors import DeviceFullBeside
 from stages.models.device import is_out_of_memory, room_for
-from stages.train.forecast.check_memory import free_memory
+from stages.train.forecast import free_memory
 from stages.train.forecast.free_memory import free_bytes, host_bytes
 
 GIB = 1 << 30
