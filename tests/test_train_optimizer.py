@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.train.optim import update_rules
 from stages.train.optim.optimizer import Optimizer
 from stages.train.stage import TrainParams
 
@@ -38,6 +39,24 @@ def test_an_update_is_the_textbook_s():
         # After one step both bias-corrected moments are the gradient and its square.
         expected = start * (1 - 1e-2 * 0.1) - 1e-2 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(tensors[name].detach(), expected)
+
+
+@pytest.mark.parametrize("decay_magnitudes", [True, False])
+def test_updates_have_the_bits_of_torch_s_own_class(decay_magnitudes):
+    ours, theirs = ({f"layer.{name}": one for name, one in parameters().items()} for _ in range(2))
+    ours["layer.magnitude"], theirs["layer.magnitude"] = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    asked = params(weight_decay=0.1, betas=(0.9, 0.95), decay_magnitudes=decay_magnitudes)
+    optimizer = Optimizer(ours, asked)
+    magnitude = theirs["layer.magnitude"]
+    others = [one for one in theirs.values() if one is not magnitude]
+    kept = {"params": [magnitude], "weight_decay": 0.1 if decay_magnitudes else 0.0}
+    adamw = torch.optim.AdamW([{"params": others}, kept], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for _ in range(5):
+        optimizer.update(loss_of(ours))
+        adamw.zero_grad()
+        loss_of(theirs).backward()
+        adamw.step()
+    assert same(values(ours), values(theirs))
 
 
 def test_an_update_returns_the_norm_of_the_whole_gradient():
@@ -100,16 +119,19 @@ def test_a_mended_optimiser_goes_on_as_if_nothing_had_happened():
     assert same(values(spoiled), values(plain))
 
 
-def test_a_device_without_the_guard_refuses_the_update_on_the_host():
+def test_a_device_without_the_guard_refuses_the_update_on_the_host(monkeypatch):
+    monkeypatch.setattr(update_rules, "_GUARDED_DEVICES", ())
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
-    optimizer.rule.guarded = False
+    assert optimizer.rule.unguarded is not None
     before = values(tensors)
     optimizer.update(loss_of(tensors) * float("nan"))
     assert same(values(tensors), before)
     optimizer.mend()
+    optimizer.prepare(0)
     optimizer.update(loss_of(tensors))
     assert not same(values(tensors), before)
+    assert optimizer.state().keys() == {f"{what}.{name}" for what in ("step", "exp_avg", "exp_avg_sq") for name in "ab"}
 
 
 def test_moments_taken_back_go_on_to_the_same_bit():

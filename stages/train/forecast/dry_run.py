@@ -125,7 +125,7 @@ def with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
 def _network(config: Mapping[str, Any], params: TrainParams, dtype: torch.dtype) -> Network:
     """Without memory. In place of an -xs kind stands the kind that trains its directions as well."""
     with torch.device("meta"):
-        denoiser, conditioner = Denoiser(config).to(dtype), Conditioner(config).to(dtype)
+        denoiser, conditioner = (kind(config).to("meta", dtype) for kind in (Denoiser, Conditioner))
     roots = tuple(root.eval().requires_grad_(False) for root in (denoiser, conditioner))
     spec = AdapterSpec(
         kind=free_kind(params.adapter_type),
@@ -237,7 +237,7 @@ def _sides(layer: AdaptedLayer) -> int:
 def encoding_bytes(config: Mapping[str, Any], num_samples: int, dtype: torch.dtype) -> tuple[int, int]:
     """Weights of the autoencoder, and the most it holds beside them while it encodes one clip of this length."""
     with torch.device("meta"):
-        autoencoder = Autoencoder(config).to(dtype).eval().requires_grad_(False)
+        autoencoder = Autoencoder(config).to("meta", dtype).eval().requires_grad_(False)
         audio_AL = torch.empty(autoencoder.audio_channels, num_samples, dtype=dtype)
     ledger = Ledger()
     held = [*autoencoder.parameters(), *autoencoder.buffers()]

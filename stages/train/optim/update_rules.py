@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.adapters.stacked.layer_group import Stacked
 from stages.errors import PackageMissing
@@ -65,24 +65,28 @@ def is_magnitude(stack: Stacked) -> bool:
 
 
 class FusedAdamW:
-    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all tensors."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all tensors.
+
+    The kernel of `torch.optim.AdamW(fused=True)` is called here directly: that class imports torch's compiler on its
+    first use, which takes two seconds. It stands in only where its fused kernel takes no flag.
+    """
 
     def __init__(self, params: TrainParams, stacks: Sequence[Stacked]) -> None:
         device = stacks[0].parameter.device
         self.stacks, self.guarded = stacks, device.type in _GUARDED_DEVICES
         self.capturable = device.type == "cuda"
+        self.betas, self.eps = params.betas, params.eps
         # On the device, so that a recorded step reads what the host has written there.
         self.rate: float | Tensor = params.learning_rate
         if self.capturable:
             self.rate = torch.tensor(params.learning_rate, device=device)
-        self.adamw = torch.optim.AdamW(
-            groups(params, stacks),
-            lr=self.rate,
-            betas=params.betas,
-            eps=params.eps,
-            fused=True if self.guarded else None,
-            capturable=self.capturable,
-        )
+        self.groups = groups(params, stacks)
+        self.moments: dict[Tensor, dict[str, Tensor]] = {}
+        """`step`, `exp_avg` and `exp_avg_sq` of every parameter that has been updated."""
+        self.unguarded: torch.optim.AdamW | None = None
+        if not self.guarded:
+            self.unguarded = torch.optim.AdamW(self.groups, lr=self.rate, betas=self.betas, eps=self.eps)
+            self.moments = self.unguarded.state
         self.set_to = params.learning_rate
 
     def set_rate(self, rate: float) -> None:
@@ -90,27 +94,61 @@ class FusedAdamW:
         if rate == self.set_to:
             return
         self.set_to = rate
-        for group in self.adamw.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)
+        else:
+            self.rate = rate
 
     def rate_in_use(self) -> float:
         return self.set_to
 
     def step(self, broken: Tensor) -> None:
-        if self.guarded:
-            self.adamw.found_inf = broken.float()  # type: ignore[attr-defined]
-            self.adamw.step()
+        if self.unguarded is None:
+            found_inf = broken.float()
+            for group in self.groups:
+                self._update(group["params"], group["weight_decay"], found_inf)
         elif not bool(broken):
-            self.adamw.step()
+            for group in self.unguarded.param_groups:
+                group["lr"] = self.rate
+            self.unguarded.step()
+
+    @torch.no_grad()
+    def _update(self, parameters: Sequence[nn.Parameter], weight_decay: float, found_inf: Tensor) -> None:
+        """What torch's class does with one group of parameters; nothing changes where `found_inf` is 1."""
+        moments = [self._moments_of(parameter) for parameter in parameters]
+        steps = [each["step"] for each in moments]
+        torch._foreach_add_(steps, 1)
+        update: Any = torch._fused_adamw_  # its overloads leave out a rate that may be either
+        update(
+            list(parameters),
+            [parameter.grad for parameter in parameters],
+            *([each[name] for each in moments] for name in _MOMENTS),
+            [],
+            steps,
+            amsgrad=False,
+            lr=self.rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+            grad_scale=None,
+            found_inf=found_inf,
+        )
+        torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+    def _moments_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Those of one parameter; zeros before its first update."""
+        if parameter not in self.moments:
+            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+            self.moments[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+        return self.moments[parameter]
 
     def state(self) -> dict[str, Tensor]:
         """CPU copies of the moments: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`, `step.<parameter>`."""
         held: dict[str, Tensor] = {}
         for stack in self.stacks:
-            for moment, value in self.adamw.state.get(stack.parameter, {}).items():
+            for moment, value in self.moments.get(stack.parameter, {}).items():
                 for name, one in zip(stack.keys, parts(value, stack), strict=True):
                     held[f"{moment}.{name}"] = one.detach().to("cpu", copy=True)
         return held
@@ -123,7 +161,7 @@ class FusedAdamW:
                     moment: whole([state[f"{moment}.{name}"] for name in stack.keys], stack) for moment in _MOMENTS
                 }
                 step = state[f"step.{stack.keys[0]}"].to(stack.parameter.device if self.guarded else "cpu", copy=True)
-                self.adamw.state[stack.parameter] = {"step": step, **moments}
+                self.moments[stack.parameter] = {"step": step, **moments}
 
 
 class Borrowed:

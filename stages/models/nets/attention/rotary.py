@@ -31,7 +31,8 @@ class Rotary(nn.Module):
 
     def __init__(self, num_rotated: int) -> None:
         super().__init__()
-        exponent_K = torch.arange(0, num_rotated, 2, dtype=torch.float32) / num_rotated
+        # On the CPU even in a network built on the meta device, where `arange` would import torch's compiler.
+        exponent_K = torch.arange(0, num_rotated, 2, dtype=torch.float32, device="cpu") / num_rotated
         self.register_buffer("inv_freq", BASE**-exponent_K)
 
     def forward(self, num_positions: int) -> Turn:
