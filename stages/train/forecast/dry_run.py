@@ -125,7 +125,7 @@ def with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
 def _network(config: Mapping[str, Any], params: TrainParams, dtype: torch.dtype) -> Network:
     """Without memory. In place of an -xs kind stands the kind that trains its directions as well."""
     with torch.device("meta"):
-        denoiser, conditioner = (kind(config).to("meta", dtype) for kind in (Denoiser, Conditioner))
+        denoiser, conditioner = Denoiser(config).to("meta", dtype), Conditioner(config).to("meta", dtype)
     roots = tuple(root.eval().requires_grad_(False) for root in (denoiser, conditioner))
     spec = AdapterSpec(
         kind=free_kind(params.adapter_type),
