@@ -12,8 +12,8 @@ from stages.adapters.attach import attach
 from stages.adapters.stacked.layer_group import Part
 from stages.models.nets.dit.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
 from stages.records import AdapterSpec
-from stages.train.cuda_graph.compiled_blocks import Code
-from stages.train.model.network import part_of, stacked_layers
+from stages.train.cuda_graph.compiled_blocks import CompiledNetwork
+from stages.train.model.network import stacked_layers, step_part
 from tests.dense_adapters import shake
 from tests.small_networks import config, denoiser_inputs, randomised
 
@@ -57,7 +57,7 @@ def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
     tower.run_block = noted
     network(**denoiser_inputs(read, 1, 5))
     assert seen == {(name, used_in_blocks(name)) for name in linear}
-    assert {part_of(name) for name in linear} == set(Part)
+    assert {step_part(name) for name in linear} == set(Part)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
@@ -102,5 +102,5 @@ def test_a_block_on_the_fast_path_runs_when_its_weights_are_there():
     layers.beside = SimpleNamespace(reach=seen.append)
     code = SimpleNamespace(layers=layers, compiled_block=lambda block, *inputs: seen.append(block) or torch.zeros(()))
     block = network.model.transformer.layers[0]
-    Code.run_block(code, block)
+    CompiledNetwork.run_block(code, block)
     assert seen == [Part.BLOCKS, block]

@@ -18,9 +18,9 @@ from stages import catalogue
 from stages.bench import cases
 from stages.bench.cases import Case, new_batch
 from stages.train.cuda_graph.compiled_blocks import compiled
-from stages.train.cuda_graph.graph_steps import CapturedSteps
-from stages.train.dataset.length_buckets import Buckets
-from stages.train.determinism import repeatable
+from stages.train.cuda_graph.graph_steps import GraphSteps
+from stages.train.dataset.length_buckets import LengthBuckets
+from stages.train.determinism import deterministic_algorithms
 from stages.train.training import Training
 from tests.dense_adapters import shake
 from tests.small_networks import config
@@ -84,7 +84,7 @@ def plainly(made: Training, through: list) -> Found:
 
 def captured(made: Training, through: list, lengths: list[int], **options) -> Found:
     with compiled(made.network.denoiser, made.network.layers, **options):
-        steps = CapturedSteps(made, Buckets(lengths), lambda line: None)
+        steps = GraphSteps(made, LengthBuckets(lengths), lambda line: None)
         seen = output(made, through[0])
         steps.advance(through[0])
         first = gradient(made)
@@ -114,7 +114,7 @@ def output(made: Training, batch) -> Tensor:
 
 
 def found(made: Training, first: Tensor, seen: Tensor) -> Found:
-    made.history.settle()
+    made.history.flush()
     figures = torch.from_numpy(made.history.figures_N3[:, 1:])
     return {
         "output": seen,
@@ -132,7 +132,7 @@ def distance(one: Found, other: Found) -> Mapping[str, float]:
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
 def test_in_float32_twenty_captured_steps_are_the_plain_ones(kind):
     one = case(adapter_type=kind)
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         plain, fast = training(one, stacked=False), training(one, stacked=True)
         through = batches(one, plain, STEPS)
         apart = distance(captured(fast, through, [24]), plainly(plain, through))
@@ -145,7 +145,7 @@ def test_in_float32_twenty_captured_steps_are_the_plain_ones(kind):
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
 def test_in_16_bits_captured_steps_are_as_near_to_float32_as_plain_ones(kind, precision, monkeypatch):
     one = case(adapter_type=kind, base_precision=precision)
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         exact, plain, fast = in_float32(one, monkeypatch), training(one, stacked=False), training(one, stacked=True)
         through = batches(one, plain, STEPS)
         wanted = plainly(exact, through)
@@ -156,7 +156,7 @@ def test_in_16_bits_captured_steps_are_as_near_to_float32_as_plain_ones(kind, pr
 
 def test_heads_that_no_joint_kernel_takes_are_as_near_to_float32(monkeypatch):
     one, sizes = case(base_precision="bf16"), {"head_width": 40}
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         exact = in_float32(one, monkeypatch, **sizes)
         plain, fast = (training(one, stacked=stacked, **sizes) for stacked in (False, True))
         through = batches(one, plain, STEPS)
@@ -168,13 +168,13 @@ def test_heads_that_no_joint_kernel_takes_are_as_near_to_float32(monkeypatch):
 def test_a_batch_rounded_up_to_a_bucket_makes_the_step_of_the_batch():
     """Each step from the plain training's very state: updates of AdamW would enlarge another order of adding up."""
     one = case(adapter_type="dora-rows")
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         plain, fast = training(one, stacked=False), training(one, stacked=True)
         through = [batches(replace(one, num_frames=20 + step % 3), plain, step + 1)[step] for step in range(12)]
         with compiled(fast.network.denoiser, fast.network.layers):
             for step, batch in enumerate(through):
                 fast.restore(plain.as_checkpoint())
-                steps = CapturedSteps(fast, Buckets([24]), lambda line: None)
+                steps = GraphSteps(fast, LengthBuckets([24]), lambda line: None)
                 steps.advance(batch)
                 plain.advance(batch)
                 nothing = torch.ones(1)
@@ -185,7 +185,7 @@ def test_a_batch_rounded_up_to_a_bucket_makes_the_step_of_the_batch():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_captured_and_plain_steps_go_on_from_each_other(precision):
     one = case(base_precision=precision)
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         plain, fast, mixed = (training(one, stacked=stacked) for stacked in (False, True, True))
         through = batches(one, plain, 9)
         wanted, other = plainly(plain, through), captured(fast, through, [24])
@@ -200,7 +200,7 @@ def test_captured_and_plain_steps_go_on_from_each_other(precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_captured_steps_repeat_to_the_bit_also_from_the_middle(precision):
     one = case(base_precision=precision)
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         whole, stopped, resumed = (training(one, stacked=True) for _ in range(3))
         through = batches(one, whole, 8)
         captured(whole, through, [24])
@@ -216,7 +216,7 @@ def test_captured_steps_repeat_to_the_bit_also_from_the_middle(precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputed_blocks_make_the_same_steps(precision):
     one = case(base_precision=precision)
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         kept, recomputed = (training(replace(one, checkpointing=on), stacked=True) for on in (False, True))
         through = batches(one, kept, 4)
         apart = distance(captured(recomputed, through, [24]), captured(kept, through, [24]))

@@ -220,11 +220,11 @@ def test_a_damaged_adapter_is_written_again_from_its_checkpoint_without_a_step_o
     assert [damage.kind for damage in damages(store)] == ["artifact"]
     assert mend(store)[0].endswith("the same command goes on from its checkpoint")
 
-    from stages.train.loop import Fit
+    from stages.train.loop import TrainingLoop
 
     steps = []
-    make_step = Fit.make_step
-    monkeypatch.setattr(Fit, "make_step", lambda self: steps.append(1) or make_step(self))
+    make_step = TrainingLoop.make_step
+    monkeypatch.setattr(TrainingLoop, "make_step", lambda self: steps.append(1) or make_step(self))
     done = request(root)
     assert states(done) == ["HIT", "HIT", "RESUME"]
     assert (steps, damages(store)) == ([], [])

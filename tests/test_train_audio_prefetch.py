@@ -25,11 +25,11 @@ from stages.models.load_weights import load_autoencoder
 from stages.processes import settle_in
 from stages.train.dataset import audio_prefetch as ahead_module
 from stages.train.dataset import sample_ranges
-from stages.train.dataset.audio_prefetch import Ahead, num_processes
+from stages.train.dataset.audio_prefetch import AudioPrefetcher, num_processes
 from stages.train.dataset.clips import LiveLatents, StoredLatents
 from stages.train.dataset.examples import Examples
-from stages.train.dataset.prompt_embeddings import Prompts
-from stages.train.dataset.sample_ranges import Stretch, read_stretches
+from stages.train.dataset.prompt_embeddings import PromptEmbeddings
+from stages.train.dataset.sample_ranges import SampleRange, read_ranges
 from tests.small_training import Bench, encoded, ingested, params, random_audio, random_hidden, random_latents, weights
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def live_examples(root, lengths=LENGTHS, window=WINDOW, **changes):
     """Two clips are longer than the window."""
     artifact = ingested(root / "shared", root / "ingested", random_audio(lengths), window)
     clips = LiveLatents(artifact, root / "shared", catalogue.models()["tiny-base"], autoencoder())
-    prompts = Prompts({f"prompt {number}": torch.zeros(2, 4) for number in range(len(lengths))})
+    prompts = PromptEmbeddings({f"prompt {number}": torch.zeros(2, 4) for number in range(len(lengths))})
     wanted = params(**{"pre_encode": False, "batch_size": 2, **changes})
     return Examples(clips=clips, prompts=prompts, params=wanted, shift_options=None)
 
@@ -62,7 +62,11 @@ def tensors(batch):
 
 
 def assert_same(batch, other):
-    assert (batch.clip_ids, batch.crop_starts, batch.parts) == (other.clip_ids, other.crop_starts, other.parts)
+    assert (batch.clip_ids, batch.crop_starts, batch.microbatch_sizes) == (
+        other.clip_ids,
+        other.crop_starts,
+        other.microbatch_sizes,
+    )
     for name, tensor in tensors(batch).items():
         assert torch.equal(tensor, tensors(other)[name])
 
@@ -112,7 +116,7 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(sample_ranges, "read_prepared", lambda *a: reads.append(a))
     work, said = workspace(tmp_path, workers=2)
-    with Ahead(examples, range(6), work) as ahead:
+    with AudioPrefetcher(examples, range(6), work) as ahead:
         for step in range(6):
             assert_same(ahead.batch(step), expected[step])
     assert (reads, said) == ([], [])
@@ -120,8 +124,8 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
 
 def test_processes_begin_anew_and_load_little(tmp_path):
     work, _ = workspace(tmp_path, workers=1)
-    with Ahead(live_examples(tmp_path), range(2), work) as ahead:
-        assert ahead._pool.submit(read_stretches, []).result() == []
+    with AudioPrefetcher(live_examples(tmp_path), range(2), work) as ahead:
+        assert ahead._pool.submit(read_ranges, []).result() == []
         loaded = ahead._pool.submit(
             eval, "sorted({'torch', 'stages.train.dataset.audio_prefetch'} & set(__import__('sys').modules))"
         )
@@ -130,10 +134,10 @@ def test_processes_begin_anew_and_load_little(tmp_path):
 
 def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
     clips = live_examples(tmp_path).clips
-    stretch = pickle.loads(pickle.dumps(clips.stretch(1, 5)))
+    stretch = pickle.loads(pickle.dumps(clips.sample_range(1, 5)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=settle_in, initargs=(os.getpid(),)) as pool:
-        audio, missing = pool.submit(read_stretches, [stretch, Stretch(tmp_path / "none.flac", 0, 9)]).result()
+        audio, missing = pool.submit(read_ranges, [stretch, SampleRange(tmp_path / "none.flac", 0, 9)]).result()
     np.testing.assert_array_equal(audio, stretch.read())
     assert missing is None
 
@@ -141,7 +145,7 @@ def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
 def test_latents_that_are_kept_are_read_once_for_each_sign(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000, 20_000), window=30_000)
     work, _ = workspace(tmp_path, workers=1)
-    with Ahead(examples, range(40), work) as ahead:
+    with AudioPrefetcher(examples, range(40), work) as ahead:
         for step in range(40):
             ahead.batch(step)
         asked = [stretch.path.name for stretches in ahead._pool.asked for stretch in stretches]
@@ -152,7 +156,7 @@ def test_latents_known_from_before_are_not_read(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000,), polarity_flip=False)
     examples.clips.read(0, 0, False)
     work, _ = workspace(tmp_path, workers=1)
-    with Ahead(examples, range(5), work) as ahead:
+    with AudioPrefetcher(examples, range(5), work) as ahead:
         ahead.batch(0)
         assert ahead._pool.asked == []
 
@@ -160,11 +164,11 @@ def test_latents_known_from_before_are_not_read(tmp_path, here):
 def test_steps_are_read_in_order_a_few_at_a_time(tmp_path, here, monkeypatch):
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=2)
-    with Ahead(examples, range(3, 30), work) as ahead:
+    with AudioPrefetcher(examples, range(3, 30), work) as ahead:
         ahead.batch(3)
         few = len(ahead._pool.asked)
         assert 2 <= few <= 6
-        monkeypatch.setattr(ahead_module, "AHEAD_BYTES", 0)
+        monkeypatch.setattr(ahead_module, "PREFETCH_BYTES", 0)
         for step in range(4, 30):
             ahead.batch(step)
         starts = [stretch.start for stretches in ahead._pool.asked for stretch in stretches]
@@ -172,10 +176,10 @@ def test_steps_are_read_in_order_a_few_at_a_time(tmp_path, here, monkeypatch):
 
 
 def test_memory_bounds_how_much_is_read(tmp_path, here, monkeypatch):
-    monkeypatch.setattr(ahead_module, "AHEAD_BYTES", 2 * WINDOW * 8)
+    monkeypatch.setattr(ahead_module, "PREFETCH_BYTES", 2 * WINDOW * 8)
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=4)
-    with Ahead(examples, range(30), work) as ahead:
+    with AudioPrefetcher(examples, range(30), work) as ahead:
         ahead.batch(0)
         assert len(ahead._pool.asked) == 2
 
@@ -183,7 +187,7 @@ def test_memory_bounds_how_much_is_read(tmp_path, here, monkeypatch):
 def test_any_step_may_be_asked_for(tmp_path, here):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, _ = workspace(tmp_path, workers=1)
-    with Ahead(examples, range(20), work) as ahead:
+    with AudioPrefetcher(examples, range(20), work) as ahead:
         for step in (0, 1, 7, 2, 8, 19, 25):
             assert_same(ahead.batch(step), alone.batch(step))
 
@@ -194,7 +198,7 @@ def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_pat
     path = tmp_path / "shared" / "prepared" / "1.flac"
     path.unlink()
     work, _ = workspace(tmp_path, workers)
-    with Ahead(examples, range(4), work) as ahead, pytest.raises(PreparedMissing, match="is gone") as caught:
+    with AudioPrefetcher(examples, range(4), work) as ahead, pytest.raises(PreparedMissing, match="is gone") as caught:
         ahead.batch(0)
     assert caught.value.path == path
 
@@ -202,7 +206,7 @@ def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_pat
 def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, said = workspace(tmp_path, workers=1)
-    with Ahead(examples, range(20), work) as ahead:
+    with AudioPrefetcher(examples, range(20), work) as ahead:
         assert_same(ahead.batch(0), alone.batch(0))
         pid = ahead._pool.submit(os.getpid).result()
         os.kill(pid, signal.SIGKILL)
@@ -214,7 +218,7 @@ def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
 
 def test_leaving_ends_the_processes(tmp_path):
     work, _ = workspace(tmp_path, workers=2)
-    with Ahead(live_examples(tmp_path), range(20), work) as ahead:
+    with AudioPrefetcher(live_examples(tmp_path), range(20), work) as ahead:
         pids = {ahead._pool.submit(os.getpid).result() for _ in range(4)}
         ahead.batch(0)
     assert gone(pids)
@@ -226,9 +230,9 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 sys.path.insert(0, {root!r})
 from tests.test_train_audio_prefetch import live_examples, workspace
-from stages.train.ahead import Ahead
+from stages.train.dataset.audio_prefetch import AudioPrefetcher
 place = Path({place!r})
-with Ahead(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as ahead:
+with AudioPrefetcher(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as ahead:
     ahead.batch(0)
     print(*[process.pid for process in ahead._pool._processes.values()], flush=True)
     time.sleep(60)
@@ -269,14 +273,14 @@ def test_nobody_reads_ahead_of_stored_latents_nor_unasked_of_little_audio(tmp_pa
     monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 6)
     little = live_examples(tmp_path)
     assert [num_processes(little, range(10), asked) for asked in (0, 3)] == [0, 3]
-    monkeypatch.setattr(ahead_module, "SECONDS_WORTH_A_PROCESS", 1.0)
+    monkeypatch.setattr(ahead_module, "MIN_SECONDS_TO_PREFETCH", 1.0)
     assert num_processes(little, range(100), 0) == 3
     monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 1)
     assert num_processes(little, range(100), 0) == 0
 
     artifact = encoded(tmp_path / "shared", tmp_path / "encoded", random_latents((9,)), random_hidden(1))
     stored = StoredLatents(artifact, Shelf(tmp_path / "shared" / "latents"), catalogue.models()["tiny-base"])
-    examples = Examples(clips=stored, prompts=Prompts({}), params=params(), shift_options=None)
+    examples = Examples(clips=stored, prompts=PromptEmbeddings({}), params=params(), shift_options=None)
     assert num_processes(examples, range(100), 3) == 0
 
 

@@ -13,7 +13,7 @@ from stages.contract import Inputs, Resources
 from stages.errors import MemoryShort
 from stages.train.dataset.clips import StoredLatents
 from stages.train.dataset.length_buckets import bucket_lengths
-from stages.train.dataset.sampler import ByFrames, order_of
+from stages.train.dataset.sampler import FrameBudgetSampler, sampler_for
 from stages.train.forecast import check_memory
 from stages.train.forecast.batch_shapes import largest_batches
 from stages.train.forecast.check_memory import duration_words, foreseen, line, prospect_of
@@ -101,8 +101,8 @@ def test_a_budget_of_frames_counts_the_batches_that_training_draws(tmp_path):
     for budget in (400, 95):
         wanted = job(bench, frames_per_batch=budget)
         clips = StoredLatents(wanted.artifact, Shelf(wanted.work.shared / "latents"), wanted.model)
-        order = order_of(clips, wanted.params, wanted.chance)
-        assert isinstance(order, ByFrames)
+        order = sampler_for(clips, wanted.params, wanted.rng)
+        assert isinstance(order, FrameBudgetSampler)
         drawn = {(len(clips_B), int(frames_B.max())) for clips_B, frames_B in order.round(0)}
         found = prospect_of(wanted).size
         assert (found.num_clips, found.num_frames) in drawn
@@ -197,7 +197,7 @@ def test_batches_that_wait_on_a_host_too_small_for_them_are_refused_whatever_the
 def test_latents_kept_in_memory_are_counted_where_the_device_shares_it_with_the_host(bench, monkeypatch):
     stored = (12 + 20 + 7) * CHANNELS * 4
     assert prospect_of(job(bench)).clips_bytes == stored
-    monkeypatch.setattr(check_memory, "REMEMBERED_BYTES", stored - 1)
+    monkeypatch.setattr(check_memory, "LATENT_CACHE_BYTES", stored - 1)
     assert prospect_of(job(bench)).clips_bytes == stored - 1
     monkeypatch.setattr(check_memory, "usable_dtype", lambda dtype, *rest: dtype)
     elsewhere = replace(job(bench), device=check_memory.torch.device("cuda"))
@@ -210,7 +210,7 @@ def test_audio_is_counted_as_read_ahead_only_where_that_happens(tmp_path, monkey
     assert prospect_of(job(bench)).clips_bytes == both_signs
     asked = replace(bench, resources=Resources(device="cpu", workers=1))
     assert prospect_of(job(asked)).clips_bytes == both_signs + 14 * RATIO * 8
-    monkeypatch.setattr(check_memory, "AHEAD_BYTES", 1000)
+    monkeypatch.setattr(check_memory, "PREFETCH_BYTES", 1000)
     assert prospect_of(job(asked)).clips_bytes == both_signs + 1000
 
 

@@ -13,7 +13,7 @@ from stages.models.load_weights import load_autoencoder
 from stages.prepared import read_prepared
 from stages.records import EncodedClip
 from stages.train.dataset import clips as clips_module
-from stages.train.dataset.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_kept
+from stages.train.dataset.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_cached
 from tests.small_training import encoded, ingested, random_audio, random_hidden, random_latents, weights
 
 MODEL = catalogue.models()["tiny-base"]
@@ -80,7 +80,7 @@ def test_latents_that_fit_into_memory_are_read_once_and_whole(tmp_path, reads):
 
 
 def test_of_latents_that_do_not_fit_into_memory_every_crop_is_read_alone(tmp_path, reads, monkeypatch):
-    monkeypatch.setattr(clips_module, "REMEMBERED_BYTES", 12 * 16 * 4)
+    monkeypatch.setattr(clips_module, "LATENT_CACHE_BYTES", 12 * 16 * 4)
     latents, clips = stored(tmp_path, (12, 20), window=8)
     reads.clear()
     for index, start in ((0, 1), (1, 5), (1, 12), (0, 4)):
@@ -95,11 +95,11 @@ def test_nobody_can_change_latents_that_are_kept(tmp_path):
 
 
 def test_clips_are_kept_while_their_sum_fits():
-    assert [num_kept(np.array([5, 5, 1]), limit) for limit in (0, 4, 5, 9, 10, 11, 99)] == [0, 0, 1, 1, 2, 3, 3]
+    assert [num_cached(np.array([5, 5, 1]), limit) for limit in (0, 4, 5, 9, 10, 11, 99)] == [0, 0, 1, 1, 2, 3, 3]
 
 
 def test_live_latents_beyond_memory_are_encoded_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "REMEMBERED_BYTES", 2 * 8 * 16 * 4)
+    monkeypatch.setattr(clips_module, "LATENT_CACHE_BYTES", 2 * 8 * 16 * 4)
     clips = live(tmp_path, (30_000, 20_000))
     assert [clips.keeps(index) for index in (0, 1)] == [True, False]
     for index in (0, 0, 1, 1):
@@ -112,7 +112,7 @@ def test_samples_at_hand_are_not_read_again(tmp_path):
     expected = clips.read(0, 0, False)
     again = live(tmp_path, (30_000,))
     stretch = again.stretch(0, 0)
-    again.at_hand = {stretch: stretch.read()}
+    again.prefetched = {stretch: stretch.read()}
     stretch.path.unlink()
     assert torch.equal(again.read(0, 0, False), expected)
 
@@ -120,7 +120,7 @@ def test_samples_at_hand_are_not_read_again(tmp_path):
 def test_an_excerpt_s_own_length_is_counted_in_begun_seconds(tmp_path):
     clips = live(tmp_path, (44_100, 44_101, 500_000), window=100_000)
     assert [excerpt_seconds(clips, index) for index in range(3)] == [1, 2, 3]
-    assert [subject.seconds_total for subject in clips.subjects] == [1, 2, 12]
+    assert [entry.seconds_total for entry in clips.entries] == [1, 2, 12]
 
 
 def test_a_stored_excerpt_is_never_longer_than_its_recording_or_the_window_in_samples(tmp_path):

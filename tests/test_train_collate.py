@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.dataset.clips import Subject
-from stages.train.dataset.collate import batch_at, followed_by_silence
-from stages.train.dataset.prompt_embeddings import Prompts
-from stages.train.dataset.sampler import order_of
-from stages.train.rng import Chance
+from stages.train.dataset.clips import ClipEntry
+from stages.train.dataset.collate import batch_of_step, extended_with_silence
+from stages.train.dataset.prompt_embeddings import PromptEmbeddings
+from stages.train.dataset.sampler import sampler_for
+from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
 
 CHANNELS = 2
@@ -41,9 +41,9 @@ class CountedClips:
         return self.window * self.samples_per_unit
 
     @property
-    def subjects(self):
+    def entries(self):
         return [
-            Subject(clip_id=f"clip{n}", prompt_key=f"prompt{n}", seconds_total=self.seconds + n, size=length)
+            ClipEntry(clip_id=f"clip{n}", prompt_key=f"prompt{n}", seconds_total=self.seconds + n, size=length)
             for n, length in enumerate(self.lengths)
         ]
 
@@ -58,7 +58,7 @@ class CountedClips:
 
 
 def prompts_of(clips):
-    return Prompts({subject.prompt_key: torch.full((n + 1, 4), n) for n, subject in enumerate(clips.subjects)})
+    return PromptEmbeddings({entry.prompt_key: torch.full((n + 1, 4), n) for n, entry in enumerate(clips.entries)})
 
 
 def unshifted(timestep_B, num_frames_B):
@@ -67,8 +67,8 @@ def unshifted(timestep_B, num_frames_B):
 
 def batch(clips, step=0, shift=unshifted, seed=1, **changes):
     params = TrainParams(model="tiny-base", **{"batch_size": 3, "seed": seed, **changes})
-    order = order_of(clips, params, Chance(seed))
-    return batch_at(step, clips, prompts_of(clips), order, params, Chance(seed), shift)
+    order = sampler_for(clips, params, StepRng(seed))
+    return batch_of_step(step, clips, prompts_of(clips), order, params, StepRng(seed), shift)
 
 
 def test_a_batch_larger_than_the_dataset_holds_clips_more_than_once():
@@ -118,9 +118,9 @@ def test_a_longer_extension_makes_longer_batches():
 
 
 def test_behind_a_clip_stand_the_first_frames_of_silence_then_its_last_two_in_turn():
-    behind = followed_by_silence(torch.zeros(CHANNELS, 2), torch.tensor([[1.0, 2.0, 3.0]] * CHANNELS), 9)
+    behind = extended_with_silence(torch.zeros(CHANNELS, 2), torch.tensor([[1.0, 2.0, 3.0]] * CHANNELS), 9)
     assert behind[0].tolist() == [0, 0, 1, 2, 3, 2, 3, 2, 3]
-    assert followed_by_silence(torch.zeros(CHANNELS, 2), torch.ones(CHANNELS, 3), 2).tolist() == [[0, 0]] * CHANNELS
+    assert extended_with_silence(torch.zeros(CHANNELS, 2), torch.ones(CHANNELS, 3), 2).tolist() == [[0, 0]] * CHANNELS
 
 
 def test_a_clip_longer_than_the_window_is_cropped_at_a_random_place():
@@ -191,7 +191,7 @@ def test_a_step_of_several_parts_is_the_larger_batch():
     for step in range(6):
         divided = batch(clips, step, batch_size=2, gradient_accumulation=2)
         whole = batch(clips, step, batch_size=4)
-        assert (divided.parts, whole.parts) == ((2, 2), (4,))
+        assert (divided.microbatch_sizes, whole.microbatch_sizes) == ((2, 2), (4,))
         for name in ("latents_BCT", "noise_BCT", "timestep_B", "real_BT", "given_BT", "dropped_B"):
             assert torch.equal(getattr(divided, name), getattr(whole, name))
         assert divided.clip_ids == whole.clip_ids
@@ -209,11 +209,11 @@ def test_a_batch_by_frames_is_real_for_the_frames_it_was_chosen_by(lengths, budg
     changes = {"batch_size": 1, "frames_per_batch": budget, "gradient_accumulation": parts}
     made = batch(clips, step, **changes)
     params = TrainParams(model="tiny-base", seed=1, **changes)
-    visits = order_of(clips, params, Chance(1)).visits(step)
+    visits = sampler_for(clips, params, StepRng(1)).visits(step)
     assert made.real_BT.sum(dim=1).tolist() == visits.frames_B.tolist()
-    assert made.parts == visits.parts
-    ends = [sum(made.parts[: place + 1]) for place in range(parts)]
-    for count, end in zip(made.parts, ends, strict=True):
+    assert made.microbatch_sizes == visits.microbatch_sizes
+    ends = [sum(made.microbatch_sizes[: place + 1]) for place in range(parts)]
+    for count, end in zip(made.microbatch_sizes, ends, strict=True):
         assert count == 1 or count * int(made.real_BT[end - count : end].sum(dim=1).max()) <= budget
 
 

@@ -83,17 +83,17 @@ def finish(driver: Driver, root: Path, flags: dict[str, Any], known: Whole) -> N
     assert not list(store.rglob("*.tmp")) and not list(store.rglob("*.writing"))
 
 
-def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:
+def drawn_kill(rng: random.Random, known: Whole) -> dict[str, Any]:
     """A moment in time, or one of the calls that make work last."""
-    if chance.random() < 0.5:
-        return {"after": chance.uniform(0.1, known.seconds)}
-    return {"at": chance.randint(1, known.calls)}
+    if rng.random() < 0.5:
+        return {"after": rng.uniform(0.1, known.seconds)}
+    return {"at": rng.randint(1, known.calls)}
 
 
-def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, chance: random.Random, most: int) -> int:  # noqa: F811
+def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, rng: random.Random, most: int) -> int:  # noqa: F811
     """Kill up to so many runs, one after the other; how many were still at work when their moment came."""
     for stops in range(most):
-        ended = asked(driver, root, flags, **drawn_kill(chance, known))
+        ended = asked(driver, root, flags, **drawn_kill(rng, known))
         if ended["code"] == 0:
             return stops
         assert ended["code"] == -signal.SIGKILL, ended["said"]
@@ -105,12 +105,12 @@ def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, chan
     [pytest.param(CASES[1:2], 2, id="a few"), pytest.param(CASES, 4, id="many", marks=pytest.mark.slow)],
 )
 def test_a_killed_training_ends_with_the_bytes_of_one_that_nobody_killed(driver, tmp_path, cases, most):  # noqa: F811
-    chance, kills = random.Random(f"{len(cases)} {most}"), 0
+    rng, kills = random.Random(f"{len(cases)} {most}"), 0
     for number, flags in enumerate(cases):
         known, before = uninterrupted(driver, tmp_path / str(number), flags), kills
         while kills - before < 1.5 * most:
             root = shutil.copytree(known.store, tmp_path / f"{number} {kills}")
-            kills += killed(driver, root, flags, known, chance, most)
+            kills += killed(driver, root, flags, known, rng, most)
             finish(driver, root, flags, known)
             shutil.rmtree(root)
     assert kills >= 1.5 * most * len(cases)
@@ -119,11 +119,11 @@ def test_a_killed_training_ends_with_the_bytes_of_one_that_nobody_killed(driver,
 
 @pytest.mark.parametrize("times", [pytest.param(1, id="once"), pytest.param(12, id="often", marks=pytest.mark.slow)])
 def test_a_training_on_a_full_disk_says_so_and_the_next_one_finishes(driver, tmp_path, times):  # noqa: F811
-    chance, flags = random.Random(f"full {times}"), CASES[1]
+    rng, flags = random.Random(f"full {times}"), CASES[1]
     known = uninterrupted(driver, tmp_path / "whole", flags)
     for number in range(times):
         root = shutil.copytree(known.store, tmp_path / str(number))
-        ended = asked(driver, root, flags, fsize=chance.randint(0, known.largest - 1))
+        ended = asked(driver, root, flags, fsize=rng.randint(0, known.largest - 1))
         assert ended["code"] == 1, ended["said"]
         assert "error: " in ended["said"] and "Traceback" not in ended["said"], ended["said"]
         finish(driver, root, flags, known)

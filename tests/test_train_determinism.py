@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.train import run
-from stages.train.determinism import repeatable
+from stages.train.determinism import deterministic_algorithms
 from stages.train.model.evaluation import evaluate
 from stages.train.output import quantization_loss
 from tests.small_training import Bench
@@ -29,7 +29,7 @@ def already(request, monkeypatch):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_on_cuda_the_switch_is_as_asked_for_inside_and_as_before_outside(already, deterministic):
     said: list[str] = []
-    with repeatable(CUDA, deterministic, said.append):
+    with deterministic_algorithms(CUDA, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.are_deterministic_algorithms_enabled() is already
     assert [line for line in said if "differ in their last bits" in line] == said
@@ -37,20 +37,20 @@ def test_on_cuda_the_switch_is_as_asked_for_inside_and_as_before_outside(already
 
 
 def test_it_is_put_back_after_an_error_too(already):
-    with pytest.raises(KeyboardInterrupt), repeatable(CUDA, not already):
+    with pytest.raises(KeyboardInterrupt), deterministic_algorithms(CUDA, not already):
         raise KeyboardInterrupt
     assert torch.are_deterministic_algorithms_enabled() is already
 
 
 def test_a_workspace_that_was_chosen_is_left_alone(already):
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_named(already, deterministic):
     said: list[str] = []
-    with repeatable(CPU, deterministic, said.append):
+    with deterministic_algorithms(CPU, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is already
     wanted = [] if deterministic else ["deterministic off has no effect on cpu, which adds in a fixed order anyhow"]
     assert said == wanted
@@ -59,7 +59,7 @@ def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_na
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_what_was_never_tried_on_mps_is_not_promised(deterministic):
     said: list[str] = []
-    with repeatable(MPS, deterministic, said.append):
+    with deterministic_algorithms(MPS, deterministic, said.append):
         pass
     assert said == ["not tested on mps: two runs with one seed may differ in their last bits"]
 
@@ -89,7 +89,7 @@ def test_every_evaluation_uses_the_kernels_that_training_uses(tmp_path, monkeypa
         return evaluate(*rest)
 
     for module in (run, quantization_loss):
-        monkeypatch.setattr(module, "repeatable", counted)
+        monkeypatch.setattr(module, "deterministic_algorithms", counted)
         monkeypatch.setattr(module, "evaluate", evaluated)
     Bench.of_latents(tmp_path).train(number_of_steps=1, base_quantization="int8", ema_decay=0.5)
     assert inside == [1, 1, 1, 1]

@@ -14,8 +14,8 @@ from cache.shelf import Shelf
 from stages import catalogue
 from stages.train.dataset import length_buckets
 from stages.train.dataset.clips import StoredLatents
-from stages.train.dataset.examples import Examples, without_effect
-from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.dataset.examples import Examples, options_without_effect
+from stages.train.dataset.prompt_embeddings import PromptEmbeddings
 from stages.train.record.metrics import ClipRow
 from tests.small_training import RATE, RATIO, Bench, encoded, params, random_hidden, random_latents
 
@@ -39,7 +39,7 @@ def examples(root, **changes):
     hidden = random_hidden(len(LENGTHS))
     artifact = encoded(root / "shared", root / "encoded", random_latents(LENGTHS), hidden, window=WINDOW)
     clips = StoredLatents(artifact, Shelf(root / "shared" / "latents"), catalogue.models()["tiny-base"])
-    prompts = Prompts({subject.prompt_key: torch.zeros(2, 4) for subject in clips.subjects})
+    prompts = PromptEmbeddings({entry.prompt_key: torch.zeros(2, 4) for entry in clips.entries})
     return Examples(clips=clips, prompts=prompts, params=params(**changes), shift_options=None)
 
 
@@ -48,8 +48,8 @@ def test_what_was_seen_is_known_without_making_the_batch_again(tmp_path, changes
     made = examples(tmp_path, **changes)
     for step in (0, 1, 2, 17):
         batch = made.batch(step)
-        assert made.seen(step) == (list(batch.clip_ids), list(batch.crop_starts))
-        assert sum(batch.parts) == len(batch.clip_ids)
+        assert made.clips_and_starts(step) == (list(batch.clip_ids), list(batch.crop_starts))
+        assert sum(batch.microbatch_sizes) == len(batch.clip_ids)
         assert batch.real_BT.sum(dim=1).tolist() == list(made.excerpts(step).frames)
 
 
@@ -59,7 +59,7 @@ def test_tables_have_a_row_for_every_clip_of_steps_of_any_size(tmp_path, changes
     bench.train(number_of_steps=6, **changes)
     rows = read_rows(bench.directory / "metrics.parquet", ClipRow)
     made = examples(tmp_path / "again", **changes)
-    expected = [(step + 1, *row) for step in range(6) for row in zip(*made.seen(step), strict=True)]
+    expected = [(step + 1, *row) for step in range(6) for row in zip(*made.clips_and_starts(step), strict=True)]
     assert [(row.step, row.clip_id, row.crop_start) for row in rows] == expected
     assert len(set(Counter(row.step for row in rows).values())) > 1
 
@@ -95,14 +95,14 @@ def test_an_option_for_cropped_clips_is_named_where_no_clip_is_cropped(tmp_path,
 
 def test_the_end_of_a_split_recording_is_told_as_an_excerpt_although_no_crop_is_made(tmp_path):
     made = examples(tmp_path, crop_seconds=True)
-    rows = [replace(made.clips.subjects[0], seconds_total=60.0)]
+    rows = [replace(made.clips.entries[0], seconds_total=60.0)]
     clips = SimpleNamespace(
-        subjects=rows, sizes=made.clips.sizes[:1], window=WINDOW, window_samples=WINDOW * RATIO,
+        entries=rows, sizes=made.clips.sizes[:1], window=WINDOW, window_samples=WINDOW * RATIO,
         samples_per_unit=RATIO, sample_rate_hz=RATE,
     )  # fmt: skip
-    assert list(without_effect(clips, made.params)) == []
-    clips.subjects = [replace(rows[0], seconds_total=1.0)]
-    assert len(list(without_effect(clips, made.params))) == 1
+    assert list(options_without_effect(clips, made.params)) == []
+    clips.entries = [replace(rows[0], seconds_total=1.0)]
+    assert len(list(options_without_effect(clips, made.params))) == 1
 
 
 def test_crop_seconds_changes_the_losses_of_cropped_clips(tmp_path):

@@ -116,7 +116,7 @@ def test_the_average_is_the_textbook_s():
         optimizer.update(loss_of(tensors))
         kept = min(0.5, (1 + step) / (10 + step))
         expected = {name: kept * expected[name] + (1 - kept) * tensors[name].detach() for name in expected}
-    for name, found in optimizer.average.state().items():
+    for name, found in optimizer.ema.state().items():
         torch.testing.assert_close(found, expected[name])
 
 
@@ -125,9 +125,9 @@ def test_a_refused_update_does_not_move_the_average():
     optimizer = Optimizer(tensors, params(ema_decay=0.5))
     optimizer.prepare(0)
     optimizer.update(loss_of(tensors))
-    before = optimizer.average.state()
+    before = optimizer.ema.state()
     optimizer.update(loss_of(tensors) * float("nan"))
-    assert same(optimizer.average.state(), before)
+    assert same(optimizer.ema.state(), before)
 
 
 def test_the_average_is_exported_beside_the_adapter_and_another_one(bench):
@@ -191,7 +191,7 @@ def test_prodigy_tells_the_rate_it_has_found():
         optimizer.update(loss_of(tensors))
     found = optimizer.rule.rule.param_groups[0]["d"]
     assert found > 1e-6
-    assert optimizer.rule.rate_in_use() == found
+    assert optimizer.rule.effective_rate() == found
 
 
 def test_lion_moves_every_value_by_the_rate():

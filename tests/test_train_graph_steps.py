@@ -13,11 +13,10 @@ import torch
 
 from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.cuda_graph.compiled_blocks import kept_code, options
-from stages.train.cuda_graph.graph_steps import CapturedSteps, device_tensors
-from stages.train.cuda_graph.packed_copy import ALIGNMENT, packed, places
+from stages.train.cuda_graph.compiled_blocks import compile_caches, options
+from stages.train.cuda_graph.graph_steps import ALIGNMENT, GraphSteps, device_tensors, pack, views_into
 from stages.train.cuda_graph.stepper import Stepper
-from stages.train.dataset.length_buckets import Buckets
+from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.training import Training
 from tests.small_networks import config
 
@@ -37,7 +36,7 @@ class Failing:
     """A fast path that cannot be prepared."""
 
     def __init__(self, error: Exception) -> None:
-        self.error, self.buckets = error, Buckets([24])
+        self.error, self.buckets = error, LengthBuckets([24])
 
     def forget(self) -> None:
         pass
@@ -49,7 +48,7 @@ class Failing:
 def on_cpu(error: Exception) -> tuple[Stepper, Training, list[str]]:
     said: list[str] = []
     training = new_training(case(), config(), torch.device("cpu"))
-    stepper = Stepper(training, Buckets([24]), Path("unused"), said.append)
+    stepper = Stepper(training, LengthBuckets([24]), Path("unused"), said.append)
     assert stepper.__enter__().fast is None
     stepper.fast = Failing(error)
     return stepper, training, said
@@ -97,7 +96,7 @@ def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monke
     )
     x = torch.randn(8, 8, requires_grad=True)
     # A setting that turns the cache off might not reach that thread either: nothing is in this one.
-    with kept_code(tmp_path):
+    with compile_caches(tmp_path):
         loss = compiled(x, torch.randn(8, 8))
         thread = threading.Thread(target=loss.backward)
         thread.start()
@@ -110,7 +109,7 @@ def test_this_torch_knows_every_setting_that_the_streams_rely_on():
     assert {"allow_buffer_reuse", "inplace_buffers"} <= options(deterministic=True).keys()
 
 
-class Repeating(CapturedSteps):
+class Repeating(GraphSteps):
     """In place of a recording, which only CUDA has: the work itself, done again at every replay."""
 
     def _captured(self, placed, *, finishes):
@@ -143,9 +142,9 @@ def test_what_is_recorded_makes_the_steps_that_are_made_plainly(precision, parts
         for group in training.network.layers.groups:
             group.slot.basis.dropout = dropout
         training.network.train(True)
-    steps = Repeating(made[1], Buckets([24]), lambda line: None)
+    steps = Repeating(made[1], LengthBuckets([24]), lambda line: None)
     for step in range(3):
-        batch = replace(new_batch(one, made[0], step), parts=parts)
+        batch = replace(new_batch(one, made[0], step), microbatch_sizes=parts)
         made[0].advance(batch)
         assert steps.advance(batch)
     plain, recorded = (training.as_checkpoint() for training in made)
@@ -157,7 +156,10 @@ def test_what_is_recorded_makes_the_steps_that_are_made_plainly(precision, parts
 
 def test_a_recording_reads_each_batch_where_it_read_the_first():
     training = new_training(case(), config(), torch.device("cpu"))
-    steps, (first, other) = Repeating(training, Buckets([24]), str), [new_batch(case(), training, n) for n in (0, 1)]
+    steps, (first, other) = (
+        Repeating(training, LengthBuckets([24]), str),
+        [new_batch(case(), training, n) for n in (0, 1)],
+    )
     placed = steps.placed(first)
     lies_at = {name: one.data_ptr() for name, one in device_tensors(placed.batch).items()}
     steps.fill(placed, other, 0.25)
@@ -170,7 +172,7 @@ def test_a_recording_reads_each_batch_where_it_read_the_first():
 
 def test_tensors_packed_into_one_memory_are_found_there_again_aligned():
     given = [torch.tensor(0.5), torch.arange(6).view(2, 3).T, torch.tensor([True]), torch.randn(3, 5).bfloat16()]
-    memory = packed(given)
-    found = places(memory, given)
+    memory = pack(given)
+    found = views_into(memory, given)
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found, given, strict=True))
     assert all((one.data_ptr() - memory.data_ptr()) % ALIGNMENT == 0 for one in found)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.cuda_graph.compiled_blocks import Code, compiled
-from stages.train.cuda_graph.graph_steps import CapturedSteps
+from stages.train.cuda_graph.compiled_blocks import CompiledNetwork, compiled
+from stages.train.cuda_graph.graph_steps import GraphSteps
 from stages.train.cuda_graph.stepper import Stepper
-from stages.train.dataset.length_buckets import Buckets
-from stages.train.determinism import repeatable
-from stages.train.record.layer_norms import Look
+from stages.train.dataset.length_buckets import LengthBuckets
+from stages.train.determinism import deterministic_algorithms
+from stages.train.record.layer_norms import NormProbe
 from stages.train.setup import new_optimizer
 from stages.train.training import Training
 from tests.small_networks import config
@@ -47,14 +47,14 @@ def training_with(device: torch.device, precision: str = "fp32", **changes) -> T
 def batches(training: Training, count: int) -> list:
     case = Case(model="tiny-base", num_frames=24, batch_size=2)
     parts = (1, 1) if training.params.gradient_accumulation == 2 else ()
-    return [replace(new_batch(case, training, step), parts=parts) for step in range(count)]
+    return [replace(new_batch(case, training, step), microbatch_sizes=parts) for step in range(count)]
 
 
 def stepped(training: Training, made: list, *, fast: bool) -> dict[str, torch.Tensor]:
     """Adapter, average and figures after these batches."""
     if fast:
         with compiled(training.network.denoiser, training.network.layers):
-            steps = CapturedSteps(training, Buckets([24]), lambda line: None)
+            steps = GraphSteps(training, LengthBuckets([24]), lambda line: None)
             for batch in made:
                 steps.advance(batch)
             torch.cuda.synchronize()
@@ -72,7 +72,7 @@ def stepped(training: Training, made: list, *, fast: bool) -> dict[str, torch.Te
 def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
     changes = OPTIONS[name]
     tolerance = 2e-3 if precision == "fp32" else 5e-2
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         plain, fast = (training_with(CUDA, precision, **changes) for _ in range(2))
         made = batches(plain, 12)
         wanted, found = stepped(plain, made, fast=False), stepped(fast, made, fast=True)
@@ -84,7 +84,7 @@ def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
 @pytest.mark.gpu
 def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_other_way_round():
     changes = OPTIONS["all"]
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         whole, plain, first, second = (training_with(CUDA, **changes) for _ in range(4))
         made = batches(whole, 8)
         wanted = stepped(whole, made, fast=True)
@@ -103,9 +103,9 @@ def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_
 @pytest.mark.parametrize("parts", [(3, 1), (1,) * 16], ids=str)
 def test_recorded_parts_of_any_number_and_size_count_as_plain_ones_do(parts):
     case = Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp16", batch_size=sum(parts))
-    with repeatable(CUDA):
+    with deterministic_algorithms(CUDA):
         plain, fast = (training_with(CUDA, "fp16", gradient_accumulation=len(parts)) for _ in range(2))
-        made = [replace(new_batch(case, plain, step), parts=parts) for step in range(6)]
+        made = [replace(new_batch(case, plain, step), microbatch_sizes=parts) for step in range(6)]
         wanted, found = stepped(plain, made, fast=False), stepped(fast, made, fast=True)
     for key, tensor in wanted.items():
         assert (found[key] - tensor).double().norm() <= 5e-2 * tensor.double().norm().clamp(min=1e-3), key
@@ -137,7 +137,7 @@ def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_pa
     if not change:
         training.network = replace(training.network, layers=None)
     training.device, said = CUDA, []
-    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+    with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
         assert stepper.fast is None
     assert said[0].startswith(f"stepping without the fast path: {why}")
 
@@ -146,7 +146,7 @@ class Full:
     """A fast path that has recorded as many shapes as it will."""
 
     def __init__(self) -> None:
-        self.buckets = Buckets([24])
+        self.buckets = LengthBuckets([24])
 
     def forget(self) -> None:
         pass
@@ -157,10 +157,10 @@ class Full:
 
 def test_a_batch_of_one_shape_too_many_is_stepped_plainly_and_said_once(tmp_path):
     training, said = training_with(torch.device("cpu")), []
-    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+    with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
         stepper.fast, stepper.code = (
             Full(),
-            Code(training.network.denoiser, training.network.layers, deterministic=True),
+            CompiledNetwork(training.network.denoiser, training.network.layers, deterministic=True),
         )
         for batch in batches(training, 3):
             stepper.advance(batch)
@@ -176,7 +176,7 @@ def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_
     training, said = training_with(torch.device("cpu")), []
     made = batches(training, 1)
     training.device, training.optimizer.rule.capturable = CUDA, True
-    with Stepper(training, Buckets([24]), tmp_path, said.append) as stepper:
+    with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
         training.device = torch.device("cpu")
         stepper.advance(made[0])
     assert training.step == 1
@@ -186,7 +186,7 @@ def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_
 def test_the_fast_path_is_left_alone_when_told_so(tmp_path):
     training, said = training_with(torch.device("cpu")), []
     training.device = CUDA
-    with Stepper(training, Buckets([24]), tmp_path, said.append, wanted=False) as stepper:
+    with Stepper(training, LengthBuckets([24]), tmp_path, said.append, wanted=False) as stepper:
         assert stepper.fast is None
     assert said == ["stepping without the fast path: fast_path is off"]
 
@@ -197,10 +197,10 @@ def test_an_update_that_was_made_is_not_made_again_when_looking_at_it_fails(tmp_
     def out_of_memory(look):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(Look, "figures", out_of_memory)
+    monkeypatch.setattr(NormProbe, "figures", out_of_memory)
     with Stepper(training, None, tmp_path, lambda line: None) as stepper, pytest.raises(torch.OutOfMemoryError):
         stepper.advance(batches(training, 1)[0])
-    assert training.optimizer.updates == 1
+    assert training.optimizer.num_updates == 1
 
 
 def test_recomputing_that_short_memory_led_to_goes_on_after_a_stop(tmp_path):

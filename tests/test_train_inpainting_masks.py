@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.train.dataset.inpainting_masks import KINDS, causal, full, inpainting_mask, segments, span_lengths, spans
-from stages.train.rng import Chance
+from stages.train.rng import StepRng
 
 STEPS = st.integers(0, 10_000)
 FRAMES = st.integers(1, 200)
 
 
 def at(step):
-    return Chance(3).at("mask", step)
+    return StepRng(3).generator("mask", step)
 
 
 def stretches(given_T):

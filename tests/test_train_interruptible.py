@@ -11,7 +11,7 @@ import pytest
 
 from stages.errors import Stopped
 from stages.train.cuda_graph import interruptible as module
-from stages.train.cuda_graph.interruptible import Interrupted, watched
+from stages.train.cuda_graph.interruptible import Interrupted, interruptible
 from stages.train.cuda_graph.stepper import Stepper
 from tests.small_training import Bench
 
@@ -55,14 +55,14 @@ def compute() -> None:
 @pytest.mark.parametrize("work", [wait_for_a_lock, swallow_every_exception, compute])
 def test_a_long_call_ends_when_asked_to_stop(work):
     started = time.perf_counter()
-    with pytest.raises(Interrupted), watched("compiling", lambda line: None, after(0.1)):
+    with pytest.raises(Interrupted), interruptible("compiling", lambda line: None, after(0.1)):
         work()
     assert time.perf_counter() - started < LONG / 3
 
 
 def test_a_line_every_so_often_says_that_it_is_still_at_work():
     said: list[str] = []
-    with watched("compiling", said.append, never):
+    with interruptible("compiling", said.append, never):
         time.sleep(0.45)
     assert 2 <= len(said) <= 4
     assert all(line.startswith("compiling: ") and "s so far" in line for line in said)
@@ -71,7 +71,7 @@ def test_a_line_every_so_often_says_that_it_is_still_at_work():
 def test_a_short_call_says_nothing_and_leaves_the_signal_to_whom_it_was():
     said: list[str] = []
     before = signal.getsignal(module.SIGNAL)
-    with watched("compiling", said.append, never):
+    with interruptible("compiling", said.append, never):
         assert signal.getsignal(module.SIGNAL) != before
     assert said == [] and signal.getsignal(module.SIGNAL) == before
     assert not any(thread.name == "watch" for thread in threading.enumerate())
@@ -82,7 +82,7 @@ def test_a_request_that_no_signal_can_bring_takes_effect_when_the_call_is_done()
 
     def elsewhere() -> None:
         try:
-            with watched("compiling", lambda line: None, lambda: True):
+            with interruptible("compiling", lambda line: None, lambda: True):
                 time.sleep(0.05)
         except Interrupted:
             raised.append("yes")
@@ -102,7 +102,7 @@ class Preparing:
     def advance(self, batch) -> bool:
         training = self.stepper.training
         if training.step == 3:
-            with watched("compiling", self.stepper.say, self.stepper.should_stop):
+            with interruptible("compiling", self.stepper.say, self.stepper.should_stop):
                 time.sleep(LONG)
         training.advance(batch)
         return True

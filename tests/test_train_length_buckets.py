@@ -14,9 +14,9 @@ from stages.train.dataset.length_buckets import (
     SHORTEST,
     UNIT,
     UNMASKED,
-    Buckets,
+    LengthBuckets,
     bucket_lengths,
-    lengthened,
+    padded_to,
 )
 from stages.train.model.network import batch_losses
 from tests.small_networks import config
@@ -29,7 +29,7 @@ def test_every_batch_length_has_a_bucket_that_is_not_much_longer(shortest, more,
     lengths = bucket_lengths(shortest, window)
     num_frames = data.draw(st.integers(shortest, window))
 
-    length = Buckets(lengths).of(num_frames)
+    length = LengthBuckets(lengths).of(num_frames)
 
     assert lengths == sorted(set(lengths)) and lengths[-1] == window and len(lengths) <= MOST_LENGTHS
     assert num_frames <= length <= window
@@ -53,9 +53,9 @@ def test_short_clips_of_any_length_share_one_bucket():
 )
 def test_short_batches_of_mixed_clips_are_all_masked_so_that_one_recording_serves_them(length, mixed, unmasked):
     batch, _ = batch_and_training()
-    batch = lengthened(batch, length)
+    batch = padded_to(batch, length)
     whole = replace(batch, real_BT=torch.ones_like(batch.real_BT), all_real=True)
-    assert Buckets([length], mixed=mixed).filled(whole).all_real is unmasked
+    assert LengthBuckets([length], mixed=mixed).filled(whole).all_real is unmasked
 
 
 def batch_and_training():
@@ -67,14 +67,14 @@ def batch_and_training():
 def test_padding_up_to_a_bucket_changes_no_loss():
     batch, training = batch_and_training()
     alone, padded = (
-        batch_losses(training.network, one, paired=True).total(1.0) for one in (batch, lengthened(batch, 16))
+        batch_losses(training.network, one, paired=True).total(1.0) for one in (batch, padded_to(batch, 16))
     )
     torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_what_lies_in_the_padding_reaches_nothing():
     batch, training = batch_and_training()
-    padded = lengthened(batch, 16)
+    padded = padded_to(batch, 16)
     clean = batch_losses(training.network, padded, paired=False).per_clip(1.0)
     padded.latents_BCT[..., 9:] = 1e3
     padded.noise_BCT[..., 9:] = -1e3
@@ -84,13 +84,13 @@ def test_what_lies_in_the_padding_reaches_nothing():
 
 def test_the_share_of_padding_is_told_of_all_clips_and_apart_from_that_behind_shorter_ones():
     batch, _ = batch_and_training()
-    buckets = Buckets([9, 12])
-    assert buckets.filled(batch) is batch
-    assert (buckets.padding, buckets.unevenness) == (0, 0)
+    buckets = LengthBuckets([9, 12])
+    assert buckets.padded(batch) is batch
+    assert (buckets.padding_share, buckets.masked_share) == (0, 0)
     # Two clips, of 9 and 10 frames, in a batch that is 10 long and worked on at 12; before it two of 9.
-    longer = lengthened(batch, 10)
+    longer = padded_to(batch, 10)
     longer.real_BT[1, 9] = True
-    buckets.filled(longer)
+    buckets.padded(longer)
     assert buckets.frames_worked_on == 2 * 9 + 2 * 12
-    assert buckets.padding == pytest.approx(2 * 2 / 42)
-    assert buckets.unevenness == pytest.approx(1 / 42)
+    assert buckets.padding_share == pytest.approx(2 * 2 / 42)
+    assert buckets.masked_share == pytest.approx(1 / 42)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.optim.lr_schedule import average_weight, learning_rate
+from stages.train.optim.lr_schedule import ema_weight, learning_rate
 from stages.train.stage import SCHEDULES, TrainParams
 
 
@@ -62,5 +62,5 @@ def test_the_rates_of_a_longer_training_begin_with_those_of_a_shorter_one(schedu
 
 
 def test_an_average_begins_short_and_ends_at_its_decay():
-    assert [average_weight(0.99, step) for step in (0, 1)] == [0.9, 1 - 2 / 11]
-    assert average_weight(0.99, 5000) == pytest.approx(0.01)
+    assert [ema_weight(0.99, step) for step in (0, 1)] == [0.9, 1 - 2 / 11]
+    assert ema_weight(0.99, 5000) == pytest.approx(0.01)

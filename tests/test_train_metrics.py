@@ -7,23 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.train.dataset.examples import Examples
-from stages.train.determinism import repeatable
+from stages.train.determinism import deterministic_algorithms
 from stages.train.model.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
-from stages.train.record.metrics import History, window_means
+from stages.train.record.metrics import MetricsHistory, window_means
 from stages.train.stage import TrainParams
 from tests.test_train_collate import CountedClips, prompts_of
 
 
-def examples_of(clips) -> Examples:
+def load_examples(clips) -> Examples:
     return Examples(
         clips=clips, prompts=prompts_of(clips), params=TrainParams(model="tiny-base", seed=0), shift_options=None
     )
 
 
 def noted(*losses, norm=1.0):
-    history = History.empty()
+    history = MetricsHistory.empty()
     for loss in losses:
-        history.note(torch.tensor([[0.5], [loss], [0.0]]), torch.tensor(norm))
+        history.append(torch.tensor([[0.5], [loss], [0.0]]), torch.tensor(norm))
     return history
 
 
@@ -38,7 +38,7 @@ def test_window_means_are_means_of_consecutive_losses(losses, window):
 def test_figures_wait_until_somebody_looks():
     history = noted(1.0, 2.0)
     assert len(history.norms_S) == 0
-    history.settle()
+    history.flush()
     assert history.losses(1.0).tolist() == [1.0, 2.0]
     assert history.losses(1.0, last=1).tolist() == [2.0]
 
@@ -49,21 +49,21 @@ def test_figures_wait_until_somebody_looks():
 )
 def test_the_first_broken_step_is_found_with_what_broke(losses, norm, expected):
     history = noted(*losses, norm=norm)
-    history.settle()
-    assert history.first_broken() == expected
+    history.flush()
+    assert history.first_non_finite() == expected
 
 
 def test_a_cut_history_ends_there():
     history = noted(1.0, 2.0, 3.0)
-    history.settle()
-    history.cut(2)
+    history.flush()
+    history.truncate(2)
     assert history.losses(1.0).tolist() == [1.0, 2.0]
     assert len(history.norms_S) == 2
 
 
 def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_timestep():
     clips = CountedClips([5, 6, 7], window=6)
-    made = list(fixed_batches(examples_of(clips)))
+    made = list(fixed_batches(load_examples(clips)))
     assert [batch.clip_ids for batch in made] == [(f"clip{n}",) * 5 for n in range(3)]
     for batch, frames in zip(made, (5, 6, 6), strict=True):
         torch.testing.assert_close(batch.timestep_B, torch.tensor(TIMESTEPS))
@@ -75,21 +75,21 @@ def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_tim
 
 def test_the_comparable_loss_looks_at_no_more_of_a_large_dataset():
     clips = CountedClips([5] * 100, window=5)
-    ids = [batch.clip_ids[0] for batch in fixed_batches(examples_of(clips))]
+    ids = [batch.clip_ids[0] for batch in fixed_batches(load_examples(clips))]
     assert len(set(ids)) == MOST_CLIPS
     assert ids[-1] == "clip93"
 
 
 def test_the_comparable_loss_has_the_same_noise_every_time():
     clips = CountedClips([5], window=5)
-    first, second = (next(fixed_batches(examples_of(clips))) for _ in range(2))
+    first, second = (next(fixed_batches(load_examples(clips))) for _ in range(2))
     assert torch.equal(first.noise_BCT, second.noise_BCT)
 
 
 def test_on_cuda_sums_are_taken_in_a_fixed_order_and_only_inside(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     filled = torch.utils.deterministic.fill_uninitialized_memory
-    with repeatable(torch.device("cuda")):
+    with deterministic_algorithms(torch.device("cuda")):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
@@ -97,5 +97,5 @@ def test_on_cuda_sums_are_taken_in_a_fixed_order_and_only_inside(monkeypatch):
 
 
 def test_the_cpu_needs_no_such_switch():
-    with repeatable(torch.device("cpu")):
+    with deterministic_algorithms(torch.device("cpu")):
         assert not torch.are_deterministic_algorithms_enabled()

@@ -79,7 +79,7 @@ def test_scaling_the_loss_by_a_power_of_two_changes_no_bit(scale):
     for tensors, factor in ((plain, 1.0), (scaled, scale)):
         optimizer = Optimizer(tensors, params())
         norms = [optimizer.update(loss_of(tensors), factor) for _ in range(3)]
-        assert optimizer.broken.item() is False
+        assert optimizer.non_finite.item() is False
         assert all(norm.isfinite() for norm in norms)
     assert same(values(plain), values(scaled))
 
@@ -91,7 +91,7 @@ def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(poison):
     optimizer.update(loss_of(tensors))
     before, moments = values(tensors), optimizer.state()
     optimizer.update(loss_of(tensors) * poison)
-    assert bool(optimizer.broken)
+    assert bool(optimizer.non_finite)
     optimizer.update(loss_of(tensors))
     assert same(values(tensors), before)
     assert same(optimizer.state(), moments)
@@ -103,7 +103,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_refused_as_well():
     before = values(tensors)
     # d/dx sqrt(x) at 0 is infinite, its value is 0.
     optimizer.update((tensors["b"] - tensors["b"].detach()).sqrt().sum())
-    assert bool(optimizer.broken)
+    assert bool(optimizer.non_finite)
     assert same(values(tensors), before)
 
 
@@ -114,7 +114,7 @@ def test_a_mended_optimiser_goes_on_as_if_nothing_had_happened():
         optimizer.update(loss_of(tensors))
         if tensors is spoiled:
             optimizer.update(loss_of(tensors) * float("nan"))
-            optimizer.mend()
+            optimizer.clear_non_finite()
         optimizer.update(loss_of(tensors))
     assert same(values(spoiled), values(plain))
 
@@ -127,7 +127,7 @@ def test_a_device_without_the_guard_refuses_the_update_on_the_host(monkeypatch):
     before = values(tensors)
     optimizer.update(loss_of(tensors) * float("nan"))
     assert same(values(tensors), before)
-    optimizer.mend()
+    optimizer.clear_non_finite()
     optimizer.prepare(0)
     optimizer.update(loss_of(tensors))
     assert not same(values(tensors), before)
@@ -167,18 +167,18 @@ def test_a_refused_update_stays_refused_while_another_step_is_prepared():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     optimizer.update(loss_of(tensors) * float("nan"))
-    with optimizer.refusing():
+    with optimizer.discarding_updates():
         optimizer.update(loss_of(tensors))
-    assert bool(optimizer.broken)
+    assert bool(optimizer.non_finite)
 
 
 def test_updates_that_are_only_prepared_are_not_counted():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     before = values(tensors)
-    with optimizer.refusing():
+    with optimizer.discarding_updates():
         optimizer.update(loss_of(tensors))
-    assert (optimizer.updates, bool(optimizer.broken)) == (0, False)
+    assert (optimizer.num_updates, bool(optimizer.non_finite)) == (0, False)
     assert same(values(tensors), before)
     optimizer.update(loss_of(tensors))
-    assert optimizer.updates == 1
+    assert optimizer.num_updates == 1

@@ -19,7 +19,7 @@ from stages.models.checkpoint_folder import open_folder
 from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.records import AdapterSpec
 from stages.train.dataset.batch import Batch
-from stages.train.dataset.examples import Examples, examples_of
+from stages.train.dataset.examples import Examples, load_examples
 from stages.train.job import Job
 from stages.train.model.network import Network, batch_losses, loss_scale
 from stages.train.stage import TrainParams
@@ -76,7 +76,7 @@ def examples(tmp_path_factory, weights) -> Examples:
     place = tmp_path_factory.mktemp("cached")
     inputs = Inputs(artifacts={"encode": copied("parquet", place)}, weights=weights)
     work = Workspace(directory=place, shared=place / "shared", resources=Resources(device="cpu"))
-    return examples_of(Job.of(inputs, TrainParams(model="tiny-base", batch_size=2, pre_encode=True), work))
+    return load_examples(Job.of(inputs, TrainParams(model="tiny-base", batch_size=2, pre_encode=True), work))
 
 
 @pytest.fixture(scope="module")

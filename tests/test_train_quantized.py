@@ -14,7 +14,7 @@ from stages.contract import Inputs
 from stages.errors import PackageMissing
 from stages.models import quantized_linear
 from stages.models.quantized_linear import quantization_of
-from stages.train.dataset.examples import examples_of
+from stages.train.dataset.examples import load_examples
 from stages.train.job import Job
 from stages.train.model import frozen_base
 from stages.train.model.evaluation import evaluate
@@ -70,7 +70,7 @@ def test_the_loss_of_the_unquantised_base_is_noted_beside_it_once(bench):
     short = bench.at("short")
     short.train(base_quantization="fp8", number_of_steps=2)
     job = job_of(bench.at("again"), base_quantization="fp8")
-    examples = examples_of(job)
+    examples = load_examples(job)
     exact = evaluate(new_network(job_of(bench.at("plain"))), examples, job.device).loss
     stored = evaluate(new_network(job), examples, job.device).loss
     found = (short.config["loss_before_unquantized"], short.config["loss_before"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.train.dataset.timesteps import effective_frames, timesteps, truncated_logistic_normal
-from stages.train.rng import Chance, coins, crop_start, extensions, normals
+from stages.train.rng import StepRng, bernoulli, crop_start, silence_extensions, standard_normal
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "tiny-s" / "statistics.json").read_text("utf-8"))
 STEPS = st.integers(0, 20_000)
@@ -31,15 +31,15 @@ def phi(x):
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 2**31 - 1), step=STEPS)
 def test_a_step_drawn_again_alone_is_the_same(seed, step):
-    in_order = [Chance(seed).at("noise", s).standard_normal(4) for s in (step, step + 1)]
-    alone = Chance(seed).at("noise", step + 1).standard_normal(4)
+    in_order = [StepRng(seed).generator("noise", s).standard_normal(4) for s in (step, step + 1)]
+    alone = StepRng(seed).generator("noise", step + 1).standard_normal(4)
     assert np.array_equal(in_order[1], alone)
     assert not np.array_equal(in_order[0], alone)
 
 
 def test_seeds_purposes_and_steps_have_streams_of_their_own():
     streams = {
-        Chance(seed).at(purpose, step).bytes(16)
+        StepRng(seed).generator(purpose, step).bytes(16)
         for seed in (1, 11)
         for purpose in ("noise", "mask", "mask/1")
         for step in (0, 1, 11)
@@ -49,23 +49,23 @@ def test_seeds_purposes_and_steps_have_streams_of_their_own():
 
 def test_the_numbers_of_a_step_do_not_change_with_the_release():
     # A changed stream would change every adapter trained with a given seed: bump the stage's version then.
-    drawn = Chance(42).at("noise", 0).standard_normal(3, dtype=np.float32)
+    drawn = StepRng(42).generator("noise", 0).standard_normal(3, dtype=np.float32)
     np.testing.assert_allclose(drawn, [0.5942025, 1.0214254, -1.4382448], rtol=1e-6)
 
 
 def test_torch_generators_are_named_the_same_way():
-    first, again, other = (Chance(7).torch_at("adapter", step) for step in (3, 3, 4))
+    first, again, other = (StepRng(7).torch_generator("adapter", step) for step in (3, 3, 4))
     assert torch.equal(torch.randn(5, generator=first), torch.randn(5, generator=again))
     assert first.initial_seed() != other.initial_seed()
 
 
 def test_noise_is_unit_normal():
-    sample = normals(Chance(0).at("noise", 0), 4, 16, 512).double().flatten().numpy()
+    sample = standard_normal(StepRng(0).generator("noise", 0), 4, 16, 512).double().flatten().numpy()
     assert kolmogorov_smirnov(sample, phi) < 1.95 / math.sqrt(len(sample))
 
 
 def test_timesteps_follow_the_truncated_logistic_normal():
-    draws = 1.0 - timesteps(Chance(0).at("timestep", 0), 20_000, 0.075).double().numpy()
+    draws = 1.0 - timesteps(StepRng(0).generator("timestep", 0), 20_000, 0.075).double().numpy()
 
     def law(r):
         y = 0.075 + 0.925 * np.clip(r, 0, 1)
@@ -95,7 +95,7 @@ def test_another_truncation_gives_another_law():
 
 def test_extensions_into_silence_are_floors_of_an_exponential():
     mean = RECORDED["silence_extension"]["scale_tokens"]
-    drawn = extensions(Chance(0).at("silence", 0), 40_000, mean)
+    drawn = silence_extensions(StepRng(0).generator("silence", 0), 40_000, mean)
     # P(floor(X) <= n) = 1 - exp(-(n + 1) / mean), compared at every whole number.
     counts = np.arange(400)
     ours = (drawn[:, None] <= counts).mean(axis=0)
@@ -103,25 +103,27 @@ def test_extensions_into_silence_are_floors_of_an_exponential():
 
 
 def test_no_extension_is_drawn_when_its_mean_is_zero():
-    assert not extensions(Chance(0).at("silence", 0), 100, 0.0).any()
+    assert not silence_extensions(StepRng(0).generator("silence", 0), 100, 0.0).any()
 
 
 @settings(deadline=None, max_examples=100)
 @given(size=st.integers(1, 5000), window=st.integers(1, 5000), step=STEPS)
 def test_a_crop_lies_inside_its_clip(size, window, step):
-    start = crop_start(Chance(1).at("crop", step), size, window)
+    start = crop_start(StepRng(1).generator("crop", step), size, window)
     assert start == 0 if size <= window else 0 <= start <= size - window
 
 
 def test_a_crop_may_start_at_either_end():
-    starts = {crop_start(Chance(1).at("crop", step), 12, 10) for step in range(100)}
+    starts = {crop_start(StepRng(1).generator("crop", step), 12, 10) for step in range(100)}
     assert starts == {0, 1, 2}
 
 
 def test_coins_fall_as_often_as_asked():
-    assert abs(coins(Chance(0).at("prompt dropout", 0), 20_000, 0.1).mean() - 0.1) < 5 * 0.3 / math.sqrt(20_000)
-    assert not coins(Chance(0).at("prompt dropout", 0), 1000, 0.0).any()
-    assert coins(Chance(0).at("prompt dropout", 0), 1000, 1.0).all()
+    assert abs(bernoulli(StepRng(0).generator("prompt dropout", 0), 20_000, 0.1).mean() - 0.1) < 5 * 0.3 / math.sqrt(
+        20_000
+    )
+    assert not bernoulli(StepRng(0).generator("prompt dropout", 0), 1000, 0.0).any()
+    assert bernoulli(StepRng(0).generator("prompt dropout", 0), 1000, 1.0).all()
 
 
 def test_the_effective_length_counts_whole_samples_and_begun_frames():

@@ -54,9 +54,9 @@ def test_a_clip_whose_latents_are_not_finite_stops_the_training_by_name(tmp_path
 
 def test_a_device_that_is_looked_at_late_names_the_same_step_and_keeps_the_same_state(tmp_path, monkeypatch):
     from stages.train import run
-    from stages.train.loop import Fit
+    from stages.train.loop import TrainingLoop
 
-    class LateFit(Fit):
+    class LateLoop(TrainingLoop):
         def __post_init__(self):
             super().__post_init__()
             self.looks_at_every_step = False
@@ -65,7 +65,7 @@ def test_a_device_that_is_looked_at_late_names_the_same_step_and_keeps_the_same_
     for bench in (at_once, late):
         bench.resources = Resources(device="cpu", checkpoint_every=100, log_every=100)
         if bench is late:
-            monkeypatch.setattr(run, "Fit", LateFit)
+            monkeypatch.setattr(run, "TrainingLoop", LateLoop)
         with pytest.raises(LossNotFinite) as caught:
             bench.train(number_of_steps=30)
         bench.step = caught.value.step
@@ -173,9 +173,9 @@ def test_each_prompt_goes_through_the_text_encoder_once(tmp_path, embedded):
 
 
 def test_a_prompt_that_several_clips_share_is_embedded_once(embedded):
-    found = prompt_embeddings.embedded_prompts(["rain", "wind", "rain"], weights(), torch.device("cpu"))
+    found = prompt_embeddings.embed_prompts(["rain", "wind", "rain"], weights(), torch.device("cpu"))
     assert embedded == ["rain", "wind"]
-    assert [states.dtype for states in found.of(["rain", "rain", "wind"])] == [torch.float32] * 3
+    assert [states.dtype for states in found.lookup(["rain", "rain", "wind"])] == [torch.float32] * 3
 
 
 def test_audio_that_fits_the_window_is_encoded_once_per_sign(tmp_path, monkeypatch):

@@ -11,8 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train.dataset.sampler import ByFrames, BySize, Epoch, cuts, order_of, shuffled, zigzag
-from stages.train.rng import Chance
+from stages.train.dataset.sampler import (
+    Epoch,
+    FixedSizeSampler,
+    FrameBudgetSampler,
+    cuts,
+    sampler_for,
+    shuffled,
+    zigzag,
+)
+from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
 from tests.test_train_collate import CountedClips
 
@@ -26,12 +34,12 @@ def epoch(lengths, silence=0.0, window=None):
 
 
 def by_size(lengths, batch_size, *, parts=1, seed=0, silence=0.0):
-    return BySize(Chance(seed), epoch(lengths, silence), batch_size, parts)
+    return FixedSizeSampler(StepRng(seed), epoch(lengths, silence), batch_size, parts)
 
 
 def by_frames(lengths, budget, *, parts=1, seed=0, silence=0.0, rounding=None):
     rounding = np.array(rounding or range(1, max(lengths) + 1))
-    return ByFrames(Chance(seed), epoch(lengths, silence), rounding, budget, parts)
+    return FrameBudgetSampler(StepRng(seed), epoch(lengths, silence), rounding, budget, parts)
 
 
 def mixed_lengths(count, seed=3):
@@ -91,14 +99,14 @@ def test_no_clip_is_its_own_neighbour_unless_epochs_meet(lengths, batch_size, se
 @given(num_clips=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
 def test_a_batch_of_one_walks_through_the_permutations_as_they_are(num_clips, seed, step):
     epoch, place = divmod(step, num_clips)
-    expected = Chance(seed).at("order", epoch).permutation(num_clips)[place]
+    expected = StepRng(seed).generator("order", epoch).permutation(num_clips)[place]
     assert by_size(list(range(1, num_clips + 1)), 1, seed=seed).visits(step).clips_B.tolist() == [expected]
 
 
 def test_datasets_smaller_than_two_batches_are_taken_as_they_come():
     for num_clips in (1, 3, 5):
         order = by_size(list(range(1, num_clips + 1)), 3)
-        walked = np.concatenate([Chance(0).at("order", epoch).permutation(num_clips) for epoch in range(12)])
+        walked = np.concatenate([StepRng(0).generator("order", epoch).permutation(num_clips) for epoch in range(12)])
         assert np.concatenate(seen(order, 4)).tolist() == walked[:12].tolist()
 
 
@@ -112,7 +120,7 @@ def test_epochs_have_orders_of_their_own():
 def test_a_step_of_several_parts_holds_the_clips_of_the_larger_batch(lengths, batch_size, parts, step):
     divided, whole = by_size(lengths, batch_size, parts=parts), by_size(lengths, batch_size * parts)
     assert divided.visits(step).clips_B.tolist() == whole.visits(step).clips_B.tolist()
-    assert divided.visits(step).parts == (batch_size,) * parts
+    assert divided.visits(step).microbatch_sizes == (batch_size,) * parts
 
 
 @pytest.mark.parametrize("make", [lambda lengths: by_size(lengths, 4), lambda lengths: by_frames(lengths, 900)])
@@ -165,10 +173,10 @@ def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths,
     rounding = sorted({*range(8, max(lengths), 24), max(lengths)})
     order = by_frames(lengths, budget, parts=parts, seed=seed, silence=silence, rounding=rounding)
     visits = order.visits(step)
-    assert len(visits.parts) == parts
-    ends = np.cumsum(visits.parts)
+    assert len(visits.microbatch_sizes) == parts
+    ends = np.cumsum(visits.microbatch_sizes)
     assert ends[-1] == len(visits.clips_B) == len(visits.frames_B)
-    for count, end in zip(visits.parts, ends, strict=True):
+    for count, end in zip(visits.microbatch_sizes, ends, strict=True):
         longest = order.rounded(visits.frames_B[end - count : end]).max()
         assert count == 1 or count * longest <= budget
     assert (visits.frames_B >= np.array(lengths)[visits.clips_B]).all()
@@ -220,7 +228,7 @@ def test_steps_by_frames_of_several_parts_are_consecutive_batches():
     for step in range(30):
         batches = seen(alone, 3 * step + 3)[3 * step :]
         assert together.visits(step).clips_B.tolist() == joined(batches)
-        assert together.visits(step).parts == tuple(len(batch) for batch in batches)
+        assert together.visits(step).microbatch_sizes == tuple(len(batch) for batch in batches)
 
 
 def test_clips_beyond_the_budget_are_counted_aloud():
@@ -236,10 +244,10 @@ def test_clips_longer_than_the_window_are_visited_as_often_as_asked(lengths, win
     clips = CountedClips(lengths, window)
     expected = {number: times if length > window else 1 for number, length in enumerate(lengths)}
     params = TrainParams(model="tiny-base", crops_per_clip=times)
-    order = order_of(clips, params, Chance(0))
+    order = sampler_for(clips, params, StepRng(0))
     assert Counter(joined(seen(order, sum(expected.values())))) == expected
 
-    budget = order_of(clips, TrainParams(model="tiny-base", crops_per_clip=times, frames_per_batch=100), Chance(0))
+    budget = sampler_for(clips, TrainParams(model="tiny-base", crops_per_clip=times, frames_per_batch=100), StepRng(0))
     counts = Counter(clip for batch, _ in budget.round(0) for clip in batch.tolist())
     assert counts == {clip: count * budget.num_epochs for clip, count in expected.items()}
 
@@ -261,6 +269,6 @@ def test_pieces_are_sorted_up_and_down_in_turn():
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 50), together=st.integers(1, 20))
 def test_shuffling_keeps_places_in_their_group(count, together):
-    places = shuffled(Chance(0).at("batches", 0), count, together)
+    places = shuffled(StepRng(0).generator("batches", 0), count, together)
     assert sorted(places) == list(range(count))
     assert all(place // together == number // together for number, place in enumerate(places))

@@ -23,7 +23,7 @@ from stages.train.forecast.estimate import Prospect
 from stages.train.job import DTYPES
 from stages.train.model.network import Network, stacked_layers
 from stages.train.record.layer_norms import group_names
-from stages.train.record.metrics import History
+from stages.train.record.metrics import MetricsHistory
 from stages.train.setup import new_optimizer
 from stages.train.stage import TrainParams
 from stages.train.training import Training
@@ -95,7 +95,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     return Training(
         network=network,
         optimizer=optimizer,
-        history=History.empty(len(group_names(optimizer.stacks))),
+        history=MetricsHistory.empty(len(group_names(optimizer.stacks))),
         params=case.params,
         device=device,
         notes={},

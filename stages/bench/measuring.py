@@ -23,8 +23,8 @@ import torch
 from stages.bench.cases import Case, config_of, new_batch, new_training
 from stages.bench.memory import PeakMemory
 from stages.train.cuda_graph.stepper import Stepper
-from stages.train.dataset.length_buckets import Buckets
-from stages.train.determinism import repeatable
+from stages.train.dataset.length_buckets import LengthBuckets
+from stages.train.determinism import deterministic_algorithms
 from stages.train.forecast.check_memory import known_speed
 from stages.train.forecast.device_speed import product_flops, seconds
 from stages.train.forecast.dry_run import Rehearsed
@@ -71,7 +71,7 @@ def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[
         limit: products per second of a large matrix product on this device in that precision, times two.
     """
     counted = count_of(case.prospect(place.device, dtype, plain=False))
-    with repeatable(place.device, case.deterministic):
+    with deterministic_algorithms(place.device, case.deterministic):
         plain = timed_apart(case, place, stacked=False)
         fast = timed_apart(case, place, stacked=True)
     flops_per_second = useful_flops(counted) / fast.step_ms * 1e3
@@ -127,12 +127,12 @@ def timed(case: Case, place: Place, *, stacked: bool) -> Measured:
     training = new_training(case, config_of(case.model), device, stacked=stacked)
     training.network.train(True)
     batches = [new_batch(case, training, step) for step in range(min(steps + 1, BATCHES))]
-    buckets = Buckets([case.num_frames]) if stacked else None
+    buckets = LengthBuckets([case.num_frames]) if stacked else None
     with Stepper(training, buckets, place.caches, place.say) as stepper:
         first = seconds(device, lambda: stepper.advance(batches[0]))
         later = [batches[n % len(batches)] for n in range(1, steps + 1)]
         each = [seconds(device, partial(stepper.advance, batch)) for batch in later]
-        training.history.settle()
+        training.history.flush()
         return Measured(
             step_ms=1e3 * statistics.median(each),
             first_step_seconds=first,

@@ -26,7 +26,7 @@ COLUMNS = (
     ("precision", "base_precision", "{}"),
     ("batch", "batch_size", "{}"),
     ("recompute", "checkpointing", "{}"),
-    ("repeatable", "deterministic", "{}"),
+    ("deterministic_algorithms", "deterministic", "{}"),
     ("plain ms", "plain_ms", "{:.1f}"),
     ("estimate", "plain_ms_estimated", "{:.1f}"),
     ("fast ms", "fast_ms", "{:.1f}"),

@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def repeatable(
+def deterministic_algorithms(
     device: torch.device, deterministic: bool = True, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[None]:
     """Let CUDA use only kernels that add up in a fixed order; the CPU's do at a fixed number of threads.

@@ -11,7 +11,7 @@ from stages import catalogue
 from stages.contract import Artifact, Inputs, Weights, Workspace
 from stages.models.device import pick_device, slow_on, usable_dtype
 from stages.records import ModelSpec
-from stages.train.rng import Chance
+from stages.train.rng import StepRng
 from stages.train.stage import STAGE, TrainParams
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -47,9 +47,9 @@ class Job:
         )
 
     @property
-    def chance(self) -> Chance:
+    def rng(self) -> StepRng:
         """Where every draw comes from."""
-        return Chance(self.params.seed)
+        return StepRng(self.params.seed)
 
     @property
     def width(self) -> int:
@@ -79,7 +79,7 @@ class Job:
         return usable_dtype(DTYPES[precision], self.device, self.work.say)
 
 
-def settled_dtype(job: Job, what: str, asked: str) -> torch.dtype:
+def network_dtype(job: Job, what: str, asked: str) -> torch.dtype:
     """The dtype of a network, after saying what was asked for and what is used."""
     dtype = job.dtype(asked)
     used = precision_of(dtype)

@@ -15,7 +15,7 @@ from stages.models.device import is_out_of_memory, room_for
 from stages.train.cuda_graph.interruptible import Interrupted
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.batch import Batch
-from stages.train.dataset.length_buckets import Buckets
+from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.record import checkpoint
 from stages.train.record.metrics import LOSS_WINDOW
 from stages.train.training import Training
@@ -25,18 +25,18 @@ QUIET_SECONDS = 10.0
 
 
 @dataclass
-class Fit:
+class TrainingLoop:
     """A training under way in a workspace."""
 
     training: Training
-    batch_at: Callable[[int], Batch]
+    batch_of_step: Callable[[int], Batch]
     """The batch of a step, counted from 0."""
     clips_at: Callable[[int], Sequence[str]]
     """Ids of its clips, without making it."""
     work: Workspace
     identity: str
     """Whose checkpoints these are."""
-    buckets: Buckets | None = None
+    buckets: LengthBuckets | None = None
     """Lengths that the fast path may round batches up to; None takes the plain one."""
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class Fit:
         """The next step, on its own batch. Raises: DeviceFull, Interrupted."""
         step = self.training.step
         with room_for(f"reading the clips of step {step + 1}", self.training.device):
-            batch = self.batch_at(step)
+            batch = self.batch_of_step(step)
         try:
             stepper.advance(batch)
         except (RuntimeError, MemoryError) as error:
@@ -124,13 +124,13 @@ class Fit:
     def refuse_broken(self) -> None:
         """Stop at the first step whose figures are not finite, with a checkpoint of what came before it."""
         training = self.training
-        if not bool(training.optimizer.broken):
+        if not bool(training.optimizer.non_finite):
             return
-        training.history.settle()
-        broken, what = training.history.first_broken()
+        training.history.flush()
+        broken, what = training.history.first_non_finite()
         # The optimiser has left everything as it was before that step, however many steps ago it was.
-        training.history.cut(broken)
-        training.optimizer.mend()
+        training.history.truncate(broken)
+        training.optimizer.clear_non_finite()
         training.step = broken
         self.save()
         raise LossNotFinite(broken + 1, self.clips_at(broken), what, training.params.base_precision)
@@ -138,13 +138,13 @@ class Fit:
     def line(self) -> str:
         """Loss, learning rate, speed, memory and time left."""
         training = self.training
-        training.history.settle()
+        training.history.flush()
         recent = training.history.losses(training.params.mask_loss_weight, last=LOSS_WINDOW)
         rate = (training.step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
         left = int((self.total_steps - training.step) / rate)
         parts = [
             f"loss {recent.mean():.4f}",
-            f"lr {training.optimizer.rule.rate_in_use():.2g}",
+            f"lr {training.optimizer.rule.effective_rate():.2g}",
             f"{rate:.2f} steps/s",
             *memory_held(training.device),
             f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",

@@ -11,13 +11,13 @@ from stages.adapters.singular_vectors import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models.device import room_for, set_threads, training_threads
 from stages.models.quantized_linear import quantization_of
-from stages.train.dataset.audio_prefetch import Ahead
-from stages.train.dataset.examples import Examples, examples_of
-from stages.train.dataset.length_buckets import buckets_of
-from stages.train.determinism import repeatable
+from stages.train.dataset.audio_prefetch import AudioPrefetcher
+from stages.train.dataset.examples import Examples, load_examples
+from stages.train.dataset.length_buckets import length_buckets_for
+from stages.train.determinism import deterministic_algorithms
 from stages.train.forecast.check_memory import foreseen
 from stages.train.job import Job, precision_of
-from stages.train.loop import Fit
+from stages.train.loop import TrainingLoop
 from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.optim.update_rules import PRODIGY_UNIT
 from stages.train.output.adapter_files import metadata_of
@@ -55,9 +55,9 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     job = Job.of(inputs, params, work)
     set_threads(training_threads(work.resources.threads, job.width))
     job = foreseen(job)
-    examples = examples_of(job)
+    examples = load_examples(job)
     training = begun(job, examples)
-    with repeatable(job.device, params.deterministic, work.say):
+    with deterministic_algorithms(job.device, params.deterministic, work.say):
         note_before(training, examples, work.say)
         seconds = fitted(job, training, examples)
         config = configuration(job, summarised(training, examples, seconds, started))
@@ -101,11 +101,11 @@ def note_before(training: Training, examples: Examples, say: Callable[[str], Non
 
 
 def fitted(job: Job, training: Training, examples: Examples) -> float:
-    """Make the steps that are left; returns the seconds that all steps took. Errors as `Fit.run`."""
+    """Make the steps that are left; returns the seconds that all steps took. Errors as `TrainingLoop.run`."""
     remaining = range(training.step, job.params.number_of_steps)
-    with Ahead(examples, remaining, job.work) as ahead:
-        buckets, clips_at = buckets_of(examples.clips), lambda step: examples.seen(step)[0]
-        fit = Fit(training, ahead.batch, clips_at, job.work, job.identity, buckets)
+    with AudioPrefetcher(examples, remaining, job.work) as ahead:
+        buckets, clips_at = length_buckets_for(examples.clips), lambda step: examples.clips_and_starts(step)[0]
+        fit = TrainingLoop(training, ahead.batch, clips_at, job.work, job.identity, buckets)
         fit.run()
     return fit.seconds
 
@@ -119,7 +119,7 @@ def leave(job: Job, training: Training, examples: Examples, config: Mapping[str,
     directory = job.work.directory
     batch = next(fixed_batches(examples)).to(job.device)
     leave_tables(directory, training, examples)
-    with repeatable(job.device):
+    with deterministic_algorithms(job.device):
         written = leave_adapters(directory, training, metadata_of(job, training.step), batch)
         check_outputs(training.network, batch, written, BasesFolder(job.work.shared / "bases"))
     leave_config(directory, config)
@@ -133,8 +133,8 @@ def evaluated(training: Training, examples: Examples) -> list[float]:
 
 def summarised(training: Training, examples: Examples, seconds: float, started: str) -> Summary:
     """Look back on a finished training."""
-    training.history.settle()
-    network, average = training.network, training.optimizer.average
+    training.history.flush()
+    network, average = training.network, training.optimizer.ema
     with average.in_place() if average is not None else nullcontext():
         averaged = None if average is None else Evaluation(tuple(evaluated(training, examples)))
     return Summary(

@@ -9,14 +9,14 @@ from stages.adapters.attach import Adapter, attach
 from stages.adapters.singular_vectors import BasesFolder
 from stages.models.quantized_linear import NONE, quantization_of
 from stages.train.job import Job
-from stages.train.model.frozen_base import frozen_base
+from stages.train.model.frozen_base import load_frozen_base
 from stages.train.model.network import Network, stacked_layers
-from stages.train.model.starting_adapter import read_start, resolved_spec
+from stages.train.model.starting_adapter import read_starting_adapter, resolved_spec
 from stages.train.optim.optimizer import Optimizer
 from stages.train.record import checkpoint
 from stages.train.record.checkpoint import Checkpoint
 from stages.train.record.layer_norms import group_names
-from stages.train.record.metrics import History
+from stages.train.record.metrics import MetricsHistory
 from stages.train.stage import TrainParams
 from stages.train.training import Training
 
@@ -28,7 +28,7 @@ def new_training(job: Job) -> Training:
     return Training(
         network=network,
         optimizer=optimizer,
-        history=History.empty(len(group_names(optimizer.stacks))),
+        history=MetricsHistory.empty(len(group_names(optimizer.stacks))),
         params=job.params,
         device=job.device,
         notes={},
@@ -43,13 +43,13 @@ def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
 
 def new_network(job: Job) -> Network:
     """The adapter is attached after the cast: its magnitudes are norms of the weights as the layers use them."""
-    start = read_start(job)
+    start = read_starting_adapter(job)
     spec = resolved_spec(job.params, start)
-    denoiser, conditioner = frozen_base(job, spec)
+    denoiser, conditioner = load_frozen_base(job, spec)
     adapter = attach(
         (denoiser, conditioner),
         spec,
-        generator=job.chance.torch_at("adapter", 0),
+        generator=job.rng.torch_generator("adapter", 0),
         bases_cache=BasesFolder(job.work.shared / "bases"),
     )
     if start is not None:

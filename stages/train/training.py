@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.train.dataset.batch import Batch
-from stages.train.dataset.microbatches import parts_of
+from stages.train.dataset.batch import Batch, microbatches
 from stages.train.model.network import Network, batch_losses, loss_scale
 from stages.train.optim.optimizer import Optimizer
 from stages.train.record.checkpoint import Checkpoint
-from stages.train.record.layer_norms import Look, is_due
-from stages.train.record.metrics import History
-from stages.train.rng import Chance
+from stages.train.record.layer_norms import NormProbe, is_due
+from stages.train.record.metrics import MetricsHistory
+from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
 
 
@@ -27,7 +26,7 @@ class Training:
 
     network: Network
     optimizer: Optimizer
-    history: History
+    history: MetricsHistory
     params: TrainParams
     device: torch.device
     notes: dict[str, Any]
@@ -38,12 +37,12 @@ class Training:
     def advance(self, batch: Batch) -> None:
         """One update from a batch on the CPU."""
         scale = loss_scale(batch, self.network.denoiser.dtype)
-        parts = parts_of(batch, paired=self.params.optimal_transport)
-        with self.looked_at():
+        parts = microbatches(batch, paired=self.params.optimal_transport)
+        with self.layer_norms_recorded():
             self.optimizer.clear()
             found = [self.learn(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
             norm = self.optimizer.finish(torch.stack([loss for _, loss in found]).sum(), scale)
-        self.history.note(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
+        self.history.append(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
         self.step += 1
 
     def learn(self, part: Batch, share: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -55,11 +54,11 @@ class Training:
             self.use_masks()
             # The backward too: a block computed again in it finds the weights that it was computed with.
             with self.network.ready():
-                loss, figures_3B = self.loss_of(part.to(self.device))
+                loss, figures_3B = self.forward_loss(part.to(self.device))
                 (loss * (share * scale)).backward()
         return figures_3B, loss.detach() * share
 
-    def loss_of(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_loss(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B).
 
         Args:
@@ -74,23 +73,23 @@ class Training:
         return total, torch.stack(figures)
 
     @contextmanager
-    def looked_at(self) -> Iterator[None]:
+    def layer_norms_recorded(self) -> Iterator[None]:
         """Around an update: looks at the layers, if that is due."""
         self.optimizer.prepare(self.step)
-        look = Look(self.optimizer) if is_due(self.step) else None
+        look = NormProbe(self.optimizer) if is_due(self.step) else None
         yield
         if look is not None:
-            self.history.note_layers(look.figures())
+            self.history.append_layer_norms(look.figures())
 
     def use_masks(self) -> None:
         """Give stacked layers the dropout masks of this step, drawn on the CPU."""
         layers = self.network.layers
         if layers is not None and layers.dropout > 0:
-            layers.use_masks([mask.to(self.device) for mask in layers.masks(self.mask_generator())])
+            layers.use_masks([mask.to(self.device) for mask in layers.masks(self.dropout_generator())])
 
-    def mask_generator(self) -> torch.Generator:
+    def dropout_generator(self) -> torch.Generator:
         """Where the dropout masks of the next step come from."""
-        return Chance(self.params.seed).torch_at("adapter dropout", self.step)
+        return StepRng(self.params.seed).torch_generator("adapter dropout", self.step)
 
     def as_checkpoint(self) -> Checkpoint:
         """All of it, on the CPU."""
@@ -98,7 +97,7 @@ class Training:
             step=self.step,
             adapter=self.network.adapter.state(),
             optimizer=self.optimizer.state(),
-            history=self.history.saved(),
+            history=self.history.state(),
             notes=dict(self.notes),
         )
 
@@ -106,7 +105,7 @@ class Training:
         """Go on from a checkpoint."""
         self.network.adapter.load(saved.adapter, f"checkpoint of step {saved.step}")
         self.optimizer.load(saved.optimizer)
-        self.history = History.of(saved.history)
+        self.history = MetricsHistory.from_state(saved.history)
         self.notes = dict(saved.notes)
         self.step = saved.step
 
@@ -118,5 +117,5 @@ def adapter_dropout(params: TrainParams, step: int, device: torch.device) -> Ite
         yield
         return
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(Chance(params.seed).torch_at("adapter dropout", step).initial_seed())
+        torch.manual_seed(StepRng(params.seed).torch_generator("adapter dropout", step).initial_seed())
         yield

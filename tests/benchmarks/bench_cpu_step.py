@@ -74,7 +74,7 @@ def timed(name: str, training: Training, case: Case, step: int) -> float:
 
 
 def losses(training: Training) -> np.ndarray:
-    training.history.settle()
+    training.history.flush()
     return training.history.losses(1.0)
 
 

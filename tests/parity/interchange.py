@@ -21,7 +21,7 @@ from stages.encode.stage import ImportParams
 from stages.ingest.source.listing import open_source
 from stages.records import ModelSpec
 from stages.train.dataset.clips import StoredLatents
-from stages.train.dataset.collate import followed_by_silence
+from stages.train.dataset.collate import extended_with_silence
 from tests.parity.frame import Case, Comparison, Family, checks, exact, failure, graded, information, worst_error
 
 NEUTRAL = ("path", "load_time")
@@ -85,7 +85,7 @@ def as_dataset_items(
         row, wanted = clips.rows[index], recorded[name]
         valid, length = row.num_valid_frames, wanted.shape[1]
         yield exact(f"{name}/padding_mask", (torch.arange(length) < valid).int(), recorded[f"{name}/padding_mask"])
-        ours = followed_by_silence(clips.read(index, 0, False), clips.silence_CT, length)
+        ours = extended_with_silence(clips.read(index, 0, False), clips.silence_CT, length)
         whole_silence = np.load(way / f"{stems[index]}.npy").shape[1] == valid
         alike = min(length, valid + clips.silence_CT.shape[1]) if whole_silence else valid
         yield graded(name, worst_error(ours[:, :alike], wanted[:, :alike]), 0.0)

@@ -23,8 +23,8 @@ from stages.train.model.network import Network
 from stages.train.model.rectified_flow import losses, noised, velocity
 from stages.train.optim.optimizer import Optimizer
 from stages.train.record.layer_norms import group_names
-from stages.train.record.metrics import History
-from stages.train.rng import Chance, extensions
+from stages.train.record.metrics import MetricsHistory
+from stages.train.rng import StepRng, silence_extensions
 from stages.train.stage import TrainParams
 from stages.train.training import Training
 from tests.parity.conditioning import conditioner, text_encoder
@@ -145,7 +145,7 @@ def all_steps(family: Family, case: Case, network: Network) -> Iterator[Comparis
     training = Training(
         network=network,
         optimizer=optimizer,
-        history=History.empty(len(group_names(optimizer.stacks))),
+        history=MetricsHistory.empty(len(group_names(optimizer.stacks))),
         params=params,
         device=torch.device("cpu"),
         notes={},
@@ -155,7 +155,7 @@ def all_steps(family: Family, case: Case, network: Network) -> Iterator[Comparis
         recorded = f"after_step{step + 1}:"
         if case.group(recorded):
             yield from compare_group(case, recorded, network.adapter.state())
-    training.history.settle()
+    training.history.flush()
     yield compare(case, "losses", torch.from_numpy(training.history.losses(1.0)))
 
 
@@ -188,7 +188,7 @@ def timestep_law(recorded: Mapping[str, Any]) -> Iterator[Comparison]:
 def silence_law(row: Mapping[str, Any], mean_frames: float) -> Iterator[Comparison]:
     """Extensions clamped to the sequence, as many as were recorded."""
     room, count = row["length"] - row["valid"], row["draws"]
-    ours = np.minimum(extensions(Chance(0).at("silence", row["valid"]), count, mean_frames), room)
+    ours = np.minimum(silence_extensions(StepRng(0).generator("silence", row["valid"]), count, mean_frames), room)
     name = f"silence_extension {row['valid']} of {row['length']}"
     spread = max(ours.std(), 1e-9)
     yield within(f"{name} mean", ours.mean(), row["mean_extension"], spread, count)
@@ -227,7 +227,7 @@ _KINDS = {"random_segments": segments, "full": full, "causal": causal, "random_s
 
 def drawn_mask(row: Mapping[str, Any], number: int) -> np.ndarray:
     """One mask of ours of the recorded kind or mixture."""
-    generator = Chance(1).at(row["type"], number)
+    generator = StepRng(1).generator(row["type"], number)
     if row["type"].startswith("mixture_"):
         shares = [float(share) for share in row["type"].split("_")[1:]]
         return inpainting_mask(generator, row["length"], row["valid"], shares)

@@ -22,7 +22,7 @@ from stages.models.nets.dit.transformer import Denoiser, each_module, run_block
 from stages.processes import environment_set
 
 
-class Code:
+class CompiledNetwork:
     """What a network runs: itself as it is written, or what the compilers made of it."""
 
     def __init__(self, denoiser: Denoiser, layers: Together, *, deterministic: bool) -> None:
@@ -77,7 +77,7 @@ class Code:
 @contextmanager
 def compiled(
     denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
-) -> Iterator[Code]:
+) -> Iterator[CompiledNetwork]:
     """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
 
     One compilation per shape of batch serves all blocks.
@@ -86,10 +86,16 @@ def compiled(
         caches: where compiled code is kept between runs.
         deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
     """
-    code = Code(denoiser, layers, deterministic=deterministic)
+    code = CompiledNetwork(denoiser, layers, deterministic=deterministic)
     try:
         code.take()
-        with kept_code(caches), compilers_kept(), fastest_first(), kernels_used(), used(code.beside):
+        with (
+            compile_caches(caches),
+            compile_workers_kept(),
+            attention_backends_by_speed(),
+            kernels_used(),
+            used(code.beside),
+        ):
             begin_compiling()
             yield code
     finally:
@@ -105,14 +111,14 @@ def begin_compiling() -> None:
         begin()
 
 
-def kept_code(caches: Path | None) -> AbstractContextManager[None]:
+def compile_caches(caches: Path | None) -> AbstractContextManager[None]:
     """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
     places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
     return environment_set({name: str(place) for name, place in places.items()})
 
 
 @contextmanager
-def fastest_first() -> Iterator[None]:
+def attention_backends_by_speed() -> Iterator[None]:
     """Torch's own attention kernels in the order of their speed on this kind of device."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -136,7 +142,7 @@ def options(*, deterministic: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def compilers_kept() -> Iterator[None]:
+def compile_workers_kept() -> Iterator[None]:
     """Compile processes that were sent home after a quiet minute would be forked anew for the next length."""
     import torch._inductor.config  # deferred: compiling is for CUDA only
 

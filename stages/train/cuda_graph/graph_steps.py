@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stages.train.cuda_graph.interruptible import watched
+from stages.train.cuda_graph.interruptible import interruptible
 from stages.train.cuda_graph.kernel_warmup import compile_kernels
-from stages.train.cuda_graph.packed_copy import packed, places
-from stages.train.dataset.batch import Batch
-from stages.train.dataset.length_buckets import Buckets
-from stages.train.dataset.microbatches import parts_of
-from stages.train.model.network import is_scaled, loss_scale
-
-if TYPE_CHECKING:
-    from stages.train.training import Training
+from stages.train.dataset.batch import Batch, microbatches
+from stages.train.dataset.length_buckets import LengthBuckets
+from stages.train.model.network import loss_scale, needs_loss_scale
+from stages.train.training import Training
 
 # B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
 
 Result = TypeVar("Result")
 
-MOST_RECORDINGS = 16
+MAX_GRAPHS = 16
 """Batches by frames come in some forty shapes; a step whose shape is beyond these takes the plain way."""
+
+ALIGNMENT = 256
+"""Bytes that each tensor begins at a multiple of, as those that a device allocates do."""
 
 WITHOUT = "--fast-path off goes without"
 
@@ -48,7 +47,7 @@ class Placed:
     """What a recording reads: tensors that keep their place."""
 
     memory: Tensor
-    """Where all but the prompts lie, packed as `CapturedSteps.told_of` lists them."""
+    """Where all but the prompts lie, packed as `GraphSteps.host_inputs` lists them."""
     batch: Batch
     prompts_BLD: Tensor
     masks: list[Tensor]
@@ -82,19 +81,19 @@ class Finishing:
     graph: torch.cuda.CUDAGraph
 
 
-class CapturedSteps:
+class GraphSteps:
     """Makes the steps of a training. State lies where the plain step keeps it: either can go on from the other."""
 
     def __init__(
         self,
         training: Training,
-        buckets: Buckets,
+        buckets: LengthBuckets,
         say: Callable[[str], None],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`should_stop` is asked while a step is prepared, which takes longest."""
         self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
-        self.scaled = is_scaled(training.network.denoiser.dtype)
+        self.scaled = needs_loss_scale(training.network.denoiser.dtype)
         self.pool: Any = None
         self.streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         """For warm-ups and for recordings; None before the first."""
@@ -119,20 +118,20 @@ class CapturedSteps:
             Interrupted: asked to stop while the step was prepared; nothing was updated.
         """
         training = self.training
-        parts = parts_of(batch, paired=training.params.optimal_transport)
-        if len(self.recordings.keys() | {self.buckets.shape_of(part) for part in parts}) > MOST_RECORDINGS:
+        parts = microbatches(batch, paired=training.params.optimal_transport)
+        if len(self.recordings.keys() | {self.buckets.shape_of(part) for part in parts}) > MAX_GRAPHS:
             return False
         # Of the whole batch, as the plain step has it; a power of two, so it changes no digit of what it scales.
         scale = loss_scale(batch, training.network.denoiser.dtype)
-        with training.looked_at():
+        with training.layer_norms_recorded():
             figures_3B, norm = self.whole(parts[0], scale) if len(parts) == 1 else self.in_parts(parts, scale)
-        training.history.note(figures_3B, norm)
+        training.history.append(figures_3B, norm)
         training.step += 1
         return True
 
     def whole(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
         """A step of one part: one recording does all of it."""
-        batch = self.buckets.filled(batch)
+        batch = self.buckets.padded(batch)
         recording = self.recording_for(batch, finishes=True)
         self.replay(recording, batch, scale)
         self.updated(recording.gradients)
@@ -142,12 +141,12 @@ class CapturedSteps:
     def updated(self, gradients: list[Tensor]) -> None:
         """A recording has made an update, as `Optimizer.finish` does."""
         optimizer = self.training.optimizer
-        optimizer.updates += 1
+        optimizer.num_updates += 1
         optimizer.gradients = gradients
 
     def in_parts(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
         """A step of several: each adds its gradient, then one more recording makes the update."""
-        filled = [self.buckets.filled(part) for part in parts]
+        filled = [self.buckets.padded(part) for part in parts]
         recordings = [self.recording_for(part, finishes=False) for part in filled]
         finishing = self.finishing = self.finishing or self.recorded_end()
         count = sum(len(part.clip_ids) for part in parts)
@@ -178,9 +177,9 @@ class CapturedSteps:
 
     def placed(self, batch: Batch) -> Placed:
         """Memory on the device for batches of this shape; this one lies there."""
-        told, network = self.told_of(batch, 1.0), self.training.network
-        memory = packed(told).to(self.training.device)
-        weight, *rest = places(memory, told)
+        told, network = self.host_inputs(batch, 1.0), self.training.network
+        memory = pack(told).to(self.training.device)
+        weight, *rest = views_into(memory, told)
         held: dict[str, Any] = {name: rest.pop(0) for name in device_tensors(batch)}
         prompts_BLD = network.padded(batch)
         return Placed(memory=memory, batch=replace(batch, **held), prompts_BLD=prompts_BLD, masks=rest, weight=weight)
@@ -188,10 +187,10 @@ class CapturedSteps:
     def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
         """Copy a batch to where a recording reads it, without waiting."""
         memory = placed.memory
-        memory.copy_(packed(self.told_of(batch, weight), pinned=memory.is_cuda), non_blocking=True)
+        memory.copy_(pack(self.host_inputs(batch, weight), pinned=memory.is_cuda), non_blocking=True)
         self.training.network.conditioner.pad_into(placed.prompts_BLD, batch.hidden)
 
-    def told_of(self, batch: Batch, weight: float) -> list[Tensor]:
+    def host_inputs(self, batch: Batch, weight: float) -> list[Tensor]:
         """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
         return [torch.tensor(weight), *device_tensors(batch).values(), *self.masks()]
 
@@ -199,7 +198,7 @@ class CapturedSteps:
         """Dropout masks of the next step, on the CPU."""
         training = self.training
         assert training.network.layers is not None, "only stacked adapters are captured"
-        return training.network.layers.masks(training.mask_generator())
+        return training.network.layers.masks(training.dropout_generator())
 
     def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
         """Compile, warm up and record; parameters, moments and figures stay as they are."""
@@ -211,9 +210,9 @@ class CapturedSteps:
         placed = self.placed(batch)
         layers.use_masks(placed.masks)
         if layers.joins:
-            with watched("compiling", self.say, self.should_stop, WITHOUT):
+            with interruptible("compiling", self.say, self.should_stop, WITHOUT):
                 compile_kernels(training.network.denoiser, layers)
-        with training.optimizer.refusing():
+        with training.optimizer.discarding_updates():
             recording = self._captured(placed, finishes=finishes)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
         return recording
@@ -225,7 +224,7 @@ class CapturedSteps:
             if finishes:
                 training.optimizer.clear()
             with training.network.ready():
-                loss, figures_3B = training.loss_of(placed.batch, placed.prompts_BLD)
+                loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BLD)
                 # What the gradient of loss * weight begins with.
                 loss.backward(weight)
             if not finishes:
@@ -260,7 +259,7 @@ class CapturedSteps:
         """Record the update itself; nothing is changed by that."""
         training = self.training
         loss, scale = (torch.ones((), device=training.device) for _ in range(2))
-        with training.optimizer.refusing():
+        with training.optimizer.discarding_updates():
             graph, norm = self.told(lambda: training.optimizer.finish(loss, scale if self.scaled else 1.0))
         return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
 
@@ -273,7 +272,7 @@ class CapturedSteps:
         warming, recording = self.streams = self.streams or _streams(device)
         warming.wait_stream(torch.cuda.current_stream(device))
         try:
-            with torch.cuda.stream(warming), watched("compiling", self.say, self.should_stop, WITHOUT):
+            with torch.cuda.stream(warming), interruptible("compiling", self.say, self.should_stop, WITHOUT):
                 for _ in range(WARM_UPS):
                     work()
         finally:
@@ -314,3 +313,28 @@ def device_tensors(batch: Batch) -> dict[str, Tensor]:
     """What of a batch lies on the device, prompts apart."""
     held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def pack(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
+    """(bytes,) uint8 on the CPU: copies of these, one behind the other.
+
+    Args:
+        pinned: where a device may read it while the host goes on.
+    """
+    memory = torch.empty(sum(map(_aligned_bytes, tensors)), dtype=torch.uint8, pin_memory=pinned)
+    for place, tensor in zip(views_into(memory, tensors), tensors, strict=True):
+        place.copy_(tensor)
+    return memory
+
+
+def views_into(memory: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Where `pack` puts tensors of these shapes: views of the memory."""
+    found, start = [], 0
+    for tensor in like:
+        found.append(memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+        start += _aligned_bytes(tensor)
+    return found
+
+
+def _aligned_bytes(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT

@@ -54,7 +54,7 @@ class _Watch:
 
 
 @contextmanager
-def watched(
+def interruptible(
     what: str, say: Callable[[str], None], should_stop: Callable[[], bool], otherwise: str = "or wait"
 ) -> Iterator[None]:
     """Within, a line every few seconds, and a stop request takes effect at once.

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.adapters.ops.frozen_matmul import can_have_kernels
 from stages.adapters.stacked.stacked_adapter import Together
 from stages.models.device import is_out_of_memory
-from stages.train.cuda_graph.compiled_blocks import Code, compiled
-from stages.train.cuda_graph.graph_steps import MOST_RECORDINGS, CapturedSteps
+from stages.train.cuda_graph.compiled_blocks import CompiledNetwork, compiled
+from stages.train.cuda_graph.graph_steps import MAX_GRAPHS, GraphSteps
 from stages.train.dataset.batch import Batch
-from stages.train.dataset.length_buckets import Buckets
-
-if TYPE_CHECKING:
-    from stages.train.training import Training
+from stages.train.dataset.length_buckets import LengthBuckets
+from stages.train.training import Training
 
 RECOMPUTES = "recomputes"
 """The note that blocks are computed again since memory was short."""
@@ -41,7 +38,7 @@ class Stepper:
     def __init__(
         self,
         training: Training,
-        buckets: Buckets | None,
+        buckets: LengthBuckets | None,
         caches: Path,
         say: Callable[[str], None],
         *,
@@ -59,8 +56,8 @@ class Stepper:
         self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
         self.may_recompute, self.wanted, self.should_stop = may_recompute, wanted, should_stop
         self.settings = ExitStack()
-        self.fast: CapturedSteps | None = None
-        self.code: Code | None = None
+        self.fast: GraphSteps | None = None
+        self.code: CompiledNetwork | None = None
         self.told_beyond = False
 
     def __enter__(self) -> Stepper:
@@ -69,13 +66,13 @@ class Stepper:
         if tower.checkpointing:
             self.training.notes[RECOMPUTES] = True
         layers = self.training.network.layers
-        if why := self.why_plain():
+        if why := self.why_not_graphs():
             self.say(f"stepping without the fast path: {why}")
         elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
             self.prepare(layers, self.buckets)
         return self
 
-    def prepare(self, layers: Together, buckets: Buckets) -> None:
+    def prepare(self, layers: Together, buckets: LengthBuckets) -> None:
         """Take the fast path from here on, unless this version of torch has not what it needs."""
         ordered = self.training.params.deterministic
         missing: tuple[type[Exception], ...] = (ImportError, AttributeError, TypeError, *failures())
@@ -85,9 +82,9 @@ class Stepper:
         except missing as error:
             self.give_up(error)
             return
-        self.fast = CapturedSteps(self.training, buckets, self.say, self.should_stop)
+        self.fast = GraphSteps(self.training, buckets, self.say, self.should_stop)
 
-    def why_plain(self) -> str:
+    def why_not_graphs(self) -> str:
         """What of a training on CUDA cannot be recorded; empty when nothing is in the way."""
         if self.training.device.type != "cuda" or self.buckets is None:
             return ""
@@ -102,8 +99,8 @@ class Stepper:
         if self.fast is not None and self.fast.buckets.frames_padded > 0:
             buckets = self.fast.buckets
             self.say(
-                f"of the frames worked on, {buckets.padding:.1%} were padding up to prepared lengths, "
-                f"{buckets.unevenness:.1%} lay behind clips shorter than the longest of their batch"
+                f"of the frames worked on, {buckets.padding_share:.1%} were padding up to prepared lengths, "
+                f"{buckets.masked_share:.1%} lay behind clips shorter than the longest of their batch"
             )
         self.plainly()
 
@@ -120,13 +117,13 @@ class Stepper:
         Raises:
             Interrupted: asked to stop while it was prepared; nothing was updated.
         """
-        done, made = False, self.training.optimizer.updates
+        done, made = False, self.training.optimizer.num_updates
         while not done:
             try:
                 self.step(batch)
                 done = True
             except failures() as error:
-                if self.training.optimizer.updates != made:
+                if self.training.optimizer.num_updates != made:
                     raise
                 self.recover(error)
             # Tried again only out here: an error that is being handled holds on to what the step had made.
@@ -142,7 +139,7 @@ class Stepper:
         """One of the shapes that are too many to record each."""
         assert self.code is not None, "there is compiled code where there is a fast path"
         if not self.told_beyond:
-            self.say(f"batches of more than {MOST_RECORDINGS} shapes: others are stepped without the fast path")
+            self.say(f"batches of more than {MAX_GRAPHS} shapes: others are stepped without the fast path")
             self.told_beyond = True
         with self.code.as_written():
             self.training.advance(batch)

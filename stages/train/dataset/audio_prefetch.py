@@ -21,18 +21,18 @@ from stages.processes import begun_deaf, settle_in
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import LiveLatents
 from stages.train.dataset.examples import Examples
-from stages.train.dataset.sample_ranges import Stretch, read_stretches
+from stages.train.dataset.sample_ranges import SampleRange, read_ranges
 
-AHEAD_BYTES = 512 << 20
+PREFETCH_BYTES = 512 << 20
 """Samples read and not yet used, at most, beside those of the next step."""
-MOST_PROCESSES = 4
+MAX_PROCESSES = 4
 """Unasked: one decodes audio some hundred times faster than it plays."""
-SECONDS_WORTH_A_PROCESS = 1800.0
+MIN_SECONDS_TO_PREFETCH = 1800.0
 """Of audio to be read in all, below which starting a process takes longer than it saves."""
 BYTES_PER_SAMPLE = 2 * 4
 
 
-class Ahead:
+class AudioPrefetcher:
     """Batches of a training's steps, made in order, on processes that read ahead; none where that is not worth it.
 
     Args:
@@ -43,13 +43,13 @@ class Ahead:
         self.examples, self.steps, self.say = examples, steps, work.say
         self.num_processes = num_processes(examples, steps, work.resources.workers)
         self._pool: ProcessPoolExecutor | None = None
-        self._reading: dict[int, tuple[list[Stretch], Future[list[np.ndarray | None]] | None]] = {}
+        self._reading: dict[int, tuple[list[SampleRange], Future[list[np.ndarray | None]] | None]] = {}
         self._next = steps.start
         """First step for which nothing is asked yet."""
         self._asked: set[tuple[int, bool]] = set()
         """Clips whose latents will be kept by the time they are needed again."""
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> AudioPrefetcher:
         if self.num_processes > 0:
             # A start method of loky's own: processes begin anew everywhere, and never run the main script again.
             self._pool = ProcessPoolExecutor(self.num_processes, initializer=settle_in, initargs=(os.getpid(),))
@@ -76,16 +76,16 @@ class Ahead:
         clips = self.examples.clips
         if self._pool is None or not isinstance(clips, LiveLatents):
             return self.examples.batch(step)
-        clips.at_hand = self.samples(step)
+        clips.prefetched = self.samples(step)
         try:
             return self.examples.batch(step)
         finally:
-            clips.at_hand = {}
+            clips.prefetched = {}
 
-    def samples(self, step: int) -> Mapping[Stretch, np.ndarray]:
+    def samples(self, step: int) -> Mapping[SampleRange, np.ndarray]:
         """What was read for a step; what could not be is left out, so that reading it again here says why."""
         try:
-            self.read_on(step)
+            self.request_ahead(step)
             stretches, reading = self._reading.pop(step, ([], None))
             found = [] if reading is None else reading.result()
         except BrokenProcessPool as error:
@@ -94,7 +94,7 @@ class Ahead:
             return {}
         return {stretch: audio for stretch, audio in zip(stretches, found, strict=True) if audio is not None}
 
-    def read_on(self, step: int) -> None:
+    def request_ahead(self, step: int) -> None:
         """Ask for the samples of a step and of as many after it as may be held."""
         assert self._pool is not None
         for earlier in [known for known in self._reading if known < step]:
@@ -103,23 +103,23 @@ class Ahead:
         while self._next in self.steps and (self._next == step or self.has_room()):
             stretches = self.missing(self._next)
             with begun_deaf():  # the pool starts its processes with what it is first given
-                reading = self._pool.submit(read_stretches, stretches) if stretches else None
+                reading = self._pool.submit(read_ranges, stretches) if stretches else None
             self._reading[self._next] = stretches, reading
             self._next += 1
 
     def has_room(self) -> bool:
         """Whether a further step may be read."""
         held = sum(stretch.stop - stretch.start for stretches, _ in self._reading.values() for stretch in stretches)
-        return held * BYTES_PER_SAMPLE < AHEAD_BYTES and len(self._reading) <= 2 * self.num_processes
+        return held * BYTES_PER_SAMPLE < PREFETCH_BYTES and len(self._reading) <= 2 * self.num_processes
 
-    def missing(self, step: int) -> list[Stretch]:
+    def missing(self, step: int) -> list[SampleRange]:
         """Samples that a step needs and nobody has asked for."""
         clips, chosen = self.examples.clips, self.examples.excerpts(step)
         assert isinstance(clips, LiveLatents)
         wanted = []
         for index, start, flipped in zip(chosen.clips, chosen.starts, chosen.flipped, strict=True):
             if (index, flipped) not in self._asked and not clips.has(index, flipped):
-                wanted.append(clips.stretch(index, start))
+                wanted.append(clips.sample_range(index, start))
             if clips.keeps(index):
                 self._asked.add((index, flipped))
         return list(dict.fromkeys(wanted))
@@ -128,15 +128,15 @@ class Ahead:
 def num_processes(examples: Examples, steps: range, asked: int) -> int:
     """How many processes read ahead: none where nothing is decoded, else those asked for.
 
-    Unasked, half of the cores and at most `MOST_PROCESSES`, if there is enough to read; none on a single core.
+    Unasked, half of the cores and at most `MAX_PROCESSES`, if there is enough to read; none on a single core.
     """
     if not isinstance(examples.clips, LiveLatents):
         return 0
     if asked:
         return asked
-    if seconds_to_read(examples, steps) < SECONDS_WORTH_A_PROCESS:
+    if seconds_to_read(examples, steps) < MIN_SECONDS_TO_PREFETCH:
         return 0
-    return min(MOST_PROCESSES, joblib.cpu_count() // 2)
+    return min(MAX_PROCESSES, joblib.cpu_count() // 2)
 
 
 def seconds_to_read(examples: Examples, steps: range) -> float:

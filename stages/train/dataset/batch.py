@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.train.dataset.ot_coupling import pairing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -37,7 +39,7 @@ class Batch:
     """Prompt hidden states of each item, (tokens, width)."""
     all_real: bool
     """No padding at all; known without asking the device."""
-    parts: tuple[int, ...] = ()
+    microbatch_sizes: tuple[int, ...] = ()
     """How many consecutive clips go through the network at a time; empty: all at once."""
 
     def to(self, device: torch.device) -> Batch:
@@ -45,3 +47,42 @@ class Batch:
         held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+
+def microbatches(batch: Batch, *, paired: bool) -> list[Batch]:
+    """The batch itself, or each of its parts, no longer than its own clips need.
+
+    Args:
+        batch: on the CPU.
+        paired: noise is dealt out among clips of one part later; among several parts that is done here, as it is in
+            the larger batch that they stand for.
+    """
+    if len(batch.microbatch_sizes) < 2:
+        return [batch]
+    whole = dealt(batch) if paired else batch
+    ends = [sum(batch.microbatch_sizes[: place + 1]) for place in range(len(batch.microbatch_sizes))]
+    return [shortened(cut(whole, end - count, end)) for count, end in zip(batch.microbatch_sizes, ends, strict=True)]
+
+
+def dealt(batch: Batch) -> Batch:
+    """Noise paired with clips over the whole batch."""
+    return replace(batch, noise_BCT=batch.noise_BCT[pairing(batch.latents_BCT, batch.noise_BCT)])
+
+
+def cut(batch: Batch, start: int, stop: int) -> Batch:
+    """Consecutive clips of a batch."""
+    held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    pieces: dict[str, Any] = {
+        name: value[start:stop]
+        for name, value in held.items()
+        if isinstance(value, Tensor | tuple) and name != "microbatch_sizes"
+    }
+    return replace(batch, **pieces, microbatch_sizes=())
+
+
+def shortened(batch: Batch) -> Batch:
+    """Without frames that no clip has."""
+    longest = int(batch.real_BT.sum(dim=1).max())
+    names = ("latents_BCT", "noise_BCT", "real_BT", "given_BT")
+    cut_off: dict[str, Any] = {name: getattr(batch, name)[..., :longest] for name in names}
+    return replace(batch, **cut_off, all_real=bool(batch.real_BT[:, :longest].all()))

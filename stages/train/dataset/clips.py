@@ -19,20 +19,20 @@ from cache.shelf import Location, Shelf
 from stages.contract import Artifact
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.records import Clip, EncodedClip, ModelSpec
-from stages.train.dataset.sample_ranges import Stretch
+from stages.train.dataset.sample_ranges import SampleRange
 
 # C latent channels, T frames.
 
 SILENCE_FRAMES = 64
 """Frames of silence encoded inside the loop's own start; latents of silence soon repeat themselves."""
 
-REMEMBERED_BYTES = 2 << 30
+LATENT_CACHE_BYTES = 2 << 30
 """Latents kept in memory, so that what was read or encoded once need not be again: about a thousand whole clips of the
 largest model in the cache's fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ClipEntry:
     """One clip, apart from its latents."""
 
     clip_id: str
@@ -43,7 +43,7 @@ class Subject:
     """Length in the source's unit."""
 
 
-class Measures(Protocol):
+class ClipLengths(Protocol):
     """How long clips are: all that decides which of them a step sees."""
 
     @property
@@ -64,11 +64,11 @@ class Measures(Protocol):
     def sample_rate_hz(self) -> int: ...
 
 
-class Clips(Measures, Protocol):
+class Clips(ClipLengths, Protocol):
     """A source of clips."""
 
     @property
-    def subjects(self) -> Sequence[Subject]: ...
+    def entries(self) -> Sequence[ClipEntry]: ...
 
     @property
     def window_samples(self) -> int: ...
@@ -85,7 +85,7 @@ class Clips(Measures, Protocol):
         """(C, T) float32 latents of one clip from unit `start`, at most a window long."""
 
 
-def window_frames(clips: Measures) -> int:
+def window_frames(clips: ClipLengths) -> int:
     """Frames of the longest excerpt."""
     return -(-clips.window * clips.samples_per_unit // clips.samples_per_frame)
 
@@ -95,7 +95,7 @@ def excerpt_frames(clips: Clips, index: int) -> int:
     return int(all_excerpt_frames(clips, clips.sizes[index : index + 1])[0])
 
 
-def all_excerpt_frames(clips: Measures, sizes: np.ndarray | None = None) -> np.ndarray:
+def all_excerpt_frames(clips: ClipLengths, sizes: np.ndarray | None = None) -> np.ndarray:
     """Frames of every clip's excerpt, or of clips of the given sizes."""
     units = np.minimum(clips.sizes if sizes is None else sizes, clips.window).astype(np.int64)
     return -(-units * clips.samples_per_unit // clips.samples_per_frame)
@@ -106,20 +106,20 @@ def excerpt_seconds(clips: Clips, index: int) -> float:
 
     A stored clip is counted in whole frames, so the end of a split recording may seem to begin one second more.
     """
-    subject = clips.subjects[index]
-    samples = clips.window_samples if subject.size > clips.window else subject.size * clips.samples_per_unit
-    return min(subject.seconds_total, float(-(-samples // clips.sample_rate_hz)))
+    entry = clips.entries[index]
+    samples = clips.window_samples if entry.size > clips.window else entry.size * clips.samples_per_unit
+    return min(entry.seconds_total, float(-(-samples // clips.sample_rate_hz)))
 
 
-def num_kept(sizes_bytes: np.ndarray, limit: int | None = None) -> int:
+def num_cached(sizes_bytes: np.ndarray, limit: int | None = None) -> int:
     """How many of the first clips fit into memory together: a clip is kept for good or not at all.
 
     (Keeping the latest ones instead would help little: an epoch comes back to a clip when all others were read.)
     """
-    return int(np.searchsorted(np.cumsum(sizes_bytes), REMEMBERED_BYTES if limit is None else limit, side="right"))
+    return int(np.searchsorted(np.cumsum(sizes_bytes), LATENT_CACHE_BYTES if limit is None else limit, side="right"))
 
 
-class StoredSubjects(Sequence[Subject]):
+class StoredEntries(Sequence[ClipEntry]):
     """The clips of an encode artifact, each made when it is asked for: a million of them at once would take 0.2 GiB."""
 
     def __init__(self, rows: Columns[EncodedClip]) -> None:
@@ -129,7 +129,7 @@ class StoredSubjects(Sequence[Subject]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return Subject(
+        return ClipEntry(
             clip_id=self._rows.value("clip_id", index),
             prompt_key=self._rows.value("prompt_key", index),
             seconds_total=self._rows.value("seconds_total", index),
@@ -140,7 +140,7 @@ class StoredSubjects(Sequence[Subject]):
 class StoredLatents:
     """Clips of an encode artifact; neither autoencoder nor text encoder is needed.
 
-    As many as `REMEMBERED_BYTES` hold are kept in memory as they are stored, each read once and whole; of the others
+    As many as `LATENT_CACHE_BYTES` hold are kept in memory as they are stored, each read once and whole; of the others
     every crop is read when it is needed.
     """
 
@@ -148,14 +148,14 @@ class StoredLatents:
 
     def __init__(self, artifact: Artifact, shelf: Shelf, model: ModelSpec) -> None:
         self.rows = read_columns(artifact.directory / "manifest.parquet", EncodedClip)
-        self.subjects, self.sizes = StoredSubjects(self.rows), self.rows.numbers("num_valid_frames")
+        self.entries, self.sizes = StoredEntries(self.rows), self.rows.numbers("num_valid_frames")
         self.shelf = shelf
         self.window, self.window_samples = (int(artifact.facts[f"window_{unit}"]) for unit in ("frames", "samples"))
         self.samples_per_unit = self.samples_per_frame = model.downsampling_ratio
         self.sample_rate_hz = model.sample_rate_hz
         silence_TC = shelf.read(location_of(artifact.facts["silence"]))
-        self.silence_CT = latents_of(silence_TC)
-        self._num_kept = num_kept(self.sizes * silence_TC[0].nbytes)
+        self.silence_CT = to_latents(silence_TC)
+        self._num_kept = num_cached(self.sizes * silence_TC[0].nbytes)
         self._kept: dict[int, np.ndarray] = {}
 
     def read(self, index: int, start: int, flipped: bool) -> Tensor:
@@ -163,10 +163,10 @@ class StoredLatents:
         size = int(self.sizes[index])
         stop = min(start + self.window, size)
         if index >= self._num_kept:
-            return latents_of(self._stored(index, start, stop))
+            return to_latents(self._stored(index, start, stop))
         if index not in self._kept:
             self._kept[index] = self._stored(index, 0, size)
-        return latents_of(self._kept[index][start:stop])
+        return to_latents(self._kept[index][start:stop])
 
     def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """(stop - start, C) frames as they are stored; reads no others."""
@@ -182,7 +182,7 @@ def location_of(record: Mapping[str, Any]) -> Location:
     return Location(**{name: record[name] for name in ("item_key", "shard", "row", "num_frames", "checksum")})
 
 
-def latents_of(frames_TC: np.ndarray) -> Tensor:
+def to_latents(frames_TC: np.ndarray) -> Tensor:
     """(C, T) float32 from the stored (T, C), in memory of its own."""
     # Three times as fast as numpy's copy, which widens and turns at once.
     return torch.from_numpy(frames_TC).T.clone(memory_format=torch.contiguous_format).float()
@@ -192,7 +192,7 @@ class LiveLatents:
     """Clips of an ingest artifact, encoded when they are read.
 
     The same audio encodes to the same latents, so those of clips no longer than the window are kept, with either sign,
-    as many as `REMEMBERED_BYTES` hold.
+    as many as `LATENT_CACHE_BYTES` hold.
     """
 
     flips = True
@@ -200,8 +200,8 @@ class LiveLatents:
 
     def __init__(self, artifact: Artifact, shared: Path, model: ModelSpec, autoencoder: Autoencoder) -> None:
         self.rows = read_rows(artifact.directory / "manifest.parquet", Clip)
-        self.subjects = [
-            Subject(clip_id=row.clip_id, prompt_key=row.prompt, seconds_total=row.seconds_total, size=row.num_samples)
+        self.entries = [
+            ClipEntry(clip_id=row.clip_id, prompt_key=row.prompt, seconds_total=row.seconds_total, size=row.num_samples)
             for row in self.rows
         ]
         self.sizes = np.array([row.num_samples for row in self.rows])
@@ -209,9 +209,9 @@ class LiveLatents:
         self.window = self.window_samples = int(artifact.facts["window_samples"])
         self.samples_per_frame, self.sample_rate_hz = model.downsampling_ratio, model.sample_rate_hz
         self.silence_CT = self._encoded(np.zeros((2, SILENCE_FRAMES * self.samples_per_frame), dtype=np.float32))
-        self._num_kept = num_kept(self._bytes_to_keep())
+        self._num_kept = num_cached(self._bytes_to_keep())
         self._kept: dict[tuple[int, bool], Tensor] = {}
-        self.at_hand: Mapping[Stretch, np.ndarray] = {}
+        self.prefetched: Mapping[SampleRange, np.ndarray] = {}
         """Samples that somebody has read ahead."""
 
     def keeps(self, index: int) -> bool:
@@ -222,18 +222,18 @@ class LiveLatents:
         """Whether that is so already."""
         return (index, flipped) in self._kept
 
-    def stretch(self, index: int, start: int) -> Stretch:
+    def sample_range(self, index: int, start: int) -> SampleRange:
         """Where the samples of a crop lie."""
         row = self.rows[index]
-        return Stretch(self.shared / row.audio, start, min(start + self.window, row.num_samples))
+        return SampleRange(self.shared / row.audio, start, min(start + self.window, row.num_samples))
 
     def read(self, index: int, start: int, flipped: bool) -> Tensor:
         """Takes the crop's samples, flips their sign if asked, and encodes them with silence behind."""
         kept = self._kept.get((index, flipped))
         if kept is not None:
             return kept
-        stretch = self.stretch(index, start)
-        ahead_CL = self.at_hand.get(stretch)
+        stretch = self.sample_range(index, start)
+        ahead_CL = self.prefetched.get(stretch)
         audio_CL = stretch.read() if ahead_CL is None else ahead_CL
         latents_CT = self._encoded(-audio_CL if flipped else audio_CL)
         if self.keeps(index):

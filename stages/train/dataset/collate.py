@@ -16,15 +16,15 @@ from torch import Tensor
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import Clips, all_excerpt_frames, excerpt_seconds, window_frames
 from stages.train.dataset.inpainting_masks import inpainting_mask
-from stages.train.dataset.prompt_embeddings import Prompts
+from stages.train.dataset.prompt_embeddings import PromptEmbeddings
 from stages.train.dataset.sampler import Order
 from stages.train.dataset.timesteps import effective_frames, timesteps
-from stages.train.rng import Chance, coins, crop_start, extensions, normals
+from stages.train.rng import StepRng, bernoulli, crop_start, silence_extensions, standard_normal
 from stages.train.stage import TrainParams
 
 # B clips, C latent channels, T frames.
 
-Shift = Callable[[Tensor, Tensor], Tensor]
+TimestepShift = Callable[[Tensor, Tensor], Tensor]
 """(timestep_B, num_frames_B) -> timestep_B, moved towards noise for long clips."""
 
 
@@ -38,57 +38,63 @@ class Excerpts:
     flipped: tuple[bool, ...]
     frames: tuple[int, ...]
     """Of each, with the silence behind it, at most the window."""
-    parts: tuple[int, ...]
+    microbatch_sizes: tuple[int, ...]
     """How many consecutive ones go through the network at a time."""
 
 
-def excerpts_at(step: int, clips: Clips, order: Order, params: TrainParams, chance: Chance) -> Excerpts:
+def excerpts_of_step(step: int, clips: Clips, order: Order, params: TrainParams, rng: StepRng) -> Excerpts:
     """The excerpts of one step; the same for the same arguments."""
     visits = order.visits(step)
     indices = visits.clips_B.tolist()
-    flipped = coins(chance.at("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
+    flipped = bernoulli(rng.generator("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
     frames_B = visits.frames_B
     if frames_B is None:
-        frames_B = real_frames(clips, indices, params, chance.at("silence", step))
+        frames_B = real_frames(clips, indices, params, rng.generator("silence", step))
     return Excerpts(
         clips=tuple(indices),
-        starts=tuple(crops(clips, indices, chance.at("crop", step))),
+        starts=tuple(crops(clips, indices, rng.generator("crop", step))),
         flipped=tuple(flipped.tolist()),
         frames=tuple(frames_B.tolist()),
-        parts=visits.parts,
+        microbatch_sizes=visits.microbatch_sizes,
     )
 
 
-def batch_at(
-    step: int, clips: Clips, prompts: Prompts, order: Order, params: TrainParams, chance: Chance, shift: Shift
+def batch_of_step(
+    step: int,
+    clips: Clips,
+    prompts: PromptEmbeddings,
+    order: Order,
+    params: TrainParams,
+    rng: StepRng,
+    shift: TimestepShift,
 ) -> Batch:
     """The batch of one step, all its parts together; the same for the same arguments.
 
     In distribution the reference's, apart from what the length of the batch changes: silence is drawn first and decides
     it, noise and padding latents exist up to there only, and so do their shares in the pairing of noise with clips.
     """
-    chosen = excerpts_at(step, clips, order, params, chance)
-    subjects = [clips.subjects[index] for index in chosen.clips]
+    chosen = excerpts_of_step(step, clips, order, params, rng)
+    entries = [clips.entries[index] for index in chosen.clips]
     num_frames, count = max(chosen.frames), len(chosen.clips)
     excerpts = [clips.read(*each) for each in zip(chosen.clips, chosen.starts, chosen.flipped, strict=True)]
-    latents_BCT = torch.stack([followed_by_silence(excerpt, clips.silence_CT, num_frames) for excerpt in excerpts])
-    masks = chance.at("mask", step)
+    latents_BCT = torch.stack([extended_with_silence(excerpt, clips.silence_CT, num_frames) for excerpt in excerpts])
+    masks = rng.generator("mask", step)
     given = [inpainting_mask(masks, num_frames, frames, params.mask_probabilities) for frames in chosen.frames]
-    drawn_B = timesteps(chance.at("timestep", step), count, params.timestep_truncation)
-    seconds = told_seconds(clips, chosen.clips, params)
+    drawn_B = timesteps(rng.generator("timestep", step), count, params.timestep_truncation)
+    seconds = conditioning_seconds(clips, chosen.clips, params)
     return Batch(
-        clip_ids=tuple(subject.clip_id for subject in subjects),
+        clip_ids=tuple(entry.clip_id for entry in entries),
         crop_starts=tuple(start * clips.samples_per_unit for start in chosen.starts),
         latents_BCT=latents_BCT,
-        noise_BCT=normals(chance.at("noise", step), *latents_BCT.shape),
+        noise_BCT=standard_normal(rng.generator("noise", step), *latents_BCT.shape),
         timestep_B=shift(drawn_B, effective_lengths(clips, seconds)),
         real_BT=torch.from_numpy(np.arange(num_frames) < np.array(chosen.frames)[:, None]),
         given_BT=torch.from_numpy(np.stack(given)),
-        dropped_B=torch.from_numpy(coins(chance.at("prompt dropout", step), count, params.cfg_dropout_prob)),
+        dropped_B=torch.from_numpy(bernoulli(rng.generator("prompt dropout", step), count, params.cfg_dropout_prob)),
         seconds_total_B=torch.tensor(seconds, dtype=torch.float32),
-        hidden=tuple(prompts.of([subject.prompt_key for subject in subjects])),
+        hidden=tuple(prompts.lookup([entry.prompt_key for entry in entries])),
         all_real=min(chosen.frames) == num_frames,
-        parts=chosen.parts,
+        microbatch_sizes=chosen.microbatch_sizes,
     )
 
 
@@ -103,17 +109,17 @@ def real_frames(
     """(B,) int64: frames of each excerpt and its random extension into silence, at most the window."""
     mean = params.silence_extension_seconds * clips.sample_rate_hz / clips.samples_per_frame
     lengths = all_excerpt_frames(clips, clips.sizes[list(indices)])
-    return np.minimum(lengths + extensions(generator, len(indices), mean), window_frames(clips))
+    return np.minimum(lengths + silence_extensions(generator, len(indices), mean), window_frames(clips))
 
 
-def told_seconds(clips: Clips, indices: Sequence[int], params: TrainParams) -> list[float]:
+def conditioning_seconds(clips: Clips, indices: Sequence[int], params: TrainParams) -> list[float]:
     """The duration that the network is told of each clip: the whole recording's, or with `crop_seconds` its excerpt's.
 
     The shift of timesteps for length follows it, as the reference takes both from one number.
     """
     if params.crop_seconds:
         return [excerpt_seconds(clips, index) for index in indices]
-    return [clips.subjects[index].seconds_total for index in indices]
+    return [clips.entries[index].seconds_total for index in indices]
 
 
 def effective_lengths(clips: Clips, seconds: Sequence[float]) -> Tensor:
@@ -121,7 +127,7 @@ def effective_lengths(clips: Clips, seconds: Sequence[float]) -> Tensor:
     return torch.tensor([effective_frames(each, clips.sample_rate_hz, clips.samples_per_frame) for each in seconds])
 
 
-def followed_by_silence(latents_CT: Tensor, silence_CT: Tensor, num_frames: int) -> Tensor:
+def extended_with_silence(latents_CT: Tensor, silence_CT: Tensor, num_frames: int) -> Tensor:
     """(C, num_frames): the clip, then the first frames of silence, whose last two are repeated as often as needed.
 
     Two, because chunked attention holds two frames in a chunk, so that its silence alternates; a sliding window's

@@ -15,11 +15,11 @@ from stages.models.load_weights import load_autoencoder
 from stages.models.nets.dit.timestep_shift import shifted
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import Clips, LiveLatents, StoredLatents, excerpt_seconds
-from stages.train.dataset.collate import Excerpts, batch_at, excerpts_at
-from stages.train.dataset.prompt_embeddings import Prompts, embedded_prompts, stored_prompts
-from stages.train.dataset.sampler import ByFrames, Order, order_of
-from stages.train.job import Job, settled_dtype
-from stages.train.rng import Chance
+from stages.train.dataset.collate import Excerpts, batch_of_step, excerpts_of_step
+from stages.train.dataset.prompt_embeddings import PromptEmbeddings, embed_prompts, read_prompt_embeddings
+from stages.train.dataset.sampler import FrameBudgetSampler, Order, sampler_for
+from stages.train.job import Job, network_dtype
+from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
 
 _TRAINED = {
@@ -35,78 +35,78 @@ class Examples:
     """Batches of any step, at any time."""
 
     clips: Clips
-    prompts: Prompts
+    prompts: PromptEmbeddings
     params: TrainParams
     shift_options: Mapping[str, Any] | None
 
     @property
-    def chance(self) -> Chance:
+    def rng(self) -> StepRng:
         """Where every draw comes from."""
-        return Chance(self.params.seed)
+        return StepRng(self.params.seed)
 
     @cached_property
     def order(self) -> Order:
         """Which clips each step sees."""
-        return order_of(self.clips, self.params, self.chance)
+        return sampler_for(self.clips, self.params, self.rng)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0: all that one update learns from, whose `parts` say how to divide it."""
-        return batch_at(step, self.clips, self.prompts, self.order, self.params, self.chance, self.shift)
+        return batch_of_step(step, self.clips, self.prompts, self.order, self.params, self.rng, self.shift)
 
     def excerpts(self, step: int) -> Excerpts:
         """What a step's batch is made of, without reading it."""
-        return excerpts_at(step, self.clips, self.order, self.params, self.chance)
+        return excerpts_of_step(step, self.clips, self.order, self.params, self.rng)
 
     def shift(self, timestep_B: Tensor, num_frames_B: Tensor) -> Tensor:
         """Timesteps moved towards noise for long clips."""
         return shifted(timestep_B, num_frames_B, self.shift_options)
 
-    def seen(self, step: int) -> tuple[list[str], list[int]]:
+    def clips_and_starts(self, step: int) -> tuple[list[str], list[int]]:
         """Clip ids and first samples of a step's batch, without making it."""
         chosen = self.excerpts(step)
-        ids = [self.clips.subjects[index].clip_id for index in chosen.clips]
+        ids = [self.clips.entries[index].clip_id for index in chosen.clips]
         return ids, [start * self.clips.samples_per_unit for start in chosen.starts]
 
 
-def examples_of(job: Job) -> Examples:
+def load_examples(job: Job) -> Examples:
     """From the encode artifact, or from prepared audio.
 
     Raises:
         NetworkNotSupported: the config asks for a training this is not.
     """
     options = shift_options(job.weights.config)
-    clips, prompts = stored_examples(job) if job.params.pre_encode else live_examples(job)
+    clips, prompts = load_stored_examples(job) if job.params.pre_encode else live_examples(job)
     examples = Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
-    if isinstance(examples.order, ByFrames) and (remark := examples.order.remark()):
+    if isinstance(examples.order, FrameBudgetSampler) and (remark := examples.order.remark()):
         job.work.say(remark)
-    for remark in without_effect(clips, job.params):
+    for remark in options_without_effect(clips, job.params):
         job.work.say(remark)
     return examples
 
 
-def without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
+def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
     """Options that these clips leave nothing to do, in words."""
     if params.crops_per_clip > 1 and not bool((clips.sizes > clips.window).any()):
         yield f"crops_per_clip {params.crops_per_clip} has no effect: no clip is longer than the window"
     if params.crop_seconds:
-        subjects = enumerate(clips.subjects)
-        if not any(excerpt_seconds(clips, index) < subject.seconds_total for index, subject in subjects):
+        entries = enumerate(clips.entries)
+        if not any(excerpt_seconds(clips, index) < entry.seconds_total for index, entry in entries):
             yield "crop_seconds on has no effect: every excerpt is as long as its recording"
 
 
-def stored_examples(job: Job) -> tuple[Clips, Prompts]:
+def load_stored_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
     """Stored latents and prompt embeddings: neither autoencoder nor text encoder is opened."""
     shared, kind = job.work.shared, job.artifact.facts["latent_format"]
     latents, prompts = (Shelf(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
-    return StoredLatents(job.artifact, latents, job.model), stored_prompts(job.artifact, prompts, job.device)
+    return StoredLatents(job.artifact, latents, job.model), read_prompt_embeddings(job.artifact, prompts, job.device)
 
 
-def live_examples(job: Job) -> tuple[Clips, Prompts]:
+def live_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
     """Prepared audio, encoded when it is read; prompts embedded now, and the text encoder let go."""
-    dtype = settled_dtype(job, "autoencoder", job.params.autoencoder_precision)
+    dtype = network_dtype(job, "autoencoder", job.params.autoencoder_precision)
     autoencoder = load_autoencoder(job.weights, job.device, dtype)
     clips = LiveLatents(job.artifact, job.work.shared, job.model, autoencoder)
-    return clips, embedded_prompts((row.prompt for row in clips.rows), job.weights, job.device)
+    return clips, embed_prompts((row.prompt for row in clips.rows), job.weights, job.device)
 
 
 def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

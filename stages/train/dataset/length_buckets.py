@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 
-from stages.train.dataset.clips import Measures, all_excerpt_frames, window_frames
-
-if TYPE_CHECKING:
-    from stages.train.dataset.batch import Batch
+from stages.train.dataset.batch import Batch
+from stages.train.dataset.clips import ClipLengths, all_excerpt_frames, window_frames
 
 # B clips, C latent channels, T frames.
 
@@ -44,7 +42,7 @@ def bucket_lengths(shortest: int, window: int) -> list[int]:
 
 
 @dataclass
-class Buckets:
+class LengthBuckets:
     """Lengths, and what the frames worked on so far were, those of all clips of a batch counted."""
 
     lengths: list[int]
@@ -52,7 +50,7 @@ class Buckets:
     """Whether some clips are shorter than the window, so that batches may or may not need a mask."""
     frames_real: int = 0
     """Of clips, and the silence that is trained on behind them."""
-    frames_uneven: int = 0
+    frames_masked: int = 0
     """Behind clips that are shorter than the longest of their batch."""
     frames_padded: int = 0
     """Added by rounding up."""
@@ -68,37 +66,37 @@ class Buckets:
         masked = length > num_frames or (self.mixed and length < UNMASKED)
         return size, channels, length, batch.all_real and not masked
 
-    def filled(self, batch: Batch) -> Batch:
+    def padded(self, batch: Batch) -> Batch:
         """The batch at its bucket's length; what is added is masked and reaches nothing."""
         num_frames, real = batch.latents_BCT.shape[-1], int(batch.real_BT.sum())
         size, _, length, all_real = self.shape_of(batch)
         self.frames_real += real
-        self.frames_uneven += size * num_frames - real
+        self.frames_masked += size * num_frames - real
         self.frames_padded += size * (length - num_frames)
-        return batch if length == num_frames and all_real == batch.all_real else lengthened(batch, length, all_real)
+        return batch if length == num_frames and all_real == batch.all_real else padded_to(batch, length, all_real)
 
     @property
-    def padding(self) -> float:
+    def padding_share(self) -> float:
         """Share of all frames worked on that rounding up has added."""
         return self.frames_padded / max(self.frames_worked_on, 1)
 
     @property
-    def unevenness(self) -> float:
+    def masked_share(self) -> float:
         """Share of all frames worked on that lie behind clips shorter than the longest of their batch."""
-        return self.frames_uneven / max(self.frames_worked_on, 1)
+        return self.frames_masked / max(self.frames_worked_on, 1)
 
     @property
     def frames_worked_on(self) -> int:
-        return self.frames_real + self.frames_uneven + self.frames_padded
+        return self.frames_real + self.frames_masked + self.frames_padded
 
 
-def buckets_of(clips: Measures) -> Buckets:
+def length_buckets_for(clips: ClipLengths) -> LengthBuckets:
     """For the lengths that batches of these clips can have."""
     shortest, window = int(all_excerpt_frames(clips).min()), window_frames(clips)
-    return Buckets(bucket_lengths(shortest, window), mixed=shortest < window)
+    return LengthBuckets(bucket_lengths(shortest, window), mixed=shortest < window)
 
 
-def lengthened(batch: Batch, num_frames: int, all_real: bool = False) -> Batch:
+def padded_to(batch: Batch, num_frames: int, all_real: bool = False) -> Batch:
     """The same clips, with padding behind the longest of them, if they are shorter."""
     missing = num_frames - batch.latents_BCT.shape[-1]
     names = ("latents_BCT", "noise_BCT", "real_BT", "given_BT")

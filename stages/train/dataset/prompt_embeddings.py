@@ -18,20 +18,22 @@ _PROMPTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptEmbeddings:
     """Hidden states of the valid tokens of each prompt, by key: (tokens, width) float32."""
 
     hidden: dict[str, Tensor]
 
-    def of(self, keys: Sequence[str]) -> list[Tensor]:
+    def lookup(self, keys: Sequence[str]) -> list[Tensor]:
         """Hidden states for the clips of a batch."""
         return [self.hidden[key] for key in keys]
 
 
-def stored_prompts(artifact: Artifact, shelf: Shelf, device: torch.device) -> Prompts:
+def read_prompt_embeddings(artifact: Artifact, shelf: Shelf, device: torch.device) -> PromptEmbeddings:
     """As the encode stage left them."""
     rows = read_rows(artifact.directory / "prompts.parquet", PromptRow)
-    return Prompts({row.prompt_key: torch.from_numpy(shelf.read(_location(row)).copy()).to(device) for row in rows})
+    return PromptEmbeddings(
+        {row.prompt_key: torch.from_numpy(shelf.read(_location(row)).copy()).to(device) for row in rows}
+    )
 
 
 def _location(row: PromptRow) -> Location:
@@ -40,7 +42,7 @@ def _location(row: PromptRow) -> Location:
     )
 
 
-def embedded_prompts(texts: Iterable[str], weights: Weights, device: torch.device) -> Prompts:
+def embed_prompts(texts: Iterable[str], weights: Weights, device: torch.device) -> PromptEmbeddings:
     """Each text once through the text encoder, which is let go afterwards; a prompt is its own key here."""
     encoder = load_text_encoder(weights, device)
     wanted = list(dict.fromkeys(texts))
@@ -48,4 +50,4 @@ def embedded_prompts(texts: Iterable[str], weights: Weights, device: torch.devic
     for start in range(0, len(wanted), _PROMPTS_AT_ONCE):
         group = wanted[start : start + _PROMPTS_AT_ONCE]
         hidden.update(zip(group, encoder.hidden_states(group), strict=True))
-    return Prompts({text: states.detach().to(device, torch.float32) for text, states in hidden.items()})
+    return PromptEmbeddings({text: states.detach().to(device, torch.float32) for text, states in hidden.items()})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SampleRange:
     """Samples `start` to `stop` of a prepared clip."""
 
     path: Path
@@ -27,12 +27,12 @@ class Stretch:
         return read_prepared(self.path, self.start, self.stop)
 
 
-def read_stretches(stretches: Sequence[Stretch]) -> list[np.ndarray | None]:
+def read_ranges(stretches: Sequence[SampleRange]) -> list[np.ndarray | None]:
     """The samples of each; None for one that cannot be read, which tells whoever needs it when it is read again."""
     return [_read(stretch) for stretch in stretches]
 
 
-def _read(stretch: Stretch) -> np.ndarray | None:
+def _read(stretch: SampleRange) -> np.ndarray | None:
     try:
         return stretch.read()
     except StageError:

@@ -18,17 +18,17 @@ from typing import Protocol
 
 import numpy as np
 
-from stages.train.dataset.clips import Measures, all_excerpt_frames, window_frames
-from stages.train.dataset.length_buckets import buckets_of
-from stages.train.rng import Chance, extensions
+from stages.train.dataset.clips import ClipLengths, all_excerpt_frames, window_frames
+from stages.train.dataset.length_buckets import length_buckets_for
+from stages.train.rng import StepRng, silence_extensions
 from stages.train.stage import TrainParams
 
 # V visits of an epoch, E epochs, N visits in the order they are made in, B those of a step.
 
-STRETCH_BATCHES = 16
+SORT_WINDOW_BATCHES = 16
 """Batches that are sorted by length together, where an epoch has so many."""
-ROUND_VISITS = 1024
-"""Least number of visits that `ByFrames` cuts into batches at a time, so that few of its batches are cut short."""
+MIN_ROUND_VISITS = 1024
+"""Least number of visits that `FrameBudgetSampler` batches at a time, so that few batches are cut short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Visits:
 
     clips_B: np.ndarray
     """int64, which clip."""
-    parts: tuple[int, ...]
+    microbatch_sizes: tuple[int, ...]
     """How many consecutive ones go through the network at a time."""
     frames_B: np.ndarray | None = None
     """int64, with the silence behind each; None where that is for the step to draw."""
@@ -67,11 +67,11 @@ class Epoch:
 
     def lengths(self, visits_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """(N,) int64 frames of some visits, each with its random silence."""
-        extra_N = extensions(generator, len(visits_N), self.silence)
+        extra_N = silence_extensions(generator, len(visits_N), self.silence)
         return np.minimum(self.frames_V[visits_N] + extra_N, self.window)
 
 
-def order_of(clips: Measures, params: TrainParams, chance: Chance) -> Order:
+def sampler_for(clips: ClipLengths, params: TrainParams, rng: StepRng) -> Order:
     """By a number of clips, or by a number of frames where `frames_per_batch` says so."""
     times = np.where(clips.sizes > clips.window, params.crops_per_clip, 1)
     clips_V = np.repeat(np.arange(len(clips.sizes)), times)
@@ -82,26 +82,26 @@ def order_of(clips: Measures, params: TrainParams, chance: Chance) -> Order:
         silence=params.silence_extension_seconds * clips.sample_rate_hz / clips.samples_per_frame,
     )
     if params.frames_per_batch is None:
-        return BySize(chance, epoch, params.batch_size, params.gradient_accumulation)
-    lengths = np.array(buckets_of(clips).lengths)
-    return ByFrames(chance, epoch, lengths, params.frames_per_batch, params.gradient_accumulation)
+        return FixedSizeSampler(rng, epoch, params.batch_size, params.gradient_accumulation)
+    lengths = np.array(length_buckets_for(clips).lengths)
+    return FrameBudgetSampler(rng, epoch, lengths, params.frames_per_batch, params.gradient_accumulation)
 
 
-class BySize:
+class FixedSizeSampler:
     """Steps of a fixed number of clips: `batch_size` times `gradient_accumulation`.
 
     A step of several parts holds the clips of a batch that is as large as all of them. Where stretches are sorted,
     silence is drawn here, for all visits of a stretch: it makes as much of a length as a short clip does.
     """
 
-    def __init__(self, chance: Chance, epoch: Epoch, batch_size: int, num_parts: int = 1) -> None:
-        self.chance, self.epoch = chance, epoch
-        self.parts = (batch_size,) * num_parts
+    def __init__(self, rng: StepRng, epoch: Epoch, batch_size: int, num_parts: int = 1) -> None:
+        self.rng, self.epoch = rng, epoch
+        self.microbatch_sizes = (batch_size,) * num_parts
         self.size = batch_size * num_parts
         # Sorting more than an epoch at a time would make every clip its own neighbour in a batch.
-        self.num_sorted = max(1, min(STRETCH_BATCHES, len(epoch) // self.size)) if self.size > 1 else 1
+        self.num_sorted = max(1, min(SORT_WINDOW_BATCHES, len(epoch) // self.size)) if self.size > 1 else 1
         """Batches; 1 sorts nothing."""
-        self._permutation = lru_cache(4)(lambda number: chance.at("order", number).permutation(len(epoch)))
+        self._permutation = lru_cache(4)(lambda number: rng.generator("order", number).permutation(len(epoch)))
         self._stretch = lru_cache(4)(self.stretch)
 
     def visits(self, step: int) -> Visits:
@@ -109,7 +109,9 @@ class BySize:
         number, place = divmod(step, self.num_sorted)
         visits_PB, frames_PB = self._stretch(number)
         frames_B = None if frames_PB is None else frames_PB[place]
-        return Visits(clips_B=self.epoch.clips_V[visits_PB[place]], parts=self.parts, frames_B=frames_B)
+        return Visits(
+            clips_B=self.epoch.clips_V[visits_PB[place]], microbatch_sizes=self.microbatch_sizes, frames_B=frames_B
+        )
 
     def stretch(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(batches, B) int64: consecutive batches of visits, as they are numbered in an epoch; and their frames."""
@@ -118,9 +120,11 @@ class BySize:
         visits_N = np.concatenate(pieces)
         if self.num_sorted == 1:
             return visits_N[None], None
-        frames_N = self.epoch.lengths(visits_N, self.chance.at("silence", number))
+        frames_N = self.epoch.lengths(visits_N, self.rng.generator("silence", number))
         way_N = zigzag(np.split(frames_N, np.cumsum([len(piece) for piece in pieces])[:-1]))
-        shuffled_PB = way_N.reshape(self.num_sorted, -1)[self.chance.at("batches", number).permutation(self.num_sorted)]
+        shuffled_PB = way_N.reshape(self.num_sorted, -1)[
+            self.rng.generator("batches", number).permutation(self.num_sorted)
+        ]
         return visits_N[shuffled_PB], frames_N[shuffled_PB]
 
     def _pieces(self, start: int, stop: int) -> list[np.ndarray]:
@@ -130,7 +134,7 @@ class BySize:
         return [self._permutation(number)[max(start - number * num, 0) : stop - number * num] for number in epochs]
 
 
-class ByFrames:
+class FrameBudgetSampler:
     """Batches of as many clips as fit: their number, times the longest of them, is at most `frames_per_batch`.
 
     Lengths include the silence behind a clip, and are rounded up as batches are on the fast path. A clip beyond the
@@ -141,12 +145,12 @@ class ByFrames:
         num_parts: batches of a step.
     """
 
-    def __init__(self, chance: Chance, epoch: Epoch, lengths: np.ndarray, budget: int, num_parts: int = 1) -> None:
-        self.chance, self.epoch, self.lengths, self.budget, self.num_parts = chance, epoch, lengths, budget, num_parts
+    def __init__(self, rng: StepRng, epoch: Epoch, lengths: np.ndarray, budget: int, num_parts: int = 1) -> None:
+        self.rng, self.epoch, self.lengths, self.budget, self.num_parts = rng, epoch, lengths, budget, num_parts
         usual = self.rounded(np.minimum(epoch.frames_V + int(epoch.silence), epoch.window)).mean()
-        self.num_together = max(1, int(budget / usual))
+        self.clips_per_batch = max(1, int(budget / usual))
         """Clips that a batch holds, about."""
-        self.num_epochs = -(-max(ROUND_VISITS, STRETCH_BATCHES * self.num_together) // len(epoch))
+        self.num_epochs = -(-max(MIN_ROUND_VISITS, SORT_WINDOW_BATCHES * self.clips_per_batch) // len(epoch))
         """Of a round."""
         self._ends = [0]
         self._round = lru_cache(3)(self.round)
@@ -159,7 +163,7 @@ class ByFrames:
         """Clips of a step, counted from 0: those of `num_parts` batches."""
         batches = [self.batch(number) for number in range(step * self.num_parts, (step + 1) * self.num_parts)]
         clips, frames = (np.concatenate(column) for column in zip(*batches, strict=True))
-        return Visits(clips_B=clips, parts=tuple(len(batch) for batch, _ in batches), frames_B=frames)
+        return Visits(clips_B=clips, microbatch_sizes=tuple(len(batch) for batch, _ in batches), frames_B=frames)
 
     def batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Clips of a batch and their frames. Rounds have as many batches as it happens: earlier ones are counted."""
@@ -171,16 +175,18 @@ class ByFrames:
     def round(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Some whole epochs as batches of clips, with the frames of each clip."""
         order_EV = np.tile(np.arange(len(self.epoch)), (self.num_epochs, 1))
-        visits_N = self.chance.at("order", number).permuted(order_EV, axis=1).ravel()
-        frames_N = self.epoch.lengths(visits_N, self.chance.at("silence", number))
-        per_epoch = len(self.epoch) // self.num_together
+        visits_N = self.rng.generator("order", number).permuted(order_EV, axis=1).ravel()
+        frames_N = self.epoch.lengths(visits_N, self.rng.generator("silence", number))
+        per_epoch = len(self.epoch) // self.clips_per_batch
         way_N = np.arange(len(visits_N))
         if per_epoch > 1:
-            num_pieces = -(-per_epoch // STRETCH_BATCHES)
+            num_pieces = -(-per_epoch // SORT_WINDOW_BATCHES)
             by_epoch = np.split(frames_N, self.num_epochs)
             way_N = zigzag([piece for frames in by_epoch for piece in np.array_split(frames, num_pieces)])
         batches = np.split(way_N, cuts(self.rounded(frames_N[way_N]).tolist(), self.budget))
-        chosen = shuffled(self.chance.at("batches", number), len(batches), min(STRETCH_BATCHES, max(per_epoch, 1)))
+        chosen = shuffled(
+            self.rng.generator("batches", number), len(batches), min(SORT_WINDOW_BATCHES, max(per_epoch, 1))
+        )
         clips_N = self.epoch.clips_V[visits_N]
         return [(clips_N[batches[place]], frames_N[batches[place]]) for place in chosen]
 

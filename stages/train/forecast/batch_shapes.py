@@ -9,7 +9,7 @@ import numpy as np
 from cache.manifest import read_columns
 from stages.records import Clip, EncodedClip
 from stages.train.dataset.clips import all_excerpt_frames, window_frames
-from stages.train.dataset.sampler import ByFrames, order_of
+from stages.train.dataset.sampler import FrameBudgetSampler, sampler_for
 from stages.train.forecast.dry_run import Size
 from stages.train.job import Job
 
@@ -18,7 +18,7 @@ MANIFEST = "manifest.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of all clips, as `Measures` asks for them."""
+    """Of all clips, as `ClipLengths` asks for them."""
 
     sizes: np.ndarray
     window: int
@@ -59,8 +59,8 @@ def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
     lengths = lengths_of(job)
     if job.params.frames_per_batch is None:
         return [Size(num_clips=job.params.batch_size, num_frames=window_frames(lengths))]
-    order = order_of(lengths, job.params, job.chance)
-    assert isinstance(order, ByFrames), "a budget of frames orders clips by it"
+    order = sampler_for(lengths, job.params, job.rng)
+    assert isinstance(order, FrameBudgetSampler), "a budget of frames orders clips by it"
     batches = order.round(0)
     longest_N = np.array([frames_B.max() for _, frames_B in batches])
     frames_N = order.rounded(longest_N) if recorded else longest_N

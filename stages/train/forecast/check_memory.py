@@ -11,8 +11,8 @@ import torch
 
 from stages.errors import MemoryShort
 from stages.models.device import usable_dtype
-from stages.train.dataset.audio_prefetch import AHEAD_BYTES, BYTES_PER_SAMPLE, SECONDS_WORTH_A_PROCESS
-from stages.train.dataset.clips import REMEMBERED_BYTES
+from stages.train.dataset.audio_prefetch import BYTES_PER_SAMPLE, MIN_SECONDS_TO_PREFETCH, PREFETCH_BYTES
+from stages.train.dataset.clips import LATENT_CACHE_BYTES
 from stages.train.forecast.batch_shapes import clip_frames, largest_batches, num_lengths
 from stages.train.forecast.device_speed import measured_speed
 from stages.train.forecast.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
@@ -109,14 +109,14 @@ def clips_bytes(job: Job) -> int:
     frame_bytes = int(job.weights.config["model"]["io_channels"]) * 4
     if job.params.pre_encode:
         stored_bytes = frame_bytes // 2 if facts.get("latent_dtype") == "float16" else frame_bytes
-        return min(REMEMBERED_BYTES, int(frames.sum()) * stored_bytes)
+        return min(LATENT_CACHE_BYTES, int(frames.sum()) * stored_bytes)
     window = int(facts["window_frames"])
     whole = frames[frames <= window]
-    kept = min(REMEMBERED_BYTES, 2 * int(whole.sum()) * frame_bytes)
+    kept = min(LATENT_CACHE_BYTES, 2 * int(whole.sum()) * frame_bytes)
     samples = int(np.minimum(frames, window).sum()) * job.model.downsampling_ratio
-    few = len(whole) == len(frames) and 2 * samples < SECONDS_WORTH_A_PROCESS * job.model.sample_rate_hz
+    few = len(whole) == len(frames) and 2 * samples < MIN_SECONDS_TO_PREFETCH * job.model.sample_rate_hz
     reads_ahead = job.work.resources.workers > 0 or not few
-    return kept + (min(AHEAD_BYTES, samples * BYTES_PER_SAMPLE) if reads_ahead else 0)
+    return kept + (min(PREFETCH_BYTES, samples * BYTES_PER_SAMPLE) if reads_ahead else 0)
 
 
 def line(estimate: Estimate, prospect: Prospect, free: int | None, steps: int) -> str:

@@ -14,10 +14,10 @@ import torch
 from stages.models.device import room_for
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import excerpt_frames
-from stages.train.dataset.collate import told_seconds
+from stages.train.dataset.collate import conditioning_seconds
 from stages.train.dataset.examples import Examples
 from stages.train.model.network import Network, batch_losses
-from stages.train.rng import normals
+from stages.train.rng import standard_normal
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MOST_CLIPS = 16
@@ -51,7 +51,7 @@ def evaluate(network: Network, examples: Examples, device: torch.device) -> Eval
 
 def fixed_batches(examples: Examples) -> Iterator[Batch]:
     """One batch per chosen clip: its beginning at every timestep, with noise of its own at each."""
-    count = len(examples.clips.subjects)
+    count = len(examples.clips.entries)
     for index in sorted({place * count // MOST_CLIPS for place in range(MOST_CLIPS)}):
         yield fixed_batch(examples, index)
 
@@ -59,20 +59,20 @@ def fixed_batches(examples: Examples) -> Iterator[Batch]:
 def fixed_batch(examples: Examples, index: int) -> Batch:
     """One clip at every timestep of TIMESTEPS."""
     clips, copies = examples.clips, len(TIMESTEPS)
-    subject = clips.subjects[index]
+    entry = clips.entries[index]
     latents_CT = clips.read(index, 0, False)[:, : min(MOST_FRAMES, excerpt_frames(clips, index))]
     num_frames = latents_CT.shape[1]
-    (seconds,) = told_seconds(clips, [index], examples.params)
+    (seconds,) = conditioning_seconds(clips, [index], examples.params)
     return Batch(
-        clip_ids=(subject.clip_id,) * copies,
+        clip_ids=(entry.clip_id,) * copies,
         crop_starts=(0,) * copies,
         latents_BCT=latents_CT.expand(copies, -1, -1),
-        noise_BCT=normals(examples.chance.at("evaluation noise", index), copies, *latents_CT.shape),
+        noise_BCT=standard_normal(examples.rng.generator("evaluation noise", index), copies, *latents_CT.shape),
         timestep_B=torch.tensor(TIMESTEPS),
         real_BT=torch.ones(copies, num_frames, dtype=torch.bool),
         given_BT=torch.zeros(copies, num_frames, dtype=torch.bool),
         dropped_B=torch.zeros(copies, dtype=torch.bool),
         seconds_total_B=torch.full((copies,), seconds, dtype=torch.float32),
-        hidden=tuple(examples.prompts.of([subject.prompt_key] * copies)),
+        hidden=tuple(examples.prompts.lookup([entry.prompt_key] * copies)),
         all_real=True,
     )

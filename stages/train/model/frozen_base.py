@@ -12,32 +12,32 @@ from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.quantized_linear import NONE, held_bytes, quantize, usable_quantization
 from stages.records import AdapterSpec
-from stages.train.job import Job, settled_dtype
+from stages.train.job import Job, network_dtype
 
 
-def frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner]:
+def load_frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner]:
     """Both networks on the device, without an adapter yet.
 
     Raises:
         CheckpointMismatch, NetworkNotSupported, WeightsNotFound, FilterMatchesNothing.
         PackageMissing: the base is to be stored in 8 bits, and the extra for it is not installed.
     """
-    dtype = settled_dtype(job, "base", job.params.base_precision)
+    dtype = network_dtype(job, "base", job.params.base_precision)
     denoiser = load_denoiser(job.weights, job.device, dtype)
     conditioner = load_conditioner(job.weights, job.device, dtype)
-    store_small(job, denoiser, conditioner, spec)
+    quantize_base(job, denoiser, conditioner, spec)
     if job.work.resources.gradient_checkpointing == "on":
         denoiser.model.transformer.checkpointing = True
         job.work.say("blocks are computed again in the backward pass: less memory, about a third more time")
     return denoiser, conditioner
 
 
-def store_small(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: AdapterSpec) -> None:
+def quantize_base(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: AdapterSpec) -> None:
     """Store the base in 8 bits if that is asked for."""
     how = usable_quantization(job.params.base_quantization, job.device, job.work.say)
     if how == NONE:
         return
-    wide, vectors = held_bytes(denoiser), VectorsBefore(job, spec, (denoiser, conditioner))
+    wide, vectors = held_bytes(denoiser), UnquantizedSingularVectors(job, spec, (denoiser, conditioner))
     quantize(denoiser, how, vectors.of)
     job.work.say(
         f"base stored in {how} (asked for: {job.params.base_quantization}): {held_bytes(denoiser) / 2**20:,.1f} MiB "
@@ -45,7 +45,7 @@ def store_small(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: Ad
     )
 
 
-class VectorsBefore:
+class UnquantizedSingularVectors:
     """Singular vectors of the weights before they are rounded, of the layers that an -xs adapter goes on.
 
     Whoever loads the adapter's file computes them from the published weights, and those of a rounded weight may be

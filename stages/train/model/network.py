@@ -66,10 +66,10 @@ class Network:
 
 def stacked_layers(adapter: Adapter) -> Together:
     """All layers of an adapter on a network, by the parts of a step that use them."""
-    return together(adapter, part_of)
+    return together(adapter, step_part)
 
 
-def part_of(name: str) -> Part:
+def step_part(name: str) -> Part:
     """Where in a step the layer of this name is used."""
     if used_at_once(name):
         return Part.AT_ONCE
@@ -99,11 +99,11 @@ def loss_scale(batch: Batch, dtype: torch.dtype) -> float:
     alone, so there is nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all
     the same, the run stops and says so.
     """
-    if not is_scaled(dtype):
+    if not needs_loss_scale(dtype):
         return 1.0
     return float(2 ** max(batch.latents_BCT.numel().bit_length() - 1 - 8, 0))
 
 
-def is_scaled(dtype: torch.dtype) -> bool:
+def needs_loss_scale(dtype: torch.dtype) -> bool:
     """Whether losses of networks of this dtype are multiplied by a `loss_scale`."""
     return dtype is torch.float16

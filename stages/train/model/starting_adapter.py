@@ -10,7 +10,7 @@ from stages.train.job import Job
 from stages.train.stage import TrainParams
 
 
-def read_start(job: Job) -> adapter_file.AdapterFile | None:
+def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
     """The adapter to start from, if one was given; it must be of the kind, rank and layers asked for.
 
     Raises:

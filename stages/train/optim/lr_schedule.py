@@ -39,7 +39,7 @@ def _inverse(params: TrainParams, after: int) -> float:
 _SHAPES = {"constant": _constant, "cosine": _cosine, "inverse": _inverse}
 
 
-def average_weight(decay: float, step: int) -> float:
+def ema_weight(decay: float, step: int) -> float:
     """How much of the adapter after a step enters the average: 1 - min(decay, (1 + n) / (10 + n)), n counted from 0.
 
     Early averages are short, as the start would otherwise weigh decay^n in a training of n steps; 1 - decay later.

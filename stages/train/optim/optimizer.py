@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stages.adapters.stacked.layer_group import Stacked
 from stages.train.optim.ema import Average
-from stages.train.optim.lr_schedule import average_weight, learning_rate
-from stages.train.optim.update_rules import rule_of
+from stages.train.optim.lr_schedule import ema_weight, learning_rate
+from stages.train.optim.update_rules import update_rule
 from stages.train.stage import TrainParams
 
 _TINY = 1e-6
@@ -36,20 +36,20 @@ class Optimizer:
         self.stacks = alone(parameters) if stacks is None else list(stacks)
         self.trained = [stack.parameter for stack in self.stacks]
         device = self.trained[0].device
-        self.rule = rule_of(params, self.stacks)
-        self.average = None if params.ema_decay is None else Average(self.stacks)
-        self.broken = torch.zeros((), dtype=torch.bool, device=device)
+        self.rule = update_rule(params, self.stacks)
+        self.ema = None if params.ema_decay is None else Average(self.stacks)
+        self.non_finite = torch.zeros((), dtype=torch.bool, device=device)
         self.gradients: list[Tensor] = []
         """Of the last update, as applied; in the order of `trained`."""
-        self.updates = 0
+        self.num_updates = 0
         """Made so far by this process. What was made must not be made again, whatever fails after it."""
         self._refuses = False
 
     def prepare(self, step: int) -> None:
         """Before a step, counted from 0: its learning rate, and how far the average moves."""
         self.rule.set_rate(learning_rate(self.params, step))
-        if self.average is not None and self.params.ema_decay is not None:
-            self.average.set_weight(average_weight(self.params.ema_decay, step))
+        if self.ema is not None and self.params.ema_decay is not None:
+            self.ema.set_weight(ema_weight(self.params.ema_decay, step))
 
     def update(self, loss: Tensor, scale: float = 1.0) -> Tensor:
         """One step along the gradient of `loss`; returns the norm of that gradient, a 0-d tensor on the device.
@@ -84,44 +84,44 @@ class Optimizer:
         norm = nn.utils.get_total_norm(self.gradients)
         # In place: a captured step writes to the flag that the host looks at.
         # A number less itself is 0, or NaN where it is not finite; a NaN equals nothing.
-        self.broken.logical_or_((norm - norm) != (loss - loss))
+        self.non_finite.logical_or_((norm - norm) != (loss - loss))
         if self.params.gradient_clip is not None:
             torch._foreach_mul_(self.gradients, (self.params.gradient_clip / (norm + _TINY)).clamp(max=1.0))
-        self.rule.step(self.broken)
-        if self.average is not None:
-            self.average.follow(self.broken)
-        self.updates += not self._refuses
+        self.rule.step(self.non_finite)
+        if self.ema is not None:
+            self.ema.follow(self.non_finite)
+        self.num_updates += not self._refuses
         return norm
 
-    def mend(self) -> None:
+    def clear_non_finite(self) -> None:
         """Forget that an update was refused: the state is good."""
-        self.broken.zero_()
+        self.non_finite.zero_()
 
     @contextmanager
-    def refusing(self) -> Iterator[None]:
+    def discarding_updates(self) -> Iterator[None]:
         """Within, every update is made in full but for its effect: parameters, moments, average stay as they are.
 
         An update that was refused before, and that nobody has looked at yet, stays refused.
         """
-        before, self._refuses = self.broken.clone(), True
-        self.broken.fill_(True)
+        before, self._refuses = self.non_finite.clone(), True
+        self.non_finite.fill_(True)
         try:
             yield
         finally:
-            self.broken.copy_(before)
+            self.non_finite.copy_(before)
             self._refuses = False
 
     def state(self) -> dict[str, Tensor]:
         """CPU copies of what the rule and the average remember."""
-        averaged = {} if self.average is None else self.average.state()
+        averaged = {} if self.ema is None else self.ema.state()
         return self.rule.state() | {f"average.{name}": tensor for name, tensor in averaged.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take everything back, exactly as `state` gave it."""
         averaged = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
         self.rule.load({name: state[name] for name in state if not name.startswith("average.")})
-        if self.average is not None:
-            self.average.load(averaged)
+        if self.ema is not None:
+            self.ema.load(averaged)
 
 
 def alone(parameters: Mapping[str, nn.Parameter]) -> list[Stacked]:

@@ -34,7 +34,7 @@ class Rule(Protocol):
 
     def set_rate(self, rate: float) -> None: ...
 
-    def rate_in_use(self) -> float:
+    def effective_rate(self) -> float:
         """Of the last step, by which updates were multiplied."""
 
     def state(self) -> dict[str, Tensor]: ...
@@ -42,13 +42,13 @@ class Rule(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def rule_of(params: TrainParams, stacks: Sequence[Stacked]) -> Rule:
+def update_rule(params: TrainParams, stacks: Sequence[Stacked]) -> Rule:
     """The rule a training asks for.
 
     Raises:
         PackageMissing: it is of a library that is not there.
     """
-    return FusedAdamW(params, stacks) if params.optimizer == "adamw" else Borrowed(params, stacks)
+    return FusedAdamW(params, stacks) if params.optimizer == "adamw" else ThirdPartyOptimizer(params, stacks)
 
 
 def groups(params: TrainParams, stacks: Sequence[Stacked]) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ class FusedAdamW:
         else:
             self.rate = rate
 
-    def rate_in_use(self) -> float:
+    def effective_rate(self) -> float:
         return self.set_to
 
     def step(self, broken: Tensor) -> None:
@@ -164,7 +164,7 @@ class FusedAdamW:
                 self.moments[stack.parameter] = {"step": step, **moments}
 
 
-class Borrowed:
+class ThirdPartyOptimizer:
     """An optimiser of the package pytorch-optimizer; the host looks at every step whether it may be made."""
 
     capturable = False
@@ -182,7 +182,7 @@ class Borrowed:
         for group in self.rule.param_groups:
             group["lr"] = rate / self.unit
 
-    def rate_in_use(self) -> float:
+    def effective_rate(self) -> float:
         """For prodigy the factor times what it has found (Mishchenko & Defazio 2023, arXiv:2306.06101, d_k)."""
         group = self.rule.param_groups[0]
         return float(group["lr"] * group.get("d", 1.0))

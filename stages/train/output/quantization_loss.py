@@ -10,7 +10,7 @@ from typing import Any
 from stages.models.device import room_for
 from stages.models.quantized_linear import NONE, usable_quantization
 from stages.train.dataset.examples import Examples
-from stages.train.determinism import repeatable
+from stages.train.determinism import deterministic_algorithms
 from stages.train.job import Job
 from stages.train.model.evaluation import Evaluation, evaluate
 from stages.train.setup import new_network
@@ -32,7 +32,7 @@ def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> 
         return None
     with room_for("loading the unquantised base", job.device):
         network = new_network(unquantized(job))
-    with repeatable(job.device, job.params.deterministic):
+    with deterministic_algorithms(job.device, job.params.deterministic):
         found = evaluate(network, examples, job.device)
     del network
     gc.collect()  # adapter and base refer to each other

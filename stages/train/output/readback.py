@@ -47,8 +47,8 @@ def check_outputs(network: Network, batch: Batch, files: Mapping[Path, Written],
     for file, written in files.items():
         found = adapter_file.read(file)
         # Its start is overwritten at once, so it must not draw from torch's own generator.
-        chance = torch.Generator()
-        adapter = attach((network.denoiser, network.conditioner), found.spec, generator=chance, bases_cache=cache)
+        rng = torch.Generator()
+        adapter = attach((network.denoiser, network.conditioner), found.spec, generator=rng, bases_cache=cache)
         adapter.load(found.tensors, file.name)
         change = _relative(outputs(replace(network, adapter=adapter), batch), written.velocity_BCT)
         adapter.detach()

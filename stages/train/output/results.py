@@ -22,7 +22,7 @@ from stages.train.training import Training
 def leave_tables(directory: Path, training: Training, examples: Examples) -> None:
     """A row per clip and step, a row per step, a row per look at a group of layers."""
     history, params = training.history, training.params
-    seen = [examples.seen(step) for step in range(training.step)]
+    seen = [examples.clips_and_starts(step) for step in range(training.step)]
     write_rows(directory / "metrics.parquet", clip_rows(history, seen, params.mask_loss_weight), ClipRow)
     write_rows(directory / "steps.parquet", step_rows(history, params), StepRow)
     groups = group_names(training.optimizer.stacks)
@@ -34,7 +34,7 @@ def leave_adapters(
 ) -> dict[Path, Written]:
     """The adapter as trained and, if there is one, its average; with what the network computes from each."""
     network, precision = training.network, training.params.export_precision
-    spec, average = network.adapter.spec, training.optimizer.average
+    spec, average = network.adapter.spec, training.optimizer.ema
     files = write_adapters(directory, network.adapter.state(), spec, metadata, precision)
     velocity_BCT = outputs(network, batch)
     written = {file: Written(dtype, velocity_BCT) for file, dtype in files.items()}

@@ -50,7 +50,7 @@ def is_due(step: int) -> bool:
     return step % EVERY == 0
 
 
-class Look:
+class NormProbe:
     """A look at one step: made before it, finished after it."""
 
     def __init__(self, optimizer: Optimizer) -> None:

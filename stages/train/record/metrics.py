@@ -47,7 +47,7 @@ class StepRow:
 
 
 @dataclass
-class History:
+class MetricsHistory:
     """Figures of every step so far. Kept on the device until somebody looks, so that no step waits."""
 
     figures_N3: np.ndarray
@@ -62,19 +62,19 @@ class History:
     _pending_layers: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, num_groups: int = 0) -> History:
+    def empty(cls, num_groups: int = 0) -> MetricsHistory:
         empty = lambda *shape: np.zeros(shape, dtype=np.float32)  # noqa: E731 - short for this function only
         return cls(empty(0, 3), np.zeros(0, dtype=np.int64), empty(0), empty(0, num_groups, 3))
 
-    def note(self, figures_3B: Tensor, norm: Tensor) -> None:
+    def append(self, figures_3B: Tensor, norm: Tensor) -> None:
         """Note one step; the tensors must stay as they are."""
         self._pending.append((figures_3B, norm))
 
-    def note_layers(self, figures_G3: Tensor) -> None:
+    def append_layer_norms(self, figures_G3: Tensor) -> None:
         """Note a look at the layers."""
         self._pending_layers.append(figures_G3)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring pending figures to the host."""
         if self._pending:
             figures, norms = zip(*self._pending, strict=True)
@@ -98,25 +98,25 @@ class History:
         """Of every settled step its clips' figures, (B, 3)."""
         return np.split(self.figures_N3, np.cumsum(self.counts_S)[:-1]) if len(self.counts_S) else []
 
-    def first_broken(self) -> tuple[int, str]:
+    def first_non_finite(self) -> tuple[int, str]:
         """Number (from 0) of the first settled step with a figure that is not finite, and which: loss or gradient."""
         loss_is_finite_S = np.array([np.isfinite(figures).all() for figures in self.by_step()])
         first = int(np.argmin(loss_is_finite_S & np.isfinite(self.norms_S)))
         return first, "gradient" if loss_is_finite_S[first] else "loss"
 
-    def cut(self, num_steps: int) -> None:
+    def truncate(self, num_steps: int) -> None:
         """Forget everything after the first `num_steps` steps."""
         self.counts_S, self.norms_S = self.counts_S[:num_steps], self.norms_S[:num_steps]
         self.figures_N3 = self.figures_N3[: self.counts_S.sum()]
         self.layers_RG3 = self.layers_RG3[: sum(is_due(step) for step in range(num_steps))]
 
-    def saved(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        self.settle()
+        self.flush()
         return {name: torch.from_numpy(getattr(self, name)) for name in _SAVED}
 
     @classmethod
-    def of(cls, saved: Mapping[str, Tensor]) -> History:
+    def from_state(cls, saved: Mapping[str, Tensor]) -> MetricsHistory:
         """What `saved` gave."""
         figures, counts, norms, layers = (saved[name].numpy() for name in _SAVED)
         return cls(figures, counts, norms, layers)
@@ -146,7 +146,7 @@ Seen = Sequence[tuple[Sequence[str], Sequence[int]]]
 """Clip ids and crop starts of every step."""
 
 
-def clip_rows(history: History, seen: Seen, context_weight: float) -> list[ClipRow]:
+def clip_rows(history: MetricsHistory, seen: Seen, context_weight: float) -> list[ClipRow]:
     """One row per clip and step."""
     return [
         ClipRow(
@@ -163,7 +163,7 @@ def clip_rows(history: History, seen: Seen, context_weight: float) -> list[ClipR
     ]
 
 
-def step_rows(history: History, params: TrainParams) -> list[StepRow]:
+def step_rows(history: MetricsHistory, params: TrainParams) -> list[StepRow]:
     """One row per step."""
     losses = history.losses(params.mask_loss_weight)
     return [
@@ -174,7 +174,7 @@ def step_rows(history: History, params: TrainParams) -> list[StepRow]:
     ]
 
 
-def layer_rows(history: History, names: Sequence[str]) -> list[LayerRow]:
+def layer_rows(history: MetricsHistory, names: Sequence[str]) -> list[LayerRow]:
     """One row per group of layers and look."""
     return [
         LayerRow(
