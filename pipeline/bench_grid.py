@@ -10,7 +10,7 @@ from pipeline.errors import FieldError, RecipeError
 from pipeline.request.fields import FIELDS
 from stages import catalogue
 from stages.errors import RankTooLarge
-from stages.train.stage import PRECISIONS
+from stages.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from stages.bench.run import Grid

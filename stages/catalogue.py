@@ -1,4 +1,7 @@
-"""A catalogue is a directory listing: a new model family or adapter kind is one file, and nothing else changes."""
+"""Lists adapter kinds and model families by directory: a new one is one file, found without importing it.
+
+Light: standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any, Protocol, cast
 
 from stages.records import ModelSpec
 
@@ -27,6 +31,43 @@ def adapter_kinds() -> list[str]:
     return [name.replace("_", "-") for name in names("adapters.kinds")]
 
 
+class Family(Protocol):
+    """What a file of `models/families` declares."""
+
+    MODELS: tuple[ModelSpec, ...]
+
+    def model_config(self, model: str) -> dict[str, Any]:
+        """The model_config.json of one of MODELS."""
+        ...
+
+
+class BundledFamily(Family, Protocol):
+    """A family whose models have no hub repository: the project makes their weights itself."""
+
+    def folder_name(self) -> str:
+        """Name of the checkpoint folder among the store's shared weights."""
+        ...
+
+    def make(self, folder: Path) -> None:
+        """Write the checkpoint folder, the same bytes every time."""
+        ...
+
+
+def families() -> list[Family]:
+    """Every model family."""
+    return [cast(Family, load("models.families", name)) for name in names("models.families")]
+
+
+def family_of(model: str) -> Family:
+    """The family of a base model. Raises StopIteration: no family declares it."""
+    return next(family for family in families() if model in (spec.name for spec in family.MODELS))
+
+
+def bundled_families() -> list[BundledFamily]:
+    """Families whose weights the project makes itself."""
+    return [cast(BundledFamily, family) for family in families() if hasattr(family, "make")]
+
+
 def models() -> dict[str, ModelSpec]:
     """Every base model of every family, by name."""
-    return {spec.name: spec for name in names("models.families") for spec in load("models.families", name).MODELS}
+    return {spec.name: spec for family in families() for spec in family.MODELS}

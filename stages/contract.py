@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from stages.model_config import ModelConfig
+
 P = TypeVar("P")
 
 
@@ -115,6 +117,11 @@ class Weights:
     """The parsed model_config.json."""
     digests: Mapping[str, str]
     """Per component: `autoencoder`, `transformer`, `conditioner`, `text_encoder`."""
+
+    @property
+    def sizes(self) -> ModelConfig:
+        """Typed access to the sizes in `config`."""
+        return ModelConfig(self.config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from stages.bench.cases import config_of
+from stages.models.device import dtype_named
 from stages.train.forecast.dry_run import Size
 from stages.train.forecast.estimate import MIB, Prospect
-from stages.train.job import DTYPES
 from stages.train.stage import TrainParams
 
 
@@ -49,7 +49,7 @@ class Peak:
                 batch_size=self.clips,
             ),
             size=Size(num_clips=self.clips, num_frames=self.frames),
-            dtype=DTYPES[self.precision],
+            dtype=dtype_named(self.precision),
             device=torch.device(self.device),
             plain=self.plain,
             checkpointing=self.recomputing,

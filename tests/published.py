@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER
+from stages.models.load_weights import AUTOENCODER, NETWORKS
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
-from stages.models.nets.dit.conditioning import Conditioner
-from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import GOLDEN
 
 FOLDER = GOLDEN / "published"
@@ -23,7 +21,6 @@ WHOLE = {"medium-base": "medium", "small-music-base": "small", "small-sfx-base":
 """Base models, and which of the two sizes they are."""
 ALONE = {"SAME-S": "small-music-base", "SAME-L": "medium-base"}
 """Stand-alone autoencoders, and a base model that carries one of the same config."""
-NETWORKS = {DENOISER: Denoiser, CONDITIONER: Conditioner, AUTOENCODER: Autoencoder}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from stages import catalogue
 from stages.bench import cases
 from stages.bench.cases import Case, new_batch
+from stages.models.device import dtype_named
 from stages.train.cuda_graph.compiled_blocks import compiled
 from stages.train.cuda_graph.graph_steps import GraphSteps
 from stages.train.dataset.length_buckets import LengthBuckets
@@ -57,7 +58,7 @@ def training(one: Case, *, stacked: bool, head_width: int = 64) -> Training:
 def in_float32(one: Case, monkeypatch: pytest.MonkeyPatch, **sizes: int) -> Training:
     """The case's network with the weights that its precision rounds them to, computed in float32."""
     rounded = cases.random_network
-    narrow = cases.DTYPES[one.base_precision]
+    narrow = dtype_named(one.base_precision)
     monkeypatch.setattr(cases, "random_network", lambda net, device, dtype: rounded(net, device, narrow).float())
     made = training(replace(one, base_precision="fp32"), stacked=False, **sizes)
     monkeypatch.undo()

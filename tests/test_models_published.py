@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from stages import catalogue
 from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER, matched
-from tests.published import ALONE, WHOLE, main, parts, published_shapes
+from tests.published import ALONE, WHOLE, config_of, main, parts, published_shapes
 
 SAME_S, SAME_L = (244, 108_244_721, 108_244_529), (472, 852_127_457, 852_127_073)
 SMALL = {
@@ -26,6 +27,11 @@ COUNTS = {
     "SAME-L": {"": SAME_L},
 }
 """Tensors, values, and values without buffers."""
+
+
+@pytest.mark.parametrize("model", WHOLE)
+def test_the_family_declares_the_published_config(model):
+    assert catalogue.family_of(model).model_config(model) == config_of(model)
 
 
 @pytest.mark.parametrize("model", [*WHOLE, *ALONE])

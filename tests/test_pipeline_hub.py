@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from pipeline.request.hub import WANTED, hub_folder
+from pipeline.request.hub import CHECKPOINT_FILES, hub_folder
 from pipeline.request.hub import snapshot as snapshot_of
 from stages.catalogue import models
 from stages.contract import Weights
@@ -122,7 +122,7 @@ def test_a_stand_alone_autoencoder_comes_from_the_hub_the_same_way_and_loads(use
     (tmp_path / "model_config.json").write_text(json.dumps(alone))
     hub = use(FakeHub(online=tmp_path))
 
-    folder = snapshot_of(AUTOENCODERS[name], WANTED[:2], download=True)
+    folder = snapshot_of(AUTOENCODERS[name], CHECKPOINT_FILES, download=True)
 
     assert folder == tmp_path
     assert {repo for repo, _ in hub.asked} == {AUTOENCODERS[name]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages import catalogue
 from stages.bench.cases import Case, new_batch, new_training
 from stages.train.cuda_graph.compiled_blocks import compile_caches, options
 from stages.train.cuda_graph.graph_steps import ALIGNMENT, GraphSteps, device_tensors, pack, views_into
@@ -23,13 +21,6 @@ from tests.small_networks import config
 
 def case(**changes) -> Case:
     return replace(Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp32", batch_size=2), **changes)
-
-
-@pytest.mark.parametrize("model", ["medium-base", "small-music-base", "small-sfx-base"])
-def test_the_shipped_configs_are_the_recorded_ones(model):
-    shipped = Path(catalogue.__file__).parent / "models" / "published" / f"{model}.json"
-    recorded = Path(__file__).parent / "golden" / "published" / f"{model}.json"
-    assert json.loads(shipped.read_text("utf-8")) == json.loads(recorded.read_text("utf-8"))
 
 
 class Failing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from stages import catalogue
 from stages.errors import WeightsNotFound
@@ -29,10 +28,8 @@ def shipped_faults(folder: Path) -> str:
         return "; ".join(_differences(folder, fresh))
 
 
-def _family(folder_name: str) -> Any:
-    families = [catalogue.load("models.families", name) for name in catalogue.names("models.families")]
-    made_here = [family for family in families if hasattr(family, "folder_name")]
-    return next((family for family in made_here if family.folder_name() == folder_name), None)
+def _family(folder_name: str) -> catalogue.BundledFamily | None:
+    return next((family for family in catalogue.bundled_families() if family.folder_name() == folder_name), None)
 
 
 def _differences(folder: Path, fresh: Path) -> list[str]:

@@ -136,7 +136,8 @@ def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
     from pipeline.request.hub import hub_folder
 
     if spec.repo is None:
-        there = any((store / "shared" / "weights").glob("*/model_config.json"))
+        family = next(family for family in catalogue.bundled_families() if spec in family.MODELS)
+        there = (store / "shared" / "weights" / family.folder_name() / "model_config.json").is_file()
         return GOOD, "in the store" if there else "made on first use"
     try:
         folder = hub_folder(spec, download=False)

@@ -285,9 +285,7 @@ def _in_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
 def prompt_key_of(prompt: str, weights: Weights) -> str:
     """The key of a prompt's hidden states with this checkpoint's text encoder."""
-    configs = weights.config["model"]["conditioning"]["configs"]
-    max_length = next(int(entry["config"]["max_length"]) for entry in configs if entry["type"] == "t5gemma")
-    return prompt_key(prompt, weights.digests["text_encoder"], max_length)
+    return prompt_key(prompt, weights.digests["text_encoder"], weights.sizes.max_prompt_tokens)
 
 
 def explained_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pipeline.request.field import Field
 from pipeline.request.resource_fields import PLACES, RESOURCES
 from pipeline.request.training_fields import OPTIONS
 from stages import catalogue
-from stages.train.stage import PRECISIONS
+from stages.precision import PRECISIONS
 
 REQUEST = (
     Field(

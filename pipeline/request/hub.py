@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages import catalogue
 from stages.errors import WeightsNotFound
+from stages.model_config import ModelConfig
 from stages.records import ModelSpec
 
-WANTED = ("model_config.json", "model.safetensors", "t5gemma-b-b-ul2/*")
-"""What a base model's repository must give; anything else in it is left there."""
+CHECKPOINT_FILES = ("model_config.json", "model.safetensors")
+"""What the repository of a base model, or of an autoencoder alone, must hold."""
 
 
 def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
@@ -18,7 +20,9 @@ def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
     Raises: as `snapshot`.
     """
     assert spec.repo is not None, "asked of published models only"
-    return snapshot(spec.repo, WANTED, download=download)
+    config = ModelConfig(catalogue.family_of(spec.name).model_config(spec.name))
+    wanted = (*CHECKPOINT_FILES, f"{config.text_encoder_folder}/*")
+    return snapshot(spec.repo, wanted, download=download)
 
 
 def snapshot(repo: str, wanted: Sequence[str], *, download: bool) -> Path | None:

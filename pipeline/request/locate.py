@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO
 from pipeline.request.recipe import Recipe
 from stages.errors import SourceUnreadable
 from stages.ingest.source.archive import opened_zip
+from stages.safetensors_header import NotSafetensors, read_header
 
 Place = tuple[Path | None, str]
 """The file or folder, or None and why it is not known yet."""
@@ -141,11 +141,8 @@ def _zip_fault(path: Path) -> str | None:
 
 
 def _lora_fault(path: Path) -> str | None:
-    """The header of a safetensors file is its length (eight bytes) and a JSON object."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        head = file.read(length) if length <= path.stat().st_size else b""
     try:
-        return None if isinstance(json.loads(head), dict) else "is no safetensors file"
-    except ValueError:
+        read_header(path)
+    except NotSafetensors:
         return "is no safetensors file"
+    return None

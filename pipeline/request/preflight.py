@@ -35,13 +35,12 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
 
 def check_model(recipe: Recipe, weights: Weights) -> None:
     """Refuse a folder that plainly holds another model than the one named."""
-    spec, config = recipe.model, weights.config
-    autoencoder = config["model"]["pretransform"]["config"]
+    spec, sizes = recipe.model, weights.sizes
     facts = {
-        "sample rate": (int(config["sample_rate"]), spec.sample_rate_hz),
-        "downsampling ratio": (int(autoencoder["downsampling_ratio"]), spec.downsampling_ratio),
-        "latent channels": (int(config["model"]["io_channels"]), spec.latent_channels),
-        "sample size": (int(config["sample_size"]), spec.max_samples),
+        "sample rate": (sizes.sample_rate_hz, spec.sample_rate_hz),
+        "downsampling ratio": (sizes.downsampling_ratio, spec.downsampling_ratio),
+        "latent channels": (sizes.latent_channels, spec.latent_channels),
+        "sample size": (sizes.max_samples, spec.max_samples),
     }
     wrong = [
         f"{name} {found} where {spec.name} has {wanted}" for name, (found, wanted) in facts.items() if found != wanted

@@ -20,8 +20,9 @@ from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
 from stages.ingest.stage import IngestParams
+from stages.precision import DTYPE_NAMES, PRECISIONS
 from stages.records import ModelSpec
-from stages.train.stage import PRECISIONS, TrainParams
+from stages.train.stage import TrainParams
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -70,8 +71,6 @@ INGEST_FIELDS = [
     "skip_bad",
 ]
 """Request fields that are params of ingest under the same name."""
-
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +126,7 @@ class Recipe:
             model=self.model.name,
             latent_format=self.values["latent_format"],
             latent_dtype=self.values["latent_dtype"],
-            compute_dtype=DTYPES[self.values["encode_precision"]],
+            compute_dtype=DTYPE_NAMES[self.values["encode_precision"]],
         )
 
     def train_params(self, lora_checkpoint: str | None) -> TrainParams:

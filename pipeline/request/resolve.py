@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cache.digest_memo import DigestMemo
 from cache.fingerprint import digest_file, fingerprint
@@ -73,7 +72,7 @@ def find(
     )
 
 
-def _made_once(family: Any, folder: Path, store: Store) -> None:
+def _made_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> None:
     """Make a shipped checkpoint unless another process was faster; what a killed one left is cleared away first."""
     with store.hold("weights", fingerprint("shipped weights", {"folder": folder.name})):
         for left in folder.parent.glob(f"{folder.name}.*.tmp"):
@@ -102,11 +101,7 @@ def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
 
 
 def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
-    family = next(
-        module
-        for module in (catalogue.load("models.families", name) for name in catalogue.names("models.families"))
-        if recipe.model in module.MODELS
-    )
+    family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
     if not (folder / "model_config.json").is_file():
         if not make:

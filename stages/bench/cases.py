@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stages import catalogue
 from stages.adapters.attach import attach
 from stages.adapters.target_layers import spec_rank_limit
-from stages.models.families import tiny
+from stages.models.device import dtype_named
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
 from stages.records import AdapterSpec
 from stages.train.dataset.batch import Batch
 from stages.train.forecast.dry_run import Size
 from stages.train.forecast.estimate import Prospect
-from stages.train.job import DTYPES
 from stages.train.model.network import Network, stacked_layers
 from stages.train.record.layer_norms import group_names
 from stages.train.record.metrics import MetricsHistory
@@ -28,7 +26,6 @@ from stages.train.setup import new_optimizer
 from stages.train.stage import TrainParams
 from stages.train.training import Training
 
-PUBLISHED = Path(__file__).parents[1] / "models" / "published"
 NUM_PROMPT_TOKENS = 24
 
 
@@ -70,11 +67,8 @@ class Case:
 
 
 def config_of(model: str) -> Mapping[str, Any]:
-    """model_config.json of a published model, or of the one that ships with the project."""
-    if model in (spec.name for spec in tiny.MODELS):
-        return tiny.model_config()
-    read: Mapping[str, Any] = json.loads((PUBLISHED / f"{model}.json").read_text(encoding="utf-8"))
-    return read
+    """The model_config.json of a base model, as its family declares it."""
+    return catalogue.family_of(model).model_config(model)
 
 
 def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *, stacked: bool = True) -> Training:
@@ -84,7 +78,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
         stacked: compute the layers' weights together; otherwise each where it is used, which is the plain way.
     """
     torch.manual_seed(0)
-    dtype = DTYPES[case.base_precision]
+    dtype = dtype_named(case.base_precision)
     denoiser, conditioner = (random_network(on_meta(kind, config), device, dtype) for kind in (Denoiser, Conditioner))
     denoiser.model.transformer.checkpointing = case.checkpointing
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))

@@ -16,8 +16,7 @@ import torch
 from stages.bench.cases import Case
 from stages.bench.measuring import Place, limit_flops, measure
 from stages.bench.memory import PeakMemory
-from stages.models.device import pick_device, set_threads, usable_dtype
-from stages.train.job import DTYPES
+from stages.models.device import dtype_named, pick_device, set_threads, usable_dtype
 
 COLUMNS = (
     ("model", "model", "{}"),
@@ -101,7 +100,7 @@ def bench(
         memory = PeakMemory(device)
         place = Place(device=device, memory=memory, say=say, steps=grid.steps, caches=Path(caches), apart=apart)
         for case in grid.cases():
-            dtype = usable_dtype(DTYPES[case.base_precision], device, say)
+            dtype = usable_dtype(dtype_named(case.base_precision), device, say)
             if case.base_precision not in limits:
                 limits[case.base_precision] = limit_flops(device, dtype)
             say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")

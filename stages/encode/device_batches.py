@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.models.device import is_out_of_memory
+from stages.models.device import dtype_named, is_out_of_memory
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
-
-STORED = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class OnDevice:
     """
 
     def __init__(self, encoder: Autoencoder, stored: str, most_frames: int, say: Callable[[str], None]) -> None:
-        self.encoder, self.stored, self.most_frames, self.say = encoder, STORED[stored], most_frames, say
+        self.encoder, self.stored, self.most_frames, self.say = encoder, dtype_named(stored), most_frames, say
         self.device = next(encoder.parameters()).device
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 

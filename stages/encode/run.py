@@ -22,7 +22,7 @@ from stages.encode.encode_ahead import Ahead, num_readers
 from stages.encode.partial_shards import Pieces
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, item_key, prompt_key, silence_key
 from stages.errors import LatentsNotFinite, Stopped
-from stages.models.device import DTYPES, pick_device, set_threads, usable_dtype
+from stages.models.device import dtype_named, pick_device, set_threads, usable_dtype
 from stages.models.load_weights import load_autoencoder, load_text_encoder
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.autoencoder.fused_blocks import kernels_kept_in, use_fused_blocks
@@ -110,7 +110,7 @@ def facts(
         "num_prompts_encoded": num_prompts_encoded,
         "latent_format": params.latent_format,
         "latent_dtype": params.latent_dtype,
-        "latent_channels": width_of(weights),
+        "latent_channels": weights.sizes.latent_channels,
         "num_frames": sum(row.num_frames for row in rows),
         "silence": {
             "item_key": silence.item_key,
@@ -124,8 +124,7 @@ def facts(
 
 def silence_task(params: EncodeParams, weights: Weights) -> Task:
     """The latents that fill a clip's extension into silence."""
-    autoencoder = weights.config["model"]["pretransform"]["config"]
-    shape = (SILENCE_FRAMES * int(autoencoder["downsampling_ratio"]), int(autoencoder["io_channels"]))
+    shape = (SILENCE_FRAMES * weights.sizes.downsampling_ratio, weights.sizes.audio_channels)
     key = silence_key(params, weights.digests["autoencoder"])
     quiet = lambda out_LC: out_LC.fill(0)  # noqa: E731 - shorter than its signature
     return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, shape=shape, fill=quiet, is_clip=False)
@@ -133,7 +132,7 @@ def silence_task(params: EncodeParams, weights: Weights) -> Task:
 
 def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, work: Workspace) -> list[Task]:
     """One task per different item: two files with the same bytes are encoded once."""
-    ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    ratio = weights.sizes.downsampling_ratio
     tasks: dict[str, Task] = {}
     for clip, key in zip(clips, keys, strict=True):
         tasks[key] = tasks.get(key) or Task(
@@ -158,9 +157,11 @@ def encoded_items(
         # A run may have been killed between sealing a shard and letting go of its pieces.
         pieces.clear()
         return located, set()
-    sizes = [task.num_frames * width_of(weights) * np.dtype(params.latent_dtype).itemsize for task in pending]
+    sizes = [
+        task.num_frames * weights.sizes.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending
+    ]
     device = pick_device(work.resources.device)
-    dtype = usable_dtype(DTYPES[params.compute_dtype], device, work.say)
+    dtype = usable_dtype(dtype_named(params.compute_dtype), device, work.say)
     encoder = load_autoencoder(weights, device, dtype)
     metadata = shard_metadata(params, weights)
     if one_by_one(device, params):
@@ -270,17 +271,14 @@ def copied_items(shelf: Shelf, keys: Sequence[str], params: EncodeParams, weight
     copied: dict[str, Location] = {}
     for other in (Shelf(shelf.folder, format) for format in formats() if format != shelf.format):
         found = list(other.locate(key for key in keys if key not in copied).values())
-        sizes = [where.num_frames * width_of(weights) * np.dtype(params.latent_dtype).itemsize for where in found]
+        sizes = [
+            where.num_frames * weights.sizes.latent_channels * np.dtype(params.latent_dtype).itemsize for where in found
+        ]
         for group in in_shards(sizes):
             items = [(where.item_key, other.read(where)) for where in found[group.start : group.stop]]
             written = shelf.write(items, shard_metadata(params, weights))
             copied.update({location.item_key: location for location in written})
     return copied
-
-
-def width_of(weights: Weights) -> int:
-    """Latent channels."""
-    return int(weights.config["model"]["io_channels"])
 
 
 @torch.inference_mode()
@@ -311,12 +309,11 @@ def finite(task: Task, frames_TC: np.ndarray, params: EncodeParams) -> np.ndarra
 
 def shard_metadata(params: EncodeParams, weights: Weights) -> dict[str, str]:
     """What a stranger needs to read a shard of latents."""
-    config = weights.config["model"]["pretransform"]["config"]
     return {
         "layout": "frames, channels",
         "dtype": params.latent_dtype,
-        "sample_rate_hz": str(weights.config["sample_rate"]),
-        "downsampling_ratio": str(config["downsampling_ratio"]),
+        "sample_rate_hz": str(weights.sizes.sample_rate_hz),
+        "downsampling_ratio": str(weights.sizes.downsampling_ratio),
         "autoencoder": weights.digests["autoencoder"],
     }
 
@@ -372,8 +369,7 @@ def prompt_row(location: Location, prompt: str) -> PromptRow:
 
 def prompt_keys(weights: Weights) -> Callable[[str], str]:
     """Prompt text to its key, for this checkpoint's text encoder and tokenizer settings."""
-    configs = weights.config["model"]["conditioning"]["configs"]
-    max_length = next(int(entry["config"]["max_length"]) for entry in configs if entry["type"] == "t5gemma")
+    max_length = weights.sizes.max_prompt_tokens
     return lambda prompt: prompt_key(prompt, weights.digests["text_encoder"], max_length)
 
 
@@ -387,7 +383,7 @@ def encoded_row(clip: Clip, location: Location, prompt: str, weights: Weights) -
         row=location.row,
         num_frames=location.num_frames,
         num_valid_frames=location.num_frames,
-        seconds_start=clip.crop_start // int(weights.config["sample_rate"]),
+        seconds_start=clip.crop_start // weights.sizes.sample_rate_hz,
         seconds_total=clip.seconds_total,
         prompt=clip.prompt,
         checksum=location.checksum,

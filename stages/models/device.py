@@ -10,8 +10,18 @@ from typing import Any
 import torch
 
 from stages.errors import DeviceFullBeside, DeviceNotFound
+from stages.precision import DTYPE_NAMES, PRECISIONS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def dtype_named(name: str) -> torch.dtype:
+    """torch's dtype of a precision: `bf16` or `bfloat16`, `fp16` or `float16`, `fp32` or `float32`."""
+    dtype: torch.dtype = getattr(torch, DTYPE_NAMES.get(name, name))
+    return dtype
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """`bf16`, `fp16` or `fp32`."""
+    return PRECISIONS[str(dtype).removeprefix("torch.")]
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,14 +11,20 @@ from torch import Tensor, nn
 
 from stages.contract import Weights
 from stages.errors import CheckpointMismatch, WeightsNotFound
+from stages.models.checkpoint_folder import PREFIXES, WEIGHTS_FILE
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.dit.conditioning import Conditioner, prompt_config
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.nets.text_encoder import TextEncoder
 
-WEIGHTS_FILE = "model.safetensors"
-DENOISER, AUTOENCODER, CONDITIONER = "model.", "pretransform.model.", "conditioner."
+DENOISER, AUTOENCODER, CONDITIONER = (PREFIXES[name] for name in ("transformer", "autoencoder", "conditioner"))
 """What the names of each component's tensors start with in a whole model's file."""
+NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    DENOISER: Denoiser,
+    CONDITIONER: Conditioner,
+    AUTOENCODER: Autoencoder,
+}
+"""The networks of a whole model's file, by prefix."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,7 +59,7 @@ def load_autoencoder(
 def load_text_encoder(weights: Weights, device: str | torch.device = "cpu") -> TextEncoder:
     """The text encoder, in the dtype it is stored in. Raises WeightsNotFound, CheckpointMismatch."""
     options = prompt_config(weights.config)
-    return TextEncoder(weights.folder / options["subfolder"], options["max_length"], device)
+    return TextEncoder(weights.folder / weights.sizes.text_encoder_folder, options["max_length"], device)
 
 
 def _load(

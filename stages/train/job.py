@@ -9,17 +9,10 @@ import torch
 from cache.fingerprint import fingerprint
 from stages import catalogue
 from stages.contract import Artifact, Inputs, Weights, Workspace
-from stages.models.device import pick_device, slow_on, usable_dtype
+from stages.models.device import dtype_named, pick_device, precision_of, slow_on, usable_dtype
 from stages.records import ModelSpec
 from stages.train.rng import StepRng
 from stages.train.stage import STAGE, TrainParams
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """The name of one of DTYPES."""
-    return next(name for name, known in DTYPES.items() if known is dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +47,7 @@ class Job:
     @property
     def width(self) -> int:
         """Of the transformer."""
-        return int(self.weights.config["model"]["diffusion"]["config"]["embed_dim"])
+        return self.weights.sizes.transformer_width
 
     @property
     def artifact(self) -> Artifact:
@@ -76,7 +69,7 @@ class Job:
 
     def dtype(self, precision: str) -> torch.dtype:
         """A precision asked for, or the nearest that works on the device, which is then said."""
-        return usable_dtype(DTYPES[precision], self.device, self.work.say)
+        return usable_dtype(dtype_named(precision), self.device, self.work.say)
 
 
 def network_dtype(job: Job, what: str, asked: str) -> torch.dtype:

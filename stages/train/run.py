@@ -9,14 +9,14 @@ from typing import Any
 
 from stages.adapters.singular_vectors import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
-from stages.models.device import room_for, set_threads, training_threads
+from stages.models.device import precision_of, room_for, set_threads, training_threads
 from stages.models.quantized_linear import quantization_of
 from stages.train.dataset.audio_prefetch import AudioPrefetcher
 from stages.train.dataset.examples import Examples, load_examples
 from stages.train.dataset.length_buckets import length_buckets_for
 from stages.train.determinism import deterministic_algorithms
 from stages.train.forecast.check_memory import foreseen
-from stages.train.job import Job, precision_of
+from stages.train.job import Job
 from stages.train.loop import TrainingLoop
 from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.optim.update_rules import PRODIGY_UNIT

@@ -9,16 +9,7 @@ from typing import Any
 
 from stages import catalogue
 from stages.contract import Stage
-
-PRECISIONS = {
-    "bf16": "bf16",
-    "bfloat16": "bf16",
-    "fp16": "fp16",
-    "float16": "fp16",
-    "fp32": "fp32",
-    "float32": "fp32",
-}
-"""Spellings of a precision, and the one each is hashed as."""
+from stages.precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "prodigy", "lion")
 """All but the first come from the optional extra `optimizers`."""

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from cache.digest_memo import DigestMemo
+from stages import catalogue
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode.batching import batches_of, frames_at_once
 from stages.encode.run import encode
@@ -35,15 +36,15 @@ from stages.encode.stage import EncodeParams
 from stages.ingest.run import ingest
 from stages.ingest.source.listing import open_source
 from stages.ingest.stage import IngestParams
+from stages.models.device import dtype_named
 from stages.models.families import tiny
 from stages.models.load_weights import AUTOENCODER, load_autoencoder
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.autoencoder.fused_blocks import use_fused_blocks
+from stages.precision import DTYPE_NAMES
 
 RATE = 44100
-PUBLISHED = Path(__file__).parents[2] / "stages" / "models" / "published"
 FULL_SIZE = {"SAME-S": "small-music-base", "SAME-L": "medium-base"}
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -71,8 +72,8 @@ def checkpoint(folder: Path, model: str) -> Weights:
     """A folder with a random autoencoder of this model, and tiny-base's text encoder."""
     tiny.make(folder)
     if model != "tiny-base":
-        config = json.loads((PUBLISHED / f"{model}.json").read_text("utf-8"))
-        config["model"]["conditioning"] = tiny.model_config()["model"]["conditioning"]
+        config = catalogue.family_of(model).model_config(model)
+        config["model"]["conditioning"] = tiny.model_config("tiny-base")["model"]["conditioning"]
         (folder / "model_config.json").write_text(json.dumps(config), "utf-8")
         save_file(random_autoencoder(config), folder / "model.safetensors")
     config = json.loads((folder / "model_config.json").read_text("utf-8"))
@@ -117,7 +118,7 @@ def network(name: str, weights: Weights, precision: str, count: int, seconds: fl
     """The network alone, its input on the device already."""
     audio = torch.randn(2, round(seconds * RATE), device=DEVICE) / 8
     exact = load_autoencoder(weights, DEVICE).encode_clip(audio).float()
-    for dtype in dict.fromkeys((torch.float32, getattr(torch, DTYPES[precision]))):
+    for dtype in dict.fromkeys((torch.float32, dtype_named(precision))):
         encoder = load_autoencoder(weights, DEVICE, dtype)
         measured(name, "", encoder, audio, count, exact)
         if use_fused_blocks(encoder.encoder.stage, print):
@@ -148,7 +149,7 @@ def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Pat
     facts = ingest(Inputs(source=source), params, work).facts
     ingested = time.perf_counter()
     artifact = Artifact(stage="ingest", fingerprint="made up", directory=work.directory, facts=facts)
-    encode_params = EncodeParams(model=weights.model, compute_dtype=DTYPES[precision])
+    encode_params = EncodeParams(model=weights.model, compute_dtype=DTYPE_NAMES[precision])
     inputs = Inputs(artifacts={"ingest": artifact}, weights=weights)
     encode(inputs, encode_params, workspace(place / "encode", place / "shared", resources))
     encoded = time.perf_counter()
@@ -156,7 +157,7 @@ def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Pat
     for what, start, stop in (
         ("digests of the zip", begun, looked),
         ("ingest", looked, ingested),
-        (f"encode stage, {DTYPES[precision]}", ingested, encoded),
+        (f"encode stage, {DTYPE_NAMES[precision]}", ingested, encoded),
         ("zip to sealed shards", begun, encoded),
     ):
         print(f"{name:<8} {what:<44} {sound / (stop - start):>10,.1f} x   {stop - start:.2f} s", flush=True)

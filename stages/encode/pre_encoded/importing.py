@@ -17,7 +17,7 @@ from cache.manifest import write_rows
 from cache.shelf import Location, Shelf
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, Unfit, digest_of, read_folder
-from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task, width_of
+from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
 from stages.errors import DatasetFaults, Fault
 from stages.models.device import set_threads
@@ -73,8 +73,10 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
 
 def shape_of(weights: Weights, params: ImportParams) -> Shape:
     """What latents of this model look like."""
-    rate = int(weights.config["sample_rate"])
-    return Shape(model=params.model, channels=width_of(weights), sample_rate_hz=rate, dtype=params.latent_dtype)
+    rate = weights.sizes.sample_rate_hz
+    return Shape(
+        model=params.model, channels=weights.sizes.latent_channels, sample_rate_hz=rate, dtype=params.latent_dtype
+    )
 
 
 def checked_silence(folder: Folder, params: ImportParams, difference: float | None) -> np.ndarray:
@@ -142,7 +144,7 @@ def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: 
     located = shelf.locate(task.key for task in tasks)
     pending = list({task.key: task for task in tasks if task.key not in located}.values())
     dtype = np.dtype(params.latent_dtype)
-    sizes = [task.num_frames * width_of(weights) * dtype.itemsize for task in pending]
+    sizes = [task.num_frames * weights.sizes.latent_channels * dtype.itemsize for task in pending]
 
     def frames(task: Task) -> np.ndarray:
         try:
@@ -155,12 +157,11 @@ def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: 
 
 def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:
     """What a stranger needs to read a shard of imported latents."""
-    config = weights.config["model"]["pretransform"]["config"]
     return {
         "layout": "frames, channels",
         "dtype": params.latent_dtype,
-        "sample_rate_hz": str(weights.config["sample_rate"]),
-        "downsampling_ratio": str(config["downsampling_ratio"]),
+        "sample_rate_hz": str(weights.sizes.sample_rate_hz),
+        "downsampling_ratio": str(weights.sizes.downsampling_ratio),
         "autoencoder": "not known: imported",
     }
 
@@ -184,8 +185,8 @@ def row_of(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip
 
 def window(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) -> dict[str, Any]:
     """As long as asked for, else as the longest clip; at most the model's native length, at least one frame."""
-    rate = int(weights.config["sample_rate"])
-    ratio = int(weights.config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    rate = weights.sizes.sample_rate_hz
+    ratio = weights.sizes.downsampling_ratio
     seconds, longest = params.duration_seconds, max(row.num_frames for row in rows) * ratio
     wanted = longest if seconds is None else round(seconds * rate)
     num_samples = max(ratio, min(wanted, params.native_samples))

@@ -52,7 +52,7 @@ def make(folder: Path) -> None:
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / TEXT_FOLDER).mkdir(parents=True)
-    (aside / "model_config.json").write_text(json.dumps(model_config(), indent=1), encoding="utf-8")
+    (aside / "model_config.json").write_text(json.dumps(model_config(MODELS[0].name), indent=1), encoding="utf-8")
     _write_networks(aside / "model.safetensors")
     _write_text_encoder(aside / TEXT_FOLDER)
     try:
@@ -64,8 +64,9 @@ def make(folder: Path) -> None:
         shutil.rmtree(aside)
 
 
-def model_config() -> dict[str, Any]:
-    """The published layout of model_config.json, with few channels."""
+def model_config(model: str) -> dict[str, Any]:
+    """The model_config.json of tiny-base: the published layout, with few channels."""
+    assert model == MODELS[0].name, "the only model of this family"
     return {
         "model_type": "diffusion_cond_inpaint",
         "sample_size": MODELS[0].max_samples,
@@ -269,15 +270,11 @@ def _write_networks(file: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from stages.models import load_weights
+    from stages.models.load_weights import NETWORKS
 
-    config = model_config()
+    config = model_config(MODELS[0].name)
     with torch.device("meta"):
-        networks = {
-            load_weights.DENOISER: load_weights.Denoiser(config),
-            load_weights.CONDITIONER: load_weights.Conditioner(config),
-            load_weights.AUTOENCODER: load_weights.Autoencoder(config),
-        }
+        networks = {prefix: build(config) for prefix, build in NETWORKS.items()}
     shapes = {
         prefix + name: tuple(tensor.shape)
         for prefix, network in networks.items()

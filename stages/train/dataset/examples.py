@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cache.shelf import Shelf
 from stages.errors import NetworkNotSupported
+from stages.model_config import ModelConfig
 from stages.models.load_weights import load_autoencoder
 from stages.models.nets.dit.timestep_shift import shifted
 from stages.train.dataset.batch import Batch
@@ -111,7 +112,7 @@ def live_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
 
 def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The config's shift of training timesteps; refuses what the objective here is not."""
-    diffusion = config["model"]["diffusion"]
+    diffusion = ModelConfig(config).diffusion
     for name, only in _TRAINED.items():
         if diffusion.get(name, only) != only:
             raise NetworkNotSupported("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")

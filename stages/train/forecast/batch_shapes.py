@@ -73,7 +73,7 @@ def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
 
 def num_memory_tokens(job: Job) -> int:
     """That the network puts in front of every clip."""
-    return int(job.weights.config["model"]["diffusion"]["config"].get("num_memory_tokens", 0))
+    return job.weights.sizes.num_memory_tokens
 
 
 def num_lengths(job: Job, steps: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stages.errors import MemoryShort
-from stages.models.device import usable_dtype
+from stages.models.device import dtype_named, usable_dtype
 from stages.train.dataset.audio_prefetch import BYTES_PER_SAMPLE, MIN_SECONDS_TO_PREFETCH, PREFETCH_BYTES
 from stages.train.dataset.clips import LATENT_CACHE_BYTES
 from stages.train.forecast.batch_shapes import clip_frames, largest_batches, num_lengths
@@ -18,7 +18,7 @@ from stages.train.forecast.device_speed import measured_speed
 from stages.train.forecast.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
 from stages.train.forecast.free_memory import free_bytes, host_bytes
 from stages.train.forecast.remedies import Settled, heaviest, settled
-from stages.train.job import DTYPES, Job
+from stages.train.job import Job
 from stages.train.record.checkpoint import newest_step
 from stages.train.setup import checkpoint_folders
 
@@ -82,7 +82,7 @@ def prospect_of(job: Job) -> Prospect:
     params, facts = job.params, job.artifact.facts
 
     def quietly(precision: str) -> torch.dtype:
-        return usable_dtype(DTYPES[precision], job.device, lambda line: None)
+        return usable_dtype(dtype_named(precision), job.device, lambda line: None)
 
     recorded = job.device.type == "cuda" and job.work.resources.fast_path != "off"
     sizes = largest_batches(job, recorded=recorded)
@@ -106,7 +106,7 @@ def prospect_of(job: Job) -> Prospect:
 def clips_bytes(job: Job) -> int:
     """Of latents that are kept in the host's memory, and of audio that is read ahead into it."""
     frames, facts = clip_frames(job), job.artifact.facts
-    frame_bytes = int(job.weights.config["model"]["io_channels"]) * 4
+    frame_bytes = job.weights.sizes.latent_channels * 4
     if job.params.pre_encode:
         stored_bytes = frame_bytes // 2 if facts.get("latent_dtype") == "float16" else frame_bytes
         return min(LATENT_CACHE_BYTES, int(frames.sum()) * stored_bytes)

@@ -20,6 +20,7 @@ from stages.adapters.attach import Adapter, attach
 from stages.adapters.kind import kind_named
 from stages.adapters.layer import AdaptedLayer
 from stages.adapters.stacked.stacked_adapter import Together
+from stages.model_config import ModelConfig
 from stages.models.nets.attention.attention import replace_attention
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.dit.conditioning import Conditioner
@@ -105,7 +106,7 @@ def rehearsed(
         FilterMatchesNothing: include or exclude name no layer.
         NetworkNotSupported.
     """
-    depth = int(config["model"]["diffusion"]["config"]["depth"])
+    depth = ModelConfig(config).transformer_depth
     filtered = params.include is not None or params.exclude is not None
     # A filter may name blocks by number: then none may be left out.
     depths = (depth,) if filtered or depth <= max(SHALLOW) else SHALLOW

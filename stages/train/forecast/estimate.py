@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from stages.model_config import ModelConfig
 from stages.train.forecast.device_speed import Speed
 from stages.train.forecast.dry_run import Rehearsed, Size, encoding_bytes, rehearsed, rehearsed_at
 from stages.train.stage import TrainParams
@@ -236,7 +237,7 @@ def waiting_bytes(prospect: Prospect) -> int:
     """
     params, size = prospect.params, prospect.size
     others = (params.gradient_accumulation - 1) * size.num_clips
-    clip = 4 * int(prospect.config["model"]["io_channels"]) * size.num_frames
+    clip = 4 * ModelConfig(prospect.config).latent_channels * size.num_frames
     dealing = 4 * 4 * (others + size.num_clips) ** 2 if others and params.optimal_transport else 0
     return 3 * clip * others + dealing
 

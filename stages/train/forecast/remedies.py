@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from stages.errors import MemoryShort
+from stages.model_config import ModelConfig
 from stages.train.forecast.dry_run import Size
 from stages.train.forecast.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
 from stages.train.stage import MOST_ACCUMULATED
@@ -200,8 +201,8 @@ def _sized(prospect: Prospect, **changes: int) -> Prospect:
 
 def _rates(prospect: Prospect) -> tuple[int, int]:
     """Samples per second, and samples per frame."""
-    config = prospect.config
-    return int(config["sample_rate"]), int(config["model"]["pretransform"]["config"]["downsampling_ratio"])
+    sizes = ModelConfig(prospect.config)
+    return sizes.sample_rate_hz, sizes.downsampling_ratio
 
 
 @dataclass(frozen=True, kw_only=True)

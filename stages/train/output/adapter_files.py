@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stages.adapters import adapter_file
 from stages.errors import AdapterMismatch
+from stages.models.device import dtype_named
 from stages.records import AdapterSpec
-from stages.train.job import DTYPES, Job
+from stages.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def write_adapters(
         AdapterMismatch: a file does not hold what was written.
         AdapterNotWritable: a value is beyond the precision.
     """
-    files = {directory / names.shared: DTYPES[precision], directory / names.exact: torch.float32}
+    files = {directory / names.shared: dtype_named(precision), directory / names.exact: torch.float32}
     for file, dtype in files.items():
         adapter_file.write(file, tensors, spec, metadata, dtype)
         compare(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
