@@ -202,14 +202,14 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.request.notices import remarks
     from pipeline.request.pre_encoded import import_source
     from pipeline.request.recipe import read_recipe
-    from pipeline.request.resolve import find
+    from pipeline.request.resolve import resolve_inputs
 
     folder = flags.pop("import_folder")
     with reported_errors("plan", as_json=as_json):
         taken = _import_defaults(folder)
         request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, looks=True)
         decide = planned if folder is None else import_plan
-        decided = decide(request, Store(request.store), find(request, make=False))
+        decided = decide(request, Store(request.store), resolve_inputs(request, make=False))
         check_packages(request, decided)
         for line in remarks(request):
             Report().say(line)
@@ -238,12 +238,12 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     from pipeline.plan.explain import explained_json, explained_lines
     from pipeline.report import reported_errors
     from pipeline.request.recipe import read_recipe
-    from pipeline.request.resolve import find
+    from pipeline.request.resolve import resolve_inputs
 
     clip = flags.pop("clip")
     with reported_errors("explain", as_json=as_json):
         request = read_recipe(data, flags, recipe, looks=True)
-        findings = explained(request, Store(request.store), find(request, make=False), clip)
+        findings = explained(request, Store(request.store), resolve_inputs(request, make=False), clip)
         lines = explained_lines(findings)
         print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))
 

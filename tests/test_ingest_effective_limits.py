@@ -16,7 +16,7 @@ from pipeline.execution.runner import run_until
 from pipeline.plan.plan import plan
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
-from pipeline.request.resolve import find
+from pipeline.request.resolve import resolve_inputs
 from stages.contract import Member
 from stages.errors import DatasetFaults, SourceUnreadable
 from stages.ingest.effective_limits import settled
@@ -74,7 +74,10 @@ def recipe(root: Path, **flags):
 def planned(root: Path, **flags) -> list[tuple[str, str | None]]:
     """(state, name) of each stage of a training."""
     asked = recipe(root, **flags)
-    return [(run.state.value, run.fingerprint) for run in plan(asked, Store(asked.store), find(asked, make=False)).runs]
+    return [
+        (run.state.value, run.fingerprint)
+        for run in plan(asked, Store(asked.store), resolve_inputs(asked, make=False)).runs
+    ]
 
 
 @pytest.mark.parametrize("limits", [WIDER, NARROWER], ids=["wider", "narrower"])
@@ -102,7 +105,7 @@ def test_a_compression_ratio_below_that_of_a_finished_ingest_still_refuses_it(tm
 
 def test_plan_says_that_a_limit_is_exceeded(root):
     asked = recipe(root, max_clips=1)
-    (run, *_) = plan(asked, Store(asked.store), find(asked, make=False)).runs
+    (run, *_) = plan(asked, Store(asked.store), resolve_inputs(asked, make=False)).runs
     assert (run.state.value, run.reason) == ("MISS", "max_clips 2000 -> 1")
 
 

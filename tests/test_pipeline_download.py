@@ -16,7 +16,7 @@ from pipeline.errors import FetchFailed
 from pipeline.report import error_json
 from pipeline.request.download import Fetch, Patience, Wanted
 from pipeline.request.recipe import read_recipe
-from pipeline.request.resolve import find
+from pipeline.request.resolve import resolve_inputs
 from tests.small_datasets import clips, zipped
 
 HASTE = Patience(timeout_seconds=0.4, attempts=3, pause_seconds=0.01)
@@ -305,33 +305,33 @@ def recipe(server: Server, tmp_path: Path, manner: str, **fields: object):
 
 
 def test_a_request_for_an_address_ingests_what_lies_there(server, tmp_path, zip_bytes):
-    found = find(recipe(server, tmp_path, "good"), make=True)
+    found = resolve_inputs(recipe(server, tmp_path, "good"), make=True)
     assert [member.name for member in found.source.members] == ["a.txt", "a.wav", "b.txt", "b.wav"]
     assert found.source.path.parent == tmp_path / "store" / "shared" / "sources"
 
 
 def test_a_plan_does_not_fetch_unless_the_store_holds_the_digest(server, tmp_path, zip_bytes):
     asked = recipe(server, tmp_path, "good")
-    found = find(asked, make=False)
+    found = resolve_inputs(asked, make=False)
     assert found.why_no_source.startswith("unknown until fetched") and not found.source.fingerprint
     assert server.seen == [] and not (tmp_path / "store").exists()
-    fetched = find(asked, make=True).source.fingerprint
+    fetched = resolve_inputs(asked, make=True).source.fingerprint
     count = len(server.seen)
     by_digest = recipe(server, tmp_path, "good", audio_sha256=hashlib.sha256(zip_bytes).hexdigest())
-    assert find(by_digest, make=False).source.fingerprint == fetched
-    assert find(by_digest, make=True).source.fingerprint == fetched
+    assert resolve_inputs(by_digest, make=False).source.fingerprint == fetched
+    assert resolve_inputs(by_digest, make=True).source.fingerprint == fetched
     assert len(server.seen) == count, "the server was not asked"
 
 
 def test_what_is_no_zip_is_not_kept(server, tmp_path):
     with pytest.raises(FetchFailed, match="what came is no zip: it is not a zip"):
-        find(recipe(server, tmp_path, "page"), make=True)
+        resolve_inputs(recipe(server, tmp_path, "page"), make=True)
     assert not [path for path in (tmp_path / "store" / "shared").rglob("*") if path.is_file()]
 
 
 def test_a_zip_cut_by_a_server_that_understates_its_length_is_not_kept(server, tmp_path, zip_bytes):
     with pytest.raises(FetchFailed, match="is no zip: it is a zip that is cut short"):
-        find(recipe(server, tmp_path, "understates"), make=True)
+        resolve_inputs(recipe(server, tmp_path, "understates"), make=True)
 
 
 def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_path, monkeypatch):
@@ -343,12 +343,12 @@ def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_pa
     fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
     address = f"http://127.0.0.1:{server.server_port}"
     asked = read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/good/x.safetensors"})
-    assert find(asked, make=False).why_no_lora.startswith("unknown until fetched")
-    found = find(asked, make=True)
+    assert resolve_inputs(asked, make=False).why_no_lora.startswith("unknown until fetched")
+    found = resolve_inputs(asked, make=True)
     assert found.lora_checkpoint.read_bytes() == server.content
     assert found.lora_digest == f"sha256:{hashlib.sha256(server.content).hexdigest()}"
     with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* no safetensors"):
-        find(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), make=True)
+        resolve_inputs(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), make=True)
 
 
 @pytest.mark.parametrize("source", ["zip", "data"])
@@ -362,6 +362,6 @@ def test_the_digest_of_a_local_zip_is_checked_too(tmp_path, source):
     data = str(path) if source == "zip" else f"data:application/zip;base64,{base64.b64encode(content).decode()}"
     fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
     right = read_recipe(data, {**fields, "audio_sha256": hashlib.sha256(content).hexdigest()})
-    assert find(right, make=True).source.members
+    assert resolve_inputs(right, make=True).source.members
     with pytest.raises(RecipeError, match="audio_sha256: the file's sha256 is"):
-        find(read_recipe(data, {**fields, "audio_sha256": "0" * 64}), make=True)
+        resolve_inputs(read_recipe(data, {**fields, "audio_sha256": "0" * 64}), make=True)

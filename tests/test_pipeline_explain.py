@@ -20,7 +20,7 @@ from pipeline.maintenance.status import status_json, status_lines
 from pipeline.plan.explain import Finding, explain
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
-from pipeline.request.resolve import Found, find
+from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from tests.small_datasets import clips, sound, tone, zipped
 
 FLAGS = {"model": "tiny-base", "pre_encode": True, "workers": 1, "threads": 1, "number_of_steps": 1, "rank": 1}
@@ -45,10 +45,10 @@ def root(first_run, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def explained(root: Path, clip: str | None = "low", found: Found | None = None, **flags) -> dict[str, Finding]:
+def explained(root: Path, clip: str | None = "low", found: ResolvedInputs | None = None, **flags) -> dict[str, Finding]:
     asked = recipe(root, **flags)
     store = Store(asked.store)
-    return {one.what: one for one in explain(asked, store, found or find(asked, make=False), clip)}
+    return {one.what: one for one in explain(asked, store, found or resolve_inputs(asked, make=False), clip)}
 
 
 def states(findings: dict[str, Finding]) -> list[str]:
@@ -75,7 +75,7 @@ def test_another_precision_is_named_as_the_field_that_changed(root):
 
 
 def test_another_autoencoder_is_named_with_the_models_both_came_from(root):
-    found = find(recipe(root), make=False)
+    found = resolve_inputs(recipe(root), make=False)
     weights = replace(found.weights, digests={**found.weights.digests, "autoencoder": "e" * 64})
     reason = explained(root, found=replace(found, weights=weights))["latents"].reason
     assert f"autoencoder {found.weights.digests['autoencoder'][:8]} (tiny-base) -> eeeeeeee (tiny-base)" in reason
@@ -128,7 +128,7 @@ def test_a_vanished_shard_counts_as_clips_to_encode_in_the_plan(root):
     assert Registry(shard.parent / "registry-parquet.sqlite").shards()
     shard.unlink()
     asked = recipe(root)
-    runs = plan(asked, Store(asked.store), find(asked, make=False), "encode").runs
+    runs = plan(asked, Store(asked.store), resolve_inputs(asked, make=False), "encode").runs
     assert runs[1].state.value == "RESUME"
     assert runs[1].reason.endswith("2 of 2 clips to encode")
 

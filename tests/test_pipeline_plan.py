@@ -12,7 +12,7 @@ from pipeline.plan.plan import State, changes, plan, reason
 from pipeline.plan.stage_run import scratch_of
 from pipeline.report import plan_lines
 from pipeline.request.recipe import read_recipe
-from pipeline.request.resolve import Found
+from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Member, Source, Weights
 
 MEMBERS = tuple(
@@ -28,8 +28,8 @@ WEIGHTS = Weights(
 )
 
 
-def found(**changed) -> Found:
-    return Found(**({"source": SOURCE, "weights": WEIGHTS} | changed))
+def found(**changed) -> ResolvedInputs:
+    return ResolvedInputs(**({"source": SOURCE, "weights": WEIGHTS} | changed))
 
 
 def planned(store, *, last="train", found=found(), **flags):

@@ -9,13 +9,13 @@ import pytest
 from cache.store import Store
 from pipeline.errors import RecipeError
 from pipeline.execution.runner import environment, run_until
+from pipeline.plan import packages
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import plan
 from pipeline.plan.stage_run import Plan, State
 from pipeline.report import Report
-from pipeline.request import preflight
 from pipeline.request.recipe import Recipe, read_recipe
-from pipeline.request.resolve import find
+from pipeline.request.resolve import resolve_inputs
 from tests import small_datasets
 
 ASKED = {"base_quantization": "int8", "optimizer": "lion"}
@@ -35,11 +35,11 @@ def asked(place, **flags: object) -> Recipe:
 
 
 def planned(recipe: Recipe, last: str = "train") -> Plan:
-    return plan(recipe, Store(recipe.store), find(recipe, make=True), last)
+    return plan(recipe, Store(recipe.store), resolve_inputs(recipe, make=True), last)
 
 
 def without_packages(monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "find_spec", lambda module: None)
+    monkeypatch.setattr(packages, "find_spec", lambda module: None)
 
 
 def test_options_of_packages_that_are_not_there_are_refused_all_at_once(place, monkeypatch):

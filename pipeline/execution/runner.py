@@ -28,7 +28,7 @@ from pipeline.report import Report
 from pipeline.request.notices import remarks
 from pipeline.request.preflight import check_places
 from pipeline.request.recipe import Recipe
-from pipeline.request.resolve import Found, find
+from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Outcome, Workspace
 from stages.errors import DatasetFaults
 from stages.needs import needed_files
@@ -56,7 +56,7 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
     """
     check_places(recipe, output=last == "train")
     store = Store(recipe.store)
-    found = find(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
+    found = resolve_inputs(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
     report.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, found, last)
     check_packages(recipe, decided)
@@ -77,7 +77,7 @@ class Walk:
 
     recipe: Recipe
     store: Store
-    found: Found
+    found: ResolvedInputs
     report: Report
     stop: StopFlag
     artifacts: dict[str, Artifact] = field(default_factory=dict)

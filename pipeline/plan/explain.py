@@ -20,7 +20,7 @@ from pipeline.errors import ClipNotFound
 from pipeline.plan.plan import leaves, plan
 from pipeline.plan.stage_run import State
 from pipeline.request.recipe import Recipe
-from pipeline.request.resolve import Found
+from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Member, Weights
 from stages.encode.stage import STAGE as ENCODE
 from stages.encode.stage import EncodeParams, item_key, prompt_key
@@ -68,7 +68,7 @@ class Earlier:
     audio: Mapping[str, Any]
 
 
-def explain(recipe: Recipe, store: Store, found: Found, clip: str | None) -> list[Finding]:
+def explain(recipe: Recipe, store: Store, found: ResolvedInputs, clip: str | None) -> list[Finding]:
     """Findings for one clip, or for every clip of the data.
 
     Raises:
@@ -85,7 +85,7 @@ def explain(recipe: Recipe, store: Store, found: Found, clip: str | None) -> lis
     return [finding for subject in subjects for finding in look.findings(subject)]
 
 
-def subjects_of(recipe: Recipe, store: Store, found: Found) -> list[Subject]:
+def subjects_of(recipe: Recipe, store: Store, found: ResolvedInputs) -> list[Subject]:
     """Every clip: as the finished ingest lists them, else as the data's file names show."""
     (ingest,) = plan(recipe, store, found, "ingest").runs
     receipt = store.find("ingest", str(ingest.fingerprint))
@@ -100,7 +100,7 @@ def subjects_of(recipe: Recipe, store: Store, found: Found) -> list[Subject]:
     return sorted(subjects, key=lambda one: one.clip_id)
 
 
-def prompts_of(recipe: Recipe, found: Found) -> dict[str, str]:
+def prompts_of(recipe: Recipe, found: ResolvedInputs) -> dict[str, str]:
     """What ingest would make of the captions as they are now, by the audio's name; those with faults are left out."""
     params = recipe.ingest_params()
     pairing = pair(found.source.members, templated=params.caption_template is not None)
@@ -121,7 +121,7 @@ def rows_of(store: Store, receipt: Receipt) -> Iterator[Clip]:
 class Look:
     """What the store knows about some clips, gathered once."""
 
-    def __init__(self, recipe: Recipe, store: Store, found: Found, subjects: Sequence[Subject]) -> None:
+    def __init__(self, recipe: Recipe, store: Store, found: ResolvedInputs, subjects: Sequence[Subject]) -> None:
         self.store, self.params = store, recipe.encode_params()
         self.ingest_params = recipe.ingest_params()
         self.audio = audio_params(self.ingest_params)

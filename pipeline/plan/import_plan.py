@@ -9,11 +9,11 @@ from pipeline.plan import plan as planning
 from pipeline.plan.plan import Plan, StageRun, State
 from pipeline.request.pre_encoded import _refuse_without_effect, import_params
 from pipeline.request.recipe import Recipe
-from pipeline.request.resolve import Found
+from pipeline.request.resolve import ResolvedInputs
 from stages.encode.stage import IMPORT
 
 
-def import_plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Plan:
+def import_plan(recipe: Recipe, store: Store, found: ResolvedInputs, last: str = "train") -> Plan:
     """encode reads the folder instead of prepared audio, and train follows as ever.
 
     Raises:

@@ -15,7 +15,7 @@ from cache.store import Store
 from pipeline.plan.missing_files import ON_DEMAND, mended, with_prepared
 from pipeline.plan.stage_run import Plan, StageRun, State, scratch_of
 from pipeline.request.recipe import Recipe
-from pipeline.request.resolve import Found
+from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Stage
 from stages.ingest.effective_limits import settled
 from stages.words import counted
@@ -29,7 +29,7 @@ def stage(name: str) -> Stage[Any]:
     return declared
 
 
-def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Plan:
+def plan(recipe: Recipe, store: Store, found: ResolvedInputs, last: str = "train") -> Plan:
     """Decide each stage up to `last`: hit, resume or miss, and the reason."""
     names = ["ingest", "encode"] if last == "encode" else ["ingest"] if last == "ingest" else _training_stages(recipe)
     runs: list[StageRun] = []
@@ -43,7 +43,7 @@ def plan(recipe: Recipe, store: Store, found: Found, last: str = "train") -> Pla
     return Plan(runs=tuple(with_prepared(runs, store, last)))
 
 
-def to_encode(run: StageRun, recipe: Recipe, store: Store, found: Found) -> str:
+def to_encode(run: StageRun, recipe: Recipe, store: Store, found: ResolvedInputs) -> str:
     """How many of the clips have no latents in the store yet, by content."""
     from cache.registry import Registry
     from stages.encode.stage import item_key
@@ -65,7 +65,7 @@ def _training_stages(recipe: Recipe) -> list[str]:
 
 
 def stage_run(
-    declared: Stage[Any], recipe: Recipe, store: Store, found: Found, upstream: Mapping[str, str | None]
+    declared: Stage[Any], recipe: Recipe, store: Store, found: ResolvedInputs, upstream: Mapping[str, str | None]
 ) -> StageRun:
     params = stage_params(declared.name, recipe, found)
     digests = found.weights.digests if found.weights else {}
@@ -89,7 +89,7 @@ def stage_run(
     return looked_up(bare, store)
 
 
-def _why_unknown(name: str, found: Found, upstream: Mapping[str, str | None]) -> str:
+def _why_unknown(name: str, found: ResolvedInputs, upstream: Mapping[str, str | None]) -> str:
     """What keeps a stage's result from having a name yet."""
     if "source" in upstream and found.why_no_source:
         return found.why_no_source
@@ -104,7 +104,7 @@ def _components(declared: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
     return declared.components
 
 
-def stage_params(name: str, recipe: Recipe, found: Found) -> Any:
+def stage_params(name: str, recipe: Recipe, found: ResolvedInputs) -> Any:
     """The params of one stage."""
     if name == "ingest":
         return settled(recipe.ingest_params(), found.source.members)

@@ -21,8 +21,8 @@ from stages.models.checkpoint_folder import open_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a recipe names, by content."""
+class ResolvedInputs:
+    """The data, weights and adapter file that a recipe names, identified by content."""
 
     source: Source
     weights: Weights | None
@@ -35,13 +35,13 @@ class Found:
     why_no_lora: str = ""
 
 
-def find(
+def resolve_inputs(
     recipe: Recipe,
     *,
     make: bool,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[..., None] = lambda done, total, note="": None,
-) -> Found:
+) -> ResolvedInputs:
     """Look at the data and the weights of a recipe.
 
     Args:
@@ -61,7 +61,7 @@ def find(
     weights = open_folder(recipe.model.name, folder, memo) if folder else None
     lora, why_no_lora = places.lora()
     check_request(recipe, weights, lora)
-    return Found(
+    return ResolvedInputs(
         source=source,
         weights=weights,
         why_no_weights=why,

@@ -25,7 +25,7 @@ from cache.shared_files import write_needs
 from cache.store import Store
 from pipeline.plan.plan import plan
 from pipeline.request.recipe import Recipe, read_recipe
-from pipeline.request.resolve import Found
+from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Member, Source, Weights
 from stages.encode.stage import item_key
 from stages.ingest.stage import audio_params, prepared_place
@@ -44,14 +44,14 @@ def recipe(store: Path, format: str) -> Recipe:
     return read_recipe("clips.zip", {**flags, "max_clips": 10**7})
 
 
-def found(members: int = 0, first: int = 0, dataset: str = "million") -> Found:
+def found(members: int = 0, first: int = 0, dataset: str = "million") -> ResolvedInputs:
     """Data of so many clips, and weights, as looked at."""
     listed = tuple(
         Member(name=f"{number:07d}.wav", num_bytes=1, digest=digest_of(number))
         for number in range(first, first + members)
     )
     source = Source(path=Path("clips.zip"), kind="zip", fingerprint=fingerprint(dataset, {}), members=listed)
-    return Found(source=source, weights=Weights(model="tiny-base", folder=Path(), config={}, digests=DIGESTS))
+    return ResolvedInputs(source=source, weights=Weights(model="tiny-base", folder=Path(), config={}, digests=DIGESTS))
 
 
 def digest_of(number: int) -> str:
