@@ -10,7 +10,13 @@ from torch import nn
 
 from stages.adapters.attach import attach
 from stages.adapters.stacked.layer_group import Part
-from stages.models.nets.dit.transformer import Denoiser, each_module, run_block, used_at_once, used_in_blocks
+from stages.models.nets.dit.transformer import (
+    Denoiser,
+    apply_each,
+    run_block,
+    runs_inside_blocks,
+    runs_once_for_all_blocks,
+)
 from stages.records import AdapterSpec
 from stages.train.cuda_graph.compiled_blocks import CompiledNetwork
 from stages.train.model.network import stacked_layers, step_part
@@ -27,14 +33,14 @@ def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differe
 
     def noted(modules, tokens):
         seen.extend(layer for module in modules for layer in module.modules())
-        return each_module(modules, tokens)
+        return apply_each(modules, tokens)
 
     tower.each = noted
     network(**denoiser_inputs(read, 1, 5))
     at_once = {module for module in seen if isinstance(module, nn.Linear)}
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     assert at_once and {name for name, module in linear.items() if module in at_once} == {
-        name for name in linear if used_at_once(name)
+        name for name in linear if runs_once_for_all_blocks(name)
     }
 
 
@@ -56,7 +62,7 @@ def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
         module.register_forward_hook(lambda *_, name=name: seen.add((name, bool(inside))))
     tower.run_block = noted
     network(**denoiser_inputs(read, 1, 5))
-    assert seen == {(name, used_in_blocks(name)) for name in linear}
+    assert seen == {(name, runs_inside_blocks(name)) for name in linear}
     assert {step_part(name) for name in linear} == set(Part)
 
 

@@ -12,7 +12,7 @@ from stages.adapters.ops import fused_linear
 from stages.adapters.ops.frozen_matmul import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
 from stages.adapters.ops.input_scale import in_scaled
 from stages.models.nets.attention import heads
-from stages.models.nets.attention.rotary import Rotary
+from stages.models.nets.attention.rotary import RotaryEmbedding
 
 pytestmark = pytest.mark.gpu
 
@@ -254,12 +254,12 @@ def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens,
 @pytest.mark.parametrize("roles", [(0, 1, 2, 0, 1), (0, 1, 2), (0, 0), (1, 1, 2), (1, 2)])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("width", [40, 64])
-@pytest.mark.parametrize("value_maps", [1, 2])
-def test_heads_are_those_of_torch(dtype, roles, turned, width, value_maps):
+@pytest.mark.parametrize("value_copies", [1, 2])
+def test_heads_are_those_of_torch(dtype, roles, turned, width, value_copies):
     features = drawn(2, 77, len(roles) * 3 * width, dtype=dtype)
     gammas = [(1 + 0.2 * drawn(width, seed=seed)).to(dtype) for seed in range(2)]
-    turn = Rotary(32).to(CUDA)(77) if turned else (None, None)
-    rest = (*gammas, *turn, 3, list(roles), 1e-6, value_maps)
+    turn = RotaryEmbedding(32).to(CUDA)(77) if turned else (None, None)
+    rest = (*gammas, *turn, 3, list(roles), 1e-6, value_copies)
     from stages.models.nets.attention import heads_kernels as kernels
 
     wanted = [

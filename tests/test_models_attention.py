@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.models.nets.attention.attention import CrossAttention, SelfAttention, masked_attention, replace_attention
-from stages.models.nets.attention.banded import attended_in_windows, window_mask
-from stages.models.nets.attention.rotary import Rotary, rotated
+from stages.models.nets.attention.banded import band_mask, banded_attention
+from stages.models.nets.attention.rotary import RotaryEmbedding, rotated
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
@@ -27,19 +27,19 @@ def test_windows_give_what_a_full_band_mask_gives(num_tokens, before, after, see
     distance = torch.arange(num_tokens) - torch.arange(num_tokens)[:, None]
     band = (distance >= -before) & (distance <= after)
 
-    out = attended_in_windows(masked_attention, query, key, value, (before, after))
+    out = banded_attention(masked_attention, query, key, value, (before, after))
 
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value, attn_mask=band))
 
 
 def test_every_token_in_the_middle_sees_thirty_five_keys_and_the_ends_are_clipped():
-    seen = window_mask(170, 85, (17, 17), torch.device("cpu")).flatten(0, 1).sum(dim=1)
+    seen = band_mask(170, 85, (17, 17), torch.device("cpu")).flatten(0, 1).sum(dim=1)
     assert seen[17:-17].unique().tolist() == [35]
     assert seen[0] == seen[-1] == 18
 
 
 def test_the_window_mask_grows_linearly_with_the_signal():
-    sizes = [window_mask(62 * blocks, 62, (17, 17), torch.device("cpu")).numel() for blocks in (1, 10, 100)]
+    sizes = [band_mask(62 * blocks, 62, (17, 17), torch.device("cpu")).numel() for blocks in (1, 10, 100)]
     assert sizes == [62 * 96, 10 * 62 * 96, 100 * 62 * 96]
 
 
@@ -95,16 +95,16 @@ def test_no_attention_is_called_past_the_replaceable_function():
 
 
 def test_rotation_depends_on_the_distance_of_two_positions_alone():
-    turn = Rotary(32)(50)
+    rotary = RotaryEmbedding(32)(50)
     query, key = torch.randn(2, 1, 1, 1, 64)
-    at = lambda position: type(turn)(turn.cos_NR[position : position + 1], turn.sin_NR[position : position + 1])  # noqa: E731
+    at = lambda position: type(rotary)(rotary.cos_ND[position : position + 1], rotary.sin_ND[position : position + 1])  # noqa: E731
     score = lambda i, j: (rotated(query, at(i)) * rotated(key, at(j))).sum()  # noqa: E731
     torch.testing.assert_close(score(7, 3), score(44, 40), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(score(7, 3), score(7, 4))
 
 
 def test_only_the_first_features_turn():
-    turned = rotated(torch.ones(1, 1, 5, 64), Rotary(32)(5))
+    turned = rotated(torch.ones(1, 1, 5, 64), RotaryEmbedding(32)(5))
     assert torch.equal(turned[..., 32:], torch.ones(1, 1, 5, 32))
     assert not torch.equal(turned[0, 0, 1, :32], torch.ones(32))
 
@@ -113,5 +113,5 @@ def test_rotary_frequencies_are_rounded_with_the_network():
     network = Denoiser(config()).to(torch.bfloat16)
     rope = network.model.transformer.rotary_pos_emb
     assert rope.inv_freq[:4].tolist() == [1.0, 0.5625, 0.31640625, 0.177734375]
-    torch.testing.assert_close(rope(4001).sin_NR[4000, 1], torch.tensor(4000 * 0.5625).sin(), atol=1e-5, rtol=0)
-    assert rope(10).cos_NR.dtype == torch.float32
+    torch.testing.assert_close(rope(4001).sin_ND[4000, 1], torch.tensor(4000 * 0.5625).sin(), atol=1e-5, rtol=0)
+    assert rope(10).cos_ND.dtype == torch.float32

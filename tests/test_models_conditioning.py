@@ -117,13 +117,13 @@ def test_states_of_another_text_encoder_are_refused(conditioner, shape):
 
 def test_the_duration_is_the_last_context_token_and_the_global_vector(conditioner):
     made = conditioner(conditioner.padded_prompts([torch.ones(2, 32)] * 2), torch.tensor([7, 120]))
-    assert made.context_BSD.shape == (2, conditioner.max_length + 1, 32)
-    assert torch.equal(made.context_BSD[:, -1], made.global_BD)
+    assert made.context_BSE.shape == (2, conditioner.max_length + 1, 32)
+    assert torch.equal(made.context_BSE[:, -1], made.global_BE)
 
 
 def test_durations_are_clamped_to_the_configs_range(conditioner):
     prompts = conditioner.padded_prompts([torch.ones(2, 32)] * 4)
-    made = conditioner(prompts, torch.tensor([-3.0, 0.0, 384.0, 500.0])).global_BD
+    made = conditioner(prompts, torch.tensor([-3.0, 0.0, 384.0, 500.0])).global_BE
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[2], made[3])
 
@@ -133,9 +133,9 @@ def test_the_duration_is_rounded_to_the_networks_dtype_before_its_features():
     prompts = network.padded_prompts([torch.ones(2, 32)] * 2)
     rounded = torch.tensor(380 / 384).to(torch.bfloat16).double() * 384
     made = network(prompts, torch.tensor([380.0, rounded]))
-    assert torch.equal(made.global_BD[0], made.global_BD[1])
-    assert made.global_BD.dtype == torch.bfloat16
-    assert made.context_BSD.dtype == torch.float32
+    assert torch.equal(made.global_BE[0], made.global_BE[1])
+    assert made.global_BE.dtype == torch.bfloat16
+    assert made.context_BSE.dtype == torch.float32
 
 
 def test_other_conditioners_than_prompt_and_duration_are_refused():

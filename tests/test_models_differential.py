@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.models.nets.attention.attention import difference, masked_attention, merged_heads
-from stages.models.nets.attention.differential import differential_attention, fits
+from stages.models.nets.attention.differential import differential_attention, has_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -84,7 +84,7 @@ def test_heads_in_any_memory_order_give_the_same():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_are_for_narrow_heads_on_cuda(dtype):
-    assert not fits(torch.zeros(1, 2, 3, 64, dtype=dtype))
+    assert not has_kernels(torch.zeros(1, 2, 3, 64, dtype=dtype))
 
 
 @pytest.mark.gpu
@@ -98,7 +98,7 @@ def test_kernels_are_for_narrow_heads_on_cuda(dtype):
 )
 def test_kernels_are_as_exact_as_their_dtype(sizes, dtype, masked):
     heads, valid, d_out = case(sizes, dtype, CUDA, masked=masked)
-    assert fits(heads[0])
+    assert has_kernels(heads[0])
     found, wanted = both_ways(heads, valid, d_out)
     for one, other in zip(found, wanted, strict=True):
         # Where one key is all there is, the maps are the same and nothing is left of them.

@@ -10,7 +10,7 @@ import torch
 
 from stages.models.nets.autoencoder import fused_blocks
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
-from stages.models.nets.autoencoder.fused_blocks import kernels_kept_in, not_fusable, use_fused_blocks
+from stages.models.nets.autoencoder.fused_blocks import reason_not_fusable, triton_cache_in, use_fused_blocks
 from stages.models.nets.autoencoder.resampling_blocks import run_block
 from tests.small_networks import config, randomised
 
@@ -35,7 +35,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_a_network_on_the_cpu_or_in_float32_runs_as_it_is_and_nothing_is_said():
-    stage, said = small(windowed=True).encoder.stage, []
+    stage, said = small(windowed=True).encoder.downsampling, []
     assert not use_fused_blocks(stage, said.append)
     assert not use_fused_blocks(stage.bfloat16(), said.append)
     assert (stage.run_block, said) == (run_block, [])
@@ -43,10 +43,10 @@ def test_a_network_on_the_cpu_or_in_float32_runs_as_it_is_and_nothing_is_said():
 
 def test_why_a_stage_cannot_run_fused_is_named(monkeypatch):
     monkeypatch.setattr(fused_blocks, "find_spec", lambda name: None)
-    assert not_fusable(small(windowed=True).encoder.stage) == "the package triton is not installed"
+    assert reason_not_fusable(small(windowed=True).encoder.downsampling) == "the package triton is not installed"
     monkeypatch.setattr(fused_blocks, "find_spec", lambda name: name)
-    assert not_fusable(small(windowed=True).encoder.stage) == ""
-    assert "heads of 8 features" in not_fusable(small(windowed=True, head_width=8).encoder.stage)
+    assert reason_not_fusable(small(windowed=True).encoder.downsampling) == ""
+    assert "heads of 8 features" in reason_not_fusable(small(windowed=True, head_width=8).encoder.downsampling)
 
 
 @pytest.mark.parametrize("before", [None, "elsewhere"])
@@ -55,7 +55,7 @@ def test_compiled_kernels_are_kept_in_the_folder_given_and_nowhere_else_afterwar
         monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     else:
         monkeypatch.setenv("TRITON_CACHE_DIR", before)
-    with pytest.raises(KeyError), kernels_kept_in(tmp_path):
+    with pytest.raises(KeyError), triton_cache_in(tmp_path):
         assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
         raise KeyError
     assert os.environ.get("TRITON_CACHE_DIR") == before
@@ -73,7 +73,7 @@ def test_fused_batches_give_the_latents_of_one_clip_at_a_time_in_float32(dtype, 
     network, clips = network.to("cuda", dtype), [audio.cuda() for audio in clips]
     plain = difference(torch.cat([network.encode_clip(audio) for audio in clips], dim=1), expected)
     said: list[str] = []
-    assert use_fused_blocks(network.encoder.stage, said.append), said
+    assert use_fused_blocks(network.encoder.downsampling, said.append), said
     fused = difference(torch.cat(network.encode_clips(clips), dim=1), expected)
     assert fused < ROUNDING[dtype]
     # Measured: 0.6 to 1.3 of it for single clips, as the kernels round less often.
@@ -85,7 +85,7 @@ def test_fused_batches_give_the_latents_of_one_clip_at_a_time_in_float32(dtype, 
 @torch.inference_mode()
 def test_fused_latents_do_not_depend_on_the_neighbours_to_the_bit_at_one_batch_shape(windowed):
     network = small(windowed=windowed, head_width=64).to("cuda", torch.bfloat16)
-    assert use_fused_blocks(network.encoder.stage, print)
+    assert use_fused_blocks(network.encoder.downsampling, print)
     audio = clip(30_000).cuda()
     first, second = (network.encode_clips([audio, clip(90_000, seed).cuda()])[0] for seed in (1, 2))
     assert torch.equal(first, second)
@@ -99,7 +99,7 @@ def test_a_clip_in_chunks_is_the_clip_as_a_whole_with_fused_blocks(windowed):
     audio = clip(200 * 4096 + 9)
     expected = network.encode_clip(audio)
     network = network.to("cuda", torch.bfloat16)
-    assert use_fused_blocks(network.encoder.stage, print)
+    assert use_fused_blocks(network.encoder.downsampling, print)
     (pieces,) = network.encode_clips([audio.cuda()], chunk_frames=64)
     assert difference(pieces, expected) < ROUNDING[torch.bfloat16]
 
@@ -110,7 +110,7 @@ def test_kernels_that_fail_are_said_and_left_out(monkeypatch):
         raise RuntimeError("no such instruction\nmore")
 
     monkeypatch.setattr(fused_blocks, "fused_block", fails)
-    stage, said = small(windowed=True).to("cuda", torch.bfloat16).encoder.stage, []
+    stage, said = small(windowed=True).to("cuda", torch.bfloat16).encoder.downsampling, []
     assert not use_fused_blocks(stage, said.append)
     assert stage.run_block is run_block
     assert said == ["encoding without fused kernels, so more slowly (RuntimeError: no such instruction)"]

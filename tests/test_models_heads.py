@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models.nets.attention.attention import replace_heads, replace_joint
+from stages.models.nets.attention.attention import replace_differential_attention, replace_heads
 from stages.models.nets.attention.differential import differential_attention
-from stages.models.nets.attention.heads import fused_heads, plain_heads
-from stages.models.nets.attention.rotary import Rotary
+from stages.models.nets.attention.heads import eager_heads, fused_heads
+from stages.models.nets.attention.rotary import RotaryEmbedding
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.nets.norms import RMSNorm
 from tests.small_networks import config, denoiser_inputs, randomised
@@ -28,14 +28,14 @@ def norms(width: int) -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize("roles", [SELF, CROSS_QUERIES, CONTEXT, *DIFFERENTIAL])
 @pytest.mark.parametrize("turned", [True, False])
-@pytest.mark.parametrize("value_maps", [1, 2])
-def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned, value_maps):
+@pytest.mark.parametrize("value_copies", [1, 2])
+def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned, value_copies):
     batch, count, heads, width = 2, 11, 3, 40
     features = torch.randn(batch, count, len(roles) * heads * width, generator=torch.Generator().manual_seed(3))
     features.requires_grad_()
-    turn = Rotary(32)(count) if turned else None
+    rotary = RotaryEmbedding(32)(count) if turned else None
 
-    ways = [make(features, roles, heads, *norms(width), turn, value_maps) for make in (fused_heads, plain_heads)]
+    ways = [make(features, roles, heads, *norms(width), rotary, value_copies) for make in (fused_heads, eager_heads)]
 
     assert [one is None for one in ways[0]] == [role not in roles for role in range(3)]
     found, wanted = ([one for one in way if one is not None] for way in ways)
@@ -72,24 +72,24 @@ def test_a_denoiser_gives_the_same_with_both_maps_attended_jointly():
         calls.append(1)
         return differential_attention(*heads)
 
-    replace_joint(network, counted)
+    replace_differential_attention(network, counted)
     torch.testing.assert_close(network(**inputs), plain, rtol=1e-4, atol=1e-4)
     assert len(calls) == 2 * len(network.model.transformer.layers)
-    replace_joint(network, None)
+    replace_differential_attention(network, None)
     assert torch.equal(network(**inputs), plain)
 
 
 def test_attention_of_one_map_is_never_joint():
     network = randomised(Denoiser(config(differential=False)))
-    replace_joint(network, differential_attention)
-    assert all(getattr(module, "joint", None) is None for module in network.modules())
+    replace_differential_attention(network, differential_attention)
+    assert all(getattr(module, "fused_differential", None) is None for module in network.modules())
 
 
-@pytest.mark.parametrize("value_maps", [1, 2])
-def test_the_operation_is_what_it_tells_the_compiler(value_maps):
+@pytest.mark.parametrize("value_copies", [1, 2])
+def test_the_operation_is_what_it_tells_the_compiler(value_copies):
     count, heads, width = 7, 2, 32
     features = torch.randn(2, count, 5 * heads * width, requires_grad=True)
     query_norm, key_norm = norms(width)
-    turn = Rotary(32)(count)
-    inputs = (features, query_norm.gamma, key_norm.gamma, turn.cos_NR, turn.sin_NR, heads, [0, 1, 2, 0, 1], 1e-6)
-    torch.library.opcheck(torch.ops.sa3_trainer.heads.default, (*inputs, value_maps))
+    rotary = RotaryEmbedding(32)(count)
+    inputs = (features, query_norm.gamma, key_norm.gamma, rotary.cos_ND, rotary.sin_ND, heads, [0, 1, 2, 0, 1], 1e-6)
+    torch.library.opcheck(torch.ops.sa3_trainer.heads.default, (*inputs, value_copies))

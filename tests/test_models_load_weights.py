@@ -14,10 +14,10 @@ from stages.models.load_weights import (
     AUTOENCODER,
     CONDITIONER,
     DENOISER,
+    known_name,
     load_autoencoder,
     load_conditioner,
     load_denoiser,
-    remapped,
 )
 from tests.published import parts
 from tests.small_networks import TINY, config
@@ -102,15 +102,15 @@ def test_a_stand_alone_file_with_a_stray_tensor_is_refused(tmp_path, stored):
 
 def test_one_extra_level_in_a_name_is_left_out():
     known = {"a.b.c", "a.c", "x.y"}
-    assert remapped("a.b.c", known) == "a.b.c"
-    assert remapped("a.inner.b.c", known) == "a.b.c"
-    assert remapped("a.b.inner.c", known) == "a.b.c"
-    assert remapped("inner.a.c", known) is None, "the first component stays"
-    assert remapped("a.inner.inner.c", known) is None, "one level only"
+    assert known_name("a.b.c", known) == "a.b.c"
+    assert known_name("a.inner.b.c", known) == "a.b.c"
+    assert known_name("a.b.inner.c", known) == "a.b.c"
+    assert known_name("inner.a.c", known) is None, "the first component stays"
+    assert known_name("a.inner.inner.c", known) is None, "one level only"
 
 
 def test_of_several_levels_that_can_be_left_out_the_first_is():
-    assert remapped("m.p.q.r", {"m.p.r", "m.q.r"}) == "m.q.r"
+    assert known_name("m.p.q.r", {"m.p.r", "m.q.r"}) == "m.q.r"
 
 
 def test_a_file_with_one_more_level_loads(tmp_path, stored):

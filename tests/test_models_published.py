@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages import catalogue
-from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER, matched
+from stages.models.load_weights import AUTOENCODER, CONDITIONER, DENOISER, tensor_sources
 from tests.published import ALONE, WHOLE, config_of, main, parts, published_shapes
 
 SAME_S, SAME_L = (244, 108_244_721, 108_244_529), (472, 852_127_457, 852_127_073)
@@ -50,7 +50,7 @@ def test_the_loader_finds_a_place_for_every_published_tensor(model):
     networks = list(parts(model))
     whole_file = {name: shape for part in networks for name, shape in published_shapes(part).items()}
     for part in networks:
-        sources = matched(model, part.network, whole_file, part.prefix or AUTOENCODER)
+        sources = tensor_sources(model, part.network, whole_file, part.prefix or AUTOENCODER)
         assert {name: part.prefix + name for name in part.network.state_dict()} == sources
 
 

@@ -19,10 +19,10 @@ from stages.models import quantized_linear
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.quantized_linear import (
     QuantizedLinear,
-    held_bytes,
-    matrix_names,
+    parameter_bytes,
     quantization_of,
     quantize,
+    quantized_layer_names,
     usable_quantization,
 )
 from stages.records import AdapterSpec
@@ -59,7 +59,7 @@ def leading(weight_OI: Tensor, count: int) -> Bases:
 def rounded(small: Denoiser, dtype: torch.dtype) -> Denoiser:
     """A plain network with the weights that a stored one is widened to."""
     plain = network(dtype)
-    for name in matrix_names(plain):
+    for name in quantized_layer_names(plain):
         plain.get_submodule(name).weight.data.copy_(small.get_submodule(name).dense())
     return plain
 
@@ -86,7 +86,7 @@ def chance(seed: int) -> torch.Generator:
 @pytest.mark.parametrize("how", HOW)
 def test_the_matrices_of_all_blocks_are_rounded_and_nothing_else(how, dtype):
     before, after = network(dtype), stored(how, dtype)
-    names = matrix_names(before)
+    names = quantized_layer_names(before)
     assert {name.split(".", 4)[4] for name in names} == LAYERS
     assert len(names) == len(LAYERS) * len(before.model.transformer.layers)
     for name, module in before.named_modules():
@@ -102,8 +102,8 @@ def test_the_matrices_of_all_blocks_are_rounded_and_nothing_else(how, dtype):
 @pytest.mark.parametrize("how", HOW)
 def test_it_says_what_it_is_stored_in_and_how_much_that_takes(how):
     assert (quantization_of(network()), quantization_of(stored(how))) == ("none", how)
-    wide, small = held_bytes(network()), held_bytes(stored(how))
-    matrices = sum(network().get_submodule(name).weight.numel() for name in matrix_names(network()))
+    wide, small = parameter_bytes(network()), parameter_bytes(stored(how))
+    matrices = sum(network().get_submodule(name).weight.numel() for name in quantized_layer_names(network()))
     # Three bytes less per value, and a few more per row.
     assert 3 * matrices * 0.9 < wide - small < 3 * matrices
 
@@ -149,7 +149,7 @@ def test_a_new_adapter_leaves_the_stored_base_as_it_is(kind):
 def test_singular_vectors_are_those_of_the_weight_before_it_was_rounded():
     small, before = stored("fp8", vectors=2), network()
     attach((small,), AdapterSpec(kind="lora-xs", rank=2, alpha=2.0))
-    for name in matrix_names(before):
+    for name in quantized_layer_names(before):
         layer, weight_OI = small.get_submodule(name), before.get_submodule(name).weight
         assert torch.equal(layer.stack()[0].basis.U, bases_of(weight_OI, 2).U_OK[:, :2])
         assert not torch.equal(layer.matrix(), weight_OI)
@@ -164,18 +164,18 @@ def test_without_them_an_xs_adapter_is_refused_rather_than_given_other_direction
 def test_it_takes_no_merge_and_no_stacking():
     small = stored("int8")
     adapter = attach((small,), AdapterSpec(kind="lora", rank=2, alpha=2.0))
-    before = held_bytes(small)
+    before = parameter_bytes(small)
     with pytest.raises(AdapterOrder, match="8 bits"):
         adapter.merge()
     with pytest.raises(AdapterOrder, match="8 bits"):
         together(adapter)
-    assert held_bytes(small) == before
+    assert parameter_bytes(small) == before
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "dora-cols", "bora", "bora-xs"])
 def test_no_wide_copy_of_a_weight_is_kept_for_the_backward_pass(kind, monkeypatch):
     small, made = stored("int8", vectors=2), []
-    layers = len(matrix_names(small))
+    layers = len(quantized_layer_names(small))
     moved(small, kind)
     real = QuantizedLinear.dense
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.models.nets.dit.conditioning import Conditioning
-from stages.models.nets.dit.guidance import Guidance, combined, guided_velocity
+from stages.models.nets.dit.guidance import Guidance, adaptive_projected_guidance, guided_velocity
 from stages.models.nets.dit.samplers import SAMPLERS, generation_frames, generation_mask, sampling_schedule
 from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
@@ -73,7 +73,12 @@ def guided(scale, **options):
     velocity, other = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(2))
     mask = torch.arange(6) < torch.tensor([[4], [6]])
     timestep = torch.tensor([0.7, 0.7])
-    return velocity, other, combined(NOISE, timestep, velocity, other, Guidance(scale=scale, **options), mask), mask
+    return (
+        velocity,
+        other,
+        adaptive_projected_guidance(NOISE, timestep, velocity, other, Guidance(scale=scale, **options), mask),
+        mask,
+    )
 
 
 def test_plain_guidance_extrapolates_from_the_unconditional_velocity():
@@ -121,10 +126,10 @@ def test_guidance_runs_both_halves_in_one_batch_against_the_empty_or_the_negativ
     inputs = denoiser_inputs(read, 2, 6)
     x, timestep, made = inputs["noised_BCT"], torch.tensor([0.5, 0.5]), inputs["conditioning"]
     guidance = Guidance(scale=3, projection=0)
-    negative = torch.randn_like(made.context_BSD)
+    negative = torch.randn_like(made.context_BSE)
     for context in (None, negative):
         empty = torch.zeros_like(negative) if context is None else context
-        other = network(x, timestep, Conditioning(empty, made.global_BD))
+        other = network(x, timestep, Conditioning(empty, made.global_BE))
         expected = other + 3 * (network(x, timestep, made) - other)
         out = guided_velocity(network, x, timestep, made, guidance, negative_context_BSD=context)
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)

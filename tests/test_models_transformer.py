@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.errors import NetworkNotSupported
 from stages.models.nets.dit.conditioning import Conditioning
-from stages.models.nets.dit.fourier_features import expo_features
+from stages.models.nets.dit.fourier_features import fourier_features
 from stages.models.nets.dit.transformer import Denoiser
 from tests.small_networks import config, denoiser_inputs, randomised
 
@@ -75,7 +75,7 @@ def test_a_dropped_item_is_denoised_without_its_context_and_the_others_as_before
     inputs = denoiser_inputs(read, 2, 12)
     other = dict(inputs)
     other["conditioning"] = Conditioning(
-        torch.randn_like(inputs["conditioning"].context_BSD), inputs["conditioning"][1]
+        torch.randn_like(inputs["conditioning"].context_BSE), inputs["conditioning"][1]
     )
     dropped = torch.tensor([True, False])
     out = network(**inputs, dropped_B=dropped)
@@ -128,7 +128,7 @@ def test_the_timestep_is_rounded_to_the_networks_dtype_before_its_features(read)
 
 
 def test_features_of_a_timestep_are_cosines_then_sines_of_turns_per_unit():
-    features = expo_features(torch.tensor([0.0, 1.0]), 256)
+    features = fourier_features(torch.tensor([0.0, 1.0]), 256)
     assert features[0].tolist() == [1.0] * 128 + [0.0] * 128
     assert features[1, 0] == pytest.approx(-1, abs=1e-6)
     assert features[1, 127] == pytest.approx(1, abs=1e-2)
@@ -136,9 +136,9 @@ def test_features_of_a_timestep_are_cosines_then_sines_of_turns_per_unit():
 
 def test_features_kept_from_inference_mode_can_be_trained_through():
     with torch.inference_mode():
-        expo_features(torch.tensor([0.5]), 64)
+        fourier_features(torch.tensor([0.5]), 64)
     weight = torch.ones(64, requires_grad=True)
-    (expo_features(torch.tensor([0.5]), 64) @ weight).backward()
+    (fourier_features(torch.tensor([0.5]), 64) @ weight).backward()
     assert weight.grad is not None
 
 

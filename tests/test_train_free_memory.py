@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.errors import DeviceFullBeside
-from stages.models.device import is_out_of_memory, room_for
+from stages.models.device import explain_out_of_memory, is_out_of_memory
 from stages.train.forecast import free_memory
 from stages.train.forecast.free_memory import free_bytes, host_bytes
 
@@ -108,7 +108,7 @@ def test_what_is_left_of_a_limit_on_addresses_counts(machine, monkeypatch):
 
 def test_an_allocation_that_the_cpu_refuses_is_told_as_full_memory():
     expected = pytest.raises(DeviceFullBeside, match="cpu ran out of memory while asking for too much")
-    with expected, room_for("asking for too much", torch.device("cpu")):
+    with expected, explain_out_of_memory("asking for too much", torch.device("cpu")):
         torch.empty(1 << 60, dtype=torch.int8)
 
 
@@ -130,5 +130,5 @@ def test_out_of_memory_is_told_from_other_errors(error, short):
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), room_for("multiplying", torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("multiplying", torch.device("cpu")):
         torch.empty(2, 3) @ torch.empty(2, 3)

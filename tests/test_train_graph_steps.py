@@ -158,7 +158,7 @@ def test_a_recording_reads_each_batch_where_it_read_the_first():
     assert {name: one.data_ptr() for name, one in found.items()} == lies_at
     assert all(torch.equal(found[name], one) for name, one in device_tensors(other).items())
     assert placed.weight.item() == 0.25
-    assert torch.equal(placed.prompts_BLD, training.network.padded(other))
+    assert torch.equal(placed.prompts_BPE, training.network.padded(other))
 
 
 def test_tensors_packed_into_one_memory_are_found_there_again_aligned():

@@ -46,6 +46,6 @@ def frames_at_once(encoder: Autoencoder, device: torch.device, *, fused: bool) -
 
 def frames_within(num_bytes: int, encoder: Autoencoder, *, fused: bool) -> int:
     """The same for so much memory, between LEAST_FRAMES and MOST_FRAMES."""
-    config = encoder.encoder.stage.config
+    config = encoder.encoder.downsampling.config
     frame_bytes = config.group * config.width * (FUSED_BYTES if fused else PLAIN_BYTES)
     return max(LEAST_FRAMES, min(MOST_FRAMES, num_bytes // frame_bytes))

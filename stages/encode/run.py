@@ -25,7 +25,7 @@ from stages.errors import LatentsNotFinite, Stopped
 from stages.models.device import dtype_named, pick_device, set_threads, usable_dtype
 from stages.models.load_weights import load_autoencoder, load_text_encoder
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
-from stages.models.nets.autoencoder.fused_blocks import kernels_kept_in, use_fused_blocks
+from stages.models.nets.autoencoder.fused_blocks import triton_cache_in, use_fused_blocks
 from stages.models.nets.text_encoder import TextEncoder
 from stages.prepared import read_prepared_into
 from stages.records import Clip, EncodedClip, PromptRow
@@ -192,8 +192,8 @@ def sealed_ahead(
     pieces: Pieces,
 ) -> dict[str, Location]:
     """`sealed` with a device that encodes batches while this process reads, and writes shards beside it."""
-    with kernels_kept_in(work.shared / "compiled" / "triton"):
-        fused = use_fused_blocks(encoder.encoder.stage, work.say)
+    with triton_cache_in(work.shared / "compiled" / "triton"):
+        fused = use_fused_blocks(encoder.encoder.downsampling, work.say)
     device = next(encoder.parameters()).device
     on_device = OnDevice(encoder, params.latent_dtype, frames_at_once(encoder, device, fused=fused), work.say)
     groups = [tasks[group.start : group.stop] for group in in_shards(sizes)]

@@ -102,7 +102,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(what: str, device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
     """Within, work other than a step. Raises: DeviceFullBeside, saying that it was this work that did not fit."""
     try:
         yield

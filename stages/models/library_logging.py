@@ -7,7 +7,7 @@ import logging
 _LOGGERS = ("torchao", "torch.utils._pytree")
 
 
-def hush_torchao() -> None:
+def quiet_torchao() -> None:
     """Before importing it, or transformers, which does where it is installed.
 
     It warns of compiled kernels that do not load on this machine, none of which is called, and torch of how it

@@ -78,13 +78,15 @@ def _load(
         )
     with safe_open(file, framework="pt", device=str(device)) as stored:
         shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-        sources = matched(str(file), network, shapes, prefix)
+        sources = tensor_sources(str(file), network, shapes, prefix)
         tensors = {name: _as(stored.get_tensor(source), dtype) for name, source in sources.items()}
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def matched(where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, str]:
+def tensor_sources(
+    where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str
+) -> dict[str, str]:
     """Which stored tensor fills which tensor of `network`, by the network's names.
 
     Args:
@@ -117,7 +119,7 @@ def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict
     sources: dict[str, str] = {}
     extra = []
     for name in sorted(stored, key=lambda name: name not in wanted):
-        target = remapped(name, wanted)
+        target = known_name(name, wanted)
         if target is None or target in sources:
             extra.append(name)
         else:
@@ -125,7 +127,7 @@ def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict
     return sources, extra
 
 
-def remapped(name: str, known: Container[str]) -> str | None:
+def known_name(name: str, known: Container[str]) -> str | None:
     """The known name that a stored name stands for: itself, or itself without one dotted component.
 
     Older files carry one more level. The first component stays; of the others the first that can be left out is.

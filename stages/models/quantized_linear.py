@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from stages.errors import PackageMissing
-from stages.models.library_logging import hush_torchao
+from stages.models.library_logging import quiet_torchao
 from stages.models.nets.dit.transformer import Denoiser
 
 PACKAGE = "torchao"
@@ -103,7 +103,7 @@ def quantize(
             returns as `vectors`.
     """
     config = _config(how)
-    for name in matrix_names(denoiser):
+    for name in quantized_layer_names(denoiser):
         linear = cast(nn.Linear, denoiser.get_submodule(name))
         kept = keep(name, linear.weight.detach())
         denoiser.set_submodule(name, QuantizedLinear(linear, _stored(linear.weight, config), kept))
@@ -116,12 +116,12 @@ def quantization_of(denoiser: nn.Module) -> str:
     return kinds.pop() if kinds else NONE
 
 
-def held_bytes(network: nn.Module) -> int:
+def parameter_bytes(network: nn.Module) -> int:
     """Memory of all parameters as they are stored: an 8-bit weight calls itself by the precision it is widened to."""
     return sum(part.nbytes for parameter in network.parameters() for part in _parts(parameter.data))
 
 
-def matrix_names(denoiser: Denoiser) -> list[str]:
+def quantized_layer_names(denoiser: Denoiser) -> list[str]:
     """Names of the layers that are stored small: every Linear of the blocks."""
     blocks = set(denoiser.model.transformer.layers.modules())
     return [name for name, module in denoiser.named_modules() if module in blocks and isinstance(module, nn.Linear)]
@@ -129,7 +129,7 @@ def matrix_names(denoiser: Denoiser) -> list[str]:
 
 def _config(how: str) -> Any:
     """Torchao's name for it."""
-    hush_torchao()
+    quiet_torchao()
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig  # deferred: optional, seconds
 
     # Its settings for torch's compiler are global, and meant for inference.

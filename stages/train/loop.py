@@ -11,7 +11,7 @@ import torch
 
 from stages.contract import Workspace
 from stages.errors import DeviceFull, LossNotFinite, Stopped
-from stages.models.device import is_out_of_memory, room_for
+from stages.models.device import explain_out_of_memory, is_out_of_memory
 from stages.train.cuda_graph.interruptible import Interrupted
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.batch import Batch
@@ -88,7 +88,7 @@ class TrainingLoop:
     def make_step(self, stepper: Stepper) -> None:
         """The next step, on its own batch. Raises: DeviceFull, Interrupted."""
         step = self.training.step
-        with room_for(f"reading the clips of step {step + 1}", self.training.device):
+        with explain_out_of_memory(f"reading the clips of step {step + 1}", self.training.device):
             batch = self.batch_of_step(step)
         try:
             stepper.advance(batch)

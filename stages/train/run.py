@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.adapters.singular_vectors import BasesFolder
 from stages.contract import Inputs, Outcome, Workspace
-from stages.models.device import precision_of, room_for, set_threads, training_threads
+from stages.models.device import explain_out_of_memory, precision_of, set_threads, training_threads
 from stages.models.quantized_linear import quantization_of
 from stages.train.dataset.audio_prefetch import AudioPrefetcher
 from stages.train.dataset.examples import Examples, load_examples
@@ -80,7 +80,7 @@ def begun(job: Job, examples: Examples) -> Training:
     """A training before its first step, or where it was left."""
     saved = newest_checkpoint(job)
     exact = unquantized_loss(job, examples, saved.notes if saved is not None else {})
-    with room_for("loading the base", job.device):
+    with explain_out_of_memory("loading the base", job.device):
         training = new_training(job)
     if saved is not None:
         training.restore(saved)

@@ -58,16 +58,16 @@ class Training:
                 (loss * (share * scale)).backward()
         return figures_3B, loss.detach() * share
 
-    def forward_loss(self, batch: Batch, prompts_BLD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_loss(self, batch: Batch, prompts_BPE: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B).
 
         Args:
-            prompts_BLD: as for `Network.velocity`.
+            prompts_BPE: as for `Network.velocity`.
         """
         # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
         # only find pairs that are as near.
         paired = self.params.optimal_transport and self.params.gradient_accumulation == 1
-        losses = batch_losses(self.network, batch, paired=paired, prompts_BLD=prompts_BLD)
+        losses = batch_losses(self.network, batch, paired=paired, prompts_BPE=prompts_BPE)
         total = losses.total(self.params.mask_loss_weight)
         figures = (batch.timestep_B, losses.generated_B.detach(), losses.context_B.detach())
         return total, torch.stack(figures)

@@ -121,7 +121,7 @@ def network(name: str, weights: Weights, precision: str, count: int, seconds: fl
     for dtype in dict.fromkeys((torch.float32, dtype_named(precision))):
         encoder = load_autoencoder(weights, DEVICE, dtype)
         measured(name, "", encoder, audio, count, exact)
-        if use_fused_blocks(encoder.encoder.stage, print):
+        if use_fused_blocks(encoder.encoder.downsampling, print):
             measured(name, ", fused", encoder, audio, count, exact)
 
 

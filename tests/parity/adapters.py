@@ -68,7 +68,7 @@ def _outputs(family: Family, strengths: Mapping[Adapter, float] | None = None) -
     made = conditioning(family, *family.index["adapter_prompts_and_seconds"])
     with attending(denoiser(family), value_zeroing_attention):
         masks = inputs["inpaint_mask"], inputs["inpaint_masked_input"], inputs["padding_mask"]
-        return denoiser(family)(inputs["x"], inputs["t"], made, *masks), made.global_BD
+        return denoiser(family)(inputs["x"], inputs["t"], made, *masks), made.global_BE
 
 
 def _gradients(family: Family, case: Case, adapter: Adapter) -> Iterator[Comparison]:

@@ -8,7 +8,7 @@ import torch
 
 from stages.models.load_weights import load_conditioner, load_denoiser, load_text_encoder
 from stages.models.nets.dit.conditioning import Conditioner, Conditioning
-from stages.models.nets.dit.fourier_features import expo_features
+from stages.models.nets.dit.fourier_features import fourier_features
 from stages.models.nets.text_encoder import TextEncoder
 from tests.parity.frame import Case, Comparison, Family, checks, compare, exact
 
@@ -48,18 +48,18 @@ def conditioned(family: Family, case: Case) -> Iterator[Comparison]:
     prompt_mask = (torch.arange(network.max_length) < num_tokens[:, None]).float()
     duration_mask = torch.ones(len(prompts), 1)
     yield compare(case, "prompt_mask", prompt_mask)
-    yield compare(case, "seconds_embeds", made.global_BD[:, None])
+    yield compare(case, "seconds_embeds", made.global_BE[:, None])
     yield compare(case, "seconds_mask", duration_mask)
-    yield compare(case, "cross_attn_cond", made.context_BSD)
+    yield compare(case, "cross_attn_cond", made.context_BSE)
     yield compare(case, "cross_attn_mask", torch.cat([prompt_mask, duration_mask], dim=1))
-    yield compare(case, "global_cond", made.global_BD)
+    yield compare(case, "global_cond", made.global_BE)
 
 
 @checks(r"timestep_features")
 def timestep_features(family: Family, case: Case) -> Iterator[Comparison]:
     network = family.once("denoiser", lambda: load_denoiser(family.weights)).model
     timestep = case.tensors["t"]
-    features = expo_features(timestep, network.num_timestep_features)
+    features = fourier_features(timestep, network.num_timestep_features)
     yield compare(case, "features", features)
     yield compare(case, "embed", network.timestep_embedding(timestep))
     if case.has("features_float64"):

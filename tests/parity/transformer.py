@@ -52,8 +52,8 @@ def attending(network: torch.nn.Module, function: AttentionFunction) -> Iterator
 def denoised(family: Family, case: Case) -> Iterator[Comparison]:
     network, tensors = denoiser(family), case.tensors
     made = conditioning(family, case.params["prompts"], case.params["seconds_total"])
-    yield compare(case, "cond_cross_attn_cond", made.context_BSD)
-    yield compare(case, "cond_global_cond", made.global_BD)
+    yield compare(case, "cond_cross_attn_cond", made.context_BSE)
+    yield compare(case, "cond_global_cond", made.global_BE)
     local = torch.cat([tensors["inpaint_mask"], tensors["inpaint_masked_input"]], dim=1)
     yield compare(case, "cond_local_add_cond", local)
     inputs = (tensors["x"], tensors["t"], made, tensors["inpaint_mask"], tensors["inpaint_masked_input"])
@@ -129,7 +129,7 @@ def negative_context(family: Family, prompts: list[str], positive: Conditioning)
     """The context of negative prompts: zeros where they have no token, the duration token of the positive ones."""
     hidden = text_encoder(family).hidden_states(prompts)
     padded = conditioner(family).padded_prompts(hidden, learned_padding=False)
-    return torch.cat([padded, positive.context_BSD[:, -1:]], dim=1)
+    return torch.cat([padded, positive.context_BSE[:, -1:]], dim=1)
 
 
 _SHIFTS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from stages.models.library_logging import hush_torchao
+from stages.models.library_logging import quiet_torchao
 from stages.records import ModelSpec
 
 VERSION = 1
@@ -244,7 +244,7 @@ def _tokenizer() -> dict[str, Any]:
 def _write_text_encoder(folder: Path) -> None:
     from safetensors.torch import save_file
 
-    hush_torchao()
+    quiet_torchao()
     from transformers import T5GemmaConfig, T5GemmaEncoderModel
 
     config = T5GemmaConfig(**_text_encoder_config())

@@ -45,7 +45,7 @@ def section(where: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any
     return part
 
 
-def sole(where: str, config: Mapping[str, Any], key: str, default: object = None) -> Any:
+def single(where: str, config: Mapping[str, Any], key: str, default: object = None) -> Any:
     """The one entry of a list-valued option: one resampling stage is built."""
     values = config.get(key, [default])
     if not isinstance(values, list | tuple) or len(values) != 1:

@@ -46,6 +46,6 @@ class FeedForward(nn.Module):
         return self.ff(x)
 
 
-def two_layers(num_in: int, width: int, num_out: int, *, bias: bool = True) -> nn.Sequential:
+def mlp(num_in: int, width: int, num_out: int, *, bias: bool = True) -> nn.Sequential:
     """Linear, SiLU, Linear."""
     return nn.Sequential(nn.Linear(num_in, width, bias=bias), nn.SiLU(), nn.Linear(width, num_out, bias=bias))

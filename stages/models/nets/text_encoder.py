@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import CheckpointMismatch, WeightsNotFound
-from stages.models.library_logging import hush_torchao
+from stages.models.library_logging import quiet_torchao
 
 _OTHER_HALF = ("decoder.", "model.decoder.", "lm_head.")
 """A file may hold the whole encoder-decoder; only the encoder is wanted."""
@@ -36,7 +36,7 @@ class TextEncoder:
         if not (folder / "config.json").is_file():
             remedy = "Download the whole model folder again; the text encoder is a sub-folder of it."
             raise WeightsNotFound(str(folder), "the text encoder's config.json is missing", remedy)
-        hush_torchao()
+        quiet_torchao()
         from transformers import AutoTokenizer
 
         self.max_length = max_length

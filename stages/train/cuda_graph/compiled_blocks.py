@@ -14,11 +14,16 @@ from stages.adapters.ops.frozen_matmul import kernels_used
 from stages.adapters.ops.side_streams import Beside, used
 from stages.adapters.stacked.layer_group import Part
 from stages.adapters.stacked.stacked_adapter import Together
-from stages.models.nets.attention.attention import masked_attention, replace_attention, replace_heads, replace_joint
-from stages.models.nets.attention.differential import differential_attention, fits_width
-from stages.models.nets.attention.flex import FusedAttention
-from stages.models.nets.attention.heads import fused_heads, plain_heads
-from stages.models.nets.dit.transformer import Denoiser, each_module, run_block
+from stages.models.nets.attention.attention import (
+    masked_attention,
+    replace_attention,
+    replace_differential_attention,
+    replace_heads,
+)
+from stages.models.nets.attention.differential import differential_attention, has_kernels_for_width
+from stages.models.nets.attention.flex import FlexAttention
+from stages.models.nets.attention.heads import eager_heads, fused_heads
+from stages.models.nets.dit.transformer import Denoiser, apply_each, run_block
 from stages.processes import environment_set
 
 
@@ -31,27 +36,29 @@ class CompiledNetwork:
         self.narrow = denoiser.dtype != torch.float32
         self.compiled_block = torch.compile(run_block, dynamic=False, options=options(deterministic=deterministic))
         device = denoiser.model.transformer.memory_tokens.device
-        self.attention = FusedAttention(device) if deterministic and self.narrow else masked_attention
+        self.attention = FlexAttention(device) if deterministic and self.narrow else masked_attention
         self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
 
     def take(self) -> None:
         """The compilers'."""
         tower = self.denoiser.model.transformer
-        tower.run_block, tower.each = self.run_block, self.layers.each
+        tower.run_block, tower.apply_each = self.run_block, self.layers.each
         tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
         self.layers.at_once, self.layers.joins, self.layers.beside = True, self.narrow, self.beside
         if self.narrow:
             replace_heads(self.denoiser, fused_heads)
             replace_attention(self.denoiser, self.attention)
-            replace_joint(self.denoiser, differential_attention if fits_width(self.head_width) else None)
+            replace_differential_attention(
+                self.denoiser, differential_attention if has_kernels_for_width(self.head_width) else None
+            )
 
     def leave(self) -> None:
         """As it is written."""
         tower = self.denoiser.model.transformer
         replace_attention(self.denoiser, masked_attention)
-        replace_joint(self.denoiser, None)
-        replace_heads(self.denoiser, plain_heads)
-        tower.run_block, tower.each, tower.checkpoint_options = run_block, each_module, {}
+        replace_differential_attention(self.denoiser, None)
+        replace_heads(self.denoiser, eager_heads)
+        tower.run_block, tower.apply_each, tower.checkpoint_options = run_block, apply_each, {}
         self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:

@@ -49,7 +49,7 @@ class Placed:
     memory: Tensor
     """Where all but the prompts lie, packed as `GraphSteps.host_inputs` lists them."""
     batch: Batch
-    prompts_BLD: Tensor
+    prompts_BPE: Tensor
     masks: list[Tensor]
     weight: Tensor
     """What the loss is multiplied by before the backward pass."""
@@ -181,14 +181,14 @@ class GraphSteps:
         memory = pack(told).to(self.training.device)
         weight, *rest = views_into(memory, told)
         held: dict[str, Any] = {name: rest.pop(0) for name in device_tensors(batch)}
-        prompts_BLD = network.padded(batch)
-        return Placed(memory=memory, batch=replace(batch, **held), prompts_BLD=prompts_BLD, masks=rest, weight=weight)
+        prompts_BPE = network.padded(batch)
+        return Placed(memory=memory, batch=replace(batch, **held), prompts_BPE=prompts_BPE, masks=rest, weight=weight)
 
     def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
         """Copy a batch to where a recording reads it, without waiting."""
         memory = placed.memory
         memory.copy_(pack(self.host_inputs(batch, weight), pinned=memory.is_cuda), non_blocking=True)
-        self.training.network.conditioner.pad_into(placed.prompts_BLD, batch.hidden)
+        self.training.network.conditioner.write_padded_prompts(placed.prompts_BPE, batch.hidden)
 
     def host_inputs(self, batch: Batch, weight: float) -> list[Tensor]:
         """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
@@ -224,7 +224,7 @@ class GraphSteps:
             if finishes:
                 training.optimizer.clear()
             with training.network.ready():
-                loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BLD)
+                loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BPE)
                 # What the gradient of loss * weight begins with.
                 loss.backward(weight)
             if not finishes:

@@ -19,7 +19,7 @@ from stages.adapters.stacked.layer_group import Group, adapted_weight
 from stages.adapters.stacked.stacked_adapter import Together
 from stages.models.nets.attention import differential, heads
 from stages.models.nets.attention.attention import CrossAttention, SelfAttention
-from stages.models.nets.attention.rotary import Turn
+from stages.models.nets.attention.rotary import RotaryAngles
 from stages.models.nets.dit.transformer import Denoiser
 
 SIZE = 32
@@ -106,29 +106,29 @@ def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
 def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
     """Forward and backward of self- and cross-attention."""
     tower = denoiser.model.transformer
-    turn = tower.rotary_pos_emb(SIZE)
+    rotary = tower.rotary_pos_emb(SIZE)
     for module in tower.layers[0].modules():
         if isinstance(module, SelfAttention):
-            yield partial(_head, module, module.roles, turn)
-            if module.joint is not None:
-                for valid in (None, torch.ones(1, SIZE, dtype=torch.bool, device=turn.cos_NR.device)):
+            yield partial(_head, module, module.roles, rotary)
+            if module.fused_differential is not None:
+                for valid in (None, torch.ones(1, SIZE, dtype=torch.bool, device=rotary.cos_ND.device)):
                     yield partial(_attention, module, valid)
         elif isinstance(module, CrossAttention):
             yield partial(_head, module, module.query_roles, None)
             yield partial(_head, module, module.context_roles, None)
 
 
-def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], turn: Turn | None) -> None:
-    query_gamma, key_gamma, eps = heads.gains(attention.q_norm, attention.k_norm)
+def _head(attention: SelfAttention | CrossAttention, roles: tuple[int, ...], rotary: RotaryAngles | None) -> None:
+    query_gamma, key_gamma, eps = heads.norm_gains(attention.q_norm, attention.k_norm)
     features = query_gamma.new_zeros(1, SIZE, len(roles) * attention.num_heads * len(query_gamma))
-    cos, sin = (None, None) if turn is None else turn
-    maps = attention.value_maps
+    cos, sin = (None, None) if rotary is None else rotary
+    maps = attention.value_copies
     made = heads._forward(features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
     heads._backward(*made, features, query_gamma, key_gamma, cos, sin, attention.num_heads, roles, eps, maps)
 
 
 def _attention(attention: SelfAttention, valid: Tensor | None) -> None:
-    gamma = heads.gains(attention.q_norm, attention.k_norm)[0]
+    gamma = heads.norm_gains(attention.q_norm, attention.k_norm)[0]
     query, value = (gamma.new_zeros(1, maps * attention.num_heads, SIZE, len(gamma)) for maps in (2, 1))
     made = differential._forward(query, query, value, valid)
     differential._backward(made[0], query, query, value, valid, *made)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.models.device import room_for
+from stages.models.device import explain_out_of_memory
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import excerpt_frames
 from stages.train.dataset.collate import conditioning_seconds
@@ -43,7 +43,7 @@ def evaluate(network: Network, examples: Examples, device: torch.device) -> Eval
     """One forward pass per clip, all timesteps in one batch. Raises: DeviceFullBeside."""
     network.train(False)
     batches = (batch.to(device) for batch in fixed_batches(examples))
-    with room_for("evaluating", device), network.ready():
+    with explain_out_of_memory("evaluating", device), network.ready():
         per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
     return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))  # mps has no float64

@@ -10,7 +10,7 @@ from stages.adapters.singular_vectors import Bases, BasesFolder, bases_of
 from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
-from stages.models.quantized_linear import NONE, held_bytes, quantize, usable_quantization
+from stages.models.quantized_linear import NONE, parameter_bytes, quantize, usable_quantization
 from stages.records import AdapterSpec
 from stages.train.job import Job, network_dtype
 
@@ -37,10 +37,11 @@ def quantize_base(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: 
     how = usable_quantization(job.params.base_quantization, job.device, job.work.say)
     if how == NONE:
         return
-    wide, vectors = held_bytes(denoiser), UnquantizedSingularVectors(job, spec, (denoiser, conditioner))
+    wide, vectors = parameter_bytes(denoiser), UnquantizedSingularVectors(job, spec, (denoiser, conditioner))
     quantize(denoiser, how, vectors.of)
     job.work.say(
-        f"base stored in {how} (asked for: {job.params.base_quantization}): {held_bytes(denoiser) / 2**20:,.1f} MiB "
+        f"base stored in {how} (asked for: {job.params.base_quantization}): "
+        f"{parameter_bytes(denoiser) / 2**20:,.1f} MiB "
         f"instead of {wide / 2**20:,.1f}; layers are computed one by one"
     )
 

@@ -12,7 +12,7 @@ from stages.adapters.attach import Adapter
 from stages.adapters.stacked.layer_group import Part
 from stages.adapters.stacked.stacked_adapter import Together, together
 from stages.models.nets.dit.conditioning import Conditioner
-from stages.models.nets.dit.transformer import Denoiser, used_at_once, used_in_blocks
+from stages.models.nets.dit.transformer import Denoiser, runs_inside_blocks, runs_once_for_all_blocks
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.ot_coupling import pairing
 from stages.train.model.rectified_flow import Losses, losses, noised, velocity
@@ -43,18 +43,18 @@ class Network:
         self.denoiser.train(learning)
         self.conditioner.train(learning)
 
-    def velocity(self, batch: Batch, noise_BCT: Tensor, prompts_BLD: Tensor | None = None) -> Tensor:
+    def velocity(self, batch: Batch, noise_BCT: Tensor, prompts_BPE: Tensor | None = None) -> Tensor:
         """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision.
 
         Args:
-            prompts_BLD: `padded` of the batch, where that was made beforehand.
+            prompts_BPE: `padded` of the batch, where that was made beforehand.
         """
-        prompts_BLD = self.padded(batch) if prompts_BLD is None else prompts_BLD
+        prompts_BPE = self.padded(batch) if prompts_BPE is None else prompts_BPE
         given_B1T = batch.given_BT[:, None].float()
         predicted_BCT: Tensor = self.denoiser(
             noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
             batch.timestep_B,
-            self.conditioner(prompts_BLD, batch.seconds_total_B),
+            self.conditioner(prompts_BPE, batch.seconds_total_B),
             given_B1T,
             batch.latents_BCT * given_B1T,
             # Without padding no mask is needed, and attention has a faster way.
@@ -71,22 +71,22 @@ def stacked_layers(adapter: Adapter) -> Together:
 
 def step_part(name: str) -> Part:
     """Where in a step the layer of this name is used."""
-    if used_at_once(name):
+    if runs_once_for_all_blocks(name):
         return Part.AT_ONCE
-    return Part.BLOCKS if used_in_blocks(name) else Part.BEFORE
+    return Part.BLOCKS if runs_inside_blocks(name) else Part.BEFORE
 
 
-def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BLD: Tensor | None = None) -> Losses:
+def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BPE: Tensor | None = None) -> Losses:
     """Forward and compare.
 
     Args:
         paired: deal the batch's noise out by optimal transport; nothing to deal with one clip.
-        prompts_BLD: as for `Network.velocity`.
+        prompts_BPE: as for `Network.velocity`.
     """
     noise_BCT = batch.noise_BCT
     if paired and len(noise_BCT) > 1:
         noise_BCT = noise_BCT[pairing(batch.latents_BCT, noise_BCT)]
-    predicted_BCT = network.velocity(batch, noise_BCT, prompts_BLD)
+    predicted_BCT = network.velocity(batch, noise_BCT, prompts_BPE)
     return losses(predicted_BCT, velocity(batch.latents_BCT, noise_BCT), batch.real_BT, batch.given_BT)
 
 

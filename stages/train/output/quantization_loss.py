@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stages.models.device import room_for
+from stages.models.device import explain_out_of_memory
 from stages.models.quantized_linear import NONE, usable_quantization
 from stages.train.dataset.examples import Examples
 from stages.train.determinism import deterministic_algorithms
@@ -30,7 +30,7 @@ def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> 
     how = usable_quantization(job.params.base_quantization, job.device, lambda line: None)
     if how == NONE or UNQUANTIZED in notes:
         return None
-    with room_for("loading the unquantised base", job.device):
+    with explain_out_of_memory("loading the unquantised base", job.device):
         network = new_network(unquantized(job))
     with deterministic_algorithms(job.device, job.params.deterministic):
         found = evaluate(network, examples, job.device)

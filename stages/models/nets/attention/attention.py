@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.nets.attention.banded import attended_in_windows
-from stages.models.nets.attention.heads import KEY, QUERY, VALUE, MakeHeads, plain_heads
-from stages.models.nets.attention.interface import AttentionFunction, JointAttention
-from stages.models.nets.attention.rotary import Turn
+from stages.models.nets.attention.banded import banded_attention
+from stages.models.nets.attention.heads import KEY, QUERY, VALUE, HeadsFunction, eager_heads
+from stages.models.nets.attention.interface import AttentionFunction, DifferentialAttentionFunction
+from stages.models.nets.attention.rotary import RotaryAngles
 
 
 def masked_attention(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
@@ -29,15 +29,15 @@ def replace_attention(network: nn.Module, function: AttentionFunction) -> None:
             module.attention = function
 
 
-def replace_joint(network: nn.Module, function: JointAttention | None) -> None:
+def replace_differential_attention(network: nn.Module, function: DifferentialAttentionFunction | None) -> None:
     """Let differential attention of `network` be one function; None, as it is built, attends with each map alone."""
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
-            module.joint = function if module.differential else None
+            module.fused_differential = function if module.differential else None
 
 
-def replace_heads(network: nn.Module, make: MakeHeads) -> None:
-    """Let every attention of `network` make its heads so; `plain_heads` is what they are built with."""
+def replace_heads(network: nn.Module, make: HeadsFunction) -> None:
+    """Let every attention of `network` make its heads so; `eager_heads` is what they are built with."""
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.heads = make
@@ -71,25 +71,25 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
-        self.joint: JointAttention | None = None
-        self.heads: MakeHeads = plain_heads
+        self.fused_differential: DifferentialAttentionFunction | None = None
+        self.heads: HeadsFunction = eager_heads
 
     @property
-    def value_maps(self) -> int:
+    def value_copies(self) -> int:
         """How often the values are needed side by side."""
-        joint = self.joint is not None and self.window is None
+        joint = self.fused_differential is not None and self.window is None
         return 2 if self.differential and not joint else 1
 
-    def forward(self, token_BNW: Tensor, turn: Turn, valid_BN: Tensor | None = None) -> Tensor:
+    def forward(self, token_BNW: Tensor, rotary: RotaryAngles, valid_BN: Tensor | None = None) -> Tensor:
         """(B, N, W). `valid_BN` True where a token may be looked at."""
         norms = (self.q_norm, self.k_norm)
-        features_BNF = self.to_qkv(token_BNW)
-        query, key, value = self.heads(features_BNF, self.roles, self.num_heads, *norms, turn, self.value_maps)
+        projected_BNO = self.to_qkv(token_BNW)
+        query, key, value = self.heads(projected_BNO, self.roles, self.num_heads, *norms, rotary, self.value_copies)
         assert query is not None and key is not None and value is not None, "the projection has all three"
-        if self.joint is not None and self.window is None:
-            return self.to_out(self.joint(query, key, value, valid_BN))
+        if self.fused_differential is not None and self.window is None:
+            return self.to_out(self.fused_differential(query, key, value, valid_BN))
         if self.window is not None:
-            out_BHND = attended_in_windows(self.attention, query, key, value, self.window)
+            out_BHND = banded_attention(self.attention, query, key, value, self.window)
         else:
             out_BHND = self.attention(query, key, value, valid_BN)
         return self.to_out(merged_heads(difference(out_BHND) if self.differential else out_BHND))
@@ -111,22 +111,22 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_norm, self.k_norm = make_norm(width // num_heads), make_norm(width // num_heads)
         self.attention: AttentionFunction = masked_attention
-        self.joint: JointAttention | None = None
-        self.heads: MakeHeads = plain_heads
+        self.fused_differential: DifferentialAttentionFunction | None = None
+        self.heads: HeadsFunction = eager_heads
 
     @property
-    def value_maps(self) -> int:
+    def value_copies(self) -> int:
         """How often the values are needed side by side."""
-        return 2 if self.differential and self.joint is None else 1
+        return 2 if self.differential and self.fused_differential is None else 1
 
     def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
         """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
         norms = (self.q_norm, self.k_norm)
-        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, self.value_maps)[0]
-        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, self.value_maps)
+        query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, self.value_copies)[0]
+        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, self.value_copies)
         assert query is not None and key is not None and value is not None, "the projections have all three"
-        if self.joint is not None:
-            return self.to_out(self.joint(query, key, value, None))
+        if self.fused_differential is not None:
+            return self.to_out(self.fused_differential(query, key, value, None))
         out_BHND = self.attention(query, key, value, None)
         return self.to_out(merged_heads(difference(out_BHND) if self.differential else out_BHND))
 

@@ -18,7 +18,7 @@ KEYS_PER_BLOCK = 96
 """Small blocks copy each key more often, large ones compute more that the mask drops; kernels want a multiple of 8."""
 
 
-def attended_in_windows(
+def banded_attention(
     attention: AttentionFunction, query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor, window: tuple[int, int]
 ) -> Tensor:
     """(B, H, N, D): each query sees the keys from `window[0]` before it to `window[1]` after it, ends clipped.
@@ -32,13 +32,13 @@ def attended_in_windows(
     query_block = _blocks(F.pad(query_BHND, (0, 0, 0, filling)), size, size)
     around = (0, 0, window[0], window[1] + filling)
     key_block, value_block = (_blocks(F.pad(side, around), size + sum(window), size) for side in (key_BHND, value_BHND))
-    seen_GQS = window_mask(num_tokens, size, window, query_BHND.device)
+    seen_GQS = band_mask(num_tokens, size, window, query_BHND.device)
     out_block = attention(query_block, key_block, value_block, seen_GQS.repeat(batch, 1, 1))
     out_BGHQD = out_block.unflatten(0, (batch, num_blocks))
     return out_BGHQD.transpose(1, 2).reshape(batch, num_heads, num_blocks * size, -1)[:, :, :num_tokens]
 
 
-def window_mask(num_tokens: int, size: int, window: tuple[int, int], device: torch.device) -> Tensor:
+def band_mask(num_tokens: int, size: int, window: tuple[int, int], device: torch.device) -> Tensor:
     """(G, Q, S) bool: in block g, query q stands at g * size + q, key s at g * size + s - window[0]."""
     block_G = torch.arange(-(-num_tokens // size), device=device)[:, None, None] * size
     query_Q = torch.arange(size, device=device)[:, None]

@@ -22,14 +22,14 @@ WIDTHS = (16, 32, 64, 128)
 """Features of a head that the kernels are written for: their tiles are whole powers of two."""
 
 
-def fits_width(width: int) -> bool:
+def has_kernels_for_width(width: int) -> bool:
     """Whether kernels are written for heads of so many features."""
     return width in WIDTHS
 
 
-def fits(query: Tensor) -> bool:
+def has_kernels(query: Tensor) -> bool:
     """Whether kernels take these heads (B, G, N, D), and the keys and values that go with them."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and fits_width(query.shape[-1])
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_kernels_for_width(query.shape[-1])
 
 
 def differential_attention(
@@ -49,7 +49,7 @@ def differential_attention(
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The result, the first map's part of it, and log2 of the sum of exponents (B, H, N, 2) of either map."""
-    if fits(query):
+    if has_kernels(query):
         from stages.models.nets.attention import (
             differential_kernels as kernels,  # deferred: Triton comes with CUDA builds
         )
@@ -87,7 +87,7 @@ def _backward(
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
-    if fits(query):
+    if has_kernels(query):
         from stages.models.nets.attention import differential_kernels as kernels  # deferred, as above
 
         return kernels.backward(d_out.contiguous(), query, key, value, valid, (out, first, lse))

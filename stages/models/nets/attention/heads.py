@@ -14,54 +14,54 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.models.nets.attention.rotary import Turn, rotated
+from stages.models.nets.attention.rotary import RotaryAngles, rotated
 from stages.models.nets.norms import RMSNorm
 
 QUERY, KEY, VALUE = range(3)
 NAME = "sa3_trainer::heads"
 
 
-class MakeHeads(Protocol):
+class HeadsFunction(Protocol):
     """Queries, keys and values (B, maps * H, N, D) of those parts; None where no part has that role.
 
     Args:
         roles: of each part of the projection.
-        value_maps: how often the values stand side by side: once for every map of the keys, or once in all.
-        turn: how queries and keys are rotated; None leaves them.
+        value_copies: how often the values stand side by side: once for every map of the keys, or once in all.
+        rotary: how queries and keys are rotated; None leaves them.
     """
 
     def __call__(
         self,
-        features_BNF: Tensor,
+        projected_BNO: Tensor,
         roles: Sequence[int],
         num_heads: int,
         query_norm: nn.Module,
         key_norm: nn.Module,
-        turn: Turn | None,
-        value_maps: int,
+        rotary: RotaryAngles | None,
+        value_copies: int,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
 
 
-def plain_heads(
-    features_BNF: Tensor,
+def eager_heads(
+    projected_BNO: Tensor,
     roles: Sequence[int],
     num_heads: int,
     query_norm: nn.Module,
     key_norm: nn.Module,
-    turn: Turn | None,
-    value_maps: int,
+    rotary: RotaryAngles | None,
+    value_copies: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A `MakeHeads` of small operations."""
-    parts = split_heads(features_BNF, len(roles), num_heads)
+    """A `HeadsFunction` of small operations."""
+    parts = split_heads(projected_BNO, len(roles), num_heads)
     queries, keys, values = ([p for p, r in zip(parts, roles, strict=True) if r == role] for role in range(3))
-    values = values * value_maps
+    values = values * value_copies
     query, key, value = (_side_by_side(maps) for maps in (queries, keys, values))
-    query = None if query is None else _turned(query_norm(query), turn)
-    return query, None if key is None else _turned(key_norm(key), turn), value
+    query = None if query is None else _turned(query_norm(query), rotary)
+    return query, None if key is None else _turned(key_norm(key), rotary), value
 
 
-def _turned(normed_BHND: Tensor, turn: Turn | None) -> Tensor:
-    return normed_BHND if turn is None else rotated(normed_BHND, turn).to(normed_BHND.dtype)
+def _turned(normed_BHND: Tensor, rotary: RotaryAngles | None) -> Tensor:
+    return normed_BHND if rotary is None else rotated(normed_BHND, rotary).to(normed_BHND.dtype)
 
 
 def _side_by_side(maps: Sequence[Tensor]) -> Tensor | None:
@@ -79,25 +79,25 @@ def split_heads(token_BNF: Tensor, num_parts: int, num_heads: int) -> list[Tenso
 
 
 def fused_heads(
-    features_BNF: Tensor,
+    projected_BNO: Tensor,
     roles: Sequence[int],
     num_heads: int,
     query_norm: nn.Module,
     key_norm: nn.Module,
-    turn: Turn | None,
-    value_maps: int,
+    rotary: RotaryAngles | None,
+    value_copies: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A `MakeHeads` for RMS norms with frozen gains; gradients reach the features only."""
-    query_gamma, key_gamma, eps = gains(query_norm, key_norm)
-    cos_NR, sin_NR = (None, None) if turn is None else turn
+    """A `HeadsFunction` for RMS norms with frozen gains; gradients reach the features only."""
+    query_gamma, key_gamma, eps = norm_gains(query_norm, key_norm)
+    cos_ND, sin_ND = (None, None) if rotary is None else rotary
     made = torch.ops.sa3_trainer.heads(
-        features_BNF.contiguous(), query_gamma, key_gamma, cos_NR, sin_NR, num_heads, list(roles), eps, value_maps
+        projected_BNO.contiguous(), query_gamma, key_gamma, cos_ND, sin_ND, num_heads, list(roles), eps, value_copies
     )
     query, key, value = (one if role in roles else None for role, one in enumerate(made))
     return query, key, value
 
 
-def gains(query_norm: nn.Module, key_norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+def norm_gains(query_norm: nn.Module, key_norm: nn.Module) -> tuple[Tensor, Tensor, float]:
     """What two RMS norms multiply by, and their eps."""
     assert isinstance(query_norm, RMSNorm) and isinstance(key_norm, RMSNorm), "only RMS norms are fused"
     return query_norm.gamma, key_norm.gamma, query_norm.eps
@@ -112,17 +112,17 @@ def _forward(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
-    value_maps: int,
+    value_copies: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if features.is_cuda:
         from stages.models.nets.attention import (
             heads_kernels as kernels,  # deferred: Triton comes with CUDA builds of torch
         )
 
-        return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_maps)
-    turn = None if cos is None or sin is None else Turn(cos, sin)
+        return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_copies)
+    rotary = None if cos is None or sin is None else RotaryAngles(cos, sin)
     norms = [lambda x, gamma=gamma: _normed(x, gamma, eps)[0] for gamma in (query_gamma, key_gamma)]
-    made = plain_heads(features, roles, num_heads, norms[0], norms[1], turn, value_maps)  # type: ignore[arg-type]
+    made = eager_heads(features, roles, num_heads, norms[0], norms[1], rotary, value_copies)  # type: ignore[arg-type]
     query, key, value = (_laid_out(features.new_empty(0) if one is None else one) for one in made)
     return query, key, value
 
@@ -151,16 +151,16 @@ def _backward(
     num_heads: int,
     roles: Sequence[int],
     eps: float,
-    value_maps: int,
+    value_copies: int,
 ) -> Tensor:
     if features.is_cuda:
         from stages.models.nets.attention import heads_kernels as kernels  # deferred, as above
 
         d_query, d_key, d_value = d_query.contiguous(), d_key.contiguous(), d_value.contiguous()
         return kernels.heads_backward(
-            d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_maps
+            d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_copies
         )
-    turn = None if cos is None or sin is None else Turn(cos, sin)
+    rotary = None if cos is None or sin is None else RotaryAngles(cos, sin)
     waiting = {
         QUERY: list(d_query.split(num_heads, dim=1)) if QUERY in roles else [],
         KEY: list(d_key.split(num_heads, dim=1)) if KEY in roles else [],
@@ -171,14 +171,14 @@ def _backward(
             d_parts.append(sum(d_value.split(num_heads, dim=1)))
         else:
             gamma = query_gamma if role == QUERY else key_gamma
-            d_parts.append(_before_norm(_turned_back(waiting[role].pop(0), turn), part, gamma, eps))
+            d_parts.append(_before_norm(_turned_back(waiting[role].pop(0), rotary), part, gamma, eps))
     stacked = torch.stack([d_part.to(features.dtype).transpose(1, 2) for d_part in d_parts], dim=2)
     return stacked.reshape(features.shape)
 
 
-def _turned_back(d_out: Tensor, turn: Turn | None) -> Tensor:
+def _turned_back(d_out: Tensor, rotary: RotaryAngles | None) -> Tensor:
     """The transpose of a rotation is the rotation by the opposite angle."""
-    return d_out if turn is None else rotated(d_out, Turn(turn.cos_NR, -turn.sin_NR))
+    return d_out if rotary is None else rotated(d_out, RotaryAngles(rotary.cos_ND, -rotary.sin_ND))
 
 
 def _before_norm(d_out: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
@@ -189,7 +189,7 @@ def _before_norm(d_out: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
 
 _INPUTS = (
     "Tensor features, Tensor query_gamma, Tensor key_gamma, Tensor? cos, Tensor? sin, "
-    "int num_heads, int[] roles, float eps, int value_maps"
+    "int num_heads, int[] roles, float eps, int value_copies"
 )
 _forward_op = torch.library.custom_op(
     NAME, _forward, mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)"
@@ -204,10 +204,10 @@ _backward_op = torch.library.custom_op(
 
 @_forward_op.register_fake
 def _forward_shapes(features: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    num_heads, roles, value_maps = rest[4], rest[5], rest[7]
+    num_heads, roles, value_copies = rest[4], rest[5], rest[7]
     batch, num_tokens, num_features = features.shape
     width = num_features // (num_heads * len(roles))
-    counts = (list(roles).count(QUERY), list(roles).count(KEY), value_maps if VALUE in roles else 0)
+    counts = (list(roles).count(QUERY), list(roles).count(KEY), value_copies if VALUE in roles else 0)
     made = [features.new_empty((batch, n * num_heads, num_tokens, width) if n else 0) for n in counts]
     return made[0], made[1], made[2]
 
@@ -218,12 +218,12 @@ def _backward_shapes(d_query: Tensor, d_key: Tensor, d_value: Tensor, features: 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.num_heads, ctx.roles, ctx.eps, ctx.value_maps = inputs
+    *tensors, ctx.num_heads, ctx.roles, ctx.eps, ctx.value_copies = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tuple[Tensor | None, ...]:
-    rest = (*ctx.saved_tensors, ctx.num_heads, list(ctx.roles), ctx.eps, ctx.value_maps)
+    rest = (*ctx.saved_tensors, ctx.num_heads, list(ctx.roles), ctx.eps, ctx.value_copies)
     return _backward_op(d_query, d_key, d_value, *rest), *(None,) * 8
 
 

@@ -128,28 +128,28 @@ def _codes(roles: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def heads(
-    features_BNF: Tensor,
+    projected_BNO: Tensor,
     query_gamma: Tensor,
     key_gamma: Tensor,
-    cos_NR: Tensor | None,
-    sin_NR: Tensor | None,
+    cos_ND: Tensor | None,
+    sin_ND: Tensor | None,
     num_heads: int,
     roles: Sequence[int],
     eps: float,
-    value_maps: int,
+    value_copies: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys, values (B, maps * H, N, D); empty where there are none."""
-    batch, num_tokens, _ = features_BNF.shape
-    width = features_BNF.shape[-1] // (num_heads * len(roles))
+    batch, num_tokens, _ = projected_BNO.shape
+    width = projected_BNO.shape[-1] // (num_heads * len(roles))
     roles_code, maps, queries, keys = _codes(roles)
-    counts = [queries, keys, value_maps if VALUE in roles else 0]
+    counts = [queries, keys, value_copies if VALUE in roles else 0]
     shapes = [(batch, count * num_heads, num_tokens, width) if count else (0,) for count in counts]
-    outs = [features_BNF.new_empty(shape) for shape in shapes]
+    outs = [projected_BNO.new_empty(shape) for shape in shapes]
     _heads_kernel[(triton.cdiv(num_tokens, TOKENS), num_heads * len(roles), batch)](
-        features_BNF, query_gamma, key_gamma, cos_NR, sin_NR, *outs,
-        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps,
-        roles_code, maps, queries, keys, value_maps,
-        HAS_TURN=cos_NR is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
+        projected_BNO, query_gamma, key_gamma, cos_ND, sin_ND, *outs,
+        num_tokens, num_heads, width, 0 if cos_ND is None else cos_ND.shape[-1], eps,
+        roles_code, maps, queries, keys, value_copies,
+        HAS_TURN=cos_ND is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
     return outs[0], outs[1], outs[2]
 
@@ -158,25 +158,25 @@ def heads_backward(
     d_query: Tensor,
     d_key: Tensor,
     d_value: Tensor,
-    features_BNF: Tensor,
+    projected_BNO: Tensor,
     query_gamma: Tensor,
     key_gamma: Tensor,
-    cos_NR: Tensor | None,
-    sin_NR: Tensor | None,
+    cos_ND: Tensor | None,
+    sin_ND: Tensor | None,
     num_heads: int,
     roles: Sequence[int],
     eps: float,
-    value_maps: int,
+    value_copies: int,
 ) -> Tensor:
     """(B, N, F) gradient of the projection; the gradients of heads are contiguous."""
-    batch, num_tokens, _ = features_BNF.shape
-    width = features_BNF.shape[-1] // (num_heads * len(roles))
+    batch, num_tokens, _ = projected_BNO.shape
+    width = projected_BNO.shape[-1] // (num_heads * len(roles))
     roles_code, maps, queries, keys = _codes(roles)
-    d_features_BNF = torch.empty_like(features_BNF)
+    d_features_BNF = torch.empty_like(projected_BNO)
     _heads_backward_kernel[(triton.cdiv(num_tokens, TOKENS), num_heads * len(roles), batch)](
-        d_query, d_key, d_value, features_BNF, query_gamma, key_gamma, cos_NR, sin_NR, d_features_BNF,
-        num_tokens, num_heads, width, 0 if cos_NR is None else cos_NR.shape[-1], eps,
-        roles_code, maps, queries, keys, value_maps,
-        HAS_TURN=cos_NR is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
+        d_query, d_key, d_value, projected_BNO, query_gamma, key_gamma, cos_ND, sin_ND, d_features_BNF,
+        num_tokens, num_heads, width, 0 if cos_ND is None else cos_ND.shape[-1], eps,
+        roles_code, maps, queries, keys, value_copies,
+        HAS_TURN=cos_ND is not None, TOKENS=TOKENS, WIDTH=triton.next_power_of_2(width),
     )  # fmt: skip
     return d_features_BNF

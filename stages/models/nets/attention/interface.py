@@ -21,7 +21,7 @@ class AttentionFunction(Protocol):
     def __call__(self, query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor: ...
 
 
-class JointAttention(Protocol):
+class DifferentialAttentionFunction(Protocol):
     """Differential attention whole: the first map's result less the second's, (B, N, W) with its heads merged.
 
     Args:

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from stages.models.nets.autoencoder.bottleneck import SoftNormBottleneck
 from stages.models.nets.autoencoder.chunking import CHUNK_FRAMES, OVERLAP_FRAMES, Chunk, chunks
 from stages.models.nets.autoencoder.noise import Noise
-from stages.models.nets.autoencoder.resampling_blocks import Downsampling, StageConfig, Upsampling, stage_config
+from stages.models.nets.autoencoder.resampling_blocks import (
+    Downsampling,
+    ResamplingConfig,
+    Upsampling,
+    resampling_config,
+)
 from stages.models.nets.config_checks import refuse_unknown, require, section
 
 MIN_SILENCE_FRAMES = 16
@@ -31,31 +36,31 @@ class DecodeNoise:
     tokens: Noise = None
 
 
-SILENT = DecodeNoise()
+NO_NOISE = DecodeNoise()
 """No noise: the same latents give the same audio."""
 
 
 class Encoder(nn.Module):
     """Patches to latent features."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: ResamplingConfig) -> None:
         super().__init__()
         # Keys are positions of the published layout, which counts transposes between them.
         self.layers = nn.ModuleDict({"0": Downsampling(config), "2": nn.Linear(config.width, config.latent_channels)})
 
     @property
-    def stage(self) -> Downsampling:
-        """Where nearly all of the work is."""
+    def downsampling(self) -> Downsampling:
+        """The downsampling transformer: nearly all of the work."""
         return cast(Downsampling, self.layers["0"])
 
     def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
-        return self.layers["2"](self.stage(patch_BCL, token_noise)).transpose(1, 2)
+        return self.layers["2"](self.downsampling(patch_BCL, token_noise)).transpose(1, 2)
 
 
 class Decoder(nn.Module):
     """Latent features to patches."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: ResamplingConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({"1": nn.Linear(config.latent_channels, config.width), "3": Upsampling(config)})
 
@@ -96,7 +101,7 @@ class Autoencoder(nn.Module):
         self.downsampling_ratio: int = parts["downsampling_ratio"]
         self.patch_size: int = patching["config"]["patch_size"]
         self.soft_clip = bool(parts.get("soft_clip", False))
-        encoder, decoder = (stage_config(side, section(where, parts, side)) for side in ("encoder", "decoder"))
+        encoder, decoder = (resampling_config(side, section(where, parts, side)) for side in ("encoder", "decoder"))
         self.encoder, self.decoder = Encoder(encoder), Decoder(decoder)
         self.bottleneck = SoftNormBottleneck(section(where, parts, "bottleneck"))
         self.silence_frames = max(MIN_SILENCE_FRAMES, encoder.reach_frames)
@@ -119,7 +124,7 @@ class Autoencoder(nn.Module):
         return self.bottleneck.encode(self.encoder(self.patched(audio_BAL.to(self.dtype)), token_noise))
 
     @torch.no_grad()
-    def decode(self, latents_BCT: Tensor, noise: DecodeNoise = SILENT) -> Tensor:
+    def decode(self, latents_BCT: Tensor, noise: DecodeNoise = NO_NOISE) -> Tensor:
         """Audio (B, A, L). L is T * downsampling_ratio, with chunked attention rounded up to whole chunks.
 
         Noise tensors have the shapes (B, C, T) and (B * T', patches of a frame, W), T' being T after that rounding.
@@ -162,7 +167,7 @@ class Autoencoder(nn.Module):
         latents_BCT: Tensor,
         chunk_frames: int = CHUNK_FRAMES,
         overlap_frames: int = OVERLAP_FRAMES,
-        noise: DecodeNoise = SILENT,
+        noise: DecodeNoise = NO_NOISE,
     ) -> Tensor:
         """Audio in bounded memory.
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stages.models.nets.autoencoder.resampling_blocks import ResamplingBlock, ResamplingStage, run_block
+from stages.models.nets.autoencoder.resampling_blocks import ResamplingBlock, ResamplingTransformer, run_block
 from stages.processes import environment_set
 
 TOLERANCE = 0.05
@@ -29,16 +29,16 @@ def fused_block(block: ResamplingBlock, token_BNW: Tensor) -> Tensor:
 
     attention: Any = block.self_attn
     feed: Any = block.ff.ff
-    turn, heads = block.rope(token_BNW.shape[1]), (block.num_heads, block.maps)
+    rotary, heads = block.rope(token_BNW.shape[1]), (block.num_heads, block.maps)
     qkv_BNF = attention.to_qkv(kernels.dynamic_tanh(token_BNW, block.pre_norm))
-    kernels.turn_heads(qkv_BNF, attention.q_norm, attention.k_norm, turn, *heads)
+    kernels.turn_heads(qkv_BNF, attention.q_norm, attention.k_norm, rotary, *heads)
     mixed_BNW = kernels.local_attention(qkv_BNF, *heads, block.window)
     token_MW = torch.addmm(token_BNW.flatten(0, 1), mixed_BNW.flatten(0, 1), attention.to_out.weight.T)
     inner_MF = feed[0].proj(kernels.dynamic_tanh(token_MW, block.ff_norm))
     return token_MW.add_(feed[2](kernels.gated_silu(inner_MF))).view_as(token_BNW)
 
 
-def use_fused_blocks(stage: ResamplingStage, say: Callable[[str], None]) -> bool:
+def use_fused_blocks(stage: ResamplingTransformer, say: Callable[[str], None]) -> bool:
     """Let a frozen stage run its blocks so where its device and its dtype allow it; True if it does.
 
     A GPU that should be able to and is not, is said.
@@ -46,7 +46,7 @@ def use_fused_blocks(stage: ResamplingStage, say: Callable[[str], None]) -> bool
     weight = stage.new_tokens
     if weight.device.type != "cuda" or weight.dtype == torch.float32:
         return False
-    why = not_fusable(stage)
+    why = reason_not_fusable(stage)
     if not why:
         try:
             _try_out(stage)
@@ -59,12 +59,12 @@ def use_fused_blocks(stage: ResamplingStage, say: Callable[[str], None]) -> bool
     return True
 
 
-def kernels_kept_in(folder: Path) -> AbstractContextManager[None]:
+def triton_cache_in(folder: Path) -> AbstractContextManager[None]:
     """Within, compiled kernels are looked for and kept there; elsewhere they go to the user's home."""
     return environment_set({"TRITON_CACHE_DIR": str(folder)})
 
 
-def not_fusable(stage: ResamplingStage) -> str:
+def reason_not_fusable(stage: ResamplingTransformer) -> str:
     """Why this stage's blocks cannot run fused; empty if they can."""
     config = stage.config
     if find_spec("triton") is None:
@@ -77,7 +77,7 @@ def not_fusable(stage: ResamplingStage) -> str:
 
 
 @torch.inference_mode()
-def _try_out(stage: ResamplingStage) -> None:
+def _try_out(stage: ResamplingTransformer) -> None:
     """Compile the kernels and run one block both ways.
 
     Raises:

@@ -1,7 +1,7 @@
 """GPU kernels for what stands between the matrix products of the autoencoder's blocks, in Triton.
 
 Torch's own operations read and write every token a dozen times there; these do it once for each norm, once for the
-rotary turn, once for the attention and once for the gate. They compute in float32 and round once, at the end. Lengths
+rotary rotary, once for the attention and once for the gate. They compute in float32 and round once, at the end. Lengths
 are arguments, not parts of a program: one compilation serves every batch.
 
 M tokens in all, B rows of N tokens that may see each other, W width of a token, H heads, D features of a head,
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.models.nets.attention.rotary import Turn
+from stages.models.nets.attention.rotary import RotaryAngles
 from stages.models.nets.norms import DynamicTanh
 
 BLOCK = 1024
@@ -43,22 +43,32 @@ def gated_silu(both_MF: Tensor) -> Tensor:
 
 
 def turn_heads(
-    qkv_BNF: Tensor, q_norm: DynamicTanh, k_norm: DynamicTanh, turn: Turn, num_heads: int, maps: int
+    qkv_BNF: Tensor, q_norm: DynamicTanh, k_norm: DynamicTanh, rotary: RotaryAngles, num_heads: int, maps: int
 ) -> None:
-    """Norm queries and keys and turn them by their positions, in place; values stay.
+    """Apply the norm and the rotary embedding to queries and keys, in place; values stay.
 
     Args:
         qkv_BNF: contiguous fused projection.
-        turn: of positions 0 to N-1.
+        rotary: of positions 0 to N-1.
         maps: 2 for differential attention, else 1.
     """
     num_tokens, fused = qkv_BNF.shape[1:]
     width, total = fused // (2 * maps + 1), qkv_BNF.numel() // fused
-    head, rotated = width // num_heads, turn.cos_NR.shape[-1]
+    head, rotated = width // num_heads, rotary.cos_ND.shape[-1]
     grid = (triton.cdiv(total, TURNED_TOKENS), num_heads, 2 * maps)
     norms = (q_norm.alpha, q_norm.gamma, q_norm.beta, k_norm.alpha, k_norm.gamma, k_norm.beta)
     _turn_heads[grid](
-        qkv_BNF, *norms, turn.cos_NR, turn.sin_NR, total, num_tokens, width, fused, head, rotated // 2, TURNED_TOKENS
+        qkv_BNF,
+        *norms,
+        rotary.cos_ND,
+        rotary.sin_ND,
+        total,
+        num_tokens,
+        width,
+        fused,
+        head,
+        rotated // 2,
+        TURNED_TOKENS,
     )
 
 

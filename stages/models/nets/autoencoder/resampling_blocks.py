@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from stages.errors import NetworkNotSupported
 from stages.models.nets.attention.attention import SelfAttention
-from stages.models.nets.attention.rotary import Rotary
+from stages.models.nets.attention.rotary import RotaryEmbedding
 from stages.models.nets.autoencoder.noise import Noise, unit_normals
-from stages.models.nets.config_checks import refuse_unknown, require, sole
+from stages.models.nets.config_checks import refuse_unknown, require, single
 from stages.models.nets.feed_forward import FeedForward, sine
 from stages.models.nets.norms import DynamicTanh
 
@@ -26,7 +26,7 @@ FEED_FORWARD_MULTIPLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
+class ResamplingConfig:
     """One side of the autoencoder as its config describes it."""
 
     audio_features: int
@@ -99,24 +99,24 @@ _READ = frozenset(
 )
 
 
-def stage_config(where: str, config: Mapping[str, Any]) -> StageConfig:
+def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig:
     """Read the `encoder` or `decoder` section; raises NetworkNotSupported for what is not built."""
     options = config["config"]
     require(where, config, "type", ("same", "taae_v2"))
     refuse_unknown(where, options, _READ)
     require(where, options, "dyt", (True,), False)
     require(where, options, "variable_stride", (True,), False)
-    width = options["channels"] * sole(where, options, "c_mults")
+    width = options["channels"] * single(where, options, "c_mults")
     window, chunk = options.get("sliding_window"), options.get("chunk_size")
-    read = StageConfig(
+    read = ResamplingConfig(
         audio_features=options.get("in_channels", options.get("out_channels")),
         width=width,
         latent_channels=options["latent_dim"],
-        stride=sole(where, options, "strides"),
-        depth=sole(where, options, "transformer_depths"),
+        stride=single(where, options, "strides"),
+        depth=single(where, options, "transformer_depths"),
         head_width=options["dim_heads"],
         differential=bool(options.get("differential", False)),
-        num_sine_layers=sole(where, options, "sinusoidal_blocks", 0),
+        num_sine_layers=single(where, options, "sinusoidal_blocks", 0),
         mapping_kernel=3 if options.get("conv_mapping", False) else 1,
         noise_scale=float(options.get("mask_noise", 0.0)),
         chunk_patches=None if window else chunk,
@@ -127,7 +127,7 @@ def stage_config(where: str, config: Mapping[str, Any]) -> StageConfig:
     return read
 
 
-def _refuse_odd_spans(where: str, read: StageConfig) -> None:
+def _refuse_odd_spans(where: str, read: ResamplingConfig) -> None:
     if read.width % read.head_width:
         raise NetworkNotSupported(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
     if read.chunk_patches is None and read.window_frames is None:
@@ -141,7 +141,7 @@ def _refuse_odd_spans(where: str, read: StageConfig) -> None:
 class ResamplingBlock(nn.Module):
     """x <- x + Attn(norm x); x <- x + FF(norm x). Each block has its own table of rotary frequencies."""
 
-    def __init__(self, config: StageConfig, layer: int) -> None:
+    def __init__(self, config: ResamplingConfig, layer: int) -> None:
         super().__init__()
         window = None
         if config.window_frames is not None:
@@ -155,7 +155,7 @@ class ResamplingBlock(nn.Module):
         # Counted from the end, and one fewer than the option says: with 8 of 12 layers, layers 5 to 11.
         periodic = config.depth - layer < config.num_sine_layers
         self.ff = FeedForward(config.width, FEED_FORWARD_MULTIPLE * config.width, sine if periodic else F.silu)
-        self.rope = Rotary(config.head_width // 2)
+        self.rope = RotaryEmbedding(config.head_width // 2)
 
     def forward(self, token_BNW: Tensor) -> Tensor:
         token_BNW = token_BNW + self.self_attn(self.pre_norm(token_BNW), self.rope(token_BNW.shape[1]))
@@ -192,10 +192,10 @@ class WeightNormConv(nn.Module):
         return F.conv1d(x_BCL, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
-class ResamplingStage(nn.Module):
+class ResamplingTransformer(nn.Module):
     """Mapping convolution, learned token and transformer; `Downsampling` and `Upsampling` order the tokens."""
 
-    def __init__(self, config: StageConfig, mapping: WeightNormConv) -> None:
+    def __init__(self, config: ResamplingConfig, mapping: WeightNormConv) -> None:
         super().__init__()
         self.config = config
         self.new_tokens = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -231,15 +231,15 @@ class ResamplingStage(nn.Module):
         return token_BNW
 
     def _through_chunks(self, blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
-        """Through blocks that see `size` tokens at a time; N is a multiple of it. Rotary positions restart in each."""
+        """Through blocks that see `size` tokens at a time; rotary positions count within a chunk."""
         folded = token_BNW.reshape(-1, size, token_BNW.shape[-1])
         return self._through(blocks, folded).reshape(token_BNW.shape)
 
 
-class Downsampling(ResamplingStage):
+class Downsampling(ResamplingTransformer):
     """Patches (B, C, L) to frame tokens (B, T, W): groups of [S patches, 1 new], the new one is kept."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: ResamplingConfig) -> None:
         super().__init__(config, WeightNormConv(config.audio_features, config.width, config.mapping_kernel))
 
     def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
@@ -253,10 +253,10 @@ class Downsampling(ResamplingStage):
         return token_BNW.unflatten(1, (num_frames, -1))[:, :, -1]
 
 
-class Upsampling(ResamplingStage):
+class Upsampling(ResamplingTransformer):
     """Frame tokens (B, T, W) to patches (B, C, L): groups of [1 frame, S new], the new ones are kept."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: ResamplingConfig) -> None:
         super().__init__(config, WeightNormConv(config.width, config.audio_features, config.mapping_kernel))
 
     def forward(self, frame_BTW: Tensor, token_noise: Noise) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.errors import NetworkNotSupported
 from stages.models.nets.config_checks import refuse_unknown, require, section
-from stages.models.nets.dit.fourier_features import ExpoFeatures
+from stages.models.nets.dit.fourier_features import FourierFeatures
 
 DURATION_FEATURES = 256
 
@@ -21,9 +21,9 @@ DURATION_FEATURES = 256
 class Conditioning(NamedTuple):
     """What one batch is conditioned on."""
 
-    context_BSD: Tensor
+    context_BSE: Tensor
     """Prompt tokens, then one token for the duration: for cross-attention."""
-    global_BD: Tensor
+    global_BE: Tensor
     """The duration: for the modulation of every layer."""
 
 
@@ -40,7 +40,7 @@ class NumberEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Sequential(ExpoFeatures(DURATION_FEATURES), nn.Linear(DURATION_FEATURES, width))
+        self.embedding = nn.Sequential(FourierFeatures(DURATION_FEATURES), nn.Linear(DURATION_FEATURES, width))
 
     def forward(self, number_B: Tensor) -> Tensor:
         return self.embedding(number_B)
@@ -58,7 +58,7 @@ class NumberConditioner(nn.Module):
 
     def forward(self, number_B: Tensor, dtype: torch.dtype) -> Tensor:
         fraction_B = (number_B.float().clamp(self.lowest, self.highest) - self.lowest) / (self.highest - self.lowest)
-        # Rounded before the features, as the published models were trained: at the top they turn 10000 times per unit.
+        # Rounded before the features, as the published models were trained: the features reach 10000 cycles per unit.
         return self.embedder(fraction_B.to(dtype))
 
 
@@ -95,9 +95,9 @@ class Conditioner(nn.Module):
         rows = [self._padded(states, filling) for states in hidden]
         return torch.stack(rows)
 
-    def pad_into(self, prompts_BLD: Tensor, hidden: Sequence[Tensor]) -> None:
+    def write_padded_prompts(self, prompts_BPE: Tensor, hidden: Sequence[Tensor]) -> None:
         """`padded_prompts` into memory that is there already."""
-        for row, states in zip(prompts_BLD, hidden, strict=True):
+        for row, states in zip(prompts_BPE, hidden, strict=True):
             row[: len(states)].copy_(states, non_blocking=True)
             row[len(states) :].copy_(self.padding_vector.expand(len(row) - len(states), -1))
 
@@ -111,13 +111,13 @@ class Conditioner(nn.Module):
         rest = filling.expand(self.max_length - num_tokens, width)
         return torch.cat([states.to(filling.device), rest])
 
-    def forward(self, prompts_BLD: Tensor, seconds_total_B: Tensor) -> Conditioning:
+    def forward(self, prompts_BPE: Tensor, seconds_total_B: Tensor) -> Conditioning:
         """Context and global vector; `seconds_total_B` in seconds, int or float, clamped to the config's range."""
         dtype = self.padding_vector.dtype
-        duration_BD = self.conditioners["seconds_total"](seconds_total_B.to(prompts_BLD.device), dtype)
-        common = torch.promote_types(prompts_BLD.dtype, duration_BD.dtype)
-        context_BSD = torch.cat([prompts_BLD.to(common), duration_BD[:, None].to(common)], dim=1)
-        return Conditioning(context_BSD, duration_BD)
+        duration_BD = self.conditioners["seconds_total"](seconds_total_B.to(prompts_BPE.device), dtype)
+        common = torch.promote_types(prompts_BPE.dtype, duration_BD.dtype)
+        context_BSE = torch.cat([prompts_BPE.to(common), duration_BD[:, None].to(common)], dim=1)
+        return Conditioning(context_BSE, duration_BD)
 
 
 def prompt_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ def _frequencies(num_features: int, device: torch.device) -> Tensor:
         return frequency_K.to(device)
 
 
-def expo_features(number_B: Tensor, num_features: int) -> Tensor:
+def fourier_features(number_B: Tensor, num_features: int) -> Tensor:
     """(B, F): cosines of 2 pi f u, then sines, for F/2 frequencies f from 0.5 to 10000; in the dtype of `number_B`.
 
     Arguments reach 6e4 rad, so the order of the float32 products is part of the definition.
@@ -36,12 +36,12 @@ def expo_features(number_B: Tensor, num_features: int) -> Tensor:
     return torch.cat([angle_BK.cos(), angle_BK.sin()], dim=-1).to(number_B.dtype)
 
 
-class ExpoFeatures(nn.Module):
-    """`expo_features` as a layer without parameters."""
+class FourierFeatures(nn.Module):
+    """`fourier_features` as a layer without parameters."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
     def forward(self, number_B: Tensor) -> Tensor:
-        return expo_features(number_B, self.num_features)
+        return fourier_features(number_B, self.num_features)

@@ -57,17 +57,19 @@ def guided_velocity(
     given = (inpaint_mask_B1T, masked_latents_BCT, padding_mask_BT)
     if not guidance.acts_at(timestep_B[0].item()):
         return denoiser(noised_BCT, timestep_B, conditioning, *given)
-    context_BSD = conditioning.context_BSD
-    other_BSD = torch.zeros_like(context_BSD) if negative_context_BSD is None else negative_context_BSD.to(context_BSD)
-    doubled = Conditioning(torch.cat([context_BSD, other_BSD]), _twice(conditioning.global_BD))
+    context_BSE = conditioning.context_BSE
+    other_BSD = torch.zeros_like(context_BSE) if negative_context_BSD is None else negative_context_BSD.to(context_BSE)
+    doubled = Conditioning(torch.cat([context_BSE, other_BSD]), _twice(conditioning.global_BE))
     velocity = denoiser(
         _twice(noised_BCT), _twice(timestep_B), doubled, *(None if x is None else _twice(x) for x in given)
     )
     conditional_BCT, unconditional_BCT = velocity.chunk(2)
-    return combined(noised_BCT, timestep_B, conditional_BCT, unconditional_BCT, guidance, padding_mask_BT)
+    return adaptive_projected_guidance(
+        noised_BCT, timestep_B, conditional_BCT, unconditional_BCT, guidance, padding_mask_BT
+    )
 
 
-def combined(
+def adaptive_projected_guidance(
     noised_BCT: Tensor,
     timestep_B: Tensor,
     conditional_BCT: Tensor,

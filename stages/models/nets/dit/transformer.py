@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.nets.attention.attention import CrossAttention, SelfAttention
-from stages.models.nets.attention.rotary import Rotary, Turn
+from stages.models.nets.attention.rotary import RotaryAngles, RotaryEmbedding
 from stages.models.nets.config_checks import refuse_unknown, require, section
 from stages.models.nets.dit.conditioning import Conditioning
-from stages.models.nets.dit.fourier_features import expo_features
-from stages.models.nets.feed_forward import FeedForward, two_layers
+from stages.models.nets.dit.fourier_features import fourier_features
+from stages.models.nets.feed_forward import FeedForward, mlp
 from stages.models.nets.norms import RMSNorm
 
 TOKEN_NORM_EPS, HEAD_NORM_EPS = 1e-5, 1e-6
@@ -128,7 +128,7 @@ class TransformerBlock(nn.Module):
         self.cross_attn = CrossAttention(*sizes, differential=config.differential)
         self.ff_norm = RMSNorm(width, TOKEN_NORM_EPS)
         self.ff = FeedForward(width, config.inner_width)
-        self.to_local_embed = two_layers(config.local_channels, width, width)
+        self.to_local_embed = mlp(config.local_channels, width, width)
 
     def forward(
         self,
@@ -136,13 +136,13 @@ class TransformerBlock(nn.Module):
         key_value_BSF: Tensor,
         modulation_B1W6: Tensor,
         local_BTW: Tensor,
-        turn: Turn,
+        rotary: RotaryAngles,
         valid_BN: Tensor | None,
     ) -> Tensor:
         """The next tokens; keys, values and local condition are this layer's own, made for all layers beforehand."""
         parts = (self.to_scale_shift_gate + modulation_B1W6).chunk(6, dim=-1)
         scale, shift, gate, ff_scale, ff_shift, ff_gate = parts
-        attended = self.self_attn(self.pre_norm(token_BNW) * (1 + scale) + shift, turn, valid_BN)
+        attended = self.self_attn(self.pre_norm(token_BNW) * (1 + scale) + shift, rotary, valid_BN)
         token_BNW = token_BNW + torch.sigmoid(1 - gate) * attended
         token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), key_value_BSF)
         # Memory tokens get exact zeros, not what the layers make of zeros.
@@ -156,23 +156,23 @@ _IN_BLOCKS = re.compile(r"transformer\.layers\.\d+\.")
 _AT_ONCE = re.compile(_IN_BLOCKS.pattern + r"(cross_attn\.to_kv|to_local_embed)\b")
 
 
-def used_at_once(name: str) -> bool:
+def runs_once_for_all_blocks(name: str) -> bool:
     """Whether the layer of this name is one of those that `TokenTransformer.each` runs for all blocks."""
     return _AT_ONCE.search(name) is not None
 
 
-def used_in_blocks(name: str) -> bool:
+def runs_inside_blocks(name: str) -> bool:
     """Whether it is one of those that `TokenTransformer.run_block` runs."""
-    return _IN_BLOCKS.search(name) is not None and not used_at_once(name)
+    return _IN_BLOCKS.search(name) is not None and not runs_once_for_all_blocks(name)
 
 
-EachModule = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
+ApplyEach = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
 """The same input through several modules."""
 RunBlock = Callable[..., Tensor]
 """(block, *its inputs) to its output."""
 
 
-def each_module(modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
+def apply_each(modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
     """One after the other."""
     return [module(tokens) for module in modules]
 
@@ -193,11 +193,11 @@ class TokenTransformer(nn.Module):
         self.project_in = nn.Linear(config.latent_channels, config.width, bias=False)
         self.project_out = nn.Linear(config.width, config.latent_channels, bias=False)
         self.head_width = config.width // config.num_heads
-        self.rotary_pos_emb = Rotary(max(config.width // config.num_heads // 2, MIN_ROTATED))
-        self.global_cond_embedder = two_layers(config.width, config.width, 6 * config.width)
+        self.rotary_pos_emb = RotaryEmbedding(max(config.width // config.num_heads // 2, MIN_ROTATED))
+        self.global_cond_embedder = mlp(config.width, config.width, 6 * config.width)
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping what it made: less memory, a third more time."""
-        self.each: EachModule = each_module
+        self.apply_each: ApplyEach = apply_each
         self.run_block: RunBlock = run_block
         self.checkpoint_options: dict[str, Any] = {}
 
@@ -210,14 +210,14 @@ class TokenTransformer(nn.Module):
         token_BNW = torch.cat([memory_BMW, token_BTW], dim=1)
         valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
         modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
-        turn = self.rotary_pos_emb(token_BNW.shape[1])
+        rotary = self.rotary_pos_emb(token_BNW.shape[1])
         blocks = cast(list[TransformerBlock], list(self.layers))
-        key_values = self.each([block.cross_attn.to_kv for block in blocks], context_BSW)
-        locals_BTW = self.each([block.to_local_embed for block in blocks], local_BTL)
+        key_values = self.apply_each([block.cross_attn.to_kv for block in blocks], context_BSW)
+        locals_BTW = self.apply_each([block.to_local_embed for block in blocks], local_BTL)
         # One for each, so that their gradients are added up at once, and not in every block, where the next one waits.
         modulations = modulation_B1W6.expand(len(blocks), -1, -1, -1).unbind()
         for block, *own in zip(blocks, key_values, modulations, locals_BTW, strict=True):
-            token_BNW = self._through(block, token_BNW, *own, turn, valid_BN)
+            token_BNW = self._through(block, token_BNW, *own, rotary, valid_BN)
         return self.project_out(token_BNW[:, num_memory:])
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
@@ -233,16 +233,16 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         width = config.width
         self.num_timestep_features = config.timestep_features
-        self.to_timestep_embed = two_layers(config.timestep_features, width, width)
-        self.to_cond_embed = two_layers(config.context_width, width, width, bias=False)
-        self.to_global_embed = two_layers(config.global_width, width, width, bias=False)
+        self.to_timestep_embed = mlp(config.timestep_features, width, width)
+        self.to_cond_embed = mlp(config.context_width, width, width, bias=False)
+        self.to_global_embed = mlp(config.global_width, width, width, bias=False)
         self.transformer = TokenTransformer(config)
         self.preprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
         self.postprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
 
     def timestep_embedding(self, timestep_B: Tensor) -> Tensor:
         """(B, W) of a timestep in the network's dtype: published models were trained with it rounded so."""
-        return self.to_timestep_embed(expo_features(timestep_B, self.num_timestep_features))
+        return self.to_timestep_embed(fourier_features(timestep_B, self.num_timestep_features))
 
     def forward(
         self,
@@ -253,8 +253,8 @@ class DiffusionTransformer(nn.Module):
         padding_mask_BT: Tensor | None,
     ) -> Tensor:
         """(B, C, T); every floating input already in the network's dtype."""
-        global_BW = self.to_global_embed(conditioning.global_BD) + self.timestep_embedding(timestep_B)
-        context_BSW = self.to_cond_embed(conditioning.context_BSD)
+        global_BW = self.to_global_embed(conditioning.global_BE) + self.timestep_embedding(timestep_B)
+        context_BSW = self.to_cond_embed(conditioning.context_BSE)
         frame_BCT = noised_BCT + self.preprocess_conv(noised_BCT)
         local_BTL, frame_BTC = local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
         out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, padding_mask_BT)
@@ -299,10 +299,10 @@ class Denoiser(nn.Module):
             dropped_B: bool, True = this item is denoised without its context (prompt and duration token).
         """
         dtype = self.dtype
-        context_BSD = conditioning.context_BSD.to(dtype)
+        context_BSE = conditioning.context_BSE.to(dtype)
         if dropped_B is not None:
-            context_BSD = context_BSD.masked_fill(dropped_B[:, None, None], 0)
-        cast = Conditioning(context_BSD, conditioning.global_BD.to(dtype))
+            context_BSE = context_BSE.masked_fill(dropped_B[:, None, None], 0)
+        cast = Conditioning(context_BSE, conditioning.global_BE.to(dtype))
         local_BLT = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
         return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)
 
