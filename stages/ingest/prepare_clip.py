@@ -17,6 +17,7 @@ from stages.contract import Member
 from stages.errors import Fault, StageError
 from stages.ingest.audio.decode import Recording
 from stages.ingest.audio.flac_writer import SILENCE_DBFS, FlacWindows, Written, window_starts
+from stages.ingest.audio.mpeg_decoder import DecoderEnded
 from stages.ingest.audio.resample import resampled, resampled_length
 from stages.ingest.faults import Unfit
 from stages.ingest.file_types import WITH_PYAV, suffix
@@ -124,6 +125,8 @@ def prepare(job: Job, should_stop: Callable[[], bool] = lambda: False) -> tuple[
         return unfit.fault(job.member.name)
     except CacheError as error:
         raise StageError(str(error)) from None
+    except DecoderEnded as error:
+        raise StageError(f"{job.member.name}: {error}") from None
 
 
 def recording_of(name: str, data: bytes) -> Recording:
@@ -184,8 +187,8 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
         num_padding=recording.num_padding,
         num_stray_bytes=recording.num_stray_bytes,
         num_dropouts=recording.level.num_dropouts,
-        num_complaints=recording.complaints.number,
-        complaint=recording.complaints.example,
+        num_complaints=sum(recording.complaints.values()),
+        complaint=max(recording.complaints, key=lambda text: recording.complaints[text], default=""),
         num_clipped=recording.level.num_clipped,
         num_clipped_runs=recording.level.num_runs,
         dc_offset=recording.level.dc_offset,

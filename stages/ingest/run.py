@@ -14,6 +14,7 @@ from typing import Any
 from cache.manifest import write_rows
 from stages.contract import Inputs, Member, Outcome, Source, Workspace
 from stages.errors import DatasetFaults, Fault, PackageMissing, SpaceShort, Stopped
+from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.clip_warnings import prepared_notes
@@ -72,6 +73,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
         found = _look(source, pairing, params, work)
     finally:
         forget_open_archives()
+        end_idle_decoders()
     clips = _usable(pairing.pairs, found)
     usable = len(clips) if params.skip_bad else pairing.num_audio
     faults = in_order([*pairing.faults, *found.faults, *_counted(usable, clips, found, params)])

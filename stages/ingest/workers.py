@@ -14,6 +14,8 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownEx
 
 from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
+from stages.ingest.audio.mpeg_decoder import start_decoder
+from stages.ingest.file_types import suffix
 from stages.ingest.prepare_clip import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
 from stages.processes import begun_deaf, settle_in
 
@@ -32,6 +34,8 @@ def results(
     """
     number = num_workers(jobs, resources)
     if number == 1 and resources.engine in ("loky", "threading"):
+        if any(suffix(job.member.name) == ".mp3" for job in jobs):
+            start_decoder()
         for job in _until(should_stop, jobs):
             try:
                 yield _done(job, should_stop)

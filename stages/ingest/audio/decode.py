@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import soundfile
 
 from stages.ingest.audio.level import Level
-from stages.ingest.audio.mpg123_log import Complaints
+from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
+from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, OPEN_ERRORS, READ_ERRORS, ForwardOnlySoundFile, error_text
 from stages.ingest.faults import Unfit
 from stages.ingest.integrity.flac_md5 import FlacSum, flac_sum
 from stages.ingest.integrity.mp3 import Walked, check_frames, looks_like_mp3
@@ -20,21 +19,8 @@ from stages.ingest.integrity.riff_ogg_flac import check_whole, stray_bytes
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
 """Beyond this a float file is damaged or scaled as integers; up to it, it is loud and gets clamped."""
-_BLOCK_SAMPLES = 1 << 15
 _LENGTH_UNKNOWN = 1 << 62
 """libsndfile announces a length beyond this when the file does not say."""
-
-
-class _Straight(soundfile.SoundFile):
-    """A file that is read from its beginning to its end, and nowhere else.
-
-    soundfile seeks to where it is after each block that it has read. libmpg123 then reads some frames anew, too few for
-    what low bit rates keep of a frame in those before it: up to 0.44 of full scale was wrong behind every block.
-    """
-
-    def seekable(self) -> bool:
-        """Not where that does harm."""
-        return not self.subtype.startswith("MPEG") and super().seekable()
 
 
 class Recording:
@@ -55,13 +41,14 @@ class Recording:
     _sum: FlacSum | None = None
     num_padding = 0
     """Samples that an encoder added behind the sound and that are left out."""
+    complaints: Mapping[str, int] = {}
+    """What the decoder reported about damage, and how often; complete once all blocks are read."""
 
     def __init__(self, data: bytes) -> None:
         self.num_samples = 0
         """Samples read so far, at the file's own rate."""
         self.peak = 0.0
         self.level = Level()
-        self.complaints = Complaints()
         self._open(data)
         if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
             bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
@@ -72,11 +59,7 @@ class Recording:
         self.num_stray_bytes = stray_bytes(data)
         # Before the decoder sees it: a fault says more than the decoder's words.
         walked = check_frames(data) if looks_like_mp3(data) else None
-        try:
-            with self.complaints.heard():  # whatever it is: what kind of file is known afterwards
-                self._file = _Straight(io.BytesIO(data))
-        except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-            raise Unfit("audio_decode_error", why=_words(error)) from error
+        self._file = _opened(data)
         self.sample_rate_hz: int = self._file.samplerate
         self.num_channels: int = self._file.channels
         declared = self._file.frames
@@ -85,6 +68,8 @@ class Recording:
         if self._file.format == "MP3":
             self._expect(check_frames(data) if walked is None else walked)
         self._sum = flac_sum(data, self._file.subtype, declared)
+        if isinstance(self._file, MpegFile):
+            self.complaints = self._file.complaints
 
     def _expect(self, walked: Walked | None) -> None:
         """What an MP3 does not announce, libsndfile guesses from its size and the first frame's bit rate."""
@@ -113,21 +98,19 @@ class Recording:
 
     def _decoded(self) -> Iterator[np.ndarray]:
         """(n, channels) float32 blocks, none of them empty."""
-        while True:
-            try:
-                with self._heard():
-                    block_NC: np.ndarray = self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, RuntimeError) as error:
-                raise Unfit("audio_decode_error", why=_words(error)) from error
+        while len(block_NC := self._read_block()):
             if self._sum is not None:
                 self._sum.add(block_NC)
-            if not len(block_NC):
-                return
             yield block_NC
 
-    def _heard(self) -> AbstractContextManager[None]:
-        """For one call: the decoder of MP3, in whatever container, is the one that prints."""
-        return self.complaints.heard() if self._file.subtype.startswith("MPEG") else nullcontext()
+    def _read_block(self) -> np.ndarray:
+        if isinstance(self._file, MpegFile):
+            return self._file.read_block()
+        try:
+            block_NC: np.ndarray = self._file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+        except READ_ERRORS as error:
+            raise Unfit("audio_decode_error", why=error_text(error)) from error
+        return block_NC
 
     def check(self) -> None:
         """What only the whole recording shows.
@@ -145,7 +128,11 @@ class Recording:
             raise Unfit("absurd_peak", peak=self.peak)
 
 
-def _words(error: Exception) -> str:
-    """libsndfile's own words, without the address of the buffer that soundfile puts before them."""
-    words = str(getattr(error, "error_string", "") or "").strip().rstrip(".")
-    return words or "its content is damaged or is no sound"
+def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:
+    """The file, with whatever may go to libmpg123 in a process of its own."""
+    if may_be_mpeg(data):
+        return MpegFile(data)
+    try:
+        return ForwardOnlySoundFile(io.BytesIO(data))
+    except OPEN_ERRORS as error:
+        raise Unfit("audio_decode_error", why=error_text(error)) from error

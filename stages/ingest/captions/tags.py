@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import soundfile
 
 from stages.errors import PackageMissing
-from stages.ingest.audio.mpg123_log import Complaints
+from stages.ingest.audio.mpeg_decoder import may_be_mpeg, mpeg_tags
 from stages.ingest.faults import Unfit
 
 
@@ -32,10 +32,16 @@ def read_tags(data: bytes) -> dict[str, str]:
 
 def _riff_tags(data: bytes) -> dict[str, str]:
     try:
-        with Complaints().heard(), soundfile.SoundFile(io.BytesIO(data)) as file:  # they are told when it is decoded
-            return {key.casefold(): str(value) for key, value in file.copy_metadata().items()}
-    except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return {}  # no sound file to libsndfile: whether it is one at all is told when it is decoded
+        return {key.casefold(): value for key, value in _sound_file_tags(data).items()}
+    except (Unfit, soundfile.LibsndfileError, RuntimeError, TypeError):
+        return {}  # libsndfile cannot open it: whether it is audio at all is found when it is decoded
+
+
+def _sound_file_tags(data: bytes) -> dict[str, str]:
+    if may_be_mpeg(data):
+        return mpeg_tags(data)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        return {key: str(value) for key, value in file.copy_metadata().items()}
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:

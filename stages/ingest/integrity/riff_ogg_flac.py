@@ -102,6 +102,16 @@ def _fmt(chunk: bytes, order: str) -> None:
         raise Unfit("audio_decode_error", why=f"its header contradicts itself: {facts}")
 
 
+def wave_format_tag(data: bytes) -> int | None:
+    """The format tag of a RIFF or RIFX file, such as 1 for PCM; None where it has none."""
+    order = ">" if data.startswith(b"RIFX") else "<"
+    for name, start, _ in _chunks(data, order, len(data)):
+        if name == b"fmt " and start + 2 <= len(data):
+            (tag,) = struct.unpack_from(f"{order}H", data, start)
+            return int(tag)
+    return None
+
+
 def _aiff_sound(data: bytes) -> None:
     """What COMM says about the number of samples, and the sound there is.
 

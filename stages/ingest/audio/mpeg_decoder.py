@@ -1,0 +1,201 @@
+"""MP3 decoded by processes of its own, and what the decoder reported about damage.
+
+libmpg123 prints what it finds wrong to stderr and returns the samples all the same. A process of its own
+(`mpeg_process`) keeps those lines off the terminal and tells which file each of them is about.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from stages.errors import StageError
+from stages.ingest.audio.mpeg_process import FRAMES, REQUEST
+from stages.ingest.faults import Unfit
+from stages.ingest.integrity.riff_ogg_flac import wave_format_tag
+
+_NOT_MPEG = (b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff", b"RF64")
+_MPEG_FORMATS = (0x50, 0x55)
+"""WAVE format tags of MPEG layers I and II, and of layer III."""
+_LINE = re.compile(
+    r"(?:\[[^\[\]]*libmpg123/(?P<file>\w+)\.\w+:[^\]]*\] (?:error|warning): |Note: |Warning: )?(?P<text>.*)"
+)
+_ABOUT_TAGS = "id3"
+"""The source file of libmpg123 whose complaints are not about audio."""
+_NO_DAMAGE = ("Illegal Audio", "Trying to", "Could be", "Hit end of", "Xing stream")
+"""What undamaged files lead to as well: a foreign tag behind them, a careless header."""
+_idle: list[_DecoderProcess] = []
+"""Processes that wait for the next file."""
+
+
+class DecoderEnded(StageError):
+    """A process that decodes MP3s ended before it was done: killed, out of memory, or by a fault in the decoder."""
+
+
+def may_be_mpeg(data: bytes) -> bool:
+    """False where libsndfile certainly does not use libmpg123."""
+    if data.startswith((b"RIFF", b"RIFX")):
+        return wave_format_tag(data) in _MPEG_FORMATS
+    return not data.startswith(_NOT_MPEG)
+
+
+def start_decoder() -> None:
+    """Start a process for the files to come: its imports take a tenth of a second."""
+    _idle.append(_DecoderProcess())
+
+
+def end_idle_decoders() -> None:
+    """End this process's decoder processes."""
+    _idle.clear()
+
+
+def mpeg_tags(data: bytes) -> dict[str, str]:
+    """The tags that libsndfile finds in a file.
+
+    Raises:
+        Unfit: `audio_decode_error`.
+    """
+    with_process = _idle_or_new()
+    tags: dict[str, str] = with_process.open(data, wants_samples=False)["tags"]
+    _idle.append(with_process)
+    return tags
+
+
+class MpegFile:
+    """An MP3 in memory, in whatever container: what `soundfile.SoundFile` says of it, and its samples once.
+
+    Raises:
+        Unfit: `audio_decode_error`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.complaints: Counter[str] = Counter()
+        """What the decoder reported about damage, once all samples are read."""
+        self._process = _idle_or_new()
+        header = self._process.open(data, wants_samples=True)["header"]
+        self.samplerate: int = header["samplerate"]
+        self.channels: int = header["channels"]
+        self.frames: int = header["frames"]
+        self.format: str = header["format"]
+        self.subtype: str = header["subtype"]
+
+    def read_block(self) -> np.ndarray:
+        """(n, channels) float32; n is 0 at the end, and only there.
+
+        Raises:
+            Unfit: `audio_decode_error`.
+        """
+        block_NC = self._process.read_block(self.channels)
+        if not len(block_NC):
+            end = self._process.read_line()
+            self.complaints.update(damage_reports(end["log"]))
+            _idle.append(self._process)
+            if end["error"] is not None:
+                raise Unfit("audio_decode_error", why=end["error"])
+        return block_NC
+
+
+def damage_reports(log: str) -> list[str]:
+    """The lines of a decoder's log that are about damaged audio, without what says where in libmpg123 they arose."""
+    reports = []
+    for line in log.splitlines():
+        found = _LINE.match(line)
+        assert found is not None, "the pattern matches any line"
+        if found["text"] and found["file"] != _ABOUT_TAGS and not found["text"].startswith(_NO_DAMAGE):
+            reports.append(found["text"].strip(" .!"))
+    return reports
+
+
+def _idle_or_new() -> _DecoderProcess:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _DecoderProcess()
+
+
+class _DecoderProcess:
+    """One process that decodes a file at a time; it ends when nothing refers to it, or with this process."""
+
+    def __init__(self) -> None:
+        code = "import sys; sys.path[:] = {}; from stages.ingest.audio.mpeg_process import serve; serve()"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code.format(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            pipesize=1 << 20,
+            start_new_session=True,  # a terminal's Ctrl-C is for the process that asks
+        )
+        weakref.finalize(self, _end, self._process)
+
+    def open(self, data: bytes, *, wants_samples: bool) -> dict[str, Any]:
+        """What the file says about itself.
+
+        Raises:
+            Unfit: `audio_decode_error`.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(REQUEST.pack(len(data), wants_samples))
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        found = self.read_line()
+        if found["error"] is not None:
+            _idle.append(self)
+            raise Unfit("audio_decode_error", why=found["error"])
+        return found
+
+    def read_line(self) -> dict[str, Any]:
+        """The next line of JSON."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def read_block(self, num_channels: int) -> np.ndarray:
+        """(n, channels) float32, the next samples."""
+        (num_frames,) = FRAMES.unpack(self._read_into(bytearray(FRAMES.size)))
+        block_NC = np.empty((num_frames, num_channels), np.float32)
+        self._read_into(block_NC.reshape(-1).view(np.uint8).data)
+        return block_NC
+
+    def _read_into(self, buffer: bytearray | memoryview) -> bytearray | memoryview:
+        assert self._process.stdout is not None
+        if self._process.stdout.readinto(buffer) < len(buffer):  # type: ignore[attr-defined]
+            raise self._ended()
+        return buffer
+
+    def _ended(self) -> DecoderEnded:
+        self._process.kill()
+        status = self._process.wait()
+        self._log.seek(0)
+        last_line = self._log.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return DecoderEnded(
+            f"the process that decodes MP3s was killed or ran out of memory ({last_line or f'exit code {status}'}). "
+            "Finished clips are kept. Run the same command again with --workers 1; if it ends here again, convert this "
+            "file to WAV or FLAC."
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # it has nothing to lose
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        try:
+            if pipe is not None:
+                pipe.close()
+        except BrokenPipeError:
+            pass  # a file that it was not given to the end
