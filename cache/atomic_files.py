@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all: written aside, fsynced, renamed. Light: standard library only.
+"""Atomic file writes: to a temporary file, fsync, rename. Light: standard library only.
 
-A temporary lies beside its final name and is called `<final name>.<machine>-<pid>-<random>.tmp`. Whoever writes into a
-folder first sweeps the temporaries of dead writers from it. A writer counts as dead when its pid is gone on this very
-machine, or when its file has not grown for an hour: no writer here pauses for minutes, and a pid says nothing about a
-writer on another machine of a shared disk, or on Windows. Were a living writer's file swept all the same, its rename
-would fail with WriteFailed: nothing false ever gets a final name.
+A temporary file lies in the folder of its target and is called `<target>.<machine>-<pid>-<random>.tmp`. Every writer
+first removes the temporary files of dead writers from that folder. A writer counts as dead when its pid no longer runs
+on this machine, or when its file has not grown for an hour: no writer here pauses for minutes, and a pid says nothing
+about a writer on another machine of a shared disk, or on Windows. If the file of a live writer is removed all the same,
+its rename fails with WriteFailed: no file with a final name is ever incomplete.
 """
 
 from __future__ import annotations
@@ -26,76 +26,75 @@ from cache.errors import WriteFailed
 
 STALE_AFTER_SECONDS = 3600.0
 _TEMPORARY = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.tmp$")
-_OURS: set[str] = set()
-"""Temporaries this process is writing now. In a container every writer may have the same pid."""
+_OWN_TEMPORARIES: set[str] = set()
+"""Temporary files this process is writing now. In a container every writer may have the same pid."""
 
-
-LASTING = ("file", "folder")
-"""What is fsynced: the content, and the name it gets."""
+DURABLE = ("file", "folder")
+"""What is fsynced by default: the content, and the folder that holds the name."""
 
 
 @contextmanager
-def written_aside(final: Path, *, keep_first: bool = False, fsync: Container[str] = LASTING) -> Iterator[BinaryIO]:
-    """A file to write that gets its final name when the block ends well, and vanishes when it does not.
+def atomic_write(target: Path, *, keep_existing: bool = False, fsync: Container[str] = DURABLE) -> Iterator[BinaryIO]:
+    """Opens a temporary file for writing; it is renamed to `target` when the block succeeds and removed when it fails.
 
     Args:
-        keep_first: a file already under the final name stays as it is (sealed files never change), even when it
-            appeared while ours was being written; otherwise ours takes its place.
-        fsync: less than `LASTING` where another file right behind makes the name last, or where the content can be
-            found again and whoever reads it notices when a power failure took it.
+        keep_existing: a file that has the name already stays as it is (sealed files never change), even when it
+            appeared while ours was being written; otherwise ours replaces it.
+        fsync: less than `DURABLE` where a file written right afterwards makes the name durable, or where the content
+            can be recomputed and its readers notice that a power failure destroyed it.
 
     Raises:
-        WriteFailed: the disk is full, or the folder refuses.
+        WriteFailed: the disk is full, or the folder cannot be written to.
     """
-    temporary = final.with_name(f"{final.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-    _OURS.add(temporary.name)
+    temporary = target.with_name(f"{target.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    _OWN_TEMPORARIES.add(temporary.name)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        sweep(final.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(target.parent)
         with temporary.open("x+b") as file:
             yield file
             file.flush()
             if "file" in fsync:
                 os.fsync(file.fileno())
-        _give_name(temporary, final, keep_first)
+        _rename(temporary, target, keep_existing)
         if "folder" in fsync:
-            fsync_directory(final.parent)
+            fsync_directory(target.parent)
     except OSError as error:
-        raise write_failed(final, error) from error
+        raise write_failure(target, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-        _OURS.discard(temporary.name)
+        _OWN_TEMPORARIES.discard(temporary.name)
 
 
-def write_aside(final: Path, content: bytes | memoryview, *, fsync: Container[str] = LASTING) -> None:
-    """`written_aside` for content that is at hand."""
-    with written_aside(final, fsync=fsync) as file:
+def atomic_write_bytes(target: Path, content: bytes | memoryview, *, fsync: Container[str] = DURABLE) -> None:
+    """Writes or replaces a file with the given content; see `atomic_write`."""
+    with atomic_write(target, fsync=fsync) as file:
         file.write(content)
 
 
-def write_failed(final: Path, error: OSError) -> WriteFailed:
-    """The error for a person, with the room left on that disk."""
+def write_failure(target: Path, error: OSError) -> WriteFailed:
+    """The error to raise for an OSError while writing, with the free space of that disk."""
     try:
-        free = shutil.disk_usage(final.parent).free
+        free = shutil.disk_usage(target.parent).free
     except OSError:
         free = None
-    return WriteFailed(final, error.strerror or str(error), free)
+    return WriteFailed(target, error.strerror or str(error), free)
 
 
-def sweep(folder: Path) -> list[Path]:
-    """Delete the temporaries of dead writers from one folder (not from those inside it); return them."""
+def remove_stale_temporaries(folder: Path) -> list[Path]:
+    """Removes the temporary files of dead writers from one folder, not from its subfolders; returns their paths."""
     with os.scandir(folder) as entries:
         found = [Path(entry.path) for entry in entries if entry.name.endswith(".tmp")]
     dead = [path for path in found if _is_abandoned(path)]
     for path in dead:
-        with suppress(OSError):  # another sweeper was faster, or Windows still has it open
+        with suppress(OSError):  # another process was faster, or Windows still has it open
             path.unlink()
     return dead
 
 
 def fsync_directory(folder: Path) -> None:
-    """Make renames inside a folder last. Windows cannot open a folder, and needs no such call."""
+    """Makes renames inside a folder durable. Windows cannot open a folder, and needs no such call."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -106,28 +105,28 @@ def fsync_directory(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make a finished file's bytes last."""
+    """Makes the content of a finished file durable."""
     with path.open("rb+") as file:  # Windows refuses to fsync what is open for reading only
         os.fsync(file.fileno())
 
 
-def _give_name(temporary: Path, final: Path, keep_first: bool) -> None:
-    if not keep_first:
-        temporary.replace(final)
+def _rename(temporary: Path, target: Path, keep_existing: bool) -> None:
+    if not keep_existing:
+        temporary.replace(target)
         return
     try:
-        os.link(temporary, final)  # unlike a rename, a link never takes the place of another file
+        os.link(temporary, target)  # unlike a rename, a link never replaces another file
     except FileExistsError:
         return
-    except OSError:  # a disk without hard links: the gap between look and rename is all that is left
-        if not final.exists():
-            temporary.replace(final)
+    except OSError:  # a disk without hard links: another writer may still come between the check and the rename
+        if not target.exists():
+            temporary.replace(target)
 
 
 def _is_abandoned(temporary: Path) -> bool:
-    """True when nobody can still be writing this temporary; False for files that are not ours to judge."""
+    """True when nobody can still be writing this temporary file; False for files that no writer here makes."""
     match = _TEMPORARY.search(temporary.name)
-    if match is None or temporary.name in _OURS:
+    if match is None or temporary.name in _OWN_TEMPORARIES:
         return False
     if match["machine"] == _machine() and not _is_alive(int(match["pid"])):
         return True
@@ -139,21 +138,21 @@ def _is_abandoned(temporary: Path) -> bool:
 
 def _is_alive(pid: int) -> bool:
     if pid == os.getpid():
-        return False  # asked only about temporaries that are not in _OURS: an earlier process had our pid
+        return False  # only called for temporary files that are not in _OWN_TEMPORARIES: an earlier process had our pid
     if os.name == "nt":
-        return True  # os.kill(pid, 0) would send Ctrl-C there; age decides
+        return True  # os.kill(pid, 0) would send Ctrl-C there, so the age of the file decides
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # it lives and is another user's
+        pass  # it runs, as another user
     return True
 
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Eight hex digits for where a pid means something: the host, and on Linux the pid namespace of a container."""
+    """Eight hex digits of what a pid is unique in: the host, and on Linux the pid namespace of a container."""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:

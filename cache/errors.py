@@ -1,33 +1,37 @@
-"""What can go wrong in the archive.
+"""Errors of the store. Light: standard library only.
 
 CacheError
-├── CannotFingerprint  a record holds a value that has no canonical bytes
-├── WriteFailed        the disk is full or refuses; nothing half-written is left
-├── ShardDamaged       a shard does not hold what its checksum says
-├── ShardReplaced      a shard is whole, but its item is not the one the manifest names
-├── ItemNotFound       no shard holds the item asked for
-├── ManifestDamaged    a manifest cannot be read
-├── ManifestMismatch   a manifest's columns are not those of the row type
-├── ArtifactNotFound   no finished artifact of that name
-├── ArtifactDamaged    an artifact's files are not those its receipt lists
-├── ReceiptDamaged     a receipt cannot be read
-├── NeedsDamaged       an artifact's list of shared files cannot be read
-├── HeldByAnother      another process is writing this fingerprint
-└── UnknownFormat      no latent format of that name
+├── CannotFingerprint      a record holds a value without a canonical byte string
+├── WriteFailed            the disk is full, or the folder cannot be written to; no partial file is left
+├── ShardDamaged           a shard does not match its checksums, or its keys do not match its name
+├── ShardReplaced          a shard is intact, but holds another item than the manifest says
+├── ItemNotFound           the shard that should hold an item is gone
+├── ManifestDamaged        a manifest cannot be read
+├── ManifestMismatch       a manifest's columns are not those of the row type
+├── ArtifactNotFound       no finished artifact of that name
+├── ArtifactDamaged        an artifact's files do not match its receipt
+├── ReceiptDamaged         a receipt cannot be read
+├── SharedFileListDamaged  an artifact's list of shared files cannot be read
+├── LockHeld               another process holds the lock
+└── UnknownFormat          no latent format of that name
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 
 class CacheError(Exception):
-    """The store cannot do what was asked; the message says what, why and what to type next."""
+    """Base of all errors of the store. The message says what happened, why, and what to type next."""
+
+    code: ClassVar[str]
+    """`type` of the error in JSON documents, where it differs from the name of the class: programs match on it."""
 
 
 class CannotFingerprint(CacheError, TypeError):
-    """A record holds a value that has no canonical bytes, so it cannot name a result."""
+    """A record holds a value without a canonical byte string, so it cannot be fingerprinted."""
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(
@@ -37,46 +41,46 @@ class CannotFingerprint(CacheError, TypeError):
 
 
 class WriteFailed(CacheError):
-    """A file could not be written; nothing half-written is left under its name."""
+    """A file could not be written; no partial file is left under its name."""
 
     def __init__(self, file: Path, why: str, free_bytes: int | None) -> None:
         self.file = file
-        room = "" if free_bytes is None else f" ({free_bytes / 2**20:,.0f} MiB are free there)"
+        free = "" if free_bytes is None else f" ({free_bytes / 2**20:,.0f} MiB are free there)"
         super().__init__(
-            f"{file} could not be written: {why}{room}. Nothing half-written is left and what was finished is kept. "
-            "Make room or mend the folder, or choose another with --store, then run the same command again."
+            f"{file} could not be written: {why}{free}. No partial file is left, and finished work is kept. "
+            "Free some space or fix the folder, or choose another with --store, then run the same command again."
         )
 
 
 class ShardDamaged(CacheError):
-    """A shard does not hold what its checksum says."""
+    """A shard does not match its checksums, or its keys do not match its name."""
 
-    def __init__(self, shard: Path, what: str) -> None:
-        self.shard, self.what = shard, what
+    def __init__(self, shard: Path, problem: str) -> None:
+        self.shard, self.problem = shard, problem
         super().__init__(
-            f"{shard} is damaged: {what}. The disk may have filled up or lost data. Run `sa3-trainer verify --repair`, "
-            "then the same command again: only what is damaged is made again."
+            f"{shard} is damaged: {problem}. The disk may have filled up or lost data. "
+            "Run `sa3-trainer verify --repair`, then the same command again: only damaged items are encoded again."
         )
 
 
 class ShardReplaced(CacheError):
-    """A shard is whole, but the item found there is not the one the manifest was written for."""
+    """A shard is intact, but holds another item than the manifest says."""
 
-    def __init__(self, shard: Path, what: str) -> None:
+    def __init__(self, shard: Path, problem: str) -> None:
         self.shard = shard
         super().__init__(
-            f"{shard} is whole but is not the file the manifest was written for: {what}. "
-            "It was made again, or swapped, since. Run `sa3-trainer verify --repair`, then the same command again."
+            f"{shard} is intact, but is not the file the manifest was written for: {problem}. "
+            "It was replaced since. Run `sa3-trainer verify --repair`, then the same command again."
         )
 
 
 class ItemNotFound(CacheError):
-    """No shard holds the item asked for."""
+    """The shard that should hold an item is gone."""
 
     def __init__(self, key: str, where: Path) -> None:
         super().__init__(
             f"{where} holds no item {key[:16]}. "
-            "Run `sa3-trainer encode` on the dataset again: it makes what is missing."
+            "Run `sa3-trainer encode` on the dataset again: it encodes what is missing."
         )
 
 
@@ -87,7 +91,7 @@ class ManifestDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a manifest ({why}). "
-            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
+            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
         )
 
 
@@ -98,7 +102,7 @@ class ManifestMismatch(CacheError):
         self.differences = tuple(differences)
         lines = "\n".join(f"    {line}" for line in differences)
         super().__init__(
-            f"{file} does not fit rows of {row_type}:\n{lines}\n"
+            f"{file} does not have the columns of {row_type}:\n{lines}\n"
             f"If another version wrote it, delete the folder {file.parent} and run the same command again."
         )
 
@@ -113,14 +117,14 @@ class ArtifactNotFound(CacheError):
 
 
 class ArtifactDamaged(CacheError):
-    """An artifact's files are not those its receipt lists. Lists every difference."""
+    """An artifact's files do not match its receipt. Lists every difference."""
 
     def __init__(self, directory: Path, faults: Sequence[str]) -> None:
         self.directory, self.faults = directory, tuple(faults)
         lines = "\n".join(f"    {line}" for line in faults)
         super().__init__(
-            f"{directory} does not hold what its receipt says:\n{lines}\n"
-            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
+            f"{directory} does not match its receipt:\n{lines}\n"
+            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
         )
 
 
@@ -131,12 +135,14 @@ class ReceiptDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a receipt ({why}). "
-            "Run `sa3-trainer verify --repair`, then the same command again: it is made anew."
+            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
         )
 
 
-class NeedsDamaged(CacheError):
+class SharedFileListDamaged(CacheError):
     """An artifact's list of shared files cannot be read."""
+
+    code = "NeedsDamaged"
 
     def __init__(self, file: Path, line: str) -> None:
         self.file = file
@@ -145,13 +151,15 @@ class NeedsDamaged(CacheError):
         )
 
 
-class HeldByAnother(CacheError):
-    """Another process is writing this fingerprint."""
+class LockHeld(CacheError):
+    """Another process holds the lock."""
+
+    code = "HeldByAnother"
 
     def __init__(self, what: str, holder: str) -> None:
         self.what, self.holder = what, holder
         super().__init__(
-            f"{what} is being made by {holder}. Wait for it to finish, or stop it, then run the same command again."
+            f"{what} is locked by {holder}. Wait for it to finish, or stop it, then run the same command again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Names made of content: canonical bytes of records, fingerprints, digests of files. Light: standard library only."""
+"""Content addressing: canonical bytes of records, fingerprints, digests of files. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ALGORITHM = "sha256"
 
 
 def canonical(value: object) -> bytes:
-    """The one byte string of a value: JSON with sorted keys, no spaces, UTF-8, floats by repr, tuples as lists.
+    """Canonical JSON of a value: sorted keys, no spaces, UTF-8, floats by repr, tuples as lists.
 
-    Frozen dataclasses count as mappings of their fields. 1, 1.0 and True differ. Whatever could mean different things
-    on different machines or days is refused: paths, NaN and infinity, sets, enums, numpy scalars.
+    Frozen dataclasses are encoded as mappings of their fields. 1, 1.0 and True differ. Values that could mean different
+    things on different machines or days are refused: paths, NaN and infinity, sets, enums, numpy scalars.
 
     Raises:
-        CannotFingerprint: naming the place inside the value and the reason.
+        CannotFingerprint: names the entry inside the value and the reason.
     """
     text = json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def fingerprint(tag: str, record: Mapping[str, object]) -> str:
-    """64 hex digits over the tag (what kind of thing is named) and the record (all that decides it)."""
+    """SHA-256, as 64 hex digits, of a tag (the kind of thing named) and a record (everything that determines it)."""
     return hashlib.sha256(b"[%b,%b]" % (canonical(tag), canonical(record))).hexdigest()
 
 
@@ -39,7 +39,7 @@ def digest_bytes(data: bytes | bytearray | memoryview) -> str:
 
 
 def digest_stream(file: Any) -> str:
-    """`sha256:<hex>` of a binary file from where it stands to its end."""
+    """`sha256:<hex>` of a binary file from its current position to its end."""
     return f"{ALGORITHM}:{hashlib.file_digest(file, ALGORITHM).hexdigest()}"
 
 
@@ -50,7 +50,7 @@ def digest_file(path: Path) -> str:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value in JSON's own types, or CannotFingerprint."""
+    """The value in plain JSON types. Raises: CannotFingerprint."""
     kind = type(value)  # exact: a numpy float or a str enum is a subclass and prints otherwise elsewhere
     if value is None or kind in (bool, int):
         return value

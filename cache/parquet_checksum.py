@@ -1,9 +1,9 @@
-"""A checksum inside a Parquet file for what the format leaves unguarded. Light: standard library only.
+"""A crc32 inside a Parquet file for what the format does not protect. Light: standard library only.
 
-Parquet protects the content of its pages, but neither their headers nor the footer: on a flipped bit there pyarrow may
-read fewer rows without a word, or end the whole process. Ours carry a crc32 between the last page and the footer. Those
-bytes belong to nobody: by the format, the footer is found from the file's end and pages by the offsets in it, so every
-reader looks past them.
+Parquet can checksum the content of its pages, but neither their headers nor the footer: after a flipped bit there,
+pyarrow may silently read fewer rows or crash the process. Files written here hold a crc32 between the last page and the
+footer. Readers find the footer from the end of the file, and pages by the offsets in it, so every Parquet reader skips
+these bytes.
 """
 
 from __future__ import annotations
@@ -13,59 +13,59 @@ import zlib
 from typing import BinaryIO
 
 FOOTER_ONLY, WHOLE_FILE = b"footer crc32 ", b"file crc32   "
-_SEAL_BYTES = len(WHOLE_FILE) + 4
+_CHECKSUM_BYTES = len(WHOLE_FILE) + 4
 _TAIL_BYTES = 8
-"""The footer's length and the word PAR1 end every file."""
+"""Every file ends with the length of its footer and the letters PAR1."""
 _BLOCK_BYTES = 2**20
 
 
-def seal(file: BinaryIO, guarded: bytes = WHOLE_FILE) -> None:
-    """Put the checksum into a file that was just written; open for reading and writing.
+def insert_checksum(file: BinaryIO, scope: bytes = WHOLE_FILE) -> None:
+    """Inserts the checksum into a Parquet file that was just written and is open for reading and writing.
 
     Args:
-        guarded: FOOTER_ONLY where the content has checksums of its own and is not to be read as a whole.
+        scope: FOOTER_ONLY where the content has checksums of its own and should not be read as a whole.
     """
     start = _footer_start(file)
     file.seek(start)
     footer = file.read()
-    check = _crc32(file, start, footer, guarded)
+    crc32 = _crc32(file, start, footer, scope)
     file.seek(start)
-    file.write(guarded + check.to_bytes(4, "little") + footer)
+    file.write(scope + crc32.to_bytes(4, "little") + footer)
 
 
-def check_seal(file: BinaryIO) -> None:
-    """Compare a file with its checksum. A file of another program has none: its reader must judge it.
+def verify_checksum(file: BinaryIO) -> None:
+    """Compares a file with its checksum, and rewinds it. Files of other programs have none and pass.
 
     Raises:
-        ValueError: they differ, or the file has no whole footer.
+        ValueError: they differ, or the footer is incomplete.
     """
     start = _footer_start(file)
-    file.seek(max(start - _SEAL_BYTES, 0))
-    stored = file.read(min(start, _SEAL_BYTES))
-    footer, guarded = file.read(), stored[:-4]
-    if guarded in (FOOTER_ONLY, WHOLE_FILE):
-        check = _crc32(file, start - _SEAL_BYTES, footer, guarded)
-        if int.from_bytes(stored[-4:], "little") != check:
+    file.seek(max(start - _CHECKSUM_BYTES, 0))
+    stored = file.read(min(start, _CHECKSUM_BYTES))
+    footer, scope = file.read(), stored[:-4]
+    if scope in (FOOTER_ONLY, WHOLE_FILE):
+        crc32 = _crc32(file, start - _CHECKSUM_BYTES, footer, scope)
+        if int.from_bytes(stored[-4:], "little") != crc32:
             raise ValueError("its content does not match its checksum")
     file.seek(0)
 
 
-def _crc32(file: BinaryIO, end: int, footer: bytes, guarded: bytes) -> int:
-    """crc32 of the footer, and of all before `end` when that is guarded too."""
-    check = zlib.crc32(footer)
-    if guarded == WHOLE_FILE:
+def _crc32(file: BinaryIO, end: int, footer: bytes, scope: bytes) -> int:
+    """crc32 of the footer, and with WHOLE_FILE of everything before `end` as well."""
+    crc32 = zlib.crc32(footer)
+    if scope == WHOLE_FILE:
         file.seek(0)
         for start in range(0, end, _BLOCK_BYTES):
-            check = zlib.crc32(file.read(min(_BLOCK_BYTES, end - start)), check)
-    return check
+            crc32 = zlib.crc32(file.read(min(_BLOCK_BYTES, end - start)), crc32)
+    return crc32
 
 
 def _footer_start(file: BinaryIO) -> int:
-    """Where the footer begins. ValueError when there is no whole footer."""
+    """Offset of the footer. Raises: ValueError, when it is incomplete."""
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(max(num_bytes - _TAIL_BYTES, 0))
     tail = file.read()
     start = num_bytes - _TAIL_BYTES - int.from_bytes(tail[:4], "little")
     if not tail.endswith(b"PAR1") or start < 0:
-        raise ValueError("it is cut, or no Parquet file")
+        raise ValueError("it is truncated, or no Parquet file")
     return start

@@ -1,4 +1,4 @@
-"""The receipt of a finished artifact: what it is, what it was made from and what it holds. Light: standard library."""
+"""The receipt of a finished artifact: its name, its inputs and its files. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a finished artifact says about itself. JSON values only."""
+    """The record stored with a finished artifact. JSON values only."""
 
     stage: str
     fingerprint: str
-    """Names the artifact."""
+    """Name of the artifact."""
     identity: str
-    """Names the run that made it: the fingerprint, except where a longer run may go on from a shorter one."""
+    """Name of the run that made it: the fingerprint, except where a longer run may continue a shorter one."""
     version: int
     """The stage's version."""
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of what it was made from, by name."""
+    """Fingerprints of its inputs, by name."""
     components: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the parts of the checkpoint it was made with."""
+    """Digests of the parts of the checkpoint that were used."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[FileEntry, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -57,20 +57,20 @@ class Receipt:
         return sum(entry.num_bytes for entry in self.files)
 
     def to_json(self) -> str:
-        """Text for people and for `from_json`; carries a digest of itself.
+        """The receipt as indented JSON, with a digest of itself.
 
         Raises:
-            CannotFingerprint: a field holds what is not a JSON value, or NaN.
+            CannotFingerprint: a field holds NaN, or a value that JSON cannot hold.
         """
         record = json.loads(canonical(self))
-        return json.dumps({**record, "check": _check(record)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps({**record, "check": _checksum(record)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, file: Path) -> Receipt:
-        """The receipt in a text; `file` is named when it is damaged.
+        """Parses a receipt; `file` is named in the error when it is damaged.
 
         Raises:
-            ReceiptDamaged: it is not JSON, a field is missing, unknown or of the wrong kind, or a bit has flipped.
+            ReceiptDamaged: it is not JSON, its fields or their types are wrong, or its digest does not match.
         """
         try:
             return _receipt(json.loads(text))
@@ -79,7 +79,7 @@ class Receipt:
 
 
 def read_receipt(file: Path) -> Receipt:
-    """The receipt in a file. FileNotFoundError when there is none, ReceiptDamaged when it cannot be believed."""
+    """Reads a receipt. Raises: FileNotFoundError, ReceiptDamaged."""
     return Receipt.from_json(file.read_bytes(), file)
 
 
@@ -90,13 +90,13 @@ def _receipt(record: Any) -> Receipt:
     if version != FORMAT_VERSION:
         raise ValueError(f"format_version is {version!r}, this program reads {FORMAT_VERSION}")
     check = record.pop("check", None)
-    if check != _check(record):
-        raise ValueError("its check does not match its content")
+    if check != _checksum(record):
+        raise ValueError("its checksum does not match its content")
     wanted = {entry.name for entry in fields(Receipt)}
     if wanted != set(record):
         raise ValueError(f"its fields differ by {', '.join(sorted(wanted ^ set(record)))}")
     return Receipt(**{**record, "files": tuple(FileEntry(**entry) for entry in record["files"])})
 
 
-def _check(record: Mapping[str, object]) -> str:
+def _checksum(record: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical(record)).hexdigest()

@@ -1,9 +1,9 @@
-"""What every latent format promises, and the part of it that is the same for all.
+"""The interface of a latent format, and the code that all formats share.
 
-A shard is one sealed file of items: key -> array (frames, channels), little-endian float16 or float32, of one dtype and
-one number of channels. It never changes once it has its name. Formats differ in how the file is laid out; all keep an
-item's bytes in one uncompressed run, so that a crop is one positioned read, and all keep the same header, which seals
-keys, lengths, checksums and metadata with a digest of their own.
+A shard is one immutable file of items: key -> array (frames, channels), little-endian float16 or float32, all of one
+dtype and one number of channels. Formats differ in the layout of the file. All store the bytes of an item contiguously
+and uncompressed, so that a crop is one positioned read, and all store the same header, whose digest covers keys,
+lengths, checksums and metadata.
 """
 
 from __future__ import annotations
@@ -24,34 +24,35 @@ import numpy as np
 
 from cache.errors import ShardDamaged
 from cache.fingerprint import canonical, digest_bytes
+from cache.location import Location
 
 Items = Sequence[tuple[str, np.ndarray]]
 DTYPES = ("float16", "float32")
 HEADER = "shard"
-"""Name under which a format stores the header's text."""
+"""Name under which a format stores `Header.to_text`."""
 
 
 class ShardFormat(Protocol):
-    """What a module of this folder offers."""
+    """What a module of cache/shards must define."""
 
     SUFFIX: str
-    """Ending of its files, with the dot."""
+    """Suffix of its files, with the dot."""
     Reader: type[ShardReader]
 
     def write(self, path: Path, items: Items, metadata: Mapping[str, str]) -> None:
-        """Seal items into one file: aside, fsync, rename; the same items and metadata give the same bytes.
+        """Writes items to one new file, atomically; the same items and metadata give the same bytes.
 
-        A file already under that name is left as it is: sealed files never change.
+        A file that has the name already is left as it is: shards never change.
 
         Raises:
-            ValueError: the items do not make a shard.
-            WriteFailed: the disk is full or the folder refuses.
+            ValueError: the items do not form a shard.
+            WriteFailed: the disk is full, or the folder cannot be written to.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a shard says about its items."""
+    """The description of a shard's items that is stored with them."""
 
     keys: tuple[str, ...]
     num_frames: tuple[int, ...]
@@ -66,34 +67,34 @@ class Header:
         """Bytes of one frame."""
         return self.num_channels * np.dtype(self.dtype).itemsize
 
-    def text(self) -> str:
-        """What a format stores beside its own index of keys, lengths and checksums."""
+    def to_text(self) -> str:
+        """What a format stores beside its own index of keys, lengths and checksums: the rest, and the digest of all."""
         common = {"dtype": self.dtype, "metadata": self.metadata, "num_channels": self.num_channels}
         return canonical({**common, "seal": digest_bytes(canonical(self))}).decode()
 
     @staticmethod
-    def parsed(text: str, keys: Sequence[str], num_frames: Sequence[int], checksums: Sequence[str]) -> Header:
-        """The header of stored text and index. ValueError or KeyError when the seal is broken."""
+    def parse(text: str, keys: Sequence[str], num_frames: Sequence[int], checksums: Sequence[str]) -> Header:
+        """The header from stored text and index. Raises: ValueError or KeyError, when the digest does not match."""
         stored = json.loads(text)
-        seal = stored.pop("seal")
+        digest = stored.pop("seal")
         header = Header(keys=tuple(keys), num_frames=tuple(num_frames), checksums=tuple(checksums), **stored)
-        if digest_bytes(canonical(header)) != seal:
-            raise ValueError("its index does not match its seal")
+        if digest_bytes(canonical(header)) != digest:
+            raise ValueError("its index does not match its digest")
         return header
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """An opened shard: its header, and where the items' bytes lie in the file."""
+    """The header of an opened shard, and the file offsets of its items."""
 
     header: Header
     offsets: tuple[int, ...] | None
-    """File offset of each item; None when another program wrote it so that they cannot be read in place."""
-    slow_because: str = ""
+    """File offset of each item; None when another program wrote the file so that items cannot be read in place."""
+    why_no_offsets: str = ""
 
 
-def header_of(items: Items, metadata: Mapping[str, str]) -> Header:
-    """The header of items about to be written. ValueError when they do not make a shard."""
+def new_header(items: Items, metadata: Mapping[str, str]) -> Header:
+    """The header of items about to be written. Raises: ValueError, when they do not form a shard."""
     if not items:
         raise ValueError("a shard must hold at least one item")
     first = items[0][1]
@@ -114,20 +115,21 @@ def header_of(items: Items, metadata: Mapping[str, str]) -> Header:
 
 def checksum(values: np.ndarray) -> str:
     """crc32 of a C-contiguous array's bytes, eight hex digits."""
-    return f"{zlib.crc32(raw(values)):08x}"
+    return f"{zlib.crc32(bytes_view(values)):08x}"
 
 
-def raw(values: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, not copied."""
+def bytes_view(values: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
     return values.reshape(-1).view(np.uint8).data
 
 
 class ShardReader(ABC):
-    """Reads items, or crops of them, from one sealed file. Opened at first use; picklable, and then opened anew.
+    """Reads items, or crops of them, from one shard. Opened at first use; picklable, the copy opens the file again.
 
-    What stays open is a plain file without a position of its own, so threads and forked processes may share it.
+    Only positioned reads are used on the open file, so threads and forked processes may share a reader.
 
-    Raises, from every member: ShardDamaged when the file is not what it says, FileNotFoundError when it is not there.
+    Every member raises ShardDamaged when the file cannot be read or does not match its checksums, and FileNotFoundError
+    when it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,16 +142,16 @@ class ShardReader(ABC):
         return type(self), (self.path,)
 
     @abstractmethod
-    def layout_of(self, path: Path) -> Layout:
-        """Look at a file and check all that can be checked without reading its items."""
+    def read_layout(self, path: Path) -> Layout:
+        """Reads the layout of a file, with all checks that need not read the items."""
 
     @abstractmethod
-    def slow_bytes(self, path: Path, row: int) -> bytes:
-        """All bytes of one item, through the format's own library."""
+    def read_item(self, path: Path, row: int) -> bytes:
+        """All bytes of one item, read through the format's own library."""
 
     @property
     def header(self) -> Header:
-        """All that the file says about its items."""
+        """The header of the file."""
         return self._opened().header
 
     @property
@@ -169,13 +171,24 @@ class ShardReader(ABC):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the writer added."""
+        """Metadata given by the writer."""
         return self.header.metadata
+
+    def location(self, row: int) -> Location:
+        """The location of one item."""
+        return Location(
+            item_key=self.keys[row],
+            shard=self.path.name,
+            row=row,
+            num_frames=self.num_frames[row],
+            checksum=self.checksums[row],
+        )
 
     def read(self, row: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start to stop of one item: (stop - start, channels), writable, in the stored dtype.
 
-        A crop reads only its own bytes and is not checked; a whole item is checked when first read in a process.
+        Only the bytes of these frames are read. The checksum is compared when a process first reads a whole item; it
+        cannot be compared for a crop.
         """
         num_frames = self._num_frames(row)
         stop = num_frames if stop is None else stop
@@ -188,7 +201,7 @@ class ShardReader(ABC):
         return values
 
     def verify(self, row: int) -> None:
-        """Read one item and compare it with its checksum, whatever was checked before."""
+        """Reads one item and compares it with its checksum, also when that was done before."""
         self._check(row, self._frames(row, 0, self._num_frames(row)))
 
     def _num_frames(self, row: int) -> int:
@@ -200,52 +213,52 @@ class ShardReader(ABC):
         layout = self._opened()
         values = np.empty((stop - start, layout.header.num_channels), layout.header.dtype)
         if layout.offsets is None:
-            whole = np.frombuffer(self._slow(row), layout.header.dtype).reshape(-1, layout.header.num_channels)
+            whole = np.frombuffer(self._item(row), layout.header.dtype).reshape(-1, layout.header.num_channels)
             values[:] = whole[start:stop]
             return values
         offset = layout.offsets[row] + start * layout.header.frame_bytes
-        if self._file.read_at(raw(values), offset) < values.nbytes:
+        if self._file.read_at(bytes_view(values), offset) < values.nbytes:
             raise ShardDamaged(self.path, f"it ends inside row {row}")
         return values
 
-    def _slow(self, row: int) -> bytes:
-        content = self._guarded(lambda: self.slow_bytes(self.path, row))
+    def _item(self, row: int) -> bytes:
+        content = self._translating_errors(lambda: self.read_item(self.path, row))
         if len(content) != self.num_frames[row] * self.header.frame_bytes:
             raise ShardDamaged(self.path, f"row {row} holds {len(content):,} bytes")
         return content
 
     def _check(self, row: int, values: np.ndarray) -> None:
-        found, said = checksum(values), self.checksums[row]
-        if found != said:
-            raise ShardDamaged(self.path, f"item {self.keys[row][:16]} has checksum {found} instead of {said}")
+        found, stored = checksum(values), self.checksums[row]
+        if found != stored:
+            raise ShardDamaged(self.path, f"item {self.keys[row][:16]} has checksum {found} instead of {stored}")
 
     def _opened(self) -> Layout:
         if self._layout is None:
             with self._lock:
-                self._layout = self._layout or self._look()
+                self._layout = self._layout or self._open()
         return self._layout
 
-    def _look(self) -> Layout:
-        self._file = OpenFile(self.path)
-        layout: Layout = self._guarded(lambda: self.layout_of(self.path))
+    def _open(self) -> Layout:
+        self._file = RandomAccessFile(self.path)
+        layout: Layout = self._translating_errors(lambda: self.read_layout(self.path))
         if layout.offsets is None:
-            warnings.warn(f"{self.path}: {layout.slow_because}; crops read whole items", stacklevel=2)
+            warnings.warn(f"{self.path}: {layout.why_no_offsets}; crops read whole items", stacklevel=2)
         return layout
 
-    def _guarded(self, look: Any) -> Any:
+    def _translating_errors(self, read: Any) -> Any:
         try:
-            return look()
+            return read()
         except (FileNotFoundError, PermissionError):
             raise
         except self.library_errors as error:
             raise ShardDamaged(self.path, str(error).strip() or type(error).__name__) from error
 
     library_errors: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, OSError, RuntimeError)
-    """What the format's library raises for a file it cannot make sense of."""
+    """What the format's library raises for a file it cannot read."""
 
 
-class OpenFile:
-    """A file for positioned reads, by threads and forked processes too; closed when nobody holds it any more."""
+class RandomAccessFile:
+    """A file for positioned reads, shared by threads and forked processes; closed when it is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -253,7 +266,7 @@ class OpenFile:
         weakref.finalize(self, os.close, self._handle)
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
-        """Fill the buffer from that offset on; return how many bytes there were."""
+        """Fills the buffer from an offset on; returns the number of bytes read, fewer at the end of the file."""
         done = 0
         while done < len(buffer):
             count = self._read(buffer[done:], offset + done)
@@ -274,7 +287,7 @@ class OpenFile:
 
 def _check_item(key: str, values: np.ndarray, first: np.ndarray) -> None:
     if not key or "\0" in key:
-        raise ValueError(f"a key must be a text that is not empty; got {key!r}")
+        raise ValueError(f"a key must be a string that is not empty; got {key!r}")
     if values.ndim != 2 or values.shape[1] == 0 or not values.flags.c_contiguous:
         raise ValueError(f"item {key[:16]} must be a C-contiguous array (frames, channels); got shape {values.shape}")
     if values.dtype.name not in DTYPES or not values.dtype.isnative:

@@ -1,7 +1,7 @@
-"""Damaged shards: which items are lost, and the sound ones saved into a shard of their own. Light until it looks.
+"""Checking a shard, and moving the intact items of a damaged one to a new shard. Light: formats are imported when used.
 
-A shard is sealed and named by its keys, so it is not written again in part: what is sound moves to a new shard, the
-damaged file goes, and only the lost items are made again.
+A shard is immutable and named by its keys, so it is never repaired in place: its intact items are written to a new
+shard, the damaged file is removed, and only the lost items are encoded again.
 """
 
 from __future__ import annotations
@@ -14,63 +14,63 @@ from cache.errors import ShardDamaged
 
 if TYPE_CHECKING:
     from cache.shard_format import ShardReader
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFault:
-    """What is wrong with one shard."""
+    """Damage of one shard."""
 
     shard: str
-    """File name inside the shelf's folder."""
-    what: str
+    """File name in the pool's folder."""
+    problem: str
     lost_keys: tuple[str, ...] | None
-    """Items whose bytes are damaged; None when the file's index cannot be believed, so that all are lost."""
+    """Keys of the damaged items; None when the file's index is damaged, so that all items are lost."""
 
 
-def shard_fault(shelf: Shelf, shard: str) -> ShardFault | None:
-    """Check every item of a shard; None when all are sound, or when the shard was removed meanwhile."""
+def shard_fault(pool: ShardPool, shard: str) -> ShardFault | None:
+    """Checks every item of a shard; None when all are intact, or when the shard was removed meanwhile."""
     try:
-        shelf.verify_shard(shard)
+        pool.verify_shard(shard)
     except FileNotFoundError:
         return None
     except ShardDamaged as error:
-        return ShardFault(shard=shard, what=str(error.what), lost_keys=_lost_keys(shelf, shard))
+        return ShardFault(shard=shard, problem=error.problem, lost_keys=_lost_keys(pool, shard))
     return None
 
 
-def saved(shelf: Shelf, fault: ShardFault) -> int:
-    """Remove a damaged shard, once its sound items lie in a new one; return how many were saved.
+def salvage(pool: ShardPool, fault: ShardFault) -> int:
+    """Writes the intact items of a damaged shard to a new one, then removes it; returns the number of items saved.
 
     Raises:
         WriteFailed: the disk is full; the damaged shard is still there.
     """
     items, metadata = [], {}
-    path = shelf.folder / fault.shard
+    path = pool.folder / fault.shard
     if fault.lost_keys is not None:
-        reader = _reader(shelf, path)
+        reader = _reader(pool, path)
         lost = set(fault.lost_keys)
-        sound = [row for row, key in enumerate(reader.keys) if key not in lost]
-        items, metadata = [(reader.keys[row], reader.read(row)) for row in sound], dict(reader.metadata)
-    written = shelf.write(items, metadata) if items else []
-    if fault.shard not in {place.shard for place in written}:  # all sound, the file around them not: made anew in place
+        intact = [row for row, key in enumerate(reader.keys) if key not in lost]
+        items, metadata = [(reader.keys[row], reader.read(row)) for row in intact], dict(reader.metadata)
+    written = pool.write(items, metadata) if items else []
+    if fault.shard not in {location.shard for location in written}:  # else all items are intact and have the same name
         path.unlink(missing_ok=True)
-    shelf.locate(())  # the registry forgets it
+    pool.locate(())  # updates the registry
     return len(items)
 
 
-def _lost_keys(shelf: Shelf, shard: str) -> tuple[str, ...] | None:
-    """Keys of the damaged items, where the shard's index is sound and only some items are not."""
-    reader = _reader(shelf, shelf.folder / shard)
+def _lost_keys(pool: ShardPool, shard: str) -> tuple[str, ...] | None:
+    """Keys of the damaged items; None when the shard's index is damaged."""
+    reader = _reader(pool, pool.folder / shard)
     try:
         keys = reader.keys
-        lost = tuple(key for row, key in enumerate(keys) if not _is_sound(reader, row))
+        lost = tuple(key for row, key in enumerate(keys) if not _is_intact(reader, row))
     except (ShardDamaged, FileNotFoundError):
         return None
     return lost
 
 
-def _is_sound(reader: ShardReader, row: int) -> bool:
+def _is_intact(reader: ShardReader, row: int) -> bool:
     try:
         reader.verify(row)
     except ShardDamaged:
@@ -78,7 +78,7 @@ def _is_sound(reader: ShardReader, row: int) -> bool:
     return True
 
 
-def _reader(shelf: Shelf, path: Path) -> ShardReader:
+def _reader(pool: ShardPool, path: Path) -> ShardReader:
     from cache.shards import load
 
-    return load(shelf.format).Reader(path)
+    return load(pool.format).Reader(path)

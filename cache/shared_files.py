@@ -1,8 +1,9 @@
-"""The shared files an artifact names, listed beside it so that a look needs no manifest reader. Light.
+"""The list of shared files that an artifact references, so that no manifest must be opened.
 
-    needs.tsv   one line per file: bytes, a tab, the path inside the store's shared folder; in the order of the paths
+    needs.tsv   one line per file: bytes, a tab, the path inside the store's shared folder; sorted by path
 
-Written into the workspace before the commit, so the receipt guards it. Read line by line: memory does not grow with it.
+It is written before the commit, so the receipt covers it, and read line by line in constant memory.
+Light: standard library only.
 """
 
 from __future__ import annotations
@@ -11,36 +12,36 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cache.atomic_files import write_aside
-from cache.errors import NeedsDamaged
+from cache.atomic_files import atomic_write_bytes
+from cache.errors import SharedFileListDamaged
 
-NEEDS = "needs.tsv"
+FILE_NAME = "needs.tsv"
 
 
-def write_needs(directory: Path, num_bytes: Mapping[str, int]) -> None:
-    """List the shared files of an artifact about to be committed: bytes by path inside the shared folder."""
+def write_shared_files(directory: Path, num_bytes: Mapping[str, int]) -> None:
+    """Writes the list for an artifact about to be committed, from bytes by path inside the shared folder."""
     lines = [f"{size}\t{path}\n" for path, size in sorted(num_bytes.items())]
-    write_aside(directory / NEEDS, "".join(lines).encode())
+    atomic_write_bytes(directory / FILE_NAME, "".join(lines).encode())
 
 
-def iter_needs(directory: Path) -> Iterator[tuple[str, int]]:
-    """(path inside the shared folder, bytes) of every shared file an artifact names; nothing without a list.
+def iter_shared_files(directory: Path) -> Iterator[tuple[str, int]]:
+    """(path inside the shared folder, bytes) of every shared file that an artifact references; empty without a list.
 
     Raises:
-        NeedsDamaged: a line is not of that form.
+        SharedFileListDamaged: a line cannot be parsed.
     """
-    file = directory / NEEDS
+    file = directory / FILE_NAME
     with suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             size, _, path = line.rstrip("\n").partition("\t")
             if not size.isdigit() or not path or not line.endswith("\n"):
-                raise NeedsDamaged(file, line[:80])
+                raise SharedFileListDamaged(file, line[:80])
             yield path, int(size)
 
 
-def lost(directory: Path, shared: Path) -> list[str]:
-    """Shared files an artifact names that are gone, or of another size than when it was made."""
-    return [path for path, size in iter_needs(directory) if _size(shared / path) != size]
+def missing_shared_files(directory: Path, shared: Path) -> list[str]:
+    """Shared files that an artifact references and that are gone, or have another size than at the commit."""
+    return [path for path, size in iter_shared_files(directory) if _size(shared / path) != size]
 
 
 def _size(path: Path) -> int | None:

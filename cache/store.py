@@ -1,12 +1,12 @@
-"""Finished artifacts by name, and one writer per name. Light: standard library only.
+"""Finished artifacts by fingerprint, with one writer at a time for each. Light: standard library only.
 
-    <root>/<stage>/<fingerprint>/   an artifact: its files and receipt.json
-    <root>/scratch/<stage>-<identity>/   what a run has made so far; running again goes on there
-    <root>/shared/<pool>/   what artifacts share by content: sealed files that are never changed
-    <root>/locks/   who is writing what
+    <root>/<stage>/<fingerprint>/        an artifact: its files and receipt.json
+    <root>/scratch/<stage>-<identity>/   what a run has made so far; the same run continues there
+    <root>/shared/<pool>/                content-addressed, immutable files that artifacts share
+    <root>/locks/                        lock files, and the process that holds each
 
 Commit = fsync every file, write receipt.json last, rename the folder into place. A folder without a receipt does not
-exist. Folder names hold the first 32 of 64 hex digits; the receipt holds them all.
+count as an artifact. Folder names are the first 32 of 64 hex digits; the receipt holds all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 
-from cache.atomic_files import fsync_directory, fsync_file, sweep, write_aside, write_failed
-from cache.errors import ArtifactDamaged, ArtifactNotFound, HeldByAnother, ReceiptDamaged
+from cache.atomic_files import atomic_write_bytes, fsync_directory, fsync_file, remove_stale_temporaries, write_failure
+from cache.errors import ArtifactDamaged, ArtifactNotFound, LockHeld, ReceiptDamaged
 from cache.fingerprint import digest_file
 from cache.receipt import FileEntry, Receipt, read_receipt
 
@@ -36,7 +36,7 @@ _RESERVED = ("scratch", "shared", "locks")
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bytes on disk, by folder name."""
+    """Bytes on disk, by folder."""
 
     artifacts: dict[str, int]
     """By `<stage>/<first 32 digits>`."""
@@ -47,35 +47,35 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of everything together."""
         return sum(sum(part.values()) for part in (self.artifacts, self.shared, self.scratch))
 
 
 class Store:
-    """A folder of finished artifacts. Nothing is written outside it; looking never creates it."""
+    """A folder of finished artifacts. Nothing is written outside it, and reading never creates it."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
     @property
     def shared(self) -> Path:
-        """Root of the pools that artifacts share by content."""
+        """Root of the shared pools."""
         return self.root / "shared"
 
     def directory(self, stage: str, fingerprint: str) -> Path:
-        """Where the artifact of that name lies, or would lie."""
+        """The folder of an artifact, whether it exists or not."""
         return self.root / _stage_name(stage) / _short(fingerprint)
 
     def scratch(self, stage: str, identity: str) -> Path:
-        """Where a run of that identity works, or would work; not created here."""
+        """The scratch folder of a run, whether it exists or not."""
         return self.root / "scratch" / f"{_stage_name(stage)}-{_short(identity)}"
 
     def find(self, stage: str, fingerprint: str) -> Receipt | None:
-        """The receipt of a finished artifact, or None. Costs one small read and a stat per file.
+        """The receipt of a finished artifact, or None. Costs one small read, and one stat per file.
 
         Raises:
-            ReceiptDamaged: there is a receipt, but it cannot be believed or is another artifact's.
-            ArtifactDamaged: a file is missing or has another size (content is compared by `faults`).
+            ReceiptDamaged: the receipt is damaged, or is that of another artifact.
+            ArtifactDamaged: a file is missing or has another size (`faults` compares the content).
         """
         directory = self.directory(stage, fingerprint)
         try:
@@ -83,34 +83,34 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if (receipt.stage, receipt.fingerprint) != (stage, fingerprint):
-            raise ReceiptDamaged(directory / RECEIPT, f"it is of {receipt.stage} {receipt.fingerprint}")
+            raise ReceiptDamaged(directory / RECEIPT, f"it is that of {receipt.stage} {receipt.fingerprint}")
         faults = _size_faults(directory, receipt)
         if faults:
             raise ArtifactDamaged(directory, faults)
         return receipt
 
     def get(self, stage: str, fingerprint: str) -> Receipt:
-        """`find`, but an artifact that does not exist is ArtifactNotFound."""
+        """The receipt of a finished artifact. Raises: ArtifactNotFound, and what `find` raises."""
         receipt = self.find(stage, fingerprint)
         if receipt is None:
             raise ArtifactNotFound(stage, fingerprint)
         return receipt
 
     def faults(self, receipt: Receipt) -> list[str]:
-        """What differs between an artifact's files and its receipt, reading every byte; empty when all is well."""
+        """Differences between an artifact's files and its receipt; reads every byte. Empty when there are none."""
         directory = self.directory(receipt.stage, receipt.fingerprint)
         wrong_size = _size_faults(directory, receipt)
         listed = {RECEIPT, *(entry.name for entry in receipt.files)}
-        extra = [f"{name} is not on the receipt" for name in sorted(file_sizes(directory)) if name not in listed]
+        extra = [f"{name} is not listed in the receipt" for name in sorted(file_sizes(directory)) if name not in listed]
         return wrong_size + extra + ([] if wrong_size else _digest_faults(directory, receipt))
 
     def receipts(
         self, stage: str | None = None, on_damage: Callable[[ReceiptDamaged], None] | None = None
     ) -> list[Receipt]:
-        """Receipts of all artifacts (of one stage), newest first.
+        """Receipts of all artifacts, or of those of one stage, newest first.
 
         Args:
-            on_damage: told of each damaged receipt, which is then left out; without it the first one is raised.
+            on_damage: called with the error of each damaged receipt, which is left out; without it the error is raised.
         """
         found = []
         for directory in self._artifact_directories(stage):
@@ -125,40 +125,42 @@ class Store:
         return sorted(found, key=lambda receipt: (receipt.finished, receipt.fingerprint), reverse=True)
 
     def commit(self, stage: str, fingerprint: str, scratch: Path, receipt: Receipt) -> Receipt:
-        """Make the scratch folder the artifact of that name; return the receipt with its files listed.
+        """Turns a scratch folder into an artifact; returns the receipt with its list of files.
 
-        An artifact that is already there stays, and the scratch folder is dropped: the same name is the same content.
-        The caller holds the run's identity (`hold`).
+        An artifact that exists already is kept, and the scratch folder removed: the same name means the same content.
+        The caller holds the lock of the run.
 
         Raises:
-            WriteFailed: the disk is full; the scratch folder is still there and nothing is committed.
+            WriteFailed: the disk is full; the scratch folder is kept and nothing is committed.
         """
         if (receipt.stage, receipt.fingerprint) != (stage, fingerprint):
-            raise ValueError(f"a receipt of {receipt.stage} {receipt.fingerprint} cannot commit {stage} {fingerprint}")
-        there = self.find(stage, fingerprint)
-        if there is not None:
+            raise ValueError(
+                f"the receipt of {receipt.stage} {receipt.fingerprint} cannot commit {stage} {fingerprint}"
+            )
+        existing = self.find(stage, fingerprint)
+        if existing is not None:
             shutil.rmtree(scratch)
-            return there
+            return existing
         try:
-            sealed = _sealed(scratch, receipt)
+            complete = _write_receipt(scratch, receipt)
             self._move_into_place(scratch, self.directory(stage, fingerprint))
         except OSError as error:
-            raise write_failed(self.directory(stage, fingerprint), error) from error
-        return sealed
+            raise write_failure(self.directory(stage, fingerprint), error) from error
+        return complete
 
     def drop(self, stage: str, fingerprint: str) -> None:
-        """Delete an artifact; its receipt goes first, so a kill in between leaves nothing that is believed."""
+        """Deletes an artifact, its receipt first, so that a kill in between leaves no artifact."""
         directory = self.directory(stage, fingerprint)
         (directory / RECEIPT).unlink(missing_ok=True)
         if directory.exists():
             shutil.rmtree(directory)
 
     @contextmanager
-    def hold(self, stage: str, identity: str) -> Iterator[None]:
-        """Be the only writer of a run identity while the block lasts. A holder that dies, however, frees it.
+    def lock(self, stage: str, identity: str) -> Iterator[None]:
+        """Holds the lock of a run identity during the block. It is released when the holding process dies, however.
 
         Raises:
-            HeldByAnother: naming the holder's process, host, start and command.
+            LockHeld: names the holder's process, host, start time and command.
         """
         from filelock import FileLock, Timeout  # deferred: plan and status take no lock
 
@@ -170,9 +172,9 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise HeldByAnother(f"{stage} {identity[:16]}", _holder_in(holder_file)) from None
+            raise LockHeld(f"{stage} {identity[:16]}", _holder(holder_file)) from None
         try:
-            write_aside(holder_file, json.dumps(_this_process()).encode())
+            atomic_write_bytes(holder_file, json.dumps(_this_process()).encode())
             yield
         finally:
             with suppress(OSError):
@@ -180,13 +182,13 @@ class Store:
             lock.release()
 
     def sizes(self) -> Sizes:
-        """Bytes of every artifact, pool and unfinished run; one walk over the folder, no file is opened."""
-        artifacts = {f"{path.parent.name}/{path.name}": bytes_under(path) for path in self._artifact_directories(None)}
+        """Bytes of every artifact, pool and unfinished run, from one walk over the folder that opens no file."""
+        artifacts = {f"{path.parent.name}/{path.name}": folder_bytes(path) for path in self._artifact_directories(None)}
         shared, scratch = self.shared, self.root / "scratch"
         return Sizes(
             artifacts=artifacts,
-            shared={path.name: bytes_under(path) for path in _folders(shared)},
-            scratch={path.name: bytes_under(path) for path in _folders(scratch)},
+            shared={path.name: folder_bytes(path) for path in _folders(shared)},
+            scratch={path.name: folder_bytes(path) for path in _folders(scratch)},
         )
 
     def _artifact_directories(self, stage: str | None) -> list[Path]:
@@ -195,47 +197,47 @@ class Store:
             stages = [path for path in stages if path.name == _stage_name(stage)]
         return [directory for path in stages for directory in _folders(path)]
 
-    def _move_into_place(self, scratch: Path, home: Path) -> None:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        if home.exists():  # without a receipt, or `find` would have returned it: half of a deletion
-            shutil.rmtree(home)
-        scratch.replace(home)
-        for folder in (home.parent, scratch.parent, self.root):
+    def _move_into_place(self, scratch: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # without a receipt, or `find` would have returned it: an interrupted deletion
+            shutil.rmtree(target)
+        scratch.replace(target)
+        for folder in (target.parent, scratch.parent, self.root):
             fsync_directory(folder)
 
 
-def iter_sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path inside it with forward slashes, bytes) of every file below a folder; memory does not grow with them."""
-    waiting = [""]
-    while waiting:
-        inside = waiting.pop()
-        with suppress(FileNotFoundError), os.scandir(folder / inside) as entries:
+def iter_file_sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """(path inside the folder with forward slashes, bytes) of every file below it, in constant memory."""
+    subfolders = [""]
+    while subfolders:
+        subfolder = subfolders.pop()
+        with suppress(FileNotFoundError), os.scandir(folder / subfolder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{inside}{entry.name}/")
+                    subfolders.append(f"{subfolder}{entry.name}/")
                     continue
-                with suppress(FileNotFoundError):  # a temporary that got its name, or was swept, since it was listed
-                    yield f"{inside}{entry.name}", entry.stat(follow_symlinks=False).st_size
+                with suppress(FileNotFoundError):  # a temporary file renamed or removed since it was listed
+                    yield f"{subfolder}{entry.name}", entry.stat(follow_symlinks=False).st_size
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path inside it with forward slashes; empty without a folder."""
-    return dict(iter_sizes(folder))
+    """Bytes of every file below a folder, by path inside it with forward slashes; empty without a folder."""
+    return dict(iter_file_sizes(folder))
 
 
-def bytes_under(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(size for _, size in iter_sizes(folder))
+    return sum(size for _, size in iter_file_sizes(folder))
 
 
 def _stage_name(stage: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stage) or stage in _RESERVED:
-        raise ValueError(f"a stage is named by lower-case letters, and not {', '.join(_RESERVED)}; got {stage!r}")
+        raise ValueError(f"a stage's name is lower-case letters, and not {', '.join(_RESERVED)}; got {stage!r}")
     return stage
 
 
 def _short(fingerprint: str) -> str:
-    """The folder's name. Also keeps everything inside the root: no fingerprint holds a slash."""
+    """The folder name of a fingerprint. The check keeps paths inside the root: no fingerprint holds a slash."""
     if not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
         raise ValueError(f"a fingerprint is 64 hex digits; got {fingerprint!r}")
     return fingerprint[:NAME_DIGITS]
@@ -245,25 +247,24 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _sealed(scratch: Path, receipt: Receipt) -> Receipt:
-    """fsync everything in the scratch folder and write its receipt, last."""
-    (scratch / RECEIPT).unlink(missing_ok=True)  # of a commit that was killed before its rename
+def _write_receipt(scratch: Path, receipt: Receipt) -> Receipt:
+    """Fsyncs everything in the scratch folder, then writes the receipt with the list of files."""
+    (scratch / RECEIPT).unlink(missing_ok=True)  # left by a commit that was killed before its rename
     folders = [scratch, *(path for path in scratch.rglob("*") if path.is_dir())]
     for folder in folders:
-        sweep(folder)
+        remove_stale_temporaries(folder)
     files = tuple(_entry(scratch, name) for name in sorted(file_sizes(scratch)))
     for folder in folders:
         fsync_directory(folder)
-    sealed = replace(receipt, files=files)
-    text = sealed.to_json()
-    write_aside(scratch / RECEIPT, text.encode())
+    text = replace(receipt, files=files).to_json()
+    atomic_write_bytes(scratch / RECEIPT, text.encode())
     return Receipt.from_json(text, scratch / RECEIPT)
 
 
 def _entry(scratch: Path, name: str) -> FileEntry:
     path = scratch / name
     if path.is_symlink() or not path.is_file() or name.endswith(".tmp"):
-        raise ValueError(f"{path} cannot be part of an artifact: only finished plain files are")
+        raise ValueError(f"{path} cannot be part of an artifact: only finished regular files can")
     fsync_file(path)
     return FileEntry(name=name, num_bytes=path.stat().st_size, sha256=digest_file(path))
 
@@ -293,10 +294,10 @@ def _this_process() -> dict[str, object]:
     }
 
 
-def _holder_in(holder_file: Path) -> str:
-    """The holder in words. Its file may be a moment late, or left behind by a killed one."""
+def _holder(holder_file: Path) -> str:
+    """Description of the holding process. The file may not be written yet, or be left behind by a killed process."""
     try:
         holder = json.loads(holder_file.read_bytes())
         return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process, which has not written its name yet"
+        return "another process that has not identified itself yet"

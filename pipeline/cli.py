@@ -117,7 +117,7 @@ def _run(
     from pipeline.report import Report, reported_errors
     from pipeline.request.pre_encoded import check_export, export, import_source
     from pipeline.request.recipe import read_recipe
-    from stages.words import counted
+    from stages.plural import pluralized
 
     last = "train" if command == "run" else command
     folder, target = flags.pop("import_folder", None), flags.pop("export_folder", None)
@@ -131,7 +131,7 @@ def _run(
             report.say(f"{file}  {file.stat().st_size:,} bytes")
         if target is not None:
             exported = export(done.artifacts["encode"], request, target, report.say)
-            report.say(f"{target}  {counted(len(exported), 'file')}")
+            report.say(f"{target}  {pluralized(len(exported), 'file')}")
         if as_json:
             facts = {
                 name: {"fingerprint": made.fingerprint, "facts": dict(made.facts)}

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.words import are, counted
+from stages.plural import is_or_are, pluralized
 
 
 class PipelineError(Exception):
@@ -124,10 +124,10 @@ class StoreDamaged(PipelineError):
     def __init__(self, count: int, num_gone: int = 0) -> None:
         """`num_gone`: how many of these are gone already, so that no repair has anything to do about them."""
         self.count = count
-        said = f"{counted(count, 'thing')} {are(count)} damaged. "
+        said = f"{pluralized(count, 'thing')} {is_or_are(count)} damaged. "
         remedy = "`sa3-trainer verify --repair` removes exactly what is damaged; then the same run makes it again."
         if count == num_gone:
-            said = f"{counted(count, 'thing')} {are(count)} missing, and nothing is damaged. "
+            said = f"{pluralized(count, 'thing')} {is_or_are(count)} missing, and nothing is damaged. "
             remedy = "The commands above make again what is missing; there is nothing to repair."
         super().__init__(said + remedy)
 

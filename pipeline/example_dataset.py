@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cache.atomic_files import written_aside
+from cache.atomic_files import atomic_write
 from cache.errors import WriteFailed
 from pipeline.errors import PipelineError
 from stages.ingest.integrity.riff_ogg_flac import ogg_checksum, ogg_pages
@@ -56,7 +56,7 @@ def write_example(path: Path) -> Path:
         PipelineError: the file cannot be written.
     """
     try:
-        with written_aside(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
             for seed, spec in enumerate(_CLIPS):
                 _add(archive, spec.name, _encoded_file(spec, seed))
                 _add(archive, str(PurePosixPath(spec.name).with_suffix(".txt")), spec.caption.encode() + b"\n")

@@ -15,7 +15,7 @@ from cache.receipt import Receipt
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
 from pipeline.plan.plan import Plan, StageRun
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
-from stages.words import counted
+from stages.plural import pluralized
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 """Exit codes."""
@@ -107,15 +107,17 @@ def summary(stage: str, facts: Mapping[str, Any]) -> str:
 
 def _ingested(facts: Mapping[str, Any]) -> str:
     left_out = {fault["member"] for fault in facts.get("skipped", [])}
-    skipped = f", {counted(len(left_out), 'file')} left out" if left_out else ""
-    window = f"{facts['duration_seconds']:.2f} s ({counted(facts['window_frames'], 'frame')})"
-    return f"{counted(facts['num_clips'], 'clip')}{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
+    skipped = f", {pluralized(len(left_out), 'file')} left out" if left_out else ""
+    window = f"{facts['duration_seconds']:.2f} s ({pluralized(facts['window_frames'], 'frame')})"
+    return (
+        f"{pluralized(facts['num_clips'], 'clip')}{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
+    )
 
 
 def _encoded(facts: Mapping[str, Any]) -> str:
-    clips = f"{counted(facts['num_encoded'], 'clip')} encoded, {facts['num_reused']} reused"
+    clips = f"{pluralized(facts['num_encoded'], 'clip')} encoded, {facts['num_reused']} reused"
     prompts = facts["num_prompts"] - facts["num_prompts_encoded"]
-    return f"{clips}; {counted(facts['num_prompts_encoded'], 'prompt')} embedded, {prompts} reused"
+    return f"{clips}; {pluralized(facts['num_prompts_encoded'], 'prompt')} embedded, {prompts} reused"
 
 
 def _trained(facts: Mapping[str, Any]) -> str:
@@ -124,7 +126,7 @@ def _trained(facts: Mapping[str, Any]) -> str:
     losses = f"{before:.4f} before, {after:.4f} after ({change})"
     if (averaged := facts.get("loss_after_ema")) is not None:
         losses += f", {averaged:.4f} with the average"
-    return f"{counted(facts['steps_done'], 'step')}; mean loss on fixed noise and timesteps {losses}"
+    return f"{pluralized(facts['steps_done'], 'step')}; mean loss on fixed noise and timesteps {losses}"
 
 
 @contextmanager
@@ -164,5 +166,6 @@ def error_json(error: Exception) -> dict[str, Any]:
     elif isinstance(error, FetchFailed | SourceUnreadable):
         entries = [error.as_json()]
     else:
-        entries = [{"loc": ["body"], "type": type(error).__name__, "msg": str(error)}]
+        code = getattr(error, "code", type(error).__name__)  # the name that programs have known it by
+        entries = [{"loc": ["body"], "type": code, "msg": str(error)}]
     return {"detail": entries, "message": str(error)}

@@ -28,10 +28,10 @@ class Stage(Generic[P]):
     """"module:function", imported only when the stage must run."""
     components: tuple[str, ...] = ()
     """Parts of the checkpoint it reads; their digests are hashed."""
-    identity_leaves_out: Callable[[P], tuple[str, ...]] = lambda params: ()
+    excluded_from_identity: Callable[[P], tuple[str, ...]] = lambda params: ()
     """Params that an unfinished run may change and still go on: they name the artifact, not the run."""
 
-    outgrown: Callable[[Path, P], bool] = lambda directory, params: False
+    exceeds_request: Callable[[Path, P], bool] = lambda directory, params: False
     """Whether an unfinished run's folder holds more than these params ask for: this request must leave it be."""
 
     def load(self) -> Callable[[Inputs, P, Workspace], Outcome]:

@@ -1,29 +1,33 @@
-"""What can go wrong in the workshop.
+"""Errors of the stages. Light: standard library only.
 
 StageError
-├── SourceUnreadable     the dataset is neither a readable zip nor a folder
-├── DatasetFaults        the clips or captions are not fit to train on; every fault at once
-├── SpaceShort           the disk cannot hold the prepared audio
-├── EngineUnavailable    the joblib backend asked for cannot be started
-├── PackageMissing       an option needs an optional package that is not installed
-├── PreparedMissing      a clip's prepared audio is gone
-├── CheckpointMismatch   a weight file does not cover its network, or covers more
-├── NetworkNotSupported  a model_config.json asks for something that is not built
-├── WeightsNotFound      no checkpoint folder where one was promised
-├── AdapterMismatch      an adapter file does not fit the base model
-├── AdapterNotWritable   trained values that the file's precision cannot hold
-├── AdapterOrder         adapters stacked on one layer were to be merged out of order, or used after they were taken off
-├── BasesDamaged         remembered singular vectors cannot be read
-├── FilterMatchesNothing an include/exclude pattern names no module
-├── LayerNotAdaptable    a targeted layer that no adapter kind can be evaluated on
-├── RankTooLarge         a rank beyond what the targeted layers allow
-├── LatentsNotFinite     the autoencoder gave NaN or infinity
-├── DeviceNotFound       the device asked for is not there
-├── LossNotFinite        training met NaN or infinity
-├── MemoryShort          by its estimate a training cannot fit into the device's memory
-├── DeviceFull           a training step does not fit into the device's memory
-│   └── DeviceFullBeside loading or evaluating does not, rather than a step
-└── Stopped              asked to stop (Ctrl-C, SIGTERM); work so far is kept
+├── Stopped                  asked to stop (Ctrl-C, SIGTERM); finished work is kept
+├── PackageMissing           an option needs an optional package that is not installed
+│ dataset
+├── SourceUnreadable         the dataset is neither a readable zip nor a folder
+├── DatasetFaults            problems of clips and captions, all of them at once
+├── InsufficientDiskSpace    the disk cannot hold the prepared audio
+├── EngineUnavailable        the requested joblib backend cannot be started
+├── PreparedAudioMissing     a clip's prepared audio is missing or damaged
+├── LatentsNotFinite         the autoencoder returned NaN or infinity
+│ base model
+├── WeightsNotFound          no usable checkpoint folder
+├── WeightsMismatch          tensors of a weight file and of its network differ
+├── UnsupportedModelConfig   a model_config.json asks for something that is not implemented
+│ adapter
+├── AdapterMismatch          an adapter file does not fit the base model or the requested settings
+├── AdapterNotWritable       trained values that the file's precision cannot represent
+├── InvalidAdapterState      stacked adapters were merged out of order, or used after they were detached
+├── SingularVectorsDamaged   a file of cached singular vectors cannot be read
+├── FilterMatchesNothing     an include/exclude pattern matches no module
+├── LayerNotAdaptable        a targeted layer that cannot carry an adapter
+├── RankTooLarge             a rank above the limit of the targeted layers
+│ training
+├── DeviceNotFound           the requested device is not available
+├── LossNotFinite            training met NaN or infinity
+├── InsufficientMemory       by its estimate a training does not fit into the device's memory
+└── OutOfMemory              loading or evaluating ran out of the device's memory
+    └── StepOutOfMemory      a training step did
 """
 
 from __future__ import annotations
@@ -31,32 +35,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 class StageError(Exception):
-    """A stage cannot go on; the message says what, why and what to type next."""
+    """Base of all errors of the stages. The message says what happened, why, and what to type next."""
+
+    code: ClassVar[str]
+    """`type` of the error in JSON documents, where it differs from the name of the class: programs match on it."""
 
 
 class Stopped(StageError):
-    """The run was asked to stop; what is finished is kept and the same command goes on from there."""
+    """The run was asked to stop. Finished work is kept, and the same command continues from there."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"stopped {where}; run the same command again to go on from there")
+        super().__init__(f"stopped {where}; run the same command again to continue from there")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing wrong with one file of the dataset."""
+    """A problem of one file of the dataset."""
 
     member: str
-    """Path inside the zip or folder, with forward slashes; empty when it is about the whole dataset."""
+    """Path inside the zip or folder, with forward slashes; empty for a problem of the whole dataset."""
     type: str
-    """Short stable name, such as `missing_caption`; programs match on it."""
+    """Stable name, such as `missing_caption`: programs match on it."""
     msg: str
     """What is wrong and what to do about it, one sentence each."""
 
     def as_json(self) -> dict[str, object]:
-        """The hosted trainer's error entry: loc, type, msg."""
+        """The entry in the hosted trainer's error format: loc, type, msg."""
         return {
             "loc": ["body", "audio_data_url", *([self.member] if self.member else [])],
             "type": self.type,
@@ -65,7 +73,7 @@ class Fault:
 
 
 class DatasetFaults(StageError):
-    """The dataset is not fit to train on. Holds every fault of every file."""
+    """The dataset has problems. Holds every problem of every file."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
@@ -74,7 +82,7 @@ class DatasetFaults(StageError):
         count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
         super().__init__(
             "\n".join([f"the dataset has {count}; nothing was committed:", *lines])
-            + "\nMend the files and run again, or go on without the bad clips with --skip-bad."
+            + "\nFix the files and run again, or continue without these clips with --skip-bad."
         )
 
 
@@ -86,23 +94,25 @@ class SourceUnreadable(StageError):
         super().__init__(f"{path} cannot be read as a dataset: {why}. {remedy}")
 
     def as_json(self) -> dict[str, object]:
-        """The hosted trainer's error entry."""
+        """The entry in the hosted trainer's error format."""
         return {"loc": ["body", "audio_data_url"], "type": "invalid_archive", "msg": str(self)}
 
 
-class SpaceShort(StageError):
+class InsufficientDiskSpace(StageError):
     """The disk cannot hold the prepared audio; nothing was written."""
+
+    code = "SpaceShort"
 
     def __init__(self, where: Path, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
             f"preparing the clips needs about {needed_bytes / 2**30:,.1f} GiB in {where}, and "
             f"{free_bytes / 2**30:,.1f} GiB are free there. Nothing was written. "
-            "Make room, or choose another folder with --store, then run again."
+            "Free some space, or choose another folder with --store, then run again."
         )
 
 
 class EngineUnavailable(StageError):
-    """The joblib backend asked for cannot be started."""
+    """The requested joblib backend cannot be started."""
 
     def __init__(self, engine: str, why: str, remedy: str) -> None:
         super().__init__(f"--engine {engine} cannot be used: {why}. {remedy}, or leave --engine out.")
@@ -112,11 +122,15 @@ class PackageMissing(StageError):
     """An option needs an optional package that is not installed."""
 
     def __init__(self, what: str, package: str) -> None:
-        super().__init__(f"{what} needs the package {package}. Install it with `pip install {package}`, or go without.")
+        super().__init__(
+            f"{what} needs the package {package}. Install it with `pip install {package}`, or leave the option out."
+        )
 
 
-class PreparedMissing(StageError):
-    """A clip's prepared audio is gone or damaged; ingest makes it again."""
+class PreparedAudioMissing(StageError):
+    """A clip's prepared audio is missing or damaged; ingest makes it again."""
+
+    code = "PreparedMissing"
 
     def __init__(self, path: Path, why: str) -> None:
         self.path = path
@@ -126,8 +140,10 @@ class PreparedMissing(StageError):
         )
 
 
-class CheckpointMismatch(StageError):
-    """A weight file and its network disagree. Lists every tensor concerned."""
+class WeightsMismatch(StageError):
+    """Tensors of a weight file and of its network differ. Lists every one of them."""
+
+    code = "CheckpointMismatch"
 
     def __init__(
         self, where: str, *, missing: Sequence[str] = (), extra: Sequence[str] = (), misshapen: Sequence[str] = ()
@@ -145,8 +161,10 @@ class CheckpointMismatch(StageError):
         )
 
 
-class NetworkNotSupported(StageError):
-    """A model_config.json asks for something that is not built; going on would compute something else."""
+class UnsupportedModelConfig(StageError):
+    """A model_config.json asks for something that is not implemented, so the network would compute something else."""
+
+    code = "NetworkNotSupported"
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(
@@ -156,14 +174,14 @@ class NetworkNotSupported(StageError):
 
 
 class WeightsNotFound(StageError):
-    """No checkpoint folder where one was promised."""
+    """There is no usable checkpoint folder."""
 
     def __init__(self, where: str, why: str, remedy: str) -> None:
         super().__init__(f"no weights at {where}: {why}. {remedy}")
 
 
 class AdapterMismatch(StageError):
-    """An adapter file does not fit the base model, its settings, or the kind asked for."""
+    """An adapter file does not fit the base model or the requested settings. Lists every difference."""
 
     def __init__(self, file: str, differences: Sequence[str]) -> None:
         self.differences = tuple(differences)
@@ -175,7 +193,7 @@ class AdapterMismatch(StageError):
 
 
 class AdapterNotWritable(StageError):
-    """Adapter tensors hold values that the file's precision cannot hold; nothing was written."""
+    """Adapter tensors have values that the file's precision cannot represent; nothing was written."""
 
     def __init__(
         self, file: str, precision: str, *, not_finite: Sequence[str] = (), too_large: Sequence[str] = ()
@@ -191,28 +209,32 @@ class AdapterNotWritable(StageError):
             if not_finite
             else "Export with --export-precision fp32, or lower --learning-rate."
         )
-        super().__init__(f"{file} was not written; of its tensors\n  " + "\n  ".join(parts) + f"\n{remedy}")
+        super().__init__(f"{file} was not written. Of its tensors\n  " + "\n  ".join(parts) + f"\n{remedy}")
 
 
-class AdapterOrder(StageError):
-    """Adapters were merged out of order, or used after they were taken off."""
+class InvalidAdapterState(StageError):
+    """Stacked adapters were merged out of order, or used after they were detached."""
+
+    code = "AdapterOrder"
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what}. {remedy}")
 
 
-class BasesDamaged(StageError):
-    """A file of remembered singular vectors cannot be read."""
+class SingularVectorsDamaged(StageError):
+    """A file of cached singular vectors cannot be read."""
+
+    code = "BasesDamaged"
 
     def __init__(self, file: str, why: str) -> None:
         super().__init__(
-            f"{file} does not hold the singular vectors it should ({why}). "
-            "Delete this one file and run again: it is computed anew."
+            f"{file} does not hold the expected singular vectors ({why}). "
+            "Delete this file and run again: it is recomputed."
         )
 
 
 class FilterMatchesNothing(StageError):
-    """An include/exclude pattern names no module of the model."""
+    """An include/exclude pattern matches no module of the model."""
 
     def __init__(self, field: str, patterns: Sequence[str], near: Sequence[str]) -> None:
         self.field = field
@@ -224,7 +246,7 @@ class FilterMatchesNothing(StageError):
 
 
 class LayerNotAdaptable(StageError):
-    """A targeted layer that no adapter kind can be evaluated on."""
+    """A targeted layer cannot carry an adapter."""
 
     def __init__(self, layer: str, why: str) -> None:
         super().__init__(
@@ -234,7 +256,7 @@ class LayerNotAdaptable(StageError):
 
 
 class RankTooLarge(StageError):
-    """A rank beyond the smallest dimension of the targeted layers (-xs kinds only)."""
+    """The rank exceeds the smallest dimension of the targeted layers (-xs kinds only)."""
 
     def __init__(self, rank: int, limit: int, layer: str) -> None:
         self.limit = limit
@@ -245,19 +267,19 @@ class RankTooLarge(StageError):
 
 
 class LatentsNotFinite(StageError):
-    """The autoencoder gave NaN, infinity, or values beyond the storage precision."""
+    """The autoencoder returned NaN, infinity, or values beyond the range of the storage precision."""
 
     def __init__(self, clip_id: str, compute_dtype: str, latent_dtype: str) -> None:
         self.clip_id = clip_id
         super().__init__(
             f"the latents of {clip_id} are not finite (computed in {compute_dtype}, stored as {latent_dtype}). "
-            "Nothing of this clip was stored. Run again with --encode-precision fp32 --latent-dtype float32, "
+            "This clip was not stored. Run again with --encode-precision fp32 --latent-dtype float32, "
             "or check the weights."
         )
 
 
 class DeviceNotFound(StageError):
-    """The device asked for is not there."""
+    """The requested device is not available."""
 
     def __init__(self, device: str, why: str) -> None:
         super().__init__(
@@ -271,28 +293,30 @@ class LossNotFinite(StageError):
     def __init__(
         self, step: int, clip_ids: Sequence[str], what: str = "loss", base_precision: str | None = None
     ) -> None:
-        """`base_precision`: of the training, where it is known; only fp16 is so narrow that another may help."""
+        """`base_precision` is suggested to be changed only where it is fp16, whose range is small."""
         self.step, self.clip_ids = step, tuple(clip_ids)
         narrow = ", or train with --base-precision bf16 or fp32" if base_precision == "fp16" else ""
         super().__init__(
             f"the {what} is not finite at step {step}, on clips {', '.join(clip_ids)}. "
-            "What was trained before it is kept. Listen to these clips, or train with a lower --learning-rate "
+            "Earlier training is kept. Listen to these clips, or train with a lower --learning-rate "
             f"or --alpha, or with --gradient-clip 1{narrow}."
         )
 
 
-class MemoryShort(StageError):
-    """By its estimate a training cannot fit into the device's memory; nothing was loaded."""
+class InsufficientMemory(StageError):
+    """By its estimate a training does not fit into the device's memory; nothing was loaded."""
+
+    code = "MemoryShort"
 
     def __init__(
         self, device: str, needed: str, available: str, parts: str, alone: Sequence[str], together: Sequence[str]
     ) -> None:
-        """`alone`: settings each of which is enough; `together`: settings that are enough only all at once."""
+        """`alone`: settings of which any one is enough; `together`: settings that are enough only in combination."""
         self.alone, self.together = tuple(alone), tuple(together)
         said = (
             f"training needs about {needed} of memory ({parts}), and {device} has {available} left. Nothing was loaded."
         )
-        remedy = "No setting makes it fit: take a smaller --model or another --device, or stop other programs there."
+        remedy = "No setting makes it fit: use a smaller --model or another --device, or stop other programs there."
         if alone:
             remedy = "Any one of these makes it fit:\n" + "\n".join(f"    {line}" for line in alone)
         elif together:
@@ -300,23 +324,28 @@ class MemoryShort(StageError):
         super().__init__(f"{said} {remedy}")
 
 
-class DeviceFull(StageError):
-    """A training step does not fit into the device's memory; what was saved is kept."""
+class OutOfMemory(StageError):
+    """Loading or evaluating ran out of the device's memory; what was saved is kept."""
 
-    def __init__(self, device: str, batch_size: int, num_frames: int, step: int) -> None:
+    code = "DeviceFullBeside"
+
+    def __init__(self, device: str, activity: str) -> None:
         super().__init__(
-            f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
-            "The last checkpoint is kept. Lower --batch-size, --frames-per-batch, --gradient-accumulation or "
-            "--duration, stop other programs on the device, or take a smaller --model or another --device."
+            f"{device} ran out of memory while {activity}. Checkpoints are kept: the same command continues from the "
+            "last one. Stop other programs on the device, or use --base-precision bf16, a smaller --model or another "
+            "--device."
         )
 
 
-class DeviceFullBeside(DeviceFull):
-    """Loading or evaluating does not fit into the device's memory; what was saved is kept."""
+class StepOutOfMemory(OutOfMemory):
+    """A training step ran out of the device's memory; what was saved is kept."""
 
-    def __init__(self, device: str, what: str) -> None:
+    code = "DeviceFull"
+
+    def __init__(self, device: str, batch_size: int, num_frames: int, step: int) -> None:
         StageError.__init__(
             self,
-            f"{device} ran out of memory while {what}. Checkpoints are kept: the same command goes on from the last. "
-            "Stop other programs on the device, or take --base-precision bf16, a smaller --model or another --device.",
+            f"{device} ran out of memory at step {step}, with {batch_size} x {num_frames} latent frames in the batch. "
+            "The last checkpoint is kept. Lower --batch-size, --frames-per-batch, --gradient-accumulation or "
+            "--duration, stop other programs on the device, or use a smaller --model or another --device.",
         )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 
-def settle_in(parent: int) -> None:
+def init_worker(parent: int) -> None:
     """First act of each process that works for another: leave Ctrl-C to it, and do not outlive it.
 
     Args:
@@ -26,7 +26,7 @@ def settle_in(parent: int) -> None:
 
 
 @contextmanager
-def begun_deaf() -> Iterator[None]:
+def sigint_blocked() -> Iterator[None]:
     """Within, processes begin deaf to Ctrl-C, which cannot end one before it has settled in; ours hears it."""
     if os.name != "posix":
         yield
@@ -47,7 +47,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def environment_set(variables: Mapping[str, str]) -> Iterator[None]:
+def temporary_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Within, environment variables have these values: for libraries that read them whenever they are called."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -1,42 +1,44 @@
-"""Rows that travel between stages, and the plain facts about models and adapters. Light: standard library only."""
+"""Manifest rows of ingest and encode, model specs and adapter specs. Light: standard library only."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from cache.location import Location
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One audio with one prompt, prepared by ingest. Times are samples at the model's rate unless named otherwise."""
+    """A row of ingest's manifest: one audio with one prompt. Lengths are samples at the model's rate."""
 
     clip_id: str
-    """Path inside the dataset without its suffix; with `#2` and so on for further windows of a long recording."""
+    """Path inside the dataset without its suffix; with `#2` and so on for later windows of a long recording."""
     audio: str
     """The prepared file, relative to the store's shared folder: `prepared/ab/<key>.flac`."""
     digest: str
     """`sha256:...` of the source bytes."""
     num_samples: int
-    """Samples kept (at most the model's native length)."""
+    """Samples kept, at most the model's native length."""
     source_sample_rate_hz: int
     num_channels: int
     """Channels of the source file."""
     crop_start: int
-    """First kept sample of the whole recording; 0 unless a long recording was split."""
+    """Position of the first kept sample in the whole recording; 0 unless a long recording was split."""
     num_samples_cut: int
-    """How many of `num_samples` the window leaves out."""
+    """Samples of `num_samples` that do not fit into the window."""
     num_samples_padded: int
-    """How many samples of silence the window adds behind the clip."""
+    """Samples of silence that follow the clip in the window."""
     seconds_total: int
-    """ceil of the whole recording's length in seconds, not of the crop."""
+    """Length of the whole recording in seconds, rounded up; not that of the crop."""
     prompt: str
     caption_source: str
-    """The member the caption came from."""
+    """The member of the dataset that held the caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedClip:
-    """Where one clip's latents and prompt embedding lie."""
+    """A row of encode's manifest: where a clip's latents and prompt embedding are stored."""
 
     clip_id: str
     item_key: str
@@ -52,10 +54,17 @@ class EncodedClip:
     checksum: str
     """crc32 of the latent bytes, eight hex digits."""
 
+    @property
+    def location(self) -> Location:
+        """Where the latents are stored."""
+        return Location(
+            item_key=self.item_key, shard=self.shard, row=self.row, num_frames=self.num_frames, checksum=self.checksum
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
-    """Where one prompt's hidden states lie."""
+    """A row of encode's list of prompts: where the hidden states of a prompt are stored."""
 
     prompt_key: str
     prompt: str
@@ -64,23 +73,30 @@ class PromptRow:
     num_tokens: int
     checksum: str
 
+    @property
+    def location(self) -> Location:
+        """Where the hidden states are stored."""
+        return Location(
+            item_key=self.prompt_key, shard=self.shard, row=self.row, num_frames=self.num_tokens, checksum=self.checksum
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A base model by name: what can be known without opening its files."""
+    """A base model: what is known about it without opening its files."""
 
     name: str
     inference_model: str
-    """The few-step sibling its adapters are used with."""
+    """The distilled few-step model that its adapters are used with."""
     repo: str | None
-    """Hub repository; None for a model that ships with the project."""
+    """Hub repository; None for a model that is bundled with the project."""
     sample_rate_hz: int
     downsampling_ratio: int
     latent_channels: int
     max_samples: int
     """`sample_size` of the published config."""
     max_seconds: int
-    """Native length of the product: longer clips are cropped to it."""
+    """Native length: longer clips are cropped to it."""
 
     @property
     def native_samples(self) -> int:
@@ -94,7 +110,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
-    """What an adapter is, apart from its values."""
+    """Everything about an adapter except its weights."""
 
     kind: str
     rank: int

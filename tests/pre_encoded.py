@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cache.manifest import read_rows
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode.pre_encoded.exporting import export_folder
 from stages.encode.pre_encoded.importing import import_folder
@@ -81,8 +81,8 @@ class Place:
         return [(fault.member, fault.type) for fault in caught.value.faults]
 
     def latents(self, row: EncodedClip) -> np.ndarray:
-        shelf = Shelf(self.root / "shared" / "latents")
-        return shelf.read(shelf.locate([row.item_key])[row.item_key])
+        pool = ShardPool(self.root / "shared" / "latents")
+        return pool.read(pool.locate([row.item_key])[row.item_key])
 
     def files(self) -> dict[str, bytes]:
         found = [*(self.root / "shared").glob("*/*.parquet"), *(self.root / "encode").glob("*.parquet")]

@@ -44,8 +44,8 @@ def prepare() -> None:
     import stages.encode.run as encode
     import stages.ingest.run
     import stages.train.run
+    from cache.shard_pool import shard_ranges
     from cache.shards import formats, load
-    from cache.shelf import in_shards
     from stages.models.nets.autoencoder.autoencoder import Autoencoder
 
     pyarrow.set_cpu_count(1)
@@ -58,7 +58,7 @@ def prepare() -> None:
     )
     pipeline.request.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
     torch.set_num_threads(1)
-    encode.in_shards = partial(in_shards, max_items=ITEMS_PER_SHARD)
+    encode.shard_ranges = partial(shard_ranges, max_items=ITEMS_PER_SHARD)
     encode_clips = Autoencoder.encode_clips
 
     def noting(self: Any, clips: Any, *args: Any, **more: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cache import run_notes
+from cache import run_metadata
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
-from cache.shared_files import write_needs
+from cache.shared_files import write_shared_files
 from cache.store import Store
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -24,7 +24,7 @@ class Shop:
         name = fingerprint(stage, {"inputs": inputs, "needs": sorted(needs), "model": more.get("model", "tiny-base")})
         scratch = self.begun(stage, inputs, needs, name)
         if needs:
-            write_needs(scratch, {path: len(content) for path, content in needs.items()})
+            write_shared_files(scratch, {path: len(content) for path, content in needs.items()})
         receipt = Receipt(
             stage=stage,
             fingerprint=name,
@@ -36,7 +36,7 @@ class Shop:
         )
         self.store.drop(stage, name)
         self.store.commit(stage, name, scratch, receipt)
-        run_notes.forget(self.store, scratch.name)
+        run_metadata.remove(self.store, scratch.name)
         return name
 
     def begun(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], name: str) -> Path:
@@ -44,7 +44,9 @@ class Shop:
         scratch = self.store.scratch(stage, name)
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "manifest").write_text("rows")
-        run_notes.note(self.store, run_notes.Unfinished(name=scratch.name, stage=stage, identity=name, inputs=inputs))
+        run_metadata.write(
+            self.store, run_metadata.UnfinishedRun(name=scratch.name, stage=stage, identity=name, inputs=inputs)
+        )
         for path, content in needs.items():
             file = self.store.shared / path
             file.parent.mkdir(parents=True, exist_ok=True)

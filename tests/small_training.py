@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from cache.location import Location
 from cache.manifest import read_rows, write_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Inputs, Outcome, Resources, Weights, Workspace
 from stages.records import Clip, EncodedClip, PromptRow
 from stages.train.record.metrics import StepRow
@@ -63,9 +64,9 @@ def encoded(
 ) -> Artifact:
     """An encode artifact: clip i is `clip<i>`, with latents i and hidden states i, and silence 0.25 unless given."""
     silence = np.full((8, CHANNELS), 0.25, dtype="float32") if silence is None else silence
-    places = put(Shelf(shared / "latents"), [*latents, silence])
+    places = put(ShardPool(shared / "latents"), [*latents, silence])
     rows = [clip_row(n, place, key_of(hidden[n])) for n, place in enumerate(places[:-1])]
-    prompts = [prompt_row(n, place) for n, place in enumerate(put(Shelf(shared / "prompts"), hidden))]
+    prompts = [prompt_row(n, place) for n, place in enumerate(put(ShardPool(shared / "prompts"), hidden))]
     directory.mkdir(parents=True, exist_ok=True)
     write_rows(directory / "manifest.parquet", rows, EncodedClip)
     write_rows(directory / "prompts.parquet", prompts, PromptRow)
@@ -85,9 +86,9 @@ def key_of(frames: np.ndarray) -> str:
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
-def put(shelf: Shelf, items: Sequence[np.ndarray]) -> list[Location]:
+def put(pool: ShardPool, items: Sequence[np.ndarray]) -> list[Location]:
     """Items into one shard, each named by its content."""
-    return shelf.write([(key_of(item), np.ascontiguousarray(item)) for item in items], {})
+    return pool.write([(key_of(item), np.ascontiguousarray(item)) for item in items], {})
 
 
 def ingested(shared: Path, directory: Path, audio: Sequence[np.ndarray], window_samples: int | None = None) -> Artifact:

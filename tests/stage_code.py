@@ -16,14 +16,14 @@ from pipeline.plan.plan import stage
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "golden" / "stage_code.json"
 CODE = {
-    "ingest": ("stages/ingest", "stages/prepared.py"),
-    "encode": ("stages/encode", "stages/models", "stages/prepared.py"),
-    "train": ("stages/train", "stages/models", "stages/adapters", "stages/prepared.py"),
+    "ingest": ("stages/ingest", "stages/prepared_audio.py"),
+    "encode": ("stages/encode", "stages/models", "stages/prepared_audio.py"),
+    "train": ("stages/train", "stages/models", "stages/adapters", "stages/prepared_audio.py"),
 }
 """What decides each stage's result: files, and folders with all that lies below them."""
 WITHOUT_EFFECT = {
-    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.needs", "stages.processes",
-    "stages.records", "stages.words",
+    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.references", "stages.processes",
+    "stages.records", "stages.plural",
 }  # fmt: skip
 """What stages import without being decided by it: interfaces, messages, how work is spread over processes."""
 

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from stages.adapters.attach import attach
-from stages.errors import AdapterMismatch, AdapterNotWritable, AdapterOrder, FilterMatchesNothing, LayerNotAdaptable
+from stages.errors import (
+    AdapterMismatch,
+    AdapterNotWritable,
+    FilterMatchesNothing,
+    InvalidAdapterState,
+    LayerNotAdaptable,
+)
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net, dense, dense_forward, leaves_of, shake
 
@@ -225,7 +231,7 @@ def test_the_later_adapter_cannot_be_merged_first():
     net = Net()
     _, second = shaken(net, LORA, 1), shaken(net, DORA, 2)
     weights = [net.get_submodule(layer).weight.clone() for layer in NET_LAYERS]
-    with pytest.raises(AdapterOrder, match="earlier one first"):
+    with pytest.raises(InvalidAdapterState, match="earlier one first"):
         second.merge()
     for weight, layer in zip(weights, NET_LAYERS, strict=True):
         assert torch.equal(net.get_submodule(layer).weight, weight)
@@ -258,7 +264,7 @@ def test_an_adapter_that_was_taken_off_cannot_be_used():
     adapter = shaken(Net(), LORA)
     adapter.detach()
     for use in (adapter.named_parameters, adapter.detach, adapter.merge, adapter.state):
-        with pytest.raises(AdapterOrder, match="taken off already"):
+        with pytest.raises(InvalidAdapterState, match="taken off already"):
             use()
 
 

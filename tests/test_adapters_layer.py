@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from stages.adapters.attach import attach
 from stages.adapters.factored_weight import guarded_sqrt
 from stages.catalogue import adapter_kinds
-from stages.errors import AdapterOrder
+from stages.errors import InvalidAdapterState
 from stages.records import AdapterSpec
 from tests.dense_adapters import Net, shake
 
@@ -170,7 +170,7 @@ def test_norms_that_cancel_to_nothing_give_finite_values_and_gradients():
 def test_casting_a_network_that_carries_adapters_is_refused():
     net, adapter = one_layer(AdapterSpec(kind="dora-rows", rank=2, alpha=2.0))
     for cast in (net.half, net.bfloat16, net.double):
-        with pytest.raises(AdapterOrder, match="Cast the base before attaching"):
+        with pytest.raises(InvalidAdapterState, match="Cast the base before attaching"):
             cast()
     net.to("cpu")
     assert {parameter.dtype for parameter in adapter.named_parameters().values()} == {torch.float32}

@@ -9,7 +9,7 @@ from torch import nn
 from stages.adapters import singular_vectors as _svd
 from stages.adapters.attach import attach
 from stages.adapters.singular_vectors import BasesFolder, bases_of, given_bases, singular_vectors, weight_digest
-from stages.errors import AdapterMismatch, BasesDamaged, RankTooLarge
+from stages.errors import AdapterMismatch, RankTooLarge, SingularVectorsDamaged
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net
 
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_delete(tmp_path, damage):
     bases_of(some_weight(), 6, cache)
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BasesDamaged, match=f"{path.name}.*Delete this one file"):
+    with pytest.raises(SingularVectorsDamaged, match=f"{path.name}.*Delete this one file"):
         bases_of(some_weight(), 6, cache)
 
 

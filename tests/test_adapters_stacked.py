@@ -17,7 +17,7 @@ from stages.adapters.ops.frozen_matmul import pieces_of
 from stages.adapters.ops.side_streams import NUM_FIRST, NUM_LATER, Work, later, used
 from stages.adapters.stacked.layer_group import Part, adapted_weight
 from stages.adapters.stacked.stacked_adapter import Together, dealt, together, unknown
-from stages.errors import AdapterOrder
+from stages.errors import InvalidAdapterState
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
 
@@ -330,7 +330,7 @@ def test_masks_drawn_beforehand_are_the_dropout_of_the_step():
 def test_a_stacked_adapter_is_refused():
     net, adapter = tower("lora")
     attach([net], AdapterSpec(kind="lora", rank=2, alpha=2.0))
-    with pytest.raises(AdapterOrder, match="another adapter"):
+    with pytest.raises(InvalidAdapterState, match="another adapter"):
         together(adapter)
 
 

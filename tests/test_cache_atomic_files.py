@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cache import atomic_files
-from cache.atomic_files import STALE_AFTER_SECONDS, sweep, write_aside, written_aside
+from cache.atomic_files import STALE_AFTER_SECONDS, atomic_write, atomic_write_bytes, remove_stale_temporaries
 from cache.errors import WriteFailed
 
 
@@ -33,7 +33,7 @@ def dead_pid():
 
 
 def test_the_final_name_appears_only_when_all_is_written(tmp_path):
-    with written_aside(tmp_path / "new" / "a.bin") as file:
+    with atomic_write(tmp_path / "new" / "a.bin") as file:
         file.write(b"half")
         assert not (tmp_path / "new" / "a.bin").exists()
         file.write(b"whole")
@@ -42,8 +42,8 @@ def test_the_final_name_appears_only_when_all_is_written(tmp_path):
 
 
 def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_aside(tmp_path / "a.bin", b"old")
-    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "a.bin") as file:
+    atomic_write_bytes(tmp_path / "a.bin", b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.bin") as file:
         file.write(b"new")
         raise KeyboardInterrupt
     assert (tmp_path / "a.bin").read_bytes() == b"old"
@@ -51,7 +51,7 @@ def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_file_that_must_stay_stays_even_when_it_came_while_ours_was_written(tmp_path):
-    with written_aside(tmp_path / "a.bin", keep_first=True) as file:
+    with atomic_write(tmp_path / "a.bin", keep_existing=True) as file:
         file.write(b"second")
         (tmp_path / "a.bin").write_bytes(b"first")
     assert (tmp_path / "a.bin").read_bytes() == b"first"
@@ -66,7 +66,7 @@ def test_a_disk_without_hard_links_keeps_the_same_promise(tmp_path, monkeypatch,
     monkeypatch.setattr(os, "link", refuse)
     if there:
         (tmp_path / "a.bin").write_bytes(b"first")
-    with written_aside(tmp_path / "a.bin", keep_first=True) as file:
+    with atomic_write(tmp_path / "a.bin", keep_existing=True) as file:
         file.write(b"second")
     assert (tmp_path / "a.bin").read_bytes() == (b"first" if there else b"second")
     assert names(tmp_path) == ["a.bin"]
@@ -80,33 +80,33 @@ def test_a_write_that_fails_says_which_file_why_and_how_much_room_is_left(tmp_pa
     with pytest.raises(
         WriteFailed, match=r"a\.bin could not be written: No space left on device \([\d,]+ MiB are free"
     ):
-        write_aside(tmp_path / "a.bin", b"x")
+        atomic_write_bytes(tmp_path / "a.bin", b"x")
     assert names(tmp_path) == []
 
 
 def test_a_folder_that_refuses_is_the_same_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteFailed, match="could not be written"):
-        write_aside(tmp_path / "file" / "a.bin", b"x")
+        atomic_write_bytes(tmp_path / "file" / "a.bin", b"x")
 
 
 def test_the_next_writer_sweeps_what_a_dead_one_left(tmp_path, dead_pid):
     temporary_of(tmp_path, dead_pid)
-    write_aside(tmp_path / "other.bin", b"x")
+    atomic_write_bytes(tmp_path / "other.bin", b"x")
     assert names(tmp_path) == ["other.bin"]
 
 
 def test_an_earlier_process_that_had_our_pid_is_dead(tmp_path):
-    assert sweep(tmp_path) == []
+    assert remove_stale_temporaries(tmp_path) == []
     left = temporary_of(tmp_path, os.getpid())
-    assert sweep(tmp_path) == [left]
+    assert remove_stale_temporaries(tmp_path) == [left]
 
 
 def test_a_living_writers_temporary_stays(tmp_path):
     theirs = temporary_of(tmp_path, os.getppid())
-    with written_aside(tmp_path / "b.bin") as file:
+    with atomic_write(tmp_path / "b.bin") as file:
         file.write(b"x")
-        assert sweep(tmp_path) == []
+        assert remove_stale_temporaries(tmp_path) == []
     assert names(tmp_path) == [theirs.name, "b.bin"]
 
 
@@ -114,7 +114,7 @@ def test_a_pid_of_another_machine_says_nothing_so_age_decides(tmp_path, dead_pid
     young, old = temporary_of(tmp_path, dead_pid, "aaaaaaaa"), temporary_of(tmp_path, dead_pid, "bbbbbbbb")
     then = time.time() - STALE_AFTER_SECONDS - 60
     os.utime(old, (then, then))
-    assert sweep(tmp_path) == [old]
+    assert remove_stale_temporaries(tmp_path) == [old]
     assert young.exists()
 
 
@@ -122,11 +122,11 @@ def test_files_that_are_not_ours_are_not_swept(tmp_path):
     for name in ("song.tmp", "a.bin.1234.tmp"):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (1, 1))
-    assert sweep(tmp_path) == []
+    assert remove_stale_temporaries(tmp_path) == []
 
 
 def test_a_temporary_swept_from_under_its_writer_is_an_error_and_no_file(tmp_path):
-    with pytest.raises(WriteFailed), written_aside(tmp_path / "a.bin") as file:
+    with pytest.raises(WriteFailed), atomic_write(tmp_path / "a.bin") as file:
         file.write(b"x")
         next(tmp_path.glob("*.tmp")).unlink()
     assert names(tmp_path) == []

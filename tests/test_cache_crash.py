@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import HeldByAnother
+from cache.errors import LockHeld
 from cache.manifest import read_rows, write_rows
 from cache.receipt import Receipt
+from cache.shard_pool import ShardPool
 from cache.shards import formats, load
-from cache.shelf import Shelf
 from cache.store import Store
 from stages.records import PromptRow
 from tests import writers_to_kill as writers
@@ -73,7 +73,7 @@ def test_a_killed_commit_leaves_whole_artifacts_only_and_the_next_writer_goes_on
     name, scratch = "d" * 64, store.scratch("train", writers.IDENTITY)
     (scratch / "deep").mkdir(parents=True, exist_ok=True)
     (scratch / "steps.txt").write_text("step\n")
-    with store.hold("train", writers.IDENTITY):
+    with store.lock("train", writers.IDENTITY):
         receipt = Receipt(stage="train", fingerprint=name, identity=writers.IDENTITY, version=1)
         store.commit("train", name, scratch, receipt)
     assert store.faults(store.get("train", name)) == []
@@ -101,12 +101,14 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     writers.shards(undisturbed, format, num_items)
     for _ in range(kills):
         kill_within(0.06, "shards", killed, format, num_items)
-        for name in Shelf(killed, format).shards():
-            Shelf(killed, format).verify_shard(name)
+        for name in ShardPool(killed, format).shards():
+            ShardPool(killed, format).verify_shard(name)
 
     writers.shards(killed, format, num_items)
-    Shelf(killed, format).write([("z", writers.values_of(writers.key_of(1)))], {})  # a writer of something else sweeps
-    Shelf(undisturbed, format).write([("z", writers.values_of(writers.key_of(1)))], {})
+    ShardPool(killed, format).write(
+        [("z", writers.values_of(writers.key_of(1)))], {}
+    )  # a writer of something else sweeps
+    ShardPool(undisturbed, format).write([("z", writers.values_of(writers.key_of(1)))], {})
 
     assert temporaries(killed) == []
     suffix = load(format).SUFFIX
@@ -115,7 +117,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     ]
     assert contents[0] == contents[1]
     keys = [writers.key_of(number) for number in range(num_items)]
-    assert Shelf(killed, format).locate(keys) == Shelf(undisturbed, format).locate(keys)
+    assert ShardPool(killed, format).locate(keys) == ShardPool(undisturbed, format).locate(keys)
 
 
 @pytest.mark.parametrize("format", formats())
@@ -134,28 +136,28 @@ def test_several_processes_write_overlapping_items_at_once_without_harm(tmp_path
         codes = [process.wait(timeout=60) for process in (first, *others)]
 
     assert codes == [0, 0, 0, 0]
-    shelf, keys = Shelf(tmp_path, format), [writers.key_of(number) for number in range(NUM_ITEMS)]
-    locations = shelf.locate(keys)
+    pool, keys = ShardPool(tmp_path, format), [writers.key_of(number) for number in range(NUM_ITEMS)]
+    locations = pool.locate(keys)
     for key in keys:
-        assert (shelf.read(locations[key]) == writers.values_of(key)).all()
-    for name in shelf.shards():
-        shelf.verify_shard(name)
+        assert (pool.read(locations[key]) == writers.values_of(key)).all()
+    for name in pool.shards():
+        pool.verify_shard(name)
     assert temporaries(tmp_path) == []
 
 
 def test_a_second_holder_is_refused_with_pid_and_command_of_the_first_until_that_one_is_killed(tmp_path):
     store = Store(tmp_path)
     with running("holding", tmp_path) as holder:
-        with pytest.raises(HeldByAnother) as caught, store.hold("train", writers.IDENTITY):
+        with pytest.raises(LockHeld) as caught, store.lock("train", writers.IDENTITY):
             pass
         assert f"process {holder.pid} on " in str(caught.value)
         assert "writers_to_kill.py holding" in str(caught.value)
-        with store.hold("train", "e" * 64):
+        with store.lock("train", "e" * 64):
             pass  # another identity is free
 
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-        with store.hold("train", writers.IDENTITY):
+        with store.lock("train", writers.IDENTITY):
             pass
 
 
@@ -163,7 +165,7 @@ ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from cache.manifest import write_rows
 from cache.shards import formats, load
 from stages.records import PromptRow
@@ -176,7 +178,7 @@ rows = [PromptRow(prompt_key=f"{n:032x}", row=n, **row) for n in range(999)]
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
 attempts = {name: lambda name=name: load(name).write(folder / name / "shard", items, {}) for name in formats()}
 attempts["manifest"] = lambda: write_rows(folder / "manifest" / "m.parquet", rows, PromptRow)
-attempts["plain"] = lambda: write_aside(folder / "plain" / "receipt.json", b"x" * 20000)
+attempts["plain"] = lambda: atomic_write_bytes(folder / "plain" / "receipt.json", b"x" * 20000)
 for name, attempt in attempts.items():
     try:
         attempt()
@@ -206,15 +208,15 @@ def test_a_memo_that_cannot_be_written_says_so_and_remembers_in_memory(tmp_path)
     program = """
 import os, resource, sys
 from pathlib import Path
-from cache.digest_memo import DigestMemo
+from cache.digest_cache import DigestCache
 clip = Path(sys.argv[1]) / "clip.wav"
 clip.write_bytes(b"x")
 os.utime(clip, (1, 1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-memo = DigestMemo(Path(sys.argv[1]) / "memo.sqlite", say=print)
-memo.recall(clip, "name")
-memo.remember(clip, "name", "value")
-print(memo.recall(clip, "name"))
+digest_cache = DigestCache(Path(sys.argv[1]) / "memo.sqlite", say=print)
+digest_cache.get(clip, "name")
+digest_cache.put(clip, "name", "value")
+print(digest_cache.get(clip, "name"))
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     run = subprocess.run(command, cwd=PROGRAM.parents[1], capture_output=True, text=True, timeout=60, check=True)

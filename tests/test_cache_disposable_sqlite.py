@@ -1,4 +1,4 @@
-"""A ledger may be lost without harm: damage is said, set aside, and the ledger made anew."""
+"""A database may be lost without harm: damage is said, set aside, and the database made anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.disposable_sqlite import Ledger
+from cache.disposable_sqlite import DisposableDatabase
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS words (word TEXT PRIMARY KEY)"
 ADD = "INSERT OR REPLACE INTO words VALUES (?)"
@@ -26,110 +26,110 @@ def told():
     return Told()
 
 
-def ledger_at(path, told, version=1):
-    return Ledger(path, SCHEMA, version, told)
+def database_at(path, told, version=1):
+    return DisposableDatabase(path, SCHEMA, version, told)
 
 
 def test_what_is_entered_is_found_by_the_next(tmp_path, told):
-    ledger_at(tmp_path / "l.sqlite", told).change([(ADD, [("rain",), ("sea",)])])
-    assert ledger_at(tmp_path / "l.sqlite", told).rows(ALL) == [("rain",), ("sea",)]
+    database_at(tmp_path / "l.sqlite", told).execute([(ADD, [("rain",), ("sea",)])])
+    assert database_at(tmp_path / "l.sqlite", told).query(ALL) == [("rain",), ("sea",)]
     assert told == []
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"not a database, but long enough to be looked at" * 200, b"SQLite format 3\0"]
 )
-def test_a_damaged_file_is_made_anew_with_a_said_line(tmp_path, told, content):
+def test_a_damaged_file_is_recreated_with_a_message(tmp_path, told, content):
     file = tmp_path / "l.sqlite"
     file.write_bytes(content)
-    ledger = ledger_at(file, told)
-    ledger.change([(ADD, [("rain",)])])
-    assert ledger.rows(ALL) == [("rain",)]
+    database = database_at(file, told)
+    database.execute([(ADD, [("rain",)])])
+    assert database.query(ALL) == [("rain",)]
     if content:
-        assert len(told) == 1 and "l.sqlite is damaged" in told[0] and "set aside as l.sqlite.damaged" in told[0]
+        assert len(told) == 1 and "l.sqlite is damaged" in told[0] and "renamed to l.sqlite.damaged" in told[0]
         assert (tmp_path / "l.sqlite.damaged").read_bytes() == content
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_bytes_are_flipped_the_ledger_goes_on_and_never_raises(tmp_path, data):
+def test_whatever_bytes_are_flipped_the_database_works_and_never_raises(tmp_path, data):
     file, told = tmp_path / "l.sqlite", Told()
     file.unlink(missing_ok=True)
-    ledger_at(file, told).change([(ADD, [(f"word {n}",) for n in range(300)])])
+    database_at(file, told).execute([(ADD, [(f"word {n}",) for n in range(300)])])
     content = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 20))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
 
-    ledger = ledger_at(file, told)
-    ledger.rows(ALL)
-    ledger.change([(ADD, [("after",)])])
-    assert ("after",) in ledger.rows(ALL)
+    database = database_at(file, told)
+    database.query(ALL)
+    database.execute([(ADD, [("after",)])])
+    assert ("after",) in database.query(ALL)
 
 
-def test_a_file_of_another_version_is_set_aside(tmp_path, told):
-    ledger_at(tmp_path / "l.sqlite", told, version=1).change([(ADD, [("rain",)])])
-    newer = ledger_at(tmp_path / "l.sqlite", told, version=2)
-    assert newer.rows(ALL) == []
-    assert "is of version 1, this program writes 2" in told[0]
+def test_a_file_of_another_version_is_renamed(tmp_path, told):
+    database_at(tmp_path / "l.sqlite", told, version=1).execute([(ADD, [("rain",)])])
+    newer = database_at(tmp_path / "l.sqlite", told, version=2)
+    assert newer.query(ALL) == []
+    assert "has version 1, this program writes 2" in told[0]
 
 
 def test_damage_that_comes_while_it_is_open_is_healed(tmp_path, told):
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
-    ledger.change([(ADD, [("rain",)])])
+    database = database_at(tmp_path / "l.sqlite", told)
+    database.execute([(ADD, [("rain",)])])
     (tmp_path / "l.sqlite").write_bytes(b"x" * 8192)
-    assert ledger.rows(ALL) == []
+    assert database.query(ALL) == []
     assert len(told) == 1
 
 
 def test_another_process_that_made_it_anew_is_noticed(tmp_path, told):
-    first, second = ledger_at(tmp_path / "l.sqlite", told), ledger_at(tmp_path / "l.sqlite", told)
-    first.change([(ADD, [("rain",)])])
+    first, second = database_at(tmp_path / "l.sqlite", told), database_at(tmp_path / "l.sqlite", told)
+    first.execute([(ADD, [("rain",)])])
     second.discard("was looked at")
-    second.change([(ADD, [("sea",)])])
-    assert first.rows(ALL) == [("sea",)]
+    second.execute([(ADD, [("sea",)])])
+    assert first.query(ALL) == [("sea",)]
 
 
 def test_a_deleted_file_is_begun_again(tmp_path, told):
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
-    ledger.change([(ADD, [("rain",)])])
+    database = database_at(tmp_path / "l.sqlite", told)
+    database.execute([(ADD, [("rain",)])])
     (tmp_path / "l.sqlite").unlink()
-    assert ledger.rows(ALL) == []
-    ledger.change([(ADD, [("sea",)])])
-    assert ledger.rows(ALL) == [("sea",)]
+    assert database.query(ALL) == []
+    database.execute([(ADD, [("sea",)])])
+    assert database.query(ALL) == [("sea",)]
 
 
-def test_a_file_that_cannot_be_used_is_replaced_by_memory_with_a_said_line(tmp_path, told):
+def test_a_file_that_cannot_be_used_is_replaced_by_memory_with_a_message(tmp_path, told):
     (tmp_path / "l.sqlite").mkdir()
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
-    ledger.change([(ADD, [("rain",)])])
-    assert ledger.rows(ALL) == [("rain",)]
+    database = database_at(tmp_path / "l.sqlite", told)
+    database.execute([(ADD, [("rain",)])])
+    assert database.query(ALL) == [("rain",)]
     assert len(told) == 1 and "in memory only" in told[0]
 
 
-def test_a_damaged_file_that_cannot_be_set_aside_is_replaced_by_memory_with_a_said_line(tmp_path, told):
+def test_a_damaged_file_that_cannot_be_renamed_is_replaced_by_memory_with_a_message(tmp_path, told):
     (tmp_path / "l.sqlite").write_bytes(b"noise" * 2000)
     (tmp_path / "l.sqlite.damaged").mkdir()  # in the way
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
-    ledger.change([(ADD, [("rain",)])])
-    assert ledger.rows(ALL) == [("rain",)]
-    assert len(told) == 1 and "cannot be set aside" in told[0] and "in memory only" in told[0]
+    database = database_at(tmp_path / "l.sqlite", told)
+    database.execute([(ADD, [("rain",)])])
+    assert database.query(ALL) == [("rain",)]
+    assert len(told) == 1 and "cannot be renamed" in told[0] and "in memory only" in told[0]
 
 
 def test_changes_are_made_all_or_none(tmp_path, told):
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
+    database = database_at(tmp_path / "l.sqlite", told)
     with pytest.raises(sqlite3.IntegrityError):
-        ledger.change([("INSERT INTO words VALUES (?)", [("rain",), ("rain",)])])
-    assert ledger.rows(ALL) == []
+        database.execute([("INSERT INTO words VALUES (?)", [("rain",), ("rain",)])])
+    assert database.query(ALL) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_opens_its_own_connection(tmp_path, told):
-    ledger = ledger_at(tmp_path / "l.sqlite", told)
-    ledger.change([(ADD, [("parent",)])])
+    database = database_at(tmp_path / "l.sqlite", told)
+    database.execute([(ADD, [("parent",)])])
     pid = os.fork()
     if pid == 0:
-        ledger.change([(ADD, [("child",)])])
+        database.execute([(ADD, [("child",)])])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert ledger.rows(ALL) == [("child",), ("parent",)]
+    assert database.query(ALL) == [("child",), ("parent",)]

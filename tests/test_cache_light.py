@@ -30,5 +30,7 @@ def test_listing_the_formats_loads_none_of_them():
 
 @pytest.mark.parametrize(("format", "others"), [("parquet", "h5py"), ("hdf5", "pyarrow")])
 def test_a_shelf_loads_its_own_format_only(format, others):
-    loaded = loaded_after(f"from pathlib import Path; import cache.shelf; cache.shelf.Shelf(Path('none'), {format!r})")
+    loaded = loaded_after(
+        f"from pathlib import Path; import cache.shard_pool; cache.shard_pool.ShardPool(Path('none'), {format!r})"
+    )
     assert "numpy" in loaded and others not in loaded

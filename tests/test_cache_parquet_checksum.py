@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache.parquet_checksum import FOOTER_ONLY, WHOLE_FILE, check_seal, seal
+from cache.parquet_checksum import FOOTER_ONLY, WHOLE_FILE, insert_checksum, verify_checksum
 
 TABLE = pa.table({"name": [f"clip {n}" for n in range(50)]})
 
@@ -21,19 +21,19 @@ def plain():
 
 
 def test_a_file_of_another_program_has_no_seal_and_passes(plain):
-    check_seal(plain)
+    verify_checksum(plain)
 
 
 @pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
 def test_a_sealed_file_passes_and_reads_as_before(plain, guarded):
-    seal(plain, guarded)
-    check_seal(plain)
+    insert_checksum(plain, guarded)
+    verify_checksum(plain)
     assert pq.read_table(plain).equals(TABLE)
 
 
 @pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
 def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
-    seal(plain, guarded)
+    insert_checksum(plain, guarded)
     whole = plain.getvalue()
     footer_start = whole.index(guarded) + len(guarded)
     missed = []
@@ -41,7 +41,7 @@ def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
         changed = bytearray(whole)
         changed[position] ^= 1
         try:
-            check_seal(io.BytesIO(changed))
+            verify_checksum(io.BytesIO(changed))
             missed.append(position)
         except ValueError:
             pass
@@ -54,4 +54,4 @@ def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff\xff\xff\x7fPAR1", b"no Parquet file at all"])
 def test_a_file_without_a_whole_footer_is_refused(content):
     with pytest.raises(ValueError, match="it is cut, or no Parquet file"):
-        check_seal(io.BytesIO(content))
+        verify_checksum(io.BytesIO(content))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cache.registry import Location, Registry
+from cache.location import Location
+from cache.registry import Registry
 
 
 def location(key, shard="s1", row=0):
@@ -17,36 +18,36 @@ def registry(tmp_path):
 
 
 def test_what_is_entered_is_found(registry):
-    registry.enter("s1", (100, 5), [location("a"), location("b", row=1)])
+    registry.add("s1", (100, 5), [location("a"), location("b", row=1)])
     assert registry.find(["b", "nothing"]) == {"b": location("b", row=1)}
     assert registry.shards() == {"s1": (100, 5)}
 
 
 def test_thousands_of_keys_are_found_at_once(registry):
     keys = [f"{number:064x}" for number in range(2500)]
-    registry.enter("s1", (100, 5), [location(key, row=row) for row, key in enumerate(keys)])
+    registry.add("s1", (100, 5), [location(key, row=row) for row, key in enumerate(keys)])
     assert registry.find(keys) == {key: location(key, row=row) for row, key in enumerate(keys)}
 
 
 def test_entering_a_shard_again_replaces_what_was_known_of_it(registry):
-    registry.enter("s1", (100, 5), [location("a"), location("b", row=1)])
-    registry.enter("s1", (90, 6), [location("b")])
+    registry.add("s1", (100, 5), [location("a"), location("b", row=1)])
+    registry.add("s1", (90, 6), [location("b")])
     assert registry.find(["a", "b"]) == {"b": location("b")}
     assert registry.shards() == {"s1": (90, 6)}
 
 
 def test_an_item_in_two_shards_is_found_in_the_first_by_name_and_survives_its_loss(registry):
     for shard in ("s2", "s1", "s3"):
-        registry.enter(shard, (1, 1), [location("a", shard)])
+        registry.add(shard, (1, 1), [location("a", shard)])
     assert registry.find(["a"]) == {"a": location("a", "s1")}
-    registry.forget(["s1", "s2"])
+    registry.remove(["s1", "s2"])
     assert registry.find(["a"]) == {"a": location("a", "s3")}
     assert registry.shards() == {"s3": (1, 1)}
 
 
 def test_a_damaged_row_empties_the_registry_with_a_said_line(tmp_path):
     told = []
-    Registry(tmp_path / "registry.sqlite").enter("s1", (100, 5), [location("a")])
+    Registry(tmp_path / "registry.sqlite").add("s1", (100, 5), [location("a")])
     content = (tmp_path / "registry.sqlite").read_bytes()
     (tmp_path / "registry.sqlite").write_bytes(content.replace(b"0badf00d", b"0badf00e"))
     registry = Registry(tmp_path / "registry.sqlite", say=told.append)

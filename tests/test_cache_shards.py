@@ -93,7 +93,7 @@ def test_a_length_that_is_not_before_its_item_is_damage(ours):
     at = content.index(ITEMS[2][1].tobytes()) - 4
     assert int.from_bytes(content[at : at + 4], "little") == ITEMS[2][1].nbytes
     ours.write_bytes(content[:at] + b"\x01\0\0\0" + content[at + 4 :])
-    with pytest.raises(ShardDamaged, match="row 2 does not lie where its footer says"):
+    with pytest.raises(ShardDamaged, match="row 2 is not where the footer says"):
         parquet.Reader(ours).read(3)
 
 
@@ -111,7 +111,7 @@ def test_an_item_changed_together_with_its_checksum_breaks_the_seal(ours):
     changed = table.set_column(2, table.schema.field("checksum"), [["00000000"] * 4])
     other = ours.with_name("forged.parquet")
     pq.write_table(changed, other)
-    with pytest.raises(ShardDamaged, match="does not match its seal"):
+    with pytest.raises(ShardDamaged, match="does not match its digest"):
         parquet.Reader(other).read(0)
 
 

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from cache.errors import ArtifactDamaged, ArtifactNotFound, HeldByAnother, ReceiptDamaged, WriteFailed
+from cache.errors import ArtifactDamaged, ArtifactNotFound, LockHeld, ReceiptDamaged, WriteFailed
 from cache.receipt import Receipt
 from cache.store import RECEIPT, Store, file_sizes
 
@@ -70,7 +70,7 @@ def test_a_folder_without_a_receipt_does_not_exist_and_gives_way(store):
 def test_the_receipt_is_written_after_every_file_is_safe_and_before_the_rename(store, monkeypatch):
     seen = []
     monkeypatch.setattr("cache.store.fsync_file", lambda path: seen.append(path.name))
-    monkeypatch.setattr("cache.store.write_aside", lambda path, content: seen.append(path.name))
+    monkeypatch.setattr("cache.store.atomic_write_bytes", lambda path, content: seen.append(path.name))
     monkeypatch.setattr(Store, "_move_into_place", lambda self, scratch, home: seen.append("rename"))
     commit(store, NAME)
     assert seen == ["part.bin", "manifest.parquet", RECEIPT, "rename"]
@@ -201,7 +201,7 @@ def test_nothing_that_is_not_a_stage_becomes_a_path(store, stage):
 
 
 def test_nothing_is_written_outside_the_root(store, tmp_path):
-    with store.hold("encode", NAME):
+    with store.lock("encode", NAME):
         commit(store, NAME)
     store.drop("encode", NAME)
     assert list(tmp_path.iterdir()) == [store.root]
@@ -214,7 +214,7 @@ def test_sizes_are_given_per_artifact_pool_and_unfinished_run(store):
     unfinished = store.scratch("train", OTHER)
     unfinished.mkdir(parents=True)
     (unfinished / "checkpoint").write_bytes(b"123")
-    with store.hold("train", OTHER):
+    with store.lock("train", OTHER):
         sizes = store.sizes()
     receipt_bytes = (store.directory("encode", NAME) / RECEIPT).stat().st_size
     assert sizes.artifacts == {f"encode/{NAME[:32]}": 8 + receipt_bytes}
@@ -226,27 +226,27 @@ def test_sizes_are_given_per_artifact_pool_and_unfinished_run(store):
 
 def test_a_second_holder_in_the_same_process_is_refused_too(store):
     with (
-        store.hold("encode", NAME),
-        pytest.raises(HeldByAnother, match=f"process {os.getpid()}"),
-        store.hold("encode", NAME),
+        store.lock("encode", NAME),
+        pytest.raises(LockHeld, match=f"process {os.getpid()}"),
+        store.lock("encode", NAME),
     ):
         pass
-    with store.hold("encode", NAME):
+    with store.lock("encode", NAME):
         pass
 
 
 def test_a_hold_is_freed_by_an_error_and_names_nobody_then(store):
-    with pytest.raises(KeyboardInterrupt), store.hold("encode", NAME):
+    with pytest.raises(KeyboardInterrupt), store.lock("encode", NAME):
         (holder,) = (json.loads(path.read_text()) for path in (store.root / "locks").glob("*.json"))
         assert set(holder) == {"pid", "host", "since", "command"}
         raise KeyboardInterrupt
     assert not list((store.root / "locks").glob("*.json"))
-    with store.hold("encode", NAME):
+    with store.lock("encode", NAME):
         pass
 
 
 def test_a_holder_whose_name_cannot_be_read_is_still_refused(store):
-    with store.hold("encode", NAME):
+    with store.lock("encode", NAME):
         next((store.root / "locks").glob("*.json")).write_text("{")
-        with pytest.raises(HeldByAnother, match="another process"), store.hold("encode", NAME):
+        with pytest.raises(LockHeld, match="another process"), store.lock("encode", NAME):
             pass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import ItemNotFound, WriteFailed
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Weights
 from stages.encode import run as encoding
 from stages.encode.pre_encoded.exporting import export_folder, period, timestamps
@@ -88,8 +88,8 @@ def test_silence_of_an_own_encoding_goes_on_by_its_period_for_the_native_length(
     artifact = place.read()
     # The import has also stored our own silence, to compare with.
     own = encoding.silence_task(encoding.EncodeParams(model="tiny-s", latent_dtype="float32"), place.weights)
-    shelf = Shelf(place.root / "shared" / "latents")
-    where = shelf.locate([own.key])[own.key]
+    pool = ShardPool(place.root / "shared" / "latents")
+    where = pool.locate([own.key])[own.key]
     facts = {**artifact.facts, "silence": {name: getattr(where, name) for name in artifact.facts["silence"]}}
     spec = replace(SPEC, max_seconds=20)
     files = export_folder(
@@ -97,7 +97,7 @@ def test_silence_of_an_own_encoding_goes_on_by_its_period_for_the_native_length(
     )
     written = np.load(files[-1])
     assert written.shape == (1, 16, spec.num_frames(spec.native_samples))
-    stored = shelf.read(where).T
+    stored = pool.read(where).T
     np.testing.assert_array_equal(written[0, :, :64], stored)
     np.testing.assert_array_equal(written[0, :, 64:214], np.tile(stored[:, 62:], 75))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cache.manifest import read_rows
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Resources, Weights, Workspace
 from stages.encode import run as encoding
 from stages.encode.run import prompt_keys
@@ -61,8 +61,8 @@ def test_prompts_are_embedded_under_the_names_of_our_own(place):
 
 def test_silence_is_the_folder_s_own(place):
     silence = place.read().facts["silence"]
-    shelf = Shelf(place.root / "shared" / "latents")
-    stored = shelf.read(shelf.locate([silence["item_key"]])[silence["item_key"]])
+    pool = ShardPool(place.root / "shared" / "latents")
+    stored = pool.read(pool.locate([silence["item_key"]])[silence["item_key"]])
     np.testing.assert_array_equal(stored, np.load(place.folder / "silence.npy")[0].T)
 
 
@@ -119,7 +119,7 @@ def test_files_and_fields_that_are_not_taken_over_are_said(place):
 
 
 def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr(encoding, "in_shards", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
+    monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
     (tmp_path / "straight").mkdir()
     (tmp_path / "stopped").mkdir()
     straight, stopped = (copied(tmp_path / name, weights, "nopad") for name in ("straight", "stopped"))

@@ -12,12 +12,13 @@ import soundfile
 import torch
 
 from cache.errors import WriteFailed
+from cache.location import Location
 from cache.manifest import read_rows, write_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode import run as encoding
 from stages.encode.stage import EncodeParams, item_key
-from stages.errors import LatentsNotFinite, PreparedMissing, Stopped
+from stages.errors import LatentsNotFinite, PreparedAudioMissing, Stopped
 from stages.models.checkpoint_folder import open_folder
 from stages.models.families import tiny
 from stages.models.load_weights import load_autoencoder
@@ -99,7 +100,7 @@ class Place:
         location = Location(
             item_key=row.item_key, shard=row.shard, row=row.row, num_frames=row.num_frames, checksum=row.checksum
         )
-        return Shelf(self.shared / "latents", format).read(location)
+        return ShardPool(self.shared / "latents", format).read(location)
 
     def files(self) -> dict[str, bytes]:
         found = [*self.shared.glob("*/*.parquet"), *(self.root / "encode").glob("*.parquet")]
@@ -141,7 +142,7 @@ def test_a_prompt_shared_by_two_clips_is_embedded_once(place):
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4])
 def test_a_stopped_encode_goes_on_to_the_same_bytes(tmp_path, weights, stop_after, monkeypatch):
-    monkeypatch.setattr(encoding, "in_shards", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
+    monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
     whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
     with pytest.raises(Stopped):
@@ -151,7 +152,7 @@ def test_a_stopped_encode_goes_on_to_the_same_bytes(tmp_path, weights, stop_afte
 
 
 def test_a_stopped_encode_encodes_no_sealed_clip_twice(place, monkeypatch):
-    monkeypatch.setattr(encoding, "in_shards", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
+    monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
     seen, frames_of = [], encoding.frames_of
     monkeypatch.setattr(
         encoding, "frames_of", lambda task, *rest: (seen.append(task.clip_id), frames_of(task, *rest))[1]
@@ -203,7 +204,7 @@ def test_a_stopped_encode_in_batches_goes_on_to_the_same_bytes(
     def few(sizes):
         return [range(at, min(at + per_shard, len(sizes))) for at in range(0, len(sizes), per_shard)]
 
-    monkeypatch.setattr(encoding, "in_shards", few)
+    monkeypatch.setattr(encoding, "shard_ranges", few)
     whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
     with pytest.raises(Stopped):
@@ -232,7 +233,7 @@ def test_a_shard_that_cannot_be_written_beside_the_encoding_is_an_error(place, a
     def full(self, items, metadata):
         raise WriteFailed(place.shared, "no space left", 0)
 
-    monkeypatch.setattr(Shelf, "write", full)
+    monkeypatch.setattr(ShardPool, "write", full)
     with pytest.raises(WriteFailed):
         place.encode()
 
@@ -240,7 +241,7 @@ def test_a_shard_that_cannot_be_written_beside_the_encoding_is_an_error(place, a
 def test_prepared_audio_that_is_shorter_than_its_row_says_is_an_error(place):
     short = place.shared / CLIPS[0].audio
     soundfile.write(short, np.zeros((FRAME, 2)), 44_100, subtype="PCM_24")
-    with pytest.raises(PreparedMissing, match=f"it ends after {FRAME} of {3 * FRAME} samples"):
+    with pytest.raises(PreparedAudioMissing, match=f"it ends after {FRAME} of {3 * FRAME} samples"):
         place.encode()
 
 
@@ -264,7 +265,7 @@ def test_another_format_gets_copies_of_the_same_latents_and_encodes_nothing(plac
 
 def test_silence_is_stored_with_its_place_in_the_facts(place):
     silence = place.encode().facts["silence"]
-    frames = Shelf(place.shared / "latents").read(Location(**silence))
+    frames = ShardPool(place.shared / "latents").read(Location(**silence))
     assert frames.shape == (64, 32)
     # Silence repeats itself after its first frames: any longer silence follows from what is stored.
     np.testing.assert_allclose(frames[8:], np.broadcast_to(frames[8], frames[8:].shape), atol=2e-3)

@@ -19,7 +19,7 @@ from stages.ingest.run import ingest
 from stages.ingest.source import listing
 from stages.ingest.source.listing import open_source
 from stages.ingest.stage import audio_params, prepared_key
-from stages.prepared import read_prepared
+from stages.prepared_audio import read_prepared
 from tests.foreign_sounds import box, foreign
 from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace
 

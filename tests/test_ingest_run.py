@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.contract import Inputs, Resources
-from stages.errors import DatasetFaults, SpaceShort
+from stages.errors import DatasetFaults, InsufficientDiskSpace
 from stages.ingest import prepare_clip
 from stages.ingest import run as run_module
 from stages.ingest.audio.decode import Recording
@@ -26,8 +26,8 @@ from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
 from stages.ingest.run import MANIFEST, ingest
 from stages.ingest.source.listing import open_source
 from stages.ingest.window import window
-from stages.prepared import read_prepared
-from stages.words import are, counted
+from stages.plural import is_or_are, pluralized
+from stages.prepared_audio import read_prepared
 from tests.small_datasets import PARAMS, RATE, clips, faults, folder, run, sound, tone, workspace, zipped
 
 
@@ -84,8 +84,8 @@ def test_float_audio_is_clamped_to_full_scale_and_off_by_half_a_24_bit_step_at_m
         []
         if not beyond
         else [
-            f"{counted(beyond, 'sample')} {are(beyond)} beyond full scale (peak {np.abs(audio).max():.3f}) and "
-            f"{are(beyond)} clamped to it."
+            f"{pluralized(beyond, 'sample')} {is_or_are(beyond)} beyond full scale "
+            f"(peak {np.abs(audio).max():.3f}) and {is_or_are(beyond)} clamped to it."
         ]
     )
 
@@ -399,7 +399,7 @@ def test_what_peaks_below_60_db_is_silent(tmp_path, peak_db, is_silent):
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch, decoded):
     monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(SpaceShort, match="Nothing was written"):
+    with pytest.raises(InsufficientDiskSpace, match="Nothing was written"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
     assert decoded == []
     assert not list((tmp_path / "shared").rglob("*"))

@@ -35,18 +35,18 @@ JUNK = {
 
 
 class Notebook:
-    """A memo that keeps everything it is told for ever."""
+    """A digest_cache that keeps everything it is told for ever."""
 
     def __init__(self) -> None:
         self.notes: dict[tuple[Path, str], str] = {}
 
-    def recall(self, path: Path, what: str) -> str | None:
+    def get(self, path: Path, what: str) -> str | None:
         return self.notes.get((path, what))
 
-    def remember(self, path: Path, what: str, value: str) -> None:
+    def put(self, path: Path, what: str, value: str) -> None:
         self.notes[path, what] = value
 
-    def foresee(self, folder: Path, what: str) -> None:
+    def prefetch(self, folder: Path, what: str) -> None:
         """Everything is at hand already."""
 
 
@@ -91,28 +91,28 @@ def test_another_content_has_another_name(tmp_path, change):
 
 
 def test_a_zip_that_is_remembered_is_not_read(tmp_path, monkeypatch):
-    path, memo, read = zipped(tmp_path / "d.zip", FILES), Notebook(), []
+    path, digest_cache, read = zipped(tmp_path / "d.zip", FILES), Notebook(), []
     monkeypatch.setattr(source_module, "digest_entry", counted(source_module.digest_entry, read))
-    first = open_source(path, memo)
+    first = open_source(path, digest_cache)
     assert len(read) == len(FILES)
-    assert open_source(path, memo) == first
+    assert open_source(path, digest_cache) == first
     assert len(read) == len(FILES)
-    assert len(memo.notes) == 1, "one list for the whole zip"
+    assert len(digest_cache.notes) == 1, "one list for the whole zip"
 
 
 def test_of_a_folder_only_the_files_that_are_not_remembered_are_read(tmp_path, monkeypatch):
-    path, memo, read = folder(tmp_path / "d", FILES), Notebook(), []
+    path, digest_cache, read = folder(tmp_path / "d", FILES), Notebook(), []
     monkeypatch.setattr(source_module, "digest_file", counted(source_module.digest_file, read))
-    first = open_source(path, memo)
-    del memo.notes[path / "b.txt", "bytes"]
-    assert open_source(path, memo) == first
+    first = open_source(path, digest_cache)
+    del digest_cache.notes[path / "b.txt", "bytes"]
+    assert open_source(path, digest_cache) == first
     assert [file.name for file in read] == ["one.wav", "two.wav", "b.txt", "b.txt"]
 
 
 def test_other_limits_do_not_take_what_was_remembered_under_these(tmp_path):
-    path, memo = zipped(tmp_path / "d.zip", FILES), Notebook()
-    assert all(member.digest for member in open_source(path, memo).members)
-    assert any(member.fault for member in open_source(path, memo, ArchiveLimits(max_member_bytes=45)).members)
+    path, digest_cache = zipped(tmp_path / "d.zip", FILES), Notebook()
+    assert all(member.digest for member in open_source(path, digest_cache).members)
+    assert any(member.fault for member in open_source(path, digest_cache, ArchiveLimits(max_member_bytes=45)).members)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_no_facts_behind(tmp_path, monkeypatch):
     def full(path: Path, content: bytes, **more: object) -> None:
         raise prepare_clip.CacheError("the disk is full")
 
-    monkeypatch.setattr(prepare_clip, "write_aside", full)
+    monkeypatch.setattr(prepare_clip, "atomic_write_bytes", full)
     with pytest.raises(StageError, match="the disk is full"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
     assert not list((tmp_path / "shared").rglob("*.*"))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.autoencoder.autoencoder import Autoencoder, DecodeNoise
 from stages.models.nets.autoencoder.chunking import chunks
 from tests.small_networks import config, randomised
@@ -122,7 +122,7 @@ def test_the_last_decoder_layers_are_periodic_and_one_fewer_than_the_option_says
 def test_an_option_that_is_not_built_is_refused_by_name(section, option, value):
     read = config()
     read["model"]["pretransform"]["config"][section]["config"][option] = value
-    with pytest.raises(NetworkNotSupported, match=option):
+    with pytest.raises(UnsupportedModelConfig, match=option):
         Autoencoder(read)
 
 

@@ -116,21 +116,21 @@ def test_the_encoder_half_has_one_name_whichever_file_layout_holds_it(folder):
     assert digests(folder) == before
 
 
-class CountingMemo(dict):
+class CountingCache(dict):
     """Remembers; counts what had to be read."""
 
-    def recall(self, path, what):
+    def get(self, path, what):
         return self.get((path, what))
 
-    def remember(self, path, what, value):
+    def put(self, path, what, value):
         self[path, what] = value
 
 
 def test_digests_are_remembered_and_not_read_again(folder, monkeypatch):
-    memo = CountingMemo()
-    first = open_folder("tiny-base", folder, memo)
+    digest_cache = CountingCache()
+    first = open_folder("tiny-base", folder, digest_cache)
     monkeypatch.setattr("stages.models.checkpoint_folder._tensors_digest", lambda *args: pytest.fail("read again"))
-    assert open_folder("tiny-base", folder, memo).digests == first.digests
+    assert open_folder("tiny-base", folder, digest_cache).digests == first.digests
 
 
 def test_shapes_come_from_the_header_alone(folder):

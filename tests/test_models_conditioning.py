@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.contract import Weights
-from stages.errors import CheckpointMismatch, NetworkNotSupported, WeightsNotFound
+from stages.errors import UnsupportedModelConfig, WeightsMismatch, WeightsNotFound
 from stages.models.load_weights import load_conditioner, load_text_encoder
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.text_encoder import TextEncoder
@@ -86,7 +86,7 @@ def test_a_text_encoder_file_that_does_not_cover_its_network_is_refused(tmp_path
     else:
         stored["encoder.norm.weight"] = torch.zeros(7)
     save_file(stored, tmp_path / "bad" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointMismatch, match=rf"1 {change}:\n.*(norm\.weight|layers\.7)"):
+    with pytest.raises(WeightsMismatch, match=rf"1 {change}:\n.*(norm\.weight|layers\.7)"):
         TextEncoder(tmp_path / "bad", 24)
 
 
@@ -141,5 +141,5 @@ def test_the_duration_is_rounded_to_the_networks_dtype_before_its_features():
 def test_other_conditioners_than_prompt_and_duration_are_refused():
     read = config()
     read["model"]["conditioning"]["configs"].append({"id": "seconds_start", "type": "number", "config": {}})
-    with pytest.raises(NetworkNotSupported, match="seconds_start"):
+    with pytest.raises(UnsupportedModelConfig, match="seconds_start"):
         Conditioner(read)

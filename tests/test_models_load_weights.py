@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.contract import Weights
-from stages.errors import CheckpointMismatch, WeightsNotFound
+from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.load_weights import (
     AUTOENCODER,
     CONDITIONER,
@@ -60,7 +60,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_listed(tmp_path, stored):
         del broken[name]
     broken["model.model.preprocess_conv.weight"] = torch.zeros(3, 3, 1)
 
-    with pytest.raises(CheckpointMismatch) as caught:
+    with pytest.raises(WeightsMismatch) as caught:
         load_denoiser(weights(tmp_path, broken))
 
     assert sorted(caught.value.missing) == sorted(missing)
@@ -96,7 +96,7 @@ def test_a_stand_alone_file_with_a_stray_tensor_is_refused(tmp_path, stored):
     alone = {name.removeprefix(AUTOENCODER): tensor for name, tensor in stored.items() if name.startswith(AUTOENCODER)}
     alone["decoder.layers.9.weight"] = torch.zeros(1)
     own = {"sample_rate": 44100, "model": config()["model"]["pretransform"]["config"]}
-    with pytest.raises(CheckpointMismatch, match=r"decoder\.layers\.9"):
+    with pytest.raises(WeightsMismatch, match=r"decoder\.layers\.9"):
         load_autoencoder(weights(tmp_path, alone, own))
 
 
@@ -124,7 +124,7 @@ def test_a_file_with_one_more_level_loads(tmp_path, stored):
 def test_two_stored_tensors_for_one_place_are_a_mismatch(tmp_path, stored):
     doubled = dict(stored)
     doubled["model.model.inner.preprocess_conv.weight"] = torch.zeros(16, 16, 1)
-    with pytest.raises(CheckpointMismatch) as caught:
+    with pytest.raises(WeightsMismatch) as caught:
         load_denoiser(weights(tmp_path, doubled))
     assert caught.value.extra == ("model.model.inner.preprocess_conv.weight",)
 

@@ -14,7 +14,7 @@ from stages.adapters.layer import AdaptedLayer
 from stages.adapters.quantized_layer import WidenedLayer
 from stages.adapters.singular_vectors import Bases, bases_of
 from stages.adapters.stacked.stacked_adapter import together
-from stages.errors import AdapterOrder, PackageMissing
+from stages.errors import InvalidAdapterState, PackageMissing
 from stages.models import quantized_linear
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.quantized_linear import (
@@ -157,7 +157,7 @@ def test_singular_vectors_are_those_of_the_weight_before_it_was_rounded():
 
 @pytest.mark.parametrize(("kept", "rank"), [(0, 1), (2, 3)])
 def test_without_them_an_xs_adapter_is_refused_rather_than_given_other_directions(kept, rank):
-    with pytest.raises(AdapterOrder, match=f"before {rank} singular vectors"):
+    with pytest.raises(InvalidAdapterState, match=f"before {rank} singular vectors"):
         attach((stored("int8", vectors=kept),), AdapterSpec(kind="lora-xs", rank=rank, alpha=2.0))
 
 
@@ -165,9 +165,9 @@ def test_it_takes_no_merge_and_no_stacking():
     small = stored("int8")
     adapter = attach((small,), AdapterSpec(kind="lora", rank=2, alpha=2.0))
     before = parameter_bytes(small)
-    with pytest.raises(AdapterOrder, match="8 bits"):
+    with pytest.raises(InvalidAdapterState, match="8 bits"):
         adapter.merge()
-    with pytest.raises(AdapterOrder, match="8 bits"):
+    with pytest.raises(InvalidAdapterState, match="8 bits"):
         together(adapter)
     assert parameter_bytes(small) == before
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.dit.timestep_shift import shifted
 
 KINDS = [
@@ -62,5 +62,5 @@ def test_no_options_leave_the_timestep_alone():
     ("options", "named"), [({"type": "cosine"}, "cosine"), ({"type": "flux", "max_shift": 2}, "max_shift")]
 )
 def test_a_shift_or_setting_that_does_not_exist_is_refused(options, named):
-    with pytest.raises(NetworkNotSupported, match=named):
+    with pytest.raises(UnsupportedModelConfig, match=named):
         shifted(torch.rand(2), torch.ones(2), options)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.dit.conditioning import Conditioning
 from stages.models.nets.dit.fourier_features import fourier_features
 from stages.models.nets.dit.transformer import Denoiser
@@ -167,10 +167,10 @@ def test_recomputing_blocks_changes_neither_output_nor_gradients(read):
 def test_an_option_that_is_not_built_is_refused_by_name(option, value):
     read = config()
     read["model"]["diffusion"]["config"][option] = value
-    with pytest.raises(NetworkNotSupported, match=option):
+    with pytest.raises(UnsupportedModelConfig, match=option):
         Denoiser(read)
 
 
 def test_a_config_without_its_diffusion_section_is_refused():
-    with pytest.raises(NetworkNotSupported, match="diffusion"):
+    with pytest.raises(UnsupportedModelConfig, match="diffusion"):
         Denoiser({"model": {}})

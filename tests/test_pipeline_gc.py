@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cache import run_notes
-from cache.errors import NeedsDamaged
-from cache.shared_files import NEEDS, iter_needs, lost, write_needs
+from cache import run_metadata
+from cache.errors import SharedFileListDamaged
+from cache.shared_files import FILE_NAME, iter_shared_files, missing_shared_files, write_shared_files
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.errors import NoStore, NothingToEvict, RecipeError, StillNeeded
@@ -75,12 +75,14 @@ def test_whatever_happens_everything_a_kept_run_names_stays_readable(history):
 def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
     """Inputs of every kept run are there, and every shared file that a kept artifact names."""
     receipts = {receipt.fingerprint: receipt for receipt in store.receipts()}
-    readers = [receipt.inputs for receipt in receipts.values()] + [run.inputs for run in run_notes.unfinished(store)]
+    readers = [receipt.inputs for receipt in receipts.values()] + [
+        run.inputs for run in run_metadata.unfinished_runs(store)
+    ]
     for inputs in readers:
         assert all(name in receipts for stage, name in inputs.items() if stage != "source")
     for receipt in receipts.values():
         assert store.faults(receipt) == []
-        gone = lost(store.directory(receipt.stage, receipt.fingerprint), store.shared)
+        gone = missing_shared_files(store.directory(receipt.stage, receipt.fingerprint), store.shared)
         assert not gone or (prepared_dropped and receipt.stage == "ingest")
 
 
@@ -120,10 +122,10 @@ def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(sh
 
 def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
     stopped(shop, "train", (0,))
-    (run,) = run_notes.unfinished(shop.store)
+    (run,) = run_metadata.unfinished_runs(shop.store)
     decision = evict(shop.store, chosen(names=[run.name[:14]]), quiet, dry_run=False)
     assert [name for name, _, _ in decision.unfinished] == [run.name]
-    assert run_notes.unfinished(shop.store) == run_notes.strays(shop.store) == []
+    assert run_metadata.unfinished_runs(shop.store) == run_metadata.orphans(shop.store) == []
     (encode,) = shop.store.receipts("encode")
     evict(shop.store, chosen(names=[encode.fingerprint]), quiet, dry_run=False)
     assert shop.names() == ["ingest"]
@@ -131,11 +133,11 @@ def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
 
 def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(shop):
     stopped(shop, "train", (0,))
-    (run,) = run_notes.unfinished(shop.store)
-    with shop.store.hold("train", run.identity):
+    (run,) = run_metadata.unfinished_runs(shop.store)
+    with shop.store.lock("train", run.identity):
         gc(shop.store, quiet, dry_run=False, older_than="0d")
         assert shop.names() == ["encode", "ingest"]
-        assert [one.name for one in run_notes.unfinished(shop.store)] == [run.name]
+        assert [one.name for one in run_metadata.unfinished_runs(shop.store)] == [run.name]
 
 
 def test_evicting_what_a_training_needs_is_refused_and_names_the_training(shop):
@@ -204,32 +206,32 @@ def test_ages_and_sizes_are_read_or_refused():
 
 
 def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
-    write_needs(tmp_path, {"latents/b": 2, "latents/a": 1})
-    assert list(iter_needs(tmp_path)) == [("latents/a", 1), ("latents/b", 2)]
-    assert lost(tmp_path, tmp_path) == ["latents/a", "latents/b"]
-    (tmp_path / NEEDS).write_text("1\tlatents/a\n2 latents/b\n")
-    with pytest.raises(NeedsDamaged, match="verify --repair"):
-        list(iter_needs(tmp_path))
+    write_shared_files(tmp_path, {"latents/b": 2, "latents/a": 1})
+    assert list(iter_shared_files(tmp_path)) == [("latents/a", 1), ("latents/b", 2)]
+    assert missing_shared_files(tmp_path, tmp_path) == ["latents/a", "latents/b"]
+    (tmp_path / FILE_NAME).write_text("1\tlatents/a\n2 latents/b\n")
+    with pytest.raises(SharedFileListDamaged, match="verify --repair"):
+        list(iter_shared_files(tmp_path))
 
 
 def test_an_unfinished_run_remembers_when_it_was_last_written_to(shop):
     scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    assert 0 <= run_notes.idle_seconds(shop.store, scratch.name) < 60
+    assert 0 <= run_metadata.idle_seconds(shop.store, scratch.name) < 60
     stamp = time.time() - 5000
     for path in (scratch / "manifest", scratch):
         import os
 
         os.utime(path, (stamp, stamp))
-    assert 4990 < run_notes.idle_seconds(shop.store, scratch.name) < 5060
+    assert 4990 < run_metadata.idle_seconds(shop.store, scratch.name) < 5060
 
 
 def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(shop):
     scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    run_notes.forget_stray(shop.store, scratch.name)
+    run_metadata.remove_orphan(shop.store, scratch.name)
     assert scratch.with_name(f"{scratch.name}.json").exists()
     (scratch / "manifest").unlink()
     scratch.rmdir()
-    run_notes.forget_stray(shop.store, scratch.name)
+    run_metadata.remove_orphan(shop.store, scratch.name)
     assert not scratch.with_name(f"{scratch.name}.json").exists()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import HeldByAnother
+from cache.errors import LockHeld
 from cache.store import Store
 from pipeline.execution.locks import UPKEEP, turn, upkeep
 from pipeline.maintenance.verify import artifact_damages, row_damages
@@ -70,7 +70,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 @contextmanager
 def nobody_begins(store: Store) -> Iterator[None]:
     """Runs that want to begin wait until the block is left."""
-    with store.hold(*UPKEEP):
+    with store.lock(*UPKEEP):
         yield
 
 
@@ -157,7 +157,7 @@ def test_encodings_with_another_autoencoder_do_not_wait_for_each_other(store):
 
 def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
     looks: list[bool] = []
-    holder = store.hold("encode", "a" * 64)
+    holder = store.lock("encode", "a" * 64)
     holder.__enter__()
 
     def stop() -> bool:
@@ -168,7 +168,7 @@ def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
 
     with turn(store, run_of("a" * 64), lambda line: None, stop):
         assert len(looks) == 3
-        with pytest.raises(HeldByAnother), store.hold("encode", "a" * 64):
+        with pytest.raises(LockHeld), store.lock("encode", "a" * 64):
             pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from cache import run_notes
+from cache import run_metadata
 from pipeline.cli import app
 from pipeline.maintenance.gc import gc
 from tests.small_stores import Shop, prepared, quiet, stopped
@@ -80,7 +80,7 @@ def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(shop):
 def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(shop):
     stopped(shop, "encode", (0, 1))
     decision, _ = gc(shop.store, quiet, dry_run=True, prepared=True)
-    (run,) = run_notes.unfinished(shop.store)
+    (run,) = run_metadata.unfinished_runs(shop.store)
     assert len(decision.kept) == 2
     assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` drops that run") for line in decision.kept)
 
@@ -98,5 +98,5 @@ def test_a_gc_that_drops_no_prepared_audio_says_nothing_of_decoding(shop):
 
 def test_one_thing_is_said_in_the_singular(shop):
     stopped(shop, "train", (0,))
-    (run,) = run_notes.unfinished(shop.store)
+    (run,) = run_metadata.unfinished_runs(shop.store)
     assert typed(shop, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 thing, ")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cache import run_notes
+from cache import run_metadata
 from cache.store import Store
 from pipeline.cli import app
 from stages.errors import StageError
@@ -30,8 +30,8 @@ def typed(place: Path, *words: str):
     return CliRunner().invoke(app, [*words, "--store", str(place / "store")])
 
 
-def refused(place: Path) -> run_notes.Unfinished:
-    (run,) = run_notes.unfinished(Store(place / "store"))
+def refused(place: Path) -> run_metadata.UnfinishedRun:
+    (run,) = run_metadata.unfinished_runs(Store(place / "store"))
     return run
 
 
@@ -59,7 +59,7 @@ def test_gc_says_how_to_let_go_of_what_is_kept_for_it(place):
 
 
 def test_the_command_that_is_named_lets_go_of_it(place):
-    assert typed(place, "evict", refused(place).short).exit_code == 0
+    assert typed(place, "evict", refused(place).short_name).exit_code == 0
     assert not list((place / "store" / "shared" / "prepared").rglob("*.flac"))
     assert "holds nothing yet" in typed(place, "status").stdout
 

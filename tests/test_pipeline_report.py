@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from pipeline.report import Report, summary
-from stages.words import are, counted
+from stages.plural import is_or_are, pluralized
 
 
 class Terminal(io.StringIO):
@@ -45,6 +45,6 @@ def test_what_one_clip_led_to_is_said_in_the_singular():
 
 
 def test_numbers_of_things_read_as_words():
-    assert [counted(number, "clip") for number in (0, 1, 2, 1400)] == ["0 clips", "1 clip", "2 clips", "1,400 clips"]
-    assert [counted(number, "stretch", "stretches") for number in (1, 2)] == ["1 stretch", "2 stretches"]
-    assert [are(number) for number in (0, 1, 2)] == ["are", "is", "are"]
+    assert [pluralized(number, "clip") for number in (0, 1, 2, 1400)] == ["0 clips", "1 clip", "2 clips", "1,400 clips"]
+    assert [pluralized(number, "stretch", "stretches") for number in (1, 2)] == ["1 stretch", "2 stretches"]
+    assert [is_or_are(number) for number in (0, 1, 2)] == ["are", "is", "are"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cache.shard_pool import ShardPool
 from cache.shards import load
-from cache.shelf import Shelf
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.execution.runner import Done, run_until
@@ -315,7 +315,7 @@ def test_a_shard_whose_items_all_lie_elsewhere_loses_none(root, store, encoded):
     reader = load("parquet").Reader(shard)
     items = [(key, reader.read(row)) for row, key in enumerate(reader.keys)]
     for part in (items[:1], items[1:]):
-        Shelf(store.shared / "latents", "parquet").write(part, dict(reader.metadata))
+        ShardPool(store.shared / "latents", "parquet").write(part, dict(reader.metadata))
     shard.unlink()
     (damage,) = damages(store)
     assert (damage.clips, damage.meaning.startswith("what it held lies in other shards")) == ((), True)

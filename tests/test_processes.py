@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from stages.processes import begun_deaf, environment_set
+from stages.processes import sigint_blocked, temporary_environment
 
 
 def test_variables_have_their_values_inside_and_those_from_before_outside(monkeypatch):
     monkeypatch.setenv("SA3_KNOWN", "before")
     monkeypatch.delenv("SA3_NEW", raising=False)
-    with pytest.raises(KeyError), environment_set({"SA3_KNOWN": "inside", "SA3_NEW": "inside"}):
+    with pytest.raises(KeyError), temporary_environment({"SA3_KNOWN": "inside", "SA3_NEW": "inside"}):
         assert (os.environ["SA3_KNOWN"], os.environ["SA3_NEW"]) == ("inside", "inside")
         raise KeyError
     assert os.environ["SA3_KNOWN"] == "before"
@@ -24,7 +24,7 @@ def test_variables_have_their_values_inside_and_those_from_before_outside(monkey
 
 def test_a_variable_that_the_library_took_away_itself_is_no_error(monkeypatch):
     monkeypatch.delenv("SA3_NEW", raising=False)
-    with environment_set({"SA3_NEW": "inside"}):
+    with temporary_environment({"SA3_NEW": "inside"}):
         del os.environ["SA3_NEW"]
     assert "SA3_NEW" not in os.environ
 
@@ -32,9 +32,9 @@ def test_a_variable_that_the_library_took_away_itself_is_no_error(monkeypatch):
 def test_ctrl_c_cannot_end_a_process_that_has_not_settled_in():
     script = (
         "import os; print(1, flush=True); input()\n"
-        "from stages.processes import settle_in; settle_in(os.getppid()); print(2, flush=True)"
+        "from stages.processes import init_worker; init_worker(os.getppid()); print(2, flush=True)"
     )
-    with begun_deaf():
+    with sigint_blocked():
         process = subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True)
     assert process.stdout is not None and process.stdout.readline() == "1\n"
     os.kill(process.pid, signal.SIGINT)
@@ -43,7 +43,7 @@ def test_ctrl_c_cannot_end_a_process_that_has_not_settled_in():
 
 
 def test_ctrl_c_while_processes_begin_is_heard_by_ours():
-    with pytest.raises(KeyboardInterrupt), begun_deaf():
+    with pytest.raises(KeyboardInterrupt), sigint_blocked():
         os.kill(os.getpid(), signal.SIGINT)  # another thread may take it at once, this one does afterwards
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()) & {signal.SIGINT}
 

@@ -20,9 +20,9 @@ import torch
 
 from stages import catalogue
 from stages.contract import Resources, Workspace
-from stages.errors import PreparedMissing, Stopped
+from stages.errors import PreparedAudioMissing, Stopped
 from stages.models.load_weights import load_autoencoder
-from stages.processes import settle_in
+from stages.processes import init_worker
 from stages.train.dataset import audio_prefetch as ahead_module
 from stages.train.dataset import sample_ranges
 from stages.train.dataset.audio_prefetch import AudioPrefetcher, num_processes
@@ -136,7 +136,7 @@ def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
     clips = live_examples(tmp_path).clips
     stretch = pickle.loads(pickle.dumps(clips.sample_range(1, 5)))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=settle_in, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=init_worker, initargs=(os.getpid(),)) as pool:
         audio, missing = pool.submit(read_ranges, [stretch, SampleRange(tmp_path / "none.flac", 0, 9)]).result()
     np.testing.assert_array_equal(audio, stretch.read())
     assert missing is None
@@ -198,7 +198,10 @@ def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_pat
     path = tmp_path / "shared" / "prepared" / "1.flac"
     path.unlink()
     work, _ = workspace(tmp_path, workers)
-    with AudioPrefetcher(examples, range(4), work) as ahead, pytest.raises(PreparedMissing, match="is gone") as caught:
+    with (
+        AudioPrefetcher(examples, range(4), work) as ahead,
+        pytest.raises(PreparedAudioMissing, match="is gone") as caught,
+    ):
         ahead.batch(0)
     assert caught.value.path == path
 
@@ -268,7 +271,7 @@ def test_processes_end_with_a_training_that_is_killed_or_interrupted(tmp_path, k
 
 
 def test_nobody_reads_ahead_of_stored_latents_nor_unasked_of_little_audio(tmp_path, monkeypatch):
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
     monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 6)
     little = live_examples(tmp_path)
@@ -279,7 +282,7 @@ def test_nobody_reads_ahead_of_stored_latents_nor_unasked_of_little_audio(tmp_pa
     assert num_processes(little, range(100), 0) == 0
 
     artifact = encoded(tmp_path / "shared", tmp_path / "encoded", random_latents((9,)), random_hidden(1))
-    stored = StoredLatents(artifact, Shelf(tmp_path / "shared" / "latents"), catalogue.models()["tiny-base"])
+    stored = StoredLatents(artifact, ShardPool(tmp_path / "shared" / "latents"), catalogue.models()["tiny-base"])
     examples = Examples(clips=stored, prompts=PromptEmbeddings({}), params=params(), shift_options=None)
     assert num_processes(examples, range(100), 3) == 0
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cache.manifest import read_rows
+from cache.shard_pool import ShardPool
 from cache.shards import formats
-from cache.shelf import Shelf
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip, PromptRow
@@ -72,8 +72,8 @@ def shared(artifact: Artifact) -> Path:
 
 def shelved(artifact: Artifact, pool: str, key: str) -> np.ndarray:
     """The values of one item."""
-    shelf = Shelf(shared(artifact) / pool, artifact.facts["latent_format"])
-    return shelf.read(shelf.locate([key])[key])
+    shard_pool = ShardPool(shared(artifact) / pool, artifact.facts["latent_format"])
+    return shard_pool.read(shard_pool.locate([key])[key])
 
 
 def test_a_training_from_the_cache_has_the_losses_it_always_had(cached, denoiser_alone, tmp_path):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Resources
-from stages.errors import MemoryShort
+from stages.errors import InsufficientMemory
 from stages.train.dataset.clips import StoredLatents
 from stages.train.dataset.length_buckets import bucket_lengths
 from stages.train.dataset.sampler import FrameBudgetSampler, sampler_for
@@ -50,7 +50,7 @@ def test_one_line_says_memory_by_part_what_is_left_and_time(bench, monkeypatch):
 
 def test_what_cannot_fit_is_refused_before_any_weight_is_read(bench, monkeypatch):
     with_free(monkeypatch, 10 * MIB)
-    with pytest.raises(MemoryShort, match="10 MiB left"):
+    with pytest.raises(InsufficientMemory, match="10 MiB left"):
         foreseen(job(bench))
     assert bench.said == []
 
@@ -100,7 +100,7 @@ def test_a_budget_of_frames_counts_the_batches_that_training_draws(tmp_path):
     bench = Bench.of_latents(tmp_path, lengths=(30, 34, 41, 90))
     for budget in (400, 95):
         wanted = job(bench, frames_per_batch=budget)
-        clips = StoredLatents(wanted.artifact, Shelf(wanted.work.shared / "latents"), wanted.model)
+        clips = StoredLatents(wanted.artifact, ShardPool(wanted.work.shared / "latents"), wanted.model)
         order = sampler_for(clips, wanted.params, wanted.rng)
         assert isinstance(order, FrameBudgetSampler)
         drawn = {(len(clips_B), int(frames_B.max())) for clips_B, frames_B in order.round(0)}
@@ -188,7 +188,7 @@ def test_batches_that_wait_on_a_host_too_small_for_them_are_refused_whatever_the
     wanted = prospect_of(job(bench, gradient_accumulation=1000))
     on_cuda = replace(wanted, device=check_memory.torch.device("cuda"))
     monkeypatch.setattr(check_memory, "host_bytes", lambda: MIB)
-    with pytest.raises(MemoryShort, match=r"the host has 1 MiB left.*\n.*--gradient-accumulation \d+"):
+    with pytest.raises(InsufficientMemory, match=r"the host has 1 MiB left.*\n.*--gradient-accumulation \d+"):
         check_memory.refuse_full_host(on_cuda)
     monkeypatch.setattr(check_memory, "host_bytes", lambda: GIB)
     check_memory.refuse_full_host(on_cuda)

@@ -107,7 +107,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
     def full_disk(final, content):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_aside", full_disk)
+    monkeypatch.setattr(checkpoint, "atomic_write_bytes", full_disk)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, "run", made(4))
     assert newest([tmp_path], "run", 100, print).step == 2

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cache.manifest import read_rows, write_rows
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages import catalogue
 from stages.models.load_weights import load_autoencoder
-from stages.prepared import read_prepared
+from stages.prepared_audio import read_prepared
 from stages.records import EncodedClip
 from stages.train.dataset import clips as clips_module
 from stages.train.dataset.clips import LiveLatents, StoredLatents, excerpt_frames, excerpt_seconds, num_cached
@@ -22,7 +22,7 @@ MODEL = catalogue.models()["tiny-base"]
 def stored(root, lengths, window=None):
     latents = random_latents(lengths)
     artifact = encoded(root / "shared", root / "encoded", latents, random_hidden(len(lengths)), window=window)
-    return latents, StoredLatents(artifact, Shelf(root / "shared" / "latents"), MODEL)
+    return latents, StoredLatents(artifact, ShardPool(root / "shared" / "latents"), MODEL)
 
 
 def live(root, lengths, window=None):
@@ -54,20 +54,20 @@ def test_frames_beyond_the_valid_ones_are_not_read(tmp_path):
     artifact = encoded(tmp_path / "shared", tmp_path / "encoded", latents, random_hidden(1))
     manifest = artifact.directory / "manifest.parquet"
     write_rows(manifest, [replace(row, num_valid_frames=9) for row in read_rows(manifest, EncodedClip)], EncodedClip)
-    clips = StoredLatents(artifact, Shelf(tmp_path / "shared" / "latents"), MODEL)
+    clips = StoredLatents(artifact, ShardPool(tmp_path / "shared" / "latents"), MODEL)
     np.testing.assert_array_equal(clips.read(0, 0, False).numpy().T, latents[0][:9])
 
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Items and stretches of frames that are read from a shelf."""
-    seen, read = [], Shelf.read
+    """Items and stretches of frames that are read from a pool."""
+    seen, read = [], ShardPool.read
 
-    def counted(shelf, location, start=0, stop=None):
+    def counted(pool, location, start=0, stop=None):
         seen.append((location.row, start, stop))
-        return read(shelf, location, start, stop)
+        return read(pool, location, start, stop)
 
-    monkeypatch.setattr(Shelf, "read", counted)
+    monkeypatch.setattr(ShardPool, "read", counted)
     return seen
 
 
@@ -130,7 +130,7 @@ def test_a_stored_excerpt_is_never_longer_than_its_recording_or_the_window_in_sa
     # A second of audio begins an eleventh frame; two seconds a twenty-second.
     write_rows(manifest, [replace(first, seconds_total=1), second], EncodedClip)
     in_samples = replace(artifact, facts={**artifact.facts, "window_samples": 2 * 44_100})
-    clips = StoredLatents(in_samples, Shelf(tmp_path / "shared" / "latents"), MODEL)
+    clips = StoredLatents(in_samples, ShardPool(tmp_path / "shared" / "latents"), MODEL)
     assert [excerpt_seconds(clips, index) for index in range(2)] == [1, 2]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.errors import DeviceFull
+from stages.errors import OutOfMemory
 from stages.train.model import evaluation, frozen_base
 from tests.small_training import Bench
 
@@ -21,14 +21,14 @@ def bench(tmp_path):
 
 def test_an_evaluation_that_does_not_fit_is_said_with_what_helps(bench, monkeypatch):
     monkeypatch.setattr(evaluation, "batch_losses", full)
-    with pytest.raises(DeviceFull, match=r"cpu ran out of memory while evaluating\. .*--base-precision bf16"):
+    with pytest.raises(OutOfMemory, match=r"cpu ran out of memory while evaluating\. .*--base-precision bf16"):
         bench.train()
 
 
 @pytest.mark.parametrize(("how", "what"), [("none", "loading the base"), ("int8", "loading the unquantised base")])
 def test_a_base_that_does_not_fit_is_said_with_what_helps(bench, monkeypatch, how, what):
     monkeypatch.setattr(frozen_base, "load_denoiser", full)
-    with pytest.raises(DeviceFull, match=rf"cpu ran out of memory while {what}\. .*--base-precision bf16"):
+    with pytest.raises(OutOfMemory, match=rf"cpu ran out of memory while {what}\. .*--base-precision bf16"):
         bench.train(base_quantization=how)
 
 
@@ -43,7 +43,7 @@ def test_after_a_full_device_the_same_command_evaluates_what_was_trained(bench, 
         return full() if len(calls) > 3 else real(*rest, **named)
 
     monkeypatch.setattr(evaluation, "batch_losses", full_after_training)
-    with pytest.raises(DeviceFull, match="Checkpoints are kept"):
+    with pytest.raises(OutOfMemory, match="Checkpoints are kept"):
         bench.train(number_of_steps=2)
     monkeypatch.setattr(evaluation, "batch_losses", real)
     bench.train(number_of_steps=2)

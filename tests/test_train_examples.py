@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cache.manifest import read_rows
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages import catalogue
 from stages.train.dataset import length_buckets
 from stages.train.dataset.clips import StoredLatents
@@ -38,7 +38,7 @@ def _short_clips_have_lengths_of_their_own(monkeypatch):
 def examples(root, **changes):
     hidden = random_hidden(len(LENGTHS))
     artifact = encoded(root / "shared", root / "encoded", random_latents(LENGTHS), hidden, window=WINDOW)
-    clips = StoredLatents(artifact, Shelf(root / "shared" / "latents"), catalogue.models()["tiny-base"])
+    clips = StoredLatents(artifact, ShardPool(root / "shared" / "latents"), catalogue.models()["tiny-base"])
     prompts = PromptEmbeddings({entry.prompt_key: torch.zeros(2, 4) for entry in clips.entries})
     return Examples(clips=clips, prompts=prompts, params=params(**changes), shift_options=None)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import DeviceFullBeside
+from stages.errors import OutOfMemory
 from stages.models.device import explain_out_of_memory, is_out_of_memory
 from stages.train.forecast import free_memory
 from stages.train.forecast.free_memory import free_bytes, host_bytes
@@ -107,7 +107,7 @@ def test_what_is_left_of_a_limit_on_addresses_counts(machine, monkeypatch):
 
 
 def test_an_allocation_that_the_cpu_refuses_is_told_as_full_memory():
-    expected = pytest.raises(DeviceFullBeside, match="cpu ran out of memory while asking for too much")
+    expected = pytest.raises(OutOfMemory, match="cpu ran out of memory while asking for too much")
     with expected, explain_out_of_memory("asking for too much", torch.device("cpu")):
         torch.empty(1 << 60, dtype=torch.int8)
 

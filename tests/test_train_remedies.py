@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import MemoryShort
+from stages.errors import InsufficientMemory
 from stages.train.forecast import remedies as fitting
 from stages.train.forecast.dry_run import Size
 from stages.train.forecast.estimate import ERROR, MIB, Estimate, Prospect, estimated
@@ -52,8 +52,8 @@ def prospect(clips: int = 1, frames: int = 100, **changes: object) -> Prospect:
     )
 
 
-def refused(wanted: Prospect, free: int, setting: str = "off") -> MemoryShort:
-    with pytest.raises(MemoryShort) as caught:
+def refused(wanted: Prospect, free: int, setting: str = "off") -> InsufficientMemory:
+    with pytest.raises(InsufficientMemory) as caught:
         settled(wanted, free, setting)
     return caught.value
 

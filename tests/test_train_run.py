@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from cache.manifest import read_rows
 from stages.contract import Resources
-from stages.errors import DeviceFull, LossNotFinite, NetworkNotSupported
+from stages.errors import LossNotFinite, StepOutOfMemory, UnsupportedModelConfig
 from stages.train import job, run
 from stages.train.dataset import clips, examples, prompt_embeddings, sample_ranges
 from stages.train.model.evaluation import TIMESTEPS, Evaluation
@@ -78,7 +78,7 @@ def test_a_config_with_another_objective_is_refused(bench, monkeypatch):
     config = json.loads(json.dumps(weights().config))
     config["model"]["diffusion"]["diffusion_objective"] = "v"
     monkeypatch.setattr("tests.small_training.weights", lambda: replace(weights(), config=config))
-    with pytest.raises(NetworkNotSupported, match="diffusion_objective"):
+    with pytest.raises(UnsupportedModelConfig, match="diffusion_objective"):
         bench.train()
 
 
@@ -122,7 +122,7 @@ def test_a_batch_larger_than_the_dataset_trains(bench):
 )
 def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path, changes):
     from stages.models.load_weights import load_autoencoder, load_text_encoder
-    from stages.prepared import read_prepared
+    from stages.prepared_audio import read_prepared
 
     live = Bench.of_audio(tmp_path, (30_000, 52_000, 20_000), window_samples=60_000)
     autoencoder, encoder = load_autoencoder(weights()), load_text_encoder(weights())
@@ -198,7 +198,7 @@ def test_a_step_that_does_not_fit_the_device_says_what_to_lower(bench, monkeypat
         advance(training, batch)
 
     monkeypatch.setattr(Training, "advance", full)
-    with pytest.raises(DeviceFull, match=r"at step 3, with 1 x \d+ latent frames.*--batch-size"):
+    with pytest.raises(StepOutOfMemory, match=r"at step 3, with 1 x \d+ latent frames.*--batch-size"):
         bench.train()
     assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000002"]
 

@@ -96,11 +96,11 @@ def test_every_param_has_a_default_but_the_model():
 
 
 def test_the_number_of_steps_names_the_artifact_and_not_the_run():
-    assert "number_of_steps" in STAGE.identity_leaves_out(TrainParams(model="tiny-base"))
+    assert "number_of_steps" in STAGE.excluded_from_identity(TrainParams(model="tiny-base"))
 
 
 def test_a_schedule_that_ends_with_the_steps_makes_their_number_part_of_the_run():
-    assert "number_of_steps" not in STAGE.identity_leaves_out(TrainParams(model="tiny-base", schedule="cosine"))
+    assert "number_of_steps" not in STAGE.excluded_from_identity(TrainParams(model="tiny-base", schedule="cosine"))
 
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints", "log_every"])

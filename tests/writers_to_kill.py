@@ -23,7 +23,7 @@ def artifacts(root: str) -> None:
     store = Store(Path(root))
     number = len(store.receipts())
     ready()
-    with store.hold("train", IDENTITY):
+    with store.lock("train", IDENTITY):
         while True:
             number += 1
             name = f"{number:032x}" * 2
@@ -52,31 +52,29 @@ def manifests(file: str) -> None:
 
 def shards(folder: str, format: str, num_items: str, first: str = "0", per_shard: str = "3") -> None:
     """Write small shards of the items `first` to `num_items`, in order, skipping what is there, as encoding does."""
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
-    shelf = Shelf(Path(folder), format)
+    pool = ShardPool(Path(folder), format)
     ready()
     wanted = [key_of(number) for number in range(int(first), int(num_items))]
-    there = shelf.locate(wanted)
+    there = pool.locate(wanted)
     missing = [key for key in wanted if key not in there]
     for start in range(0, len(missing), int(per_shard)):
-        shelf.write(
-            [(key, values_of(key)) for key in missing[start : start + int(per_shard)]], {"made": "to be killed"}
-        )
+        pool.write([(key, values_of(key)) for key in missing[start : start + int(per_shard)]], {"made": "to be killed"})
 
 
 def remembering(file: str, *paths: str) -> None:
-    """Remember every path in a memo, many times over, and recall what others remembered."""
-    from cache.digest_memo import DigestMemo
+    """Remember every path in a digest_cache, many times over, and recall what others remembered."""
+    from cache.digest_cache import DigestCache
 
-    memo = DigestMemo(Path(file))
+    digest_cache = DigestCache(Path(file))
     ready()
     for _ in range(20):
         for path in paths:
-            known = memo.recall(Path(path), "name")
+            known = digest_cache.get(Path(path), "name")
             if known not in (None, f"value of {path}"):
                 raise SystemExit(f"{path} is remembered as {known}")
-            memo.remember(Path(path), "name", f"value of {path}")
+            digest_cache.put(Path(path), "name", f"value of {path}")
 
 
 def holding(root: str) -> None:
@@ -85,7 +83,7 @@ def holding(root: str) -> None:
 
     from cache.store import Store
 
-    with Store(Path(root)).hold("train", IDENTITY):
+    with Store(Path(root)).lock("train", IDENTITY):
         ready()
         time.sleep(600)
 

@@ -1,4 +1,4 @@
-"""Latent formats, one per file of this folder. Light: listing them imports none of them."""
+"""Latent formats, one per file of this folder. Light: listing the formats imports none of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def formats() -> list[str]:
-    """Names of the formats, as users write them, without importing them."""
+    """Names of the formats as users type them, without importing them."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
 def load(name: str) -> ShardFormat:
-    """Import one format.
+    """Imports one format.
 
     Raises:
-        UnknownFormat: naming the choices.
+        UnknownFormat: lists the formats.
     """
     if name not in formats():
         raise UnknownFormat(name, formats())

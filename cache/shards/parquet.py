@@ -1,9 +1,9 @@
-"""Shards as Parquet: one item per row group, its bytes in one plain, uncompressed page, so that any Parquet tool reads
-them and a crop is one positioned read.
+"""Shards as Parquet files: one item per row group, its bytes in one plain, uncompressed page, so that any Parquet tool
+can read them and a crop is one positioned read.
 
-The file offset of an item follows from the footer alone (Parquet format, column metadata and data pages): the page of a
-required BYTE_ARRAY in PLAIN encoding ends with a four-byte length and the bytes, so they start at
-data_page_offset + total_compressed_size - length. The length on disk is compared when a file is opened.
+The file offset of an item follows from the footer (Parquet format, column metadata and data pages): the page of a
+required BYTE_ARRAY in PLAIN encoding ends with a four-byte length and the bytes, so the bytes start at
+data_page_offset + total_compressed_size - length. That length is checked when a file is opened.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.atomic_files import written_aside
-from cache.parquet_checksum import FOOTER_ONLY, check_seal, seal
-from cache.shard_format import HEADER, Header, Items, Layout, OpenFile, ShardReader, header_of, raw
+from cache.atomic_files import atomic_write
+from cache.parquet_checksum import FOOTER_ONLY, insert_checksum, verify_checksum
+from cache.shard_format import HEADER, Header, Items, Layout, RandomAccessFile, ShardReader, bytes_view, new_header
 
 SUFFIX = ".parquet"
 _COLUMNS = [
@@ -33,16 +33,16 @@ _LENGTH_BYTES = 4
 
 
 def write(path: Path, items: Items, metadata: Mapping[str, str]) -> None:
-    """Seal items into one file; see ShardFormat.write."""
-    header = header_of(items, metadata)
-    schema = pa.schema(_COLUMNS, metadata={HEADER: header.text()})
-    with written_aside(path, keep_first=True) as file:
+    """Writes items to one new file; see ShardFormat.write."""
+    header = new_header(items, metadata)
+    schema = pa.schema(_COLUMNS, metadata={HEADER: header.to_text()})
+    with atomic_write(path, keep_existing=True) as file:
         with _writer(file, schema) as writer:
             for (key, values), frames, check in zip(items, header.num_frames, header.checksums, strict=True):
-                columns = [[key], [frames], [check], [raw(values)]]
+                columns = [[key], [frames], [check], [bytes_view(values)]]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        seal(file, FOOTER_ONLY)
+        insert_checksum(file, FOOTER_ONLY)
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -62,28 +62,28 @@ class Reader(ShardReader):
 
     library_errors = (*ShardReader.library_errors, pa.ArrowException)
 
-    def layout_of(self, path: Path) -> Layout:
-        """Header from the schema's metadata and the small columns; offsets from the footer."""
+    def read_layout(self, path: Path) -> Layout:
+        """The header from the schema's metadata and the small columns; offsets from the footer."""
         with path.open("rb") as file:
-            check_seal(file)
+            verify_checksum(file)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow)
             index = file.read(columns=_NAMES[:_VALUES], use_threads=False)
-            header = Header.parsed(
+            header = Header.parse(
                 file.metadata.metadata[HEADER.encode()].decode(), *(column.to_pylist() for column in index)
             )
             why = _not_in_place(file)
-            return Layout(header=header, offsets=None if why else _offsets(path, file, header), slow_because=why)
+            return Layout(header=header, offsets=None if why else _offsets(path, file, header), why_no_offsets=why)
 
-    def slow_bytes(self, path: Path, row: int) -> bytes:
-        """One item through pyarrow, whatever its encoding."""
+    def read_item(self, path: Path, row: int) -> bytes:
+        """One item through pyarrow, for any encoding."""
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for number in range(file.num_row_groups):
                 num_rows = file.metadata.row_group(number).num_rows
                 if row < num_rows:
                     return bytes(file.read_row_group(number, columns=["values"])[0][row].as_py())
                 row -= num_rows
-        raise ValueError(f"it ends before row {row}")
+        raise ValueError(f"it is truncated before row {row}")
 
 
 def _check_columns(found: pa.Schema) -> None:
@@ -92,7 +92,7 @@ def _check_columns(found: pa.Schema) -> None:
 
 
 def _not_in_place(file: pq.ParquetFile) -> str:
-    """Why items cannot be read in place; empty for files of our own writing."""
+    """Why items cannot be read in place; empty for files written here."""
     if file.schema.column(_VALUES).max_definition_level:
         return "its values column may hold nulls"
     for number in range(file.num_row_groups):
@@ -108,14 +108,14 @@ def _not_in_place(file: pq.ParquetFile) -> str:
 
 
 def _offsets(path: Path, file: pq.ParquetFile, header: Header) -> tuple[int, ...]:
-    """Where each item's bytes start, each compared with the length written just before it."""
-    shard, offsets = OpenFile(path), []
+    """File offset of each item, checked against the length stored just before it."""
+    shard, offsets = RandomAccessFile(path), []
     for row, frames in enumerate(header.num_frames):
         column = file.metadata.row_group(row).column(_VALUES)
         length = frames * header.frame_bytes
         offset = column.data_page_offset + column.total_compressed_size - length
         written = np.zeros(1, "<u4")
-        if shard.read_at(raw(written), offset - _LENGTH_BYTES) < _LENGTH_BYTES or int(written[0]) != length:
-            raise ValueError(f"row {row} does not lie where its footer says")
+        if shard.read_at(bytes_view(written), offset - _LENGTH_BYTES) < _LENGTH_BYTES or int(written[0]) != length:
+            raise ValueError(f"row {row} is not where the footer says")
         offsets.append(offset)
     return tuple(offsets)

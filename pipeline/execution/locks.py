@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from cache.errors import HeldByAnother
+from cache.errors import LockHeld
 from cache.fingerprint import fingerprint
 from cache.store import Store
 from pipeline.plan.stage_run import StageRun
@@ -55,9 +55,9 @@ def _waited(
         said = ""
         while True:
             try:
-                held.enter_context(store.hold(stage, identity))
+                held.enter_context(store.lock(stage, identity))
                 break
-            except HeldByAnother as error:
+            except LockHeld as error:
                 if error.holder != said:
                     say(f"waiting for {error.holder}, which is at work on {error.what}; Ctrl-C ends the waiting")
                     said = error.holder

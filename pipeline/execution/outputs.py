@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
@@ -33,7 +33,7 @@ def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callabl
 
 def goes_on(before: Mapping[str, Any], now: Mapping[str, Any], run: StageRun) -> bool:
     """Whether two configs are of one run, and the second of no fewer steps."""
-    free = run.stage.identity_leaves_out(run.params)
+    free = run.stage.excluded_from_identity(run.params)
     names = [field.name for field in fields(run.params) if field.name not in free]
     return _named(before, names) == _named(now, names) and before["number_of_steps"] <= now["number_of_steps"]
 
@@ -60,5 +60,5 @@ def _copied(made: Path, target: Path, say: Callable[[str], None] | None) -> Path
     if before != content:
         if before is not None and say is not None:
             say(f"{target} is replaced: it held another training (--name keeps both)")
-        write_aside(target, content)
+        atomic_write_bytes(target, content)
     return target

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cache import run_notes
+from cache import run_metadata
 from cache.receipt import Receipt
-from cache.shared_files import write_needs
+from cache.shared_files import write_shared_files
 from cache.store import Store
 from pipeline.execution.locks import turn, upkeep
 from pipeline.execution.outputs import copy_outputs
@@ -31,7 +31,7 @@ from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Outcome, Workspace
 from stages.errors import DatasetFaults
-from stages.needs import needed_files
+from stages.references import shared_file_sizes
 
 _VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 _OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
@@ -86,7 +86,7 @@ class Walk:
     def finish(self, run: StageRun) -> None:
         """Have one stage's artifact, by finding it or by making it."""
         receipt = self.known(run) or self.made(run)
-        run_notes.forget_stray(self.store, scratch_of(run, self.store).name)
+        run_metadata.remove_orphan(self.store, scratch_of(run, self.store).name)
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
             fingerprint=receipt.fingerprint,
@@ -123,24 +123,24 @@ class Walk:
             yield
         except DatasetFaults as error:
             refused = replace(note_of(run, work.directory.name), num_problems=len(error.faults))
-            run_notes.note(self.store, refused)
+            run_metadata.write(self.store, refused)
             raise
 
     def committed(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
         """Make the workspace the artifact, in place of one whose shared files were lost."""
         name, fingerprint = receipt.stage, receipt.fingerprint
-        if needs := needed_files(name, work.directory, receipt.facts, self.store.shared):
-            write_needs(work.directory, needs)
+        if needs := shared_file_sizes(name, work.directory, receipt.facts, self.store.shared):
+            write_shared_files(work.directory, needs)
         self.store.drop(name, fingerprint)
         sealed = self.store.commit(name, fingerprint, work.directory, receipt)
-        run_notes.forget(self.store, work.directory.name)
+        run_metadata.remove(self.store, work.directory.name)
         return sealed
 
     def workspace(self, run: StageRun) -> Workspace:
         """Where a stage writes: a folder named after its run, so that running again is resuming."""
         scratch = scratch_of(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
-        run_notes.note(self.store, note_of(run, scratch.name))
+        run_metadata.write(self.store, note_of(run, scratch.name))
         return Workspace(
             directory=scratch,
             shared=self.store.shared,
@@ -162,9 +162,9 @@ class Walk:
         )
 
 
-def note_of(run: StageRun, name: str) -> run_notes.Unfinished:
+def note_of(run: StageRun, name: str) -> run_metadata.UnfinishedRun:
     """What is known of a run while it is unfinished."""
-    return run_notes.Unfinished(
+    return run_metadata.UnfinishedRun(
         name=name,
         stage=run.stage.name,
         fingerprint=str(run.fingerprint),
@@ -195,7 +195,7 @@ def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
 
 def _earlier(run: StageRun, store: Store) -> Path | None:
     """The longest finished artifact of the same run identity that is shorter than what is asked for."""
-    if not run.stage.identity_leaves_out(run.params):
+    if not run.stage.excluded_from_identity(run.params):
         return None
     shorter = [
         receipt

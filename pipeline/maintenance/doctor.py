@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cache.errors import CacheError, HeldByAnother
+from cache.errors import CacheError, LockHeld
 from cache.store import Store
 from pipeline.errors import NotFit
 from stages import catalogue
@@ -165,10 +165,10 @@ def store_folder(store: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _write(folder: Path) -> str:
-    from cache.atomic_files import write_aside
+    from cache.atomic_files import atomic_write_bytes
 
     for content in (b"first", b"second"):
-        write_aside(folder / "file", content)
+        atomic_write_bytes(folder / "file", content)
     if (folder / "file").read_bytes() != b"second":
         raise OSError("a file was not replaced by a rename")
     return "written aside, made to last, renamed over an older one"
@@ -184,11 +184,11 @@ def _link(folder: Path) -> str:
 
 def _lock(folder: Path) -> str:
     name = "0" * 64
-    with Store(folder).hold("train", name):
+    with Store(folder).lock("train", name):
         try:
-            with Store(folder / "." / "").hold("train", name):
+            with Store(folder / "." / "").lock("train", name):
                 pass
-        except HeldByAnother:
+        except LockHeld:
             return "a second writer is refused"
     raise OSError("a second writer was let in")
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import run_notes
-from cache.atomic_files import STALE_AFTER_SECONDS, sweep
-from cache.errors import HeldByAnother
-from cache.inventory import Contents, Piece, contents
+from cache import run_metadata
+from cache.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
+from cache.errors import LockHeld
+from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.registry import Registry
-from cache.store import Store, bytes_under
+from cache.store import Store, folder_bytes
 from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
 from pipeline.execution.locks import upkeep
 from pipeline.maintenance.gc_policy import (
@@ -28,7 +28,7 @@ from pipeline.maintenance.gc_policy import (
     evicted,
     within_budget,
 )
-from stages.words import counted
+from stages.plural import pluralized
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
@@ -66,14 +66,14 @@ def evict(store: Store, choice: Choice, say: Callable[[str], None], *, dry_run: 
     matches = [_matcher(name) for name in choice.names]
     days = None if choice.older_than is None else days_of(choice.older_than)
     with _looked(store, say, dry_run=dry_run) as held:
-        pieces = [piece for piece in held.pieces if _fits(piece, choice, matches, days)]
+        artifacts = [artifact for artifact in held.artifacts if _fits(artifact, choice, matches, days)]
         digits = {run.name: (run.stage, run.name.partition("-")[2]) for run in held.unfinished}
         runs = [name for name, known in digits.items() if any(match(*known) for match in matches)]
-        if not pieces and not runs:
+        if not artifacts and not runs:
             return _nothing_so_old(store, choice)
-        chosen = {piece.receipt.fingerprint for piece in pieces}
-        idle = [(name, run_notes.num_bytes(store, name)) for name in runs if _is_idle(store, held, name)]
-        decision = evicted(held, lambda piece: piece.receipt.fingerprint in chosen, idle)
+        chosen = {artifact.receipt.fingerprint for artifact in artifacts}
+        idle = [(name, run_metadata.num_bytes(store, name)) for name in runs if _is_idle(store, held, name)]
+        decision = evicted(held, lambda artifact: artifact.receipt.fingerprint in chosen, idle)
         decision.kept += [f"unfinished {name} is kept: it is at work now" for name in set(runs) - dict(idle).keys()]
         if decision.kept and not decision.artifacts and not decision.unfinished:
             raise StillNeeded(decision.kept)
@@ -111,7 +111,7 @@ def gc(
         total = store.sizes().total
         met = limit is None or within_budget(held, decision, total, limit)
         open_runs = {run.name for run in held.unfinished} - {name for name, _, _ in decision.unfinished}
-        decision.needed_bytes += sum(run_notes.num_bytes(store, name) for name in open_runs)
+        decision.needed_bytes += sum(run_metadata.num_bytes(store, name) for name in open_runs)
         if any(one.why == PREPARED for one in decision.shared):
             decision.notes.append(_DECODED_AGAIN)
         _finish(store, decision, dry_run=dry_run)
@@ -132,7 +132,7 @@ def decision_lines(decision: Decision, *, dry_run: bool) -> list[str]:
     removals = decision.removals()
     lines = [f"{one.num_bytes:>14,}  {one.path}  ({one.why})" for one in removals]
     word = "would be freed" if dry_run else "freed"
-    total = f"{counted(len(removals), 'thing')}, {decision.num_bytes:,} bytes {word}"
+    total = f"{pluralized(len(removals), 'thing')}, {decision.num_bytes:,} bytes {word}"
     return [*lines, *decision.kept, *decision.notes, total]
 
 
@@ -153,13 +153,13 @@ def bytes_of(text: str) -> int:
 
 
 @contextmanager
-def _looked(store: Store, say: Callable[[str], None], *, dry_run: bool) -> Iterator[Contents]:
+def _looked(store: Store, say: Callable[[str], None], *, dry_run: bool) -> Iterator[Inventory]:
     """What the store holds; unless nothing will be removed, nobody else removes or begins anything meanwhile."""
     if dry_run or not store.root.is_dir():
-        yield contents(store)
+        yield inventory(store)
         return
     with upkeep(store, say):
-        yield contents(store)
+        yield inventory(store)
 
 
 def _matcher(name: str) -> Callable[[str, str], bool]:
@@ -170,8 +170,10 @@ def _matcher(name: str) -> Callable[[str, str], bool]:
     return lambda stage, digits: match["stage"] in (None, stage) and digits.startswith(match["digits"])
 
 
-def _fits(piece: Piece, choice: Choice, matches: Sequence[Callable[[str, str], bool]], days: float | None) -> bool:
-    receipt = piece.receipt
+def _fits(
+    artifact: StoredArtifact, choice: Choice, matches: Sequence[Callable[[str, str], bool]], days: float | None
+) -> bool:
+    receipt = artifact.receipt
     model = receipt.params.get("model")
     return (
         (not matches or any(match(receipt.stage, receipt.fingerprint) for match in matches))
@@ -181,23 +183,23 @@ def _fits(piece: Piece, choice: Choice, matches: Sequence[Callable[[str, str], b
     )
 
 
-def _idle(store: Store, held: Contents) -> list[tuple[str, int, float]]:
+def _idle(store: Store, held: Inventory) -> list[tuple[str, int, float]]:
     """(name, bytes, days since anything was written) of the unfinished runs that nobody is at work on."""
     return [
-        (run.name, run_notes.num_bytes(store, run.name), run_notes.idle_seconds(store, run.name) / 86400)
+        (run.name, run_metadata.num_bytes(store, run.name), run_metadata.idle_seconds(store, run.name) / 86400)
         for run in held.unfinished
         if _is_idle(store, held, run.name)
     ]
 
 
-def _is_idle(store: Store, held: Contents, name: str) -> bool:
+def _is_idle(store: Store, held: Inventory, name: str) -> bool:
     run = next(run for run in held.unfinished if run.name == name)
     if not run.identity:  # its note is lost: age alone decides
-        return run_notes.idle_seconds(store, name) > STALE_AFTER_SECONDS
+        return run_metadata.idle_seconds(store, name) > STALE_AFTER_SECONDS
     try:
-        with store.hold(run.stage, run.identity):
+        with store.lock(run.stage, run.identity):
             return True
-    except HeldByAnother:
+    except LockHeld:
         return False
 
 
@@ -205,11 +207,11 @@ def _finish(store: Store, decision: Decision, *, dry_run: bool) -> None:
     """Artifacts first: a kill in between leaves shared files that nobody names, never an artifact that lacks some."""
     if dry_run:
         return
-    for piece, _ in decision.artifacts:
-        store.drop(piece.receipt.stage, piece.receipt.fingerprint)
+    for artifact, _ in decision.artifacts:
+        store.drop(artifact.receipt.stage, artifact.receipt.fingerprint)
     for name, _, _ in decision.unfinished:
         shutil.rmtree(store.root / "scratch" / name, ignore_errors=True)
-        run_notes.forget(store, name)
+        run_metadata.remove(store, name)
     for one in decision.shared:
         (store.shared / one.path).unlink(missing_ok=True)
     _forget_shards(store, [one.path for one in decision.shared])
@@ -219,7 +221,7 @@ def _forget_shards(store: Store, paths: Sequence[str]) -> None:
     for pool in ("latents", "prompts"):
         gone = [path.partition("/")[2] for path in paths if path.startswith(f"{pool}/")]
         for file in (store.shared / pool).glob("registry-*.sqlite") if gone else ():
-            Registry(file).forget(gone)
+            Registry(file).remove(gone)
 
 
 def tidied(store: Store) -> int:
@@ -227,15 +229,15 @@ def tidied(store: Store) -> int:
     freed = 0
     for folder in [store.shared, *(path for path in store.shared.rglob("*") if path.is_dir())]:
         if folder.is_dir():
-            before = bytes_under(folder)
-            if sweep(folder):
-                freed += before - bytes_under(folder)
-    for stray in run_notes.strays(store):
+            before = folder_bytes(folder)
+            if remove_stale_temporaries(folder):
+                freed += before - folder_bytes(folder)
+    for stray in run_metadata.orphans(store):
         stray.unlink(missing_ok=True)
     for folder in (store.shared / "weights").glob("*"):
         half_made = folder.name.startswith("verify-") or folder.suffix == ".tmp"
         if half_made and time.time() - folder.stat().st_mtime > STALE_AFTER_SECONDS:
-            freed += bytes_under(folder)
+            freed += folder_bytes(folder)
             shutil.rmtree(folder, ignore_errors=True)
     for folder in (store.shared / "prepared").glob("*"):
         with suppress(OSError):

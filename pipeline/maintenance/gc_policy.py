@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from cache.inventory import Contents, Piece
-from cache.run_notes import Unfinished
+from cache.inventory import Inventory, StoredArtifact
+from cache.run_metadata import UnfinishedRun
 
 UNFINISHED_DAYS = 7.0
 """An unfinished run that nothing was written to for so long is garbage, unless told otherwise."""
@@ -35,7 +35,7 @@ class Removal:
 class Decision:
     """What goes and what was asked to go but stays."""
 
-    artifacts: list[tuple[Piece, str]] = field(default_factory=list)
+    artifacts: list[tuple[StoredArtifact, str]] = field(default_factory=list)
     """With the reason."""
     unfinished: list[tuple[str, int, str]] = field(default_factory=list)
     """Name of the scratch folder, bytes, reason."""
@@ -52,40 +52,46 @@ class Decision:
     @property
     def num_bytes(self) -> int:
         """All that would be freed."""
-        own = sum(piece.num_bytes for piece, _ in self.artifacts) + sum(size for _, size, _ in self.unfinished)
+        own = sum(artifact.num_bytes for artifact, _ in self.artifacts) + sum(size for _, size, _ in self.unfinished)
         return own + sum(one.num_bytes for one in self.shared)
 
     def removals(self) -> list[Removal]:
         """Everything, as a list for people and programs."""
-        pieces = [
-            Removal(path=f"{piece.directory.parent.name}/{piece.directory.name}", num_bytes=piece.num_bytes, why=why)
-            for piece, why in self.artifacts
+        artifacts = [
+            Removal(
+                path=f"{artifact.directory.parent.name}/{artifact.directory.name}",
+                num_bytes=artifact.num_bytes,
+                why=why,
+            )
+            for artifact, why in self.artifacts
         ]
         runs = [Removal(path=f"scratch/{name}", num_bytes=size, why=why) for name, size, why in self.unfinished]
         shared = [replace(one, path=f"shared/{one.path}") for one in self.shared]
-        return [*pieces, *runs, *shared]
+        return [*artifacts, *runs, *shared]
 
 
-def evicted(held: Contents, wanted: Callable[[Piece], bool], runs: Sequence[tuple[str, int]] = ()) -> Decision:
+def evicted(
+    held: Inventory, wanted: Callable[[StoredArtifact], bool], runs: Sequence[tuple[str, int]] = ()
+) -> Decision:
     """Drop the artifacts asked for that no kept run needs, the unfinished runs asked for, and what only they named.
 
     Args:
         runs: unfinished runs to drop, by name of their scratch folder, with their bytes.
     """
     decision = Decision(unfinished=[(name, size, "asked for") for name, size in runs])
-    chosen = {piece.receipt.fingerprint: piece for piece in held.pieces if wanted(piece)}
+    chosen = {artifact.receipt.fingerprint: artifact for artifact in held.artifacts if wanted(artifact)}
     dropped = {name for name, _ in runs}
-    while blocked := [one for one in chosen if held.users(one, without=dropped | chosen.keys())]:
+    while blocked := [one for one in chosen if held.dependents(one, without=dropped | chosen.keys())]:
         for fingerprint in blocked:
-            piece = chosen.pop(fingerprint)
-            needed_by = ", ".join(held.users(fingerprint, without=dropped | chosen.keys()))
-            decision.kept.append(f"{piece.name} is kept: {needed_by} needs it")
-    decision.artifacts = [(piece, "asked for") for piece in chosen.values()]
+            artifact = chosen.pop(fingerprint)
+            needed_by = ", ".join(held.dependents(fingerprint, without=dropped | chosen.keys()))
+            decision.kept.append(f"{artifact.name} is kept: {needed_by} needs it")
+    decision.artifacts = [(artifact, "asked for") for artifact in chosen.values()]
     sweep(held, decision)
     return decision
 
 
-def collected(held: Contents, idle: Sequence[tuple[str, int, float]], days: float, *, prepared: bool) -> Decision:
+def collected(held: Inventory, idle: Sequence[tuple[str, int, float]], days: float, *, prepared: bool) -> Decision:
     """Drop what no kept run needs: long unfinished runs, ingests nobody reads, shared files nobody names.
 
     Args:
@@ -93,68 +99,70 @@ def collected(held: Contents, idle: Sequence[tuple[str, int, float]], days: floa
         days: what is younger stays.
         prepared: drop all prepared audio as well; it is made again when it is read.
     """
-    word = {run.name: run.word for run in held.unfinished}
+    word = {run.name: run.state for run in held.unfinished}
     decision = Decision(
         unfinished=[(name, size, f"{word[name]}, idle for {age:.0f} days") for name, size, age in idle if age >= days]
     )
     gone = {name for name, _, _ in decision.unfinished}
-    for piece in held.pieces:
-        unread = piece.receipt.stage == "ingest" and not held.users(piece.receipt.fingerprint, without=gone)
-        if unread and days_since(piece.receipt.finished) >= days:
-            decision.artifacts.append((piece, "no kept run reads it"))
+    for artifact in held.artifacts:
+        unread = artifact.receipt.stage == "ingest" and not held.dependents(artifact.receipt.fingerprint, without=gone)
+        if unread and days_since(artifact.receipt.finished) >= days:
+            decision.artifacts.append((artifact, "no kept run reads it"))
     sweep(held, decision, prepared=prepared)
     return decision
 
 
-def within_budget(held: Contents, decision: Decision, total: int, max_bytes: int) -> bool:
+def within_budget(held: Inventory, decision: Decision, total: int, max_bytes: int) -> bool:
     """Drop more until the store holds at most `max_bytes`; True when that is reached.
 
     First all prepared audio, then encodings that nobody reads, oldest first. Trainings are never dropped for room.
     """
     if total - decision.num_bytes > max_bytes:
         sweep(held, decision, prepared=True)
-    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
+    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
     going |= {name for name, _, _ in decision.unfinished}
-    spare = [piece for piece in held.pieces if piece.receipt.stage != "train"]
-    for piece in sorted(spare, key=lambda one: (_DOWNSTREAM_FIRST[one.receipt.stage], one.receipt.finished)):
+    spare = [artifact for artifact in held.artifacts if artifact.receipt.stage != "train"]
+    for artifact in sorted(spare, key=lambda one: (_DOWNSTREAM_FIRST[one.receipt.stage], one.receipt.finished)):
         if total - decision.num_bytes <= max_bytes:
             break
-        if piece.receipt.fingerprint not in going and not held.users(piece.receipt.fingerprint, without=going):
-            going.add(piece.receipt.fingerprint)
-            decision.artifacts.append((piece, "no kept training reads it, and room is needed"))
+        if artifact.receipt.fingerprint not in going and not held.dependents(
+            artifact.receipt.fingerprint, without=going
+        ):
+            going.add(artifact.receipt.fingerprint)
+            decision.artifacts.append((artifact, "no kept training reads it, and room is needed"))
             sweep(held, decision, prepared=True)
     _weigh_needs(held, decision)
     return total - decision.num_bytes <= max_bytes
 
 
-def _weigh_needs(held: Contents, decision: Decision) -> None:
+def _weigh_needs(held: Inventory, decision: Decision) -> None:
     """Say who needs what is left, and how much that is."""
-    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
-    pieces = [piece for piece in held.pieces if piece.receipt.fingerprint not in going]
+    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
+    artifacts = [artifact for artifact in held.artifacts if artifact.receipt.fingerprint not in going]
     dropped = {name for name, _, _ in decision.unfinished}
     needs = {
-        "finished trainings": any(piece.receipt.stage == "train" for piece in pieces),
+        "finished trainings": any(artifact.receipt.stage == "train" for artifact in artifacts),
         "unfinished runs": any(run.name not in dropped for run in held.unfinished),
     }
     shared = sum(held.shared.values()) - sum(one.num_bytes for one in decision.shared)
     decision.needed_by = tuple(name for name, there in needs.items() if there)
-    decision.needed_bytes += shared + sum(piece.num_bytes for piece in pieces)
+    decision.needed_bytes += shared + sum(artifact.num_bytes for artifact in artifacts)
 
 
 _DOWNSTREAM_FIRST = {"encode": 0, "ingest": 1}
 
 
-def sweep(held: Contents, decision: Decision, *, prepared: bool = False) -> None:
+def sweep(held: Inventory, decision: Decision, *, prepared: bool = False) -> None:
     """Choose the shared files to remove: what no artifact names that stays.
 
     While an unfinished ingest or encoding stays, unnamed files stay too: it may have made them, and goes on from them.
     """
-    going = {piece.receipt.fingerprint for piece, _ in decision.artifacts}
+    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
     dropped = {name for name, _, _ in decision.unfinished}
     unnamed = set(held.shared)
-    for piece in held.pieces:
-        if piece.receipt.fingerprint not in going:
-            unnamed.difference_update(piece.shared_files())
+    for artifact in held.artifacts:
+        if artifact.receipt.fingerprint not in going:
+            unnamed.difference_update(artifact.shared_files())
     staying = [run for run in held.unfinished if run.name not in dropped]
     at_work = [run for run in staying if run.stage in _MAKES_SHARED]
     fed = prepared and not staying
@@ -168,13 +176,13 @@ def sweep(held: Contents, decision: Decision, *, prepared: bool = False) -> None
     _say_once(decision, "prepared audio is kept", staying if prepared else ())
 
 
-def _say_once(decision: Decision, what: str, runs: Sequence[Unfinished]) -> None:
+def _say_once(decision: Decision, what: str, runs: Sequence[UnfinishedRun]) -> None:
     """What is kept for these runs, and how to let it go; the last line about it counts."""
     decision.kept = [one for one in decision.kept if not one.startswith(what)]
     if runs:
-        names = ", ".join(f"{run.word} {run.name}" for run in runs)
+        names = ", ".join(f"{run.state} {run.name}" for run in runs)
         that = "that run" if len(runs) == 1 else "those runs"
-        remedy = f"`sa3-trainer evict {' '.join(run.short for run in runs)}` drops {that}"
+        remedy = f"`sa3-trainer evict {' '.join(run.short_name for run in runs)}` drops {that}"
         decision.kept.append(f"{what} for {names}: {remedy}")
 
 

@@ -14,15 +14,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cache import run_notes
+from cache import run_metadata
 from cache.errors import ReceiptDamaged
 from cache.receipt import Receipt
 from cache.registry import Registry
-from cache.shard_salvage import ShardFault, saved
+from cache.shard_salvage import ShardFault, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import upkeep
 from pipeline.maintenance.verify import Damage
-from stages.words import counted
+from stages.plural import pluralized
 
 
 def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) -> list[str]:
@@ -57,12 +57,12 @@ def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) 
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
     if receipt:
-        run_notes.note(store, _noted(receipt, scratch.name))
+        run_metadata.write(store, _noted(receipt, scratch.name))
     return "back to an unfinished run; the same command goes on from its checkpoint"
 
 
-def _noted(receipt: Receipt, name: str) -> run_notes.Unfinished:
-    return run_notes.Unfinished(
+def _noted(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
+    return run_metadata.UnfinishedRun(
         name=name,
         stage=receipt.stage,
         fingerprint=receipt.fingerprint,
@@ -92,13 +92,13 @@ def _identity_in(file: Path) -> str:
 
 
 def _save_shard(store: Store, damage: Damage) -> str:
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
     fault, path = damage.detail, store.root / damage.path
     assert isinstance(fault, ShardFault), "verify hands the fault of a shard on"
-    count = saved(Shelf(path.parent, _format_of(path)), fault)
+    count = salvage(ShardPool(path.parent, _format_of(path)), fault)
     were = "was" if count == 1 else "were"
-    return f"removed; {counted(count, 'sound item')} {were} saved" if count else "removed"
+    return f"removed; {pluralized(count, 'sound item')} {were} saved" if count else "removed"
 
 
 def _format_of(path: Path) -> str:
@@ -113,7 +113,7 @@ def _forget_shard(store: Store, damage: Damage) -> str:
     if path.exists():
         return "left as it is; it is whole, but not the one that was named"
     for file in path.parent.glob("registry-*.sqlite"):
-        Registry(file).forget([path.name])
+        Registry(file).remove([path.name])
     return "forgotten"
 
 

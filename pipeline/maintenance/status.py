@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cache import run_notes
-from cache.inventory import Contents, Piece, contents
-from cache.shared_files import iter_needs
+from cache import run_metadata
+from cache.inventory import Inventory, StoredArtifact, inventory
+from cache.shared_files import iter_shared_files
 from cache.store import Store
 from pipeline.report import summary
-from stages.words import counted
+from stages.plural import pluralized
 
 SHARDS = ("latents", "prompts")
 """Pools whose files are counted one by one. Prepared clips may be millions: their bytes are added up only."""
@@ -18,10 +18,10 @@ SHARDS = ("latents", "prompts")
 
 def status_json(store: Store) -> dict[str, Any]:
     """The store for programs."""
-    held, sizes = contents(store, SHARDS), store.sizes()
+    held, sizes = inventory(store, SHARDS), store.sizes()
     return {
         "store": str(store.root),
-        "artifacts": [_artifact_json(held, piece) for piece in held.pieces],
+        "artifacts": [_artifact_json(held, artifact) for artifact in held.artifacts],
         "unfinished": [_unfinished_json(store, run) for run in held.unfinished],
         "shared": {pool: _pool_json(held, pool, num_bytes) for pool, num_bytes in sizes.shared.items()},
         "num_bytes": sizes.total,
@@ -45,7 +45,7 @@ def _rows(entry: dict[str, Any]) -> list[str]:
     uses = [f"{stage} {name[:12]}" for stage, name in entry["uses"].items() if stage != "source"]
     needs = entry["needs"]
     parts = [f"uses {', '.join(uses)}"] if uses else []
-    named = counted(needs["num_files"], needs["what"].removesuffix("s"))
+    named = pluralized(needs["num_files"], needs["what"].removesuffix("s"))
     parts += [f"names {named} ({size(needs['num_bytes'])})"] if needs["num_files"] else []
     parts += [f"used by {', '.join(entry['used_by'])}"] if entry["used_by"] else []
     return [line, *([f"        {'; '.join(parts)}"] if parts else [])]
@@ -54,7 +54,7 @@ def _rows(entry: dict[str, Any]) -> list[str]:
 def _stopped_row(entry: dict[str, Any]) -> str:
     if not entry["num_problems"]:
         return f"unfinished {entry['name']}: the same command goes on from there"
-    why = f"its data has {counted(entry['num_problems'], 'problem')}"
+    why = f"its data has {pluralized(entry['num_problems'], 'problem')}"
     return f"refused {entry['name']}: {why}. Mend that and run again, or `sa3-trainer evict {entry['name'][:18]}`"
 
 
@@ -63,48 +63,48 @@ def _pool_row(pool: str, entry: dict[str, Any]) -> str:
     if "num_files" not in entry:
         return row
     unnamed = f"; {entry['num_unnamed']} ({size(entry['unnamed_bytes'])}) named by no artifact: `sa3-trainer gc`"
-    return f"{row}  {counted(entry['num_files'], 'file')}{unnamed if entry['num_unnamed'] else ''}"
+    return f"{row}  {pluralized(entry['num_files'], 'file')}{unnamed if entry['num_unnamed'] else ''}"
 
 
-def _artifact_json(held: Contents, piece: Piece) -> dict[str, Any]:
-    receipt = piece.receipt
+def _artifact_json(held: Inventory, artifact: StoredArtifact) -> dict[str, Any]:
+    receipt = artifact.receipt
     num_files = needed_bytes = 0
-    for _, num_bytes in iter_needs(piece.directory):
+    for _, num_bytes in iter_shared_files(artifact.directory):
         num_files, needed_bytes = num_files + 1, needed_bytes + num_bytes
     what = "prepared clips" if receipt.stage == "ingest" else "shards"
     return {
         "stage": receipt.stage,
         "fingerprint": receipt.fingerprint,
         "finished": receipt.finished,
-        "num_bytes": piece.num_bytes,
+        "num_bytes": artifact.num_bytes,
         "uses": dict(receipt.inputs),
-        "used_by": held.users(receipt.fingerprint),
+        "used_by": held.dependents(receipt.fingerprint),
         "needs": {"what": what, "num_files": num_files, "num_bytes": needed_bytes},
         "params": receipt.params,
         "facts": receipt.facts,
         "summary": summary(receipt.stage, receipt.facts),
-        "directory": str(piece.directory),
+        "directory": str(artifact.directory),
     }
 
 
-def _unfinished_json(store: Store, run: run_notes.Unfinished) -> dict[str, Any]:
+def _unfinished_json(store: Store, run: run_metadata.UnfinishedRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "stage": run.stage,
         "began": run.began,
         "num_problems": run.num_problems,
-        "num_bytes": run_notes.num_bytes(store, run.name),
+        "num_bytes": run_metadata.num_bytes(store, run.name),
         "uses": dict(run.inputs),
         "params": dict(run.params),
     }
 
 
-def _pool_json(held: Contents, pool: str, num_bytes: int) -> dict[str, Any]:
+def _pool_json(held: Inventory, pool: str, num_bytes: int) -> dict[str, Any]:
     """Bytes of a pool; of those whose files artifacts name also how many there are, and how many nobody names."""
     files = {path: count for path, count in held.shared.items() if path.startswith(f"{pool}/")}
     if not files:
         return {"num_bytes": num_bytes}
-    unnamed = _unnamed(held.pieces, files)
+    unnamed = _unnamed(held.artifacts, files)
     return {
         "num_bytes": num_bytes,
         "num_files": len(files),
@@ -113,12 +113,12 @@ def _pool_json(held: Contents, pool: str, num_bytes: int) -> dict[str, Any]:
     }
 
 
-def _unnamed(pieces: Sequence[Piece], files: dict[str, int]) -> set[str]:
+def _unnamed(artifacts: Sequence[StoredArtifact], files: dict[str, int]) -> set[str]:
     """Of these shards, those that no artifact names."""
     left = set(files)
-    for piece in pieces:
-        if piece.receipt.stage != "ingest":  # those name prepared clips, perhaps a million of them, and no shard
-            left.difference_update(piece.shared_files())
+    for artifact in artifacts:
+        if artifact.receipt.stage != "ingest":  # those name prepared clips, perhaps a million of them, and no shard
+            left.difference_update(artifact.shared_files())
     return left
 
 

@@ -17,12 +17,12 @@ from cache.fingerprint import digest_file
 from cache.receipt import Receipt
 from cache.shard_salvage import ShardFault, shard_fault
 from cache.shards import formats, load
-from cache.shared_files import lost
+from cache.shared_files import missing_shared_files
 from cache.store import Store
 from pipeline.plan.missing_files import ON_DEMAND
-from stages.words import are, counted
+from stages.plural import is_or_are, pluralized
 
-SHELVES = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
+SHARD_POOLS = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
 """Pools of shards, and what happens when an item of one is lost."""
 Progress = Callable[..., None]
 
@@ -68,7 +68,9 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
     """Read every byte of the store and compare it with its checksum."""
     unreadable: list[Damage] = []
     receipts = store.receipts(on_damage=lambda error: unreadable.append(_receipt_damage(store, error)))
-    shards = [(pool, format, name) for pool in SHELVES for format in formats() for name in _shards(store, pool, format)]
+    shards = [
+        (pool, format, name) for pool in SHARD_POOLS for format in formats() for name in _shards(store, pool, format)
+    ]
     prepared = sorted((store.shared / "prepared").glob("*/*.json"))
     looks: list[Callable[[], Iterator[Damage]]] = [
         *(partial(artifact_damages, store, receipt) for receipt in receipts),
@@ -105,14 +107,14 @@ _MEANING = {
 
 def shard_damages(store: Store, place: tuple[str, str, str]) -> Iterator[Damage]:
     """Items of one shard whose bytes are not what they were."""
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
     pool, format, name = place
-    fault = shard_fault(Shelf(store.shared / pool, format), name)
+    fault = shard_fault(ShardPool(store.shared / pool, format), name)
     if fault is not None:
         lost_items = "all its items are" if fault.lost_keys is None else _share(len(fault.lost_keys), None)
-        meaning = f"{lost_items} lost: {SHELVES[pool]}"
-        yield Damage(kind="shard", path=f"shared/{pool}/{name}", what=fault.what, meaning=meaning, detail=fault)
+        meaning = f"{lost_items} lost: {SHARD_POOLS[pool]}"
+        yield Damage(kind="shard", path=f"shared/{pool}/{name}", what=fault.problem, meaning=meaning, detail=fault)
 
 
 def prepared_damages(store: Store, facts_file: Path) -> Iterator[Damage]:
@@ -139,7 +141,7 @@ def row_damages(store: Store, receipts: Sequence[Receipt], known: Sequence[Damag
     for receipt in receipts:
         directory = store.directory(receipt.stage, receipt.fingerprint)
         if receipt.stage not in (ON_DEMAND, "train") and _inside(store, directory) not in bad:
-            whole.append((receipt, set(lost(directory, store.shared))))
+            whole.append((receipt, set(missing_shared_files(directory, store.shared))))
     yield from gone_damages(store, whole, unread)
     for receipt, gone in whole:
         directory = store.directory(receipt.stage, receipt.fingerprint)
@@ -147,7 +149,7 @@ def row_damages(store: Store, receipts: Sequence[Receipt], known: Sequence[Damag
             yield Damage(
                 kind="rows",
                 path=_inside(store, directory),
-                what=f"{counted(len(wrong), 'row')} that cannot be in the shard named ({wrong[0]})",
+                what=f"{pluralized(len(wrong), 'row')} that cannot be in the shard named ({wrong[0]})",
                 meaning=_MEANING["encode"],
                 detail=receipt,
             )
@@ -171,22 +173,22 @@ def gone_damages(store: Store, whole: Sequence[tuple[Receipt, set[str]]], unread
         lost_keys = tuple(sorted(keys - sound(pool, format)))
         what = "it is gone, or of another size"
         saved = f"what it held lies in other shards: {_MEANING['encode']}"
-        meaning = f"{_share(len(lost_keys), len(keys))} lost: {SHELVES[pool]}" if lost_keys else saved
-        fault = ShardFault(shard=shard, what=what, lost_keys=lost_keys)
+        meaning = f"{_share(len(lost_keys), len(keys))} lost: {SHARD_POOLS[pool]}" if lost_keys else saved
+        fault = ShardFault(shard=shard, problem=what, lost_keys=lost_keys)
         yield Damage(kind="gone", path=f"shared/{path}", what=what, meaning=meaning, detail=fault)
 
 
 def _share(num_lost: int, num_items: int | None) -> str:
-    return "all its items are" if num_lost == num_items else f"{num_lost:,} of its items {are(num_lost)}"
+    return "all its items are" if num_lost == num_items else f"{num_lost:,} of its items {is_or_are(num_lost)}"
 
 
 def _named_items(store: Store, receipt: Receipt) -> Iterator[tuple[str, str]]:
     """(shard as a path inside the shared folder, item key) of all that an encoding names."""
-    from stages.needs import places
+    from stages.references import item_locations
 
     silence = receipt.facts["silence"]
     yield f"latents/{silence['shard']}", silence["item_key"]
-    for pool, place in places(store.directory(receipt.stage, receipt.fingerprint)):
+    for pool, place in item_locations(store.directory(receipt.stage, receipt.fingerprint)):
         yield f"{pool}/{place.shard}", place.item_key
 
 
@@ -197,16 +199,16 @@ def _sound_keys(store: Store, unread: Collection[str], pool: str, format: str) -
 
 
 def _wrong_rows(store: Store, receipt: Receipt, directory: Path, skip: set[str]) -> list[str]:
-    from cache.shelf import Shelf
-    from stages.needs import places
+    from cache.shard_pool import ShardPool
+    from stages.references import item_locations
 
     format, wrong = receipt.facts["latent_format"], []
-    shelves = {pool: Shelf(store.shared / pool, format) for pool in SHELVES}
-    for pool, place in places(directory):
+    shard_pools = {pool: ShardPool(store.shared / pool, format) for pool in SHARD_POOLS}
+    for pool, place in item_locations(directory):
         if f"{pool}/{place.shard}" in skip:
             continue
         try:
-            shelves[pool].read(place, 0, 0)  # no bytes: only whether the shard holds it there
+            shard_pools[pool].read(place, 0, 0)  # no bytes: only whether the shard holds it there
         except CacheError as error:
             wrong.append(str(error))
     return wrong
@@ -271,9 +273,9 @@ def _receipt_damage(store: Store, error: ReceiptDamaged) -> Damage:
 
 
 def _shards(store: Store, pool: str, format: str) -> list[str]:
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
-    return list(Shelf(store.shared / pool, format).shards())
+    return list(ShardPool(store.shared / pool, format).shards())
 
 
 def _inside(store: Store, path: Path) -> str:

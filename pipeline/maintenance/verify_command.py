@@ -10,7 +10,7 @@ from pipeline.errors import StoreDamaged
 from pipeline.maintenance.repair import repair as repaired
 from pipeline.maintenance.verify import Checked, Damage, verify
 from pipeline.report import Report
-from stages.words import counted
+from stages.plural import pluralized
 
 _SHOWN_CLIPS = 5
 
@@ -31,7 +31,7 @@ def checked_lines(checked: Checked, done: Sequence[str]) -> list[str]:
     """For people: what is damaged and what it means, what was done, what to type next."""
     lines = [line for damage in checked.damages for line in _lines(damage)]
     looked_at = {"artifact": checked.num_artifacts, "shard": checked.num_shards, "prepared clip": checked.num_prepared}
-    counts = ", ".join(counted(number, thing) for thing, number in looked_at.items())
+    counts = ", ".join(pluralized(number, thing) for thing, number in looked_at.items())
     num_gone = sum(damage.kind == "gone" for damage in checked.damages)
     numbers = {"damaged": len(checked.damages) - num_gone, "missing": num_gone}
     found = ", ".join(f"{number} {word}" for word, number in numbers.items() if number) or "all whole"

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cache.location import Location
 from cache.receipt import Receipt
-from cache.registry import Location, Registry
+from cache.registry import Registry
 from cache.store import Store
 from pipeline.errors import ClipNotFound
 from pipeline.plan.plan import leaves, plan

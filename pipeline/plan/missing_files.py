@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cache.shared_files import lost
+from cache.shared_files import missing_shared_files
 from cache.store import Store
 from pipeline.plan.stage_run import StageRun, State
 
@@ -23,7 +23,7 @@ def mended(run: StageRun, store: Store) -> StageRun:
 def lost_files(run: StageRun, store: Store) -> list[str]:
     """Shared files that the finished result of a run names and that are gone."""
     assert run.fingerprint is not None, "asked about finished results only"
-    return lost(store.directory(run.stage.name, run.fingerprint), store.shared)
+    return missing_shared_files(store.directory(run.stage.name, run.fingerprint), store.shared)
 
 
 def in_words(gone: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cache import run_notes
+from cache import run_metadata
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.store import Store
@@ -18,7 +18,7 @@ from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Stage
 from stages.ingest.effective_limits import settled
-from stages.words import counted
+from stages.plural import pluralized
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
@@ -57,7 +57,7 @@ def to_encode(run: StageRun, recipe: Recipe, store: Store, found: ResolvedInputs
     known = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
     here = {name: (latents / name).is_file() for name in {place.shard for place in known.values()}}
     missing = len(keys) - sum(here[place.shard] for place in known.values())
-    return f"{missing:,} of {counted(len(keys), 'clip')} to encode"
+    return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode"
 
 
 def _training_stages(recipe: Recipe) -> list[str]:
@@ -114,7 +114,7 @@ def stage_params(name: str, recipe: Recipe, found: ResolvedInputs) -> Any:
 def looked_up(bare: StageRun, store: Store) -> StageRun:
     name = bare.stage.name
     full = fingerprint(f"artifact {name}", bare.record)
-    left_out = bare.stage.identity_leaves_out(bare.params)
+    left_out = bare.stage.excluded_from_identity(bare.params)
     lasting = {key: value for key, value in bare.record["params"].items() if key not in left_out}
     identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
     receipt = store.find(name, full)
@@ -135,9 +135,9 @@ def looked_up(bare: StageRun, store: Store) -> StageRun:
 
 def _refused(scratch: Path, store: Store) -> str:
     """Why there is no result, where the last run ended with problems of the data."""
-    problems = run_notes.noted(store, scratch.name).num_problems if scratch.is_dir() else 0
+    problems = run_metadata.read(store, scratch.name).num_problems if scratch.is_dir() else 0
     return (
-        f"refused earlier for {counted(problems, 'problem')} of its data; what is sound stays prepared"
+        f"refused earlier for {pluralized(problems, 'problem')} of its data; what is sound stays prepared"
         if problems
         else ""
     )
@@ -145,7 +145,9 @@ def _refused(scratch: Path, store: Store) -> str:
 
 def _anew(run: StageRun, earlier: Sequence[Receipt]) -> str:
     """Why more steps do not continue a run that differs in nothing else."""
-    if "number_of_steps" not in run.record["params"] or "number_of_steps" in run.stage.identity_leaves_out(run.params):
+    if "number_of_steps" not in run.record["params"] or "number_of_steps" in run.stage.excluded_from_identity(
+        run.params
+    ):
         return ""
     only_steps = any(_only_steps(changes(_record_of(receipt), run.record)) for receipt in earlier)
     return f"; trained anew, as every step of a {run.params.schedule} schedule depends on it" if only_steps else ""

@@ -54,7 +54,9 @@ def scratch_of(run: StageRun, store: Store) -> Path:
     Unless a longer run of the same identity was stopped there: a shorter one works elsewhere, and leaves it be.
     """
     shared = store.scratch(run.stage.name, str(run.identity))
-    return store.scratch(run.stage.name, str(run.fingerprint)) if run.stage.outgrown(shared, run.params) else shared
+    return (
+        store.scratch(run.stage.name, str(run.fingerprint)) if run.stage.exceeds_request(shared, run.params) else shared
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

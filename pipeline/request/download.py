@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from pipeline.errors import FetchFailed
 from pipeline.request.redirects import opener
 
@@ -176,7 +176,7 @@ class Fetch:
         total = start + int(length) if length and length.isdigit() else None
         self._check_size(total or 0, start)
         version = {"etag": response.headers.get("ETag"), "last_modified": response.headers.get("Last-Modified")}
-        write_aside(self._part_facts, json.dumps(version).encode())
+        atomic_write_bytes(self._part_facts, json.dumps(version).encode())
         self._copy(response, start, total)
 
     def _copy(self, response: http.client.HTTPResponse, start: int, total: int | None) -> None:
@@ -222,7 +222,7 @@ class Fetch:
         self._part.replace(self._content(digest))
         fetched = datetime.now(UTC).isoformat(timespec="seconds")
         facts = {"sha256": digest, "num_bytes": num_bytes, "fetched": fetched, **version}
-        write_aside(self._facts, json.dumps(facts).encode())
+        atomic_write_bytes(self._facts, json.dumps(facts).encode())
         self._forget_part()
         return self._content(digest)
 

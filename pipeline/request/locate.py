@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.atomic_files import write_aside
-from cache.digest_memo import DigestMemo
+from cache.atomic_files import atomic_write_bytes
+from cache.digest_cache import DigestCache
 from cache.store import Store
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
 from pipeline.request.download import Fetch, Wanted
@@ -28,7 +28,7 @@ class Places:
     """Finds, and fetches if it may."""
 
     recipe: Recipe
-    memo: DigestMemo
+    digest_cache: DigestCache
     make: bool
     """Fetch addresses and write data: zips into the store; a plan does neither."""
     say: Callable[[str], None]
@@ -85,7 +85,7 @@ class Places:
         if not self.make:
             return None, f"unknown until fetched: {wanted.shown}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.recipe.store).hold("fetch", wanted.key):
+        with Store(self.recipe.store).lock("fetch", wanted.key):
             return Fetch(wanted=wanted, folder=self._folder, say=self.say, progress=self.progress).file(), ""
 
     def _held(self, digest: str | None, suffix: str) -> Path | None:
@@ -93,7 +93,7 @@ class Places:
         path = self._folder / f"{(digest or '')[:32]}{suffix}"
         if digest is None or not path.is_file():
             return None
-        return path if self.memo.digest(path) == f"sha256:{digest}" else None
+        return path if self.digest_cache.digest(path) == f"sha256:{digest}" else None
 
     def _data(self, text: str, digest: str | None) -> Place:
         """A data: zip, written into the store under the name of its content."""
@@ -111,7 +111,7 @@ class Places:
         if not path.is_file():
             if not self.make:
                 return None, "unknown until it is run: plan does not write the data: zip into the store"
-            write_aside(path, content)
+            atomic_write_bytes(path, content)
         return path, ""
 
     def _check_digest(self, field: str, path: Path, digest: str | None) -> None:
@@ -119,7 +119,7 @@ class Places:
             return
         if not path.is_file():
             raise RecipeError([FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; it has none")])
-        found = self.memo.digest(path).removeprefix("sha256:")
+        found = self.digest_cache.digest(path).removeprefix("sha256:")
         if found != digest:
             raise _wrong_digest(field, found)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.digest_memo import DigestMemo
+from cache.digest_cache import DigestCache
 from cache.fingerprint import digest_file, fingerprint
 from cache.store import Store
 from pipeline.request.hub import hub_folder
@@ -52,13 +52,15 @@ def resolve_inputs(
     Raises:
         SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
     """
-    memo = DigestMemo(recipe.store / "digests.sqlite") if make else ReadOnlyMemo(recipe.store / "digests.sqlite")
-    places = Places(recipe=recipe, memo=memo, make=make, say=say, progress=progress)
+    digest_cache = (
+        DigestCache(recipe.store / "digests.sqlite") if make else ReadOnlyDigestCache(recipe.store / "digests.sqlite")
+    )
+    places = Places(recipe=recipe, digest_cache=digest_cache, make=make, say=say, progress=progress)
     path, why_no_source = places.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
-    source = open_source(path, memo, recipe.ingest_params().limits) if path else unknown
+    source = open_source(path, digest_cache, recipe.ingest_params().limits) if path else unknown
     folder, why = weights_folder(recipe, make=make)
-    weights = open_folder(recipe.model.name, folder, memo) if folder else None
+    weights = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = places.lora()
     check_request(recipe, weights, lora)
     return ResolvedInputs(
@@ -74,17 +76,17 @@ def resolve_inputs(
 
 def _made_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> None:
     """Make a shipped checkpoint unless another process was faster; what a killed one left is cleared away first."""
-    with store.hold("weights", fingerprint("shipped weights", {"folder": folder.name})):
+    with store.lock("weights", fingerprint("shipped weights", {"folder": folder.name})):
         for left in folder.parent.glob(f"{folder.name}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         if not (folder / "model_config.json").is_file():
             family.make(folder)
 
 
-class ReadOnlyMemo(DigestMemo):
+class ReadOnlyDigestCache(DigestCache):
     """Recalls and adds nothing: what a plan looks with."""
 
-    def remember(self, path: Path, what: str, value: str) -> None:
+    def put(self, path: Path, what: str, value: str) -> None:
         """Leave the store as it is."""
         return
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from stages import catalogue
 from stages.adapters.kind import kind_named
 from stages.errors import AdapterMismatch, AdapterNotWritable
@@ -65,7 +65,7 @@ def write(
     if metadata is not None and CONFIG in metadata:
         raise ValueError(f"the metadata entry {CONFIG} is written from the spec")
     rounded = {key: tensors[key].detach().to("cpu", dtype).contiguous() for key in sorted(tensors)}
-    write_aside(path, _serialised(rounded, {CONFIG: _config_of(spec), **(metadata or {})}))
+    atomic_write_bytes(path, _serialised(rounded, {CONFIG: _config_of(spec), **(metadata or {})}))
 
 
 def read(path: Path) -> AdapterFile:

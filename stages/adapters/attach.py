@@ -17,7 +17,7 @@ from stages.adapters.layer_filter import selected
 from stages.adapters.quantized_layer import StoredSmall, WidenedLayer
 from stages.adapters.singular_vectors import Bases, BasesCache, bases_of, given_bases
 from stages.adapters.target_layers import spec_rank_limit
-from stages.errors import AdapterMismatch, AdapterNotWritable, AdapterOrder
+from stages.errors import AdapterMismatch, AdapterNotWritable, InvalidAdapterState
 from stages.records import AdapterSpec
 
 
@@ -123,7 +123,7 @@ class Adapter:
         """Write the adapter at its present strength into the base weights, rounded to their dtype, and take it off.
 
         Raises:
-            AdapterOrder: an adapter attached earlier is on one of its layers; nothing was changed.
+            InvalidAdapterState: an adapter attached earlier is on one of its layers; nothing was changed.
             AdapterNotWritable: a merged weight is beyond the range of its dtype; nothing was changed.
         """
         places = self._attached()
@@ -138,7 +138,9 @@ class Adapter:
 
     def _attached(self) -> list[Place]:
         if not self._places:
-            raise AdapterOrder("the adapter was taken off already", "Attach a new one and load the values into it.")
+            raise InvalidAdapterState(
+                "the adapter was taken off already", "Attach a new one and load the values into it."
+            )
         return self._places
 
 

@@ -20,7 +20,7 @@ from stages.adapters.factored_weight import Factored, Term, squares
 from stages.adapters.kind import Kind
 from stages.adapters.ops.fused_linear import joined_product
 from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_faster
-from stages.errors import AdapterOrder, LayerNotAdaptable
+from stages.errors import InvalidAdapterState, LayerNotAdaptable
 
 
 class Ready(NamedTuple):
@@ -208,11 +208,13 @@ class AdaptedLayer(nn.Module):
         """Write the lowest slot into the base weight, rounded to its dtype, and take it off; False if not finite.
 
         Raises:
-            AdapterOrder: another slot lies below: what it does could not be kept.
+            InvalidAdapterState: another slot lies below: what it does could not be kept.
         """
         stack = self.stack()
         if stack[0] is not slot:
-            raise AdapterOrder("another adapter was attached before this one", "Merge or detach the earlier one first.")
+            raise InvalidAdapterState(
+                "another adapter was attached before this one", "Merge or detach the earlier one first."
+            )
         with torch.no_grad():
             merged_OI = slot(self._unadapted()).dense().to(self.weight.dtype)
             finite = bool(merged_OI.isfinite().all())
@@ -276,7 +278,7 @@ class AdaptedLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         probe = torch.zeros(1, dtype=torch.float32)
         if fn(probe).dtype != probe.dtype:
-            raise AdapterOrder(
+            raise InvalidAdapterState(
                 "a network with adapters was cast to another dtype, which would round them and stale their norms",
                 "Cast the base before attaching.",
             )

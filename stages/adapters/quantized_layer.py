@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.adapters.layer import AdaptedLayer, Ready, Slot
 from stages.adapters.singular_vectors import Bases
-from stages.errors import AdapterOrder
+from stages.errors import InvalidAdapterState
 
 
 @runtime_checkable
@@ -59,22 +59,24 @@ class WidenedLayer(AdaptedLayer):
         return self.stored.dense() if self._whole_OI is None else self._whole_OI
 
     def vectors(self, rank: int) -> Bases:
-        """Those kept from before the weight was rounded. Raises: AdapterOrder, when none were."""
+        """Those kept from before the weight was rounded. Raises: InvalidAdapterState, when none were."""
         kept = self.stored.vectors
         if not isinstance(kept, Bases) or kept.count < rank:
-            raise AdapterOrder(
+            raise InvalidAdapterState(
                 f"the base was rounded to 8 bits before {rank} singular vectors of its weights were kept",
                 "Keep them while quantising, or quantise nothing.",
             )
         return kept
 
     def merge(self, slot: Slot, *, only_check: bool = False) -> bool:
-        """Raises: AdapterOrder. A merged weight would be rounded to 8 bits again."""
-        raise AdapterOrder("the base is stored in 8 bits", "Merge the adapter's file into the base as published.")
+        """Raises: InvalidAdapterState. A merged weight would be rounded to 8 bits again."""
+        raise InvalidAdapterState(
+            "the base is stored in 8 bits", "Merge the adapter's file into the base as published."
+        )
 
     def move_weight(self, place_OI: Tensor) -> None:
-        """Raises: AdapterOrder. The weights of many layers cannot lie in one piece of memory that none of them has."""
-        raise AdapterOrder("the base is stored in 8 bits", "Take such layers one by one.")
+        """Raises InvalidAdapterState: weights of many layers cannot be stacked in memory that none of them has."""
+        raise InvalidAdapterState("the base is stored in 8 bits", "Take such layers one by one.")
 
     def _now(self) -> Ready:
         with torch.autograd.graph.saved_tensors_hooks(self._put_away, self._brought_back):

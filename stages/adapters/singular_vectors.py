@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cache.atomic_files import write_aside
-from stages.errors import AdapterMismatch, BasesDamaged
+from cache.atomic_files import atomic_write_bytes
+from stages.errors import AdapterMismatch, SingularVectorsDamaged
 
 KEPT = 256
 """Vectors remembered per weight: the largest rank the product takes, so that no change of rank computes anew."""
@@ -92,7 +92,7 @@ class BasesFolder:
         self.folder = folder
 
     def recall(self, digest: str, rank: int) -> Bases | None:
-        """Raises: BasesDamaged when the file of this weight cannot be read or holds something else."""
+        """Raises: SingularVectorsDamaged when the file of this weight cannot be read or holds something else."""
         path = self._path(digest)
         if not path.exists():
             return None
@@ -102,15 +102,15 @@ class BasesFolder:
                 U_KO, V_KI = slices[0][:rank], slices[1][:rank]
                 known = {one.get_shape()[0] for one in slices}
         except (SafetensorError, OSError, KeyError) as error:
-            raise BasesDamaged(str(path), str(error)) from error
+            raise SingularVectorsDamaged(str(path), str(error)) from error
         if len(known) != 1 or not (U_KO.isfinite().all() and V_KI.isfinite().all()):
-            raise BasesDamaged(str(path), "its vectors do not belong together or are not finite")
+            raise SingularVectorsDamaged(str(path), "its vectors do not belong together or are not finite")
         return Bases(U_OK=U_KO.T, V_IK=V_KI.T) if known.pop() >= rank else None
 
     def remember(self, digest: str, bases: Bases) -> None:
         """Keep the leading vectors. Raises: cache.errors.WriteFailed."""
         rows = {"U_KO": bases.U_OK[:, :KEPT].T.contiguous(), "V_KI": bases.V_IK[:, :KEPT].T.contiguous()}
-        write_aside(self._path(digest), save(rows))
+        atomic_write_bytes(self._path(digest), save(rows))
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"

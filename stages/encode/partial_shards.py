@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 
 
 class Keyed(Protocol):
@@ -56,7 +56,7 @@ class Pieces:
         held = io.BytesIO()
         np.save(held, frames, allow_pickle=False)
         self.folder.mkdir(exist_ok=True)
-        write_aside(self._file(key), held.getvalue())
+        atomic_write_bytes(self._file(key), held.getvalue())
 
     def let_go(self, keys: Iterable[str]) -> None:
         """Forget pieces that lie in a sealed shard now."""

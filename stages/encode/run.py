@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.location import Location
 from cache.manifest import read_rows, write_rows
+from cache.shard_pool import ShardPool, shard_ranges
 from cache.shards import formats
-from cache.shelf import Location, Shelf, in_shards
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.batching import frames_at_once
 from stages.encode.device_batches import OnDevice
@@ -27,7 +28,7 @@ from stages.models.load_weights import load_autoencoder, load_text_encoder
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.autoencoder.fused_blocks import triton_cache_in, use_fused_blocks
 from stages.models.nets.text_encoder import TextEncoder
-from stages.prepared import read_prepared_into
+from stages.prepared_audio import read_prepared_into
 from stages.records import Clip, EncodedClip, PromptRow
 
 
@@ -71,11 +72,11 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
         item_key(clip.digest, clip.crop_start, ingest.facts["audio_params"], params, weights.digests["autoencoder"])
         for clip in clips
     ]
-    latents = Shelf(work.shared / "latents", params.latent_format, work.say)
+    latents = ShardPool(work.shared / "latents", params.latent_format, work.say)
     tasks = [silence_task(params, weights), *clip_tasks(clips, keys, weights, work)]
     located, encoded = encoded_items(latents, tasks, params, weights, work)
-    shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
-    prompts = encoded_prompts(shelf, (clip.prompt for clip in clips), weights, work)
+    pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
+    prompts = encoded_prompts(pool, (clip.prompt for clip in clips), weights, work)
     rows = [
         encoded_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)
@@ -112,13 +113,7 @@ def facts(
         "latent_dtype": params.latent_dtype,
         "latent_channels": weights.sizes.latent_channels,
         "num_frames": sum(row.num_frames for row in rows),
-        "silence": {
-            "item_key": silence.item_key,
-            "shard": silence.shard,
-            "row": silence.row,
-            "num_frames": silence.num_frames,
-            "checksum": silence.checksum,
-        },
+        "silence": asdict(silence),
     }
 
 
@@ -146,11 +141,11 @@ def clip_tasks(clips: Sequence[Clip], keys: Sequence[str], weights: Weights, wor
 
 
 def encoded_items(
-    shelf: Shelf, tasks: Sequence[Task], params: EncodeParams, weights: Weights, work: Workspace
+    pool: ShardPool, tasks: Sequence[Task], params: EncodeParams, weights: Weights, work: Workspace
 ) -> tuple[dict[str, Location], set[str]]:
     """Where every task's latents lie, and which were made now."""
-    located = shelf.locate(task.key for task in tasks)
-    located.update(copied_items(shelf, [task.key for task in tasks if task.key not in located], params, weights))
+    located = pool.locate(task.key for task in tasks)
+    located.update(copied_items(pool, [task.key for task in tasks if task.key not in located], params, weights))
     pending = [task for task in tasks if task.key not in located]
     pieces = Pieces(work.directory)
     if not pending:
@@ -169,9 +164,9 @@ def encoded_items(
         def alone(task: Task) -> np.ndarray:
             return frames_of(task, encoder, params, device, dtype)
 
-        made = sealed(shelf, pending, sizes, pieces.keeping(alone), metadata, work, pieces.let_go)
+        made = sealed(pool, pending, sizes, pieces.keeping(alone), metadata, work, pieces.let_go)
     else:
-        made = sealed_ahead(shelf, pending, sizes, metadata, work, encoder, params, pieces)
+        made = sealed_ahead(pool, pending, sizes, metadata, work, encoder, params, pieces)
     pieces.clear()
     return located | made, set(made)
 
@@ -182,7 +177,7 @@ def one_by_one(device: torch.device, params: EncodeParams) -> bool:
 
 
 def sealed_ahead(
-    shelf: Shelf,
+    pool: ShardPool,
     tasks: Sequence[Task],
     sizes: Sequence[int],
     metadata: Mapping[str, str],
@@ -196,7 +191,7 @@ def sealed_ahead(
         fused = use_fused_blocks(encoder.encoder.downsampling, work.say)
     device = next(encoder.parameters()).device
     on_device = OnDevice(encoder, params.latent_dtype, frames_at_once(encoder, device, fused=fused), work.say)
-    groups = [tasks[group.start : group.stop] for group in in_shards(sizes)]
+    groups = [tasks[group.start : group.stop] for group in shard_ranges(sizes)]
     readers = num_readers(work.resources.workers)
     checked = lambda task, latents_TC: finite(task, latents_TC, params)  # noqa: E731 - bound to these params
     check = lambda: check_stop(work, "between two batches of clips to encode")  # noqa: E731 - likewise
@@ -207,7 +202,7 @@ def sealed_ahead(
             frames.sealed(names)
             pieces.let_go(names)
 
-        return sealed(shelf, tasks, sizes, frames, metadata, work, let_go, writer)
+        return sealed(pool, tasks, sizes, frames, metadata, work, let_go, writer)
 
 
 def check_stop(work: Workspace, where: str) -> None:
@@ -217,7 +212,7 @@ def check_stop(work: Workspace, where: str) -> None:
 
 
 def sealed(
-    shelf: Shelf,
+    pool: ShardPool,
     tasks: Sequence[T],
     sizes: Sequence[int],
     frames: Callable[[T], np.ndarray],
@@ -238,14 +233,14 @@ def sealed(
     """
 
     def seal(items: list[tuple[str, np.ndarray]]) -> list[Location]:
-        locations = shelf.write(items, metadata)
+        locations = pool.write(items, metadata)
         when_sealed(key for key, _ in items)
         return locations
 
     done, total = 0, sum(task.is_clip for task in tasks)
     located: list[Location] = []
     sealing: Future[list[Location]] | None = None
-    for group in in_shards(sizes):
+    for group in shard_ranges(sizes):
         items = []
         for number in group:
             check_stop(work, f"at clip {done} of {total} to encode")
@@ -266,17 +261,17 @@ def _done(locations: list[Location]) -> Future[list[Location]]:
     return future
 
 
-def copied_items(shelf: Shelf, keys: Sequence[str], params: EncodeParams, weights: Weights) -> dict[str, Location]:
+def copied_items(pool: ShardPool, keys: Sequence[str], params: EncodeParams, weights: Weights) -> dict[str, Location]:
     """Items that lie in a shard of another format: the same latents, so copied instead of encoded."""
     copied: dict[str, Location] = {}
-    for other in (Shelf(shelf.folder, format) for format in formats() if format != shelf.format):
+    for other in (ShardPool(pool.folder, format) for format in formats() if format != pool.format):
         found = list(other.locate(key for key in keys if key not in copied).values())
         sizes = [
             where.num_frames * weights.sizes.latent_channels * np.dtype(params.latent_dtype).itemsize for where in found
         ]
-        for group in in_shards(sizes):
+        for group in shard_ranges(sizes):
             items = [(where.item_key, other.read(where)) for where in found[group.start : group.stop]]
-            written = shelf.write(items, shard_metadata(params, weights))
+            written = pool.write(items, shard_metadata(params, weights))
             copied.update({location.item_key: location for location in written})
     return copied
 
@@ -326,16 +321,16 @@ class EncodedPrompts:
     num_encoded: int
 
 
-def encoded_prompts(shelf: Shelf, texts: Iterable[str], weights: Weights, work: Workspace) -> EncodedPrompts:
+def encoded_prompts(pool: ShardPool, texts: Iterable[str], weights: Weights, work: Workspace) -> EncodedPrompts:
     """Embed each prompt that the store does not hold yet; the text encoder is loaded only if there is one."""
     key_of = prompt_keys(weights)
     prompts = {key_of(prompt): prompt for prompt in dict.fromkeys(texts)}
-    located = shelf.locate(prompts)
+    located = pool.locate(prompts)
     pending = [key for key in prompts if key not in located]
     if pending:
         work.say(f"embedding {len(pending)} prompt{'s' if len(pending) != 1 else ''}")
         encoder = load_text_encoder(weights, pick_device(work.resources.device))
-        for group in in_shards([encoder.max_length * 4096] * len(pending)):
+        for group in shard_ranges([encoder.max_length * 4096] * len(pending)):
             if work.should_stop():
                 raise Stopped("while embedding prompts")
             now = pending[group.start : group.stop]
@@ -343,7 +338,7 @@ def encoded_prompts(shelf: Shelf, texts: Iterable[str], weights: Weights, work: 
             hidden = encoder.hidden_states([prompts[key] for key in now])
             items = [(key, states.to("cpu", torch.float32).numpy()) for key, states in zip(now, hidden, strict=True)]
             metadata = {"layout": "tokens, width", "text_encoder": weights.digests["text_encoder"]}
-            located.update({location.item_key: location for location in shelf.write(items, metadata)})
+            located.update({location.item_key: location for location in pool.write(items, metadata)})
     rows = [prompt_row(located[key], prompt) for key, prompt in prompts.items()]
     return EncodedPrompts(rows=rows, num_encoded=len(pending))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.errors import Fault
 from stages.ingest.faults import note
 from stages.ingest.stage import IngestParams
-from stages.words import are, counted
+from stages.plural import is_or_are, pluralized
 
 if TYPE_CHECKING:
     from stages.ingest.prepare_clip import Prepared
@@ -41,19 +41,19 @@ def _about_recording(name: str, facts: Prepared) -> Iterable[Fault]:
         yield note(name, "stray_bytes", count=facts.num_stray_bytes)
     if facts.num_dropouts:
         begin = "begins" if facts.num_dropouts == 1 else "begin"
-        yield note(name, "dropouts", stretches=counted(facts.num_dropouts, "stretch", "stretches"), begin=begin)
+        yield note(name, "dropouts", stretches=pluralized(facts.num_dropouts, "stretch", "stretches"), begin=begin)
     if facts.num_complaints:
         times = "once" if facts.num_complaints == 1 else f"{facts.num_complaints:,} times"
         yield note(name, "decoder_complaints", times=times, complaint=facts.complaint)
     if facts.num_clipped > _CLIPPED_SHARE * facts.num_samples_whole:
-        yield note(name, "clipping", count=facts.num_clipped, runs=counted(facts.num_clipped_runs, "run"))
+        yield note(name, "clipping", count=facts.num_clipped, runs=pluralized(facts.num_clipped_runs, "run"))
     if abs(facts.dc_offset) > _DC_OFFSET:
         yield note(name, "dc_offset", offset=facts.dc_offset)
 
 
 def _counted(name: str, type: str, number: int, **facts: object) -> Fault:
     """A note about so many samples."""
-    return note(name, type, samples=counted(number, "sample"), are=are(number), **facts)
+    return note(name, type, samples=pluralized(number, "sample"), are=is_or_are(number), **facts)
 
 
 def _about_windows(name: str, parts: Sequence[Prepared], params: IngestParams) -> Iterable[Fault]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from cache.errors import CacheError
 from cache.fingerprint import canonical, digest_bytes
 from stages.contract import Member
@@ -203,8 +203,8 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
         # Flushing is most of what a short clip costs. The facts make both names last; facts that a power failure took
         # are noticed, and found again by decoding. The sound has no such second chance, so it is flushed.
         if content:
-            write_aside(audio, content, fsync=("file",))
-        write_aside(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n", fsync=("folder",))
+            atomic_write_bytes(audio, content, fsync=("file",))
+        atomic_write_bytes(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n", fsync=("folder",))
     return facts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cache.manifest import write_rows
 from stages.contract import Inputs, Member, Outcome, Source, Workspace
-from stages.errors import DatasetFaults, Fault, PackageMissing, SpaceShort, Stopped
+from stages.errors import DatasetFaults, Fault, InsufficientDiskSpace, PackageMissing, Stopped
 from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
@@ -26,8 +26,8 @@ from stages.ingest.source.limits import within
 from stages.ingest.stage import IngestParams, audio_params
 from stages.ingest.window import row, window
 from stages.ingest.workers import results
+from stages.plural import pluralized
 from stages.records import Clip
-from stages.words import counted
 
 MANIFEST = "manifest.parquet"
 
@@ -63,7 +63,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     Raises:
         DatasetFaults: every fault of every file; with skip_bad only those of the archive itself.
         Stopped: asked to; finished clips are kept.
-        SpaceShort, StageError: the disk or a worker failed.
+        InsufficientDiskSpace, StageError: the disk or a worker failed.
     """
     source = inputs.source
     assert source is not None, "ingest is planned with a source"
@@ -121,7 +121,7 @@ def _prepare_all(
             num_done += len(ones)
             work.progress(num_done, len(members), pace.note(job.member.name, job.member.num_bytes))
     if num_done < len(members):
-        raise Stopped(f"after preparing {num_done:,} of {counted(len(members), 'clip')}")
+        raise Stopped(f"after preparing {num_done:,} of {pluralized(len(members), 'clip')}")
 
 
 def _largest_first(jobs: Sequence[Job]) -> list[Job]:
@@ -134,7 +134,7 @@ def _check_space(shared: Path, members: list[Member], params: IngestParams) -> N
     shared.mkdir(parents=True, exist_ok=True)
     needed, free = needed_bytes(members, params), shutil.disk_usage(shared).free
     if needed > free:
-        raise SpaceShort(shared, needed, free)
+        raise InsufficientDiskSpace(shared, needed, free)
 
 
 def _check_packages(params: IngestParams) -> None:

@@ -17,7 +17,7 @@ from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.audio.mpeg_decoder import start_decoder
 from stages.ingest.file_types import suffix
 from stages.ingest.prepare_clip import MOMENT_SECONDS, Interrupted, Job, Prepared, prepare
-from stages.processes import begun_deaf, settle_in
+from stages.processes import init_worker, sigint_blocked
 
 Result = tuple[Job, tuple[Prepared, ...] | Fault]
 _BYTES_WORTH_A_PROCESS = 64 << 20
@@ -68,13 +68,13 @@ def _side_by_side(
     calls = (joblib.delayed(_done)(job, **asked) for job in _until(should_stop, jobs))
     # joblib's ray backend cannot hand results over one by one.
     return_as = "list" if engine == "ray" else "generator_unordered"
-    own_processes = {"initializer": settle_in, "initargs": (os.getpid(),)} if engine == "loky" else {}
+    own_processes = {"initializer": init_worker, "initargs": (os.getpid(),)} if engine == "loky" else {}
     side_by_side = joblib.Parallel(
         n_jobs=number, backend=engine, return_as=return_as, pre_dispatch=number + 1, batch_size=1, **own_processes
     )
     watch = Watch(should_stop) if engine == "loky" else nullcontext()
     try:
-        with begun_deaf():
+        with sigint_blocked():
             done = side_by_side(calls)
         with watch:
             yield from done

@@ -29,14 +29,14 @@ PREFIXES = {"autoencoder": "pretransform.model.", "transformer": "model.", "cond
 _READ_BYTES = 1 << 24
 
 
-class Memo(Protocol):
-    """Remembers a value computed from a file until that file changes (`cache.digest_memo.DigestMemo`)."""
+class DigestLookup(Protocol):
+    """Remembers a value computed from a file until that file changes (`cache.digest_cache.DigestCache`)."""
 
-    def recall(self, path: Path, what: str) -> str | None: ...
-    def remember(self, path: Path, what: str, value: str) -> None: ...
+    def get(self, path: Path, what: str) -> str | None: ...
+    def put(self, path: Path, what: str, value: str) -> None: ...
 
 
-def open_folder(model: str, folder: Path, memo: Memo | None = None) -> Weights:
+def open_folder(model: str, folder: Path, digest_cache: DigestLookup | None = None) -> Weights:
     """Config and component digests of a checkpoint folder.
 
     Args:
@@ -51,9 +51,9 @@ def open_folder(model: str, folder: Path, memo: Memo | None = None) -> Weights:
     except (KeyError, TypeError, AttributeError) as error:
         why = f"its {CONFIG_FILE} is not that of a Stable Audio 3 base model ({type(error).__name__}: {error})"
         raise WeightsNotFound(str(folder), why, "Download the folder again, or correct --weights.") from error
-    tensors = _digests(_existing(folder / WEIGHTS_FILE), PREFIXES, memo)
+    tensors = _digests(_existing(folder / WEIGHTS_FILE), PREFIXES, digest_cache)
     named = {name: fingerprint("component", {"tensors": tensors[name], "config": parts[name]}) for name in PREFIXES}
-    named["text_encoder"] = _text_encoder_digest(text_folder, memo)
+    named["text_encoder"] = _text_encoder_digest(text_folder, digest_cache)
     return Weights(model=model, folder=folder, config=config, digests=named)
 
 
@@ -118,17 +118,17 @@ def _header(file: Path) -> SafetensorsHeader:
         raise WeightsNotFound(str(file), why, "Download it again.") from error
 
 
-def _digests(file: Path, prefixes: Mapping[str, str], memo: Memo | None) -> dict[str, str]:
+def _digests(file: Path, prefixes: Mapping[str, str], digest_cache: DigestLookup | None) -> dict[str, str]:
     """One digest per prefix over (name, dtype, shape, bytes) of its tensors in name order, memoised for this file."""
     what = "tensors:" + ",".join(prefixes.values())
-    kept = memo.recall(file, what) if memo is not None else None
+    kept = digest_cache.get(file, what) if digest_cache is not None else None
     if kept is not None:
         known: dict[str, str] = json.loads(kept)
         return known
     header = _header(file)
     digests = {part: _tensors_digest(file, header, prefix) for part, prefix in prefixes.items()}
-    if memo is not None:
-        memo.remember(file, what, json.dumps(digests))
+    if digest_cache is not None:
+        digest_cache.put(file, what, json.dumps(digests))
     return digests
 
 
@@ -155,14 +155,14 @@ def _blocks(stream: Any, num_bytes: int) -> Iterator[bytes]:
         yield block
 
 
-def _text_encoder_digest(folder: Path, memo: Memo | None) -> str:
+def _text_encoder_digest(folder: Path, digest_cache: DigestLookup | None) -> str:
     """Digest over the encoder's tensors (from either file layout), its config and its tokenizer."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         remedy = "The text encoder's folder belongs to the checkpoint: download the whole repository."
         raise WeightsNotFound(str(folder), "it holds no .safetensors file", remedy)
     halves = {"alone": "encoder.", "with decoder": "model.encoder."}
-    tensors = [_encoder_tensors(_digests(file, halves, memo)) for file in files]
+    tensors = [_encoder_tensors(_digests(file, halves, digest_cache)) for file in files]
     texts = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")

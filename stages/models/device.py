@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stages.errors import DeviceFullBeside, DeviceNotFound
+from stages.errors import DeviceNotFound, OutOfMemory
 from stages.precision import DTYPE_NAMES, PRECISIONS
 
 
@@ -103,10 +103,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
-    """Within, work other than a step. Raises: DeviceFullBeside, saying that it was this work that did not fit."""
+    """Within, work other than a step. Raises: OutOfMemory, saying that it was this work that did not fit."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise DeviceFullBeside(str(device), what) from error
+        raise OutOfMemory(str(device), what) from error

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from stages.contract import Weights
-from stages.errors import CheckpointMismatch, WeightsNotFound
+from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.checkpoint_folder import PREFIXES, WEIGHTS_FILE
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.dit.conditioning import Conditioner, prompt_config
@@ -33,8 +33,8 @@ def load_denoiser(weights: Weights, device: str | torch.device = "cpu", dtype: t
     """The diffusion transformer, frozen, in eval mode.
 
     Raises:
-        CheckpointMismatch: listing every missing, extra and misshapen tensor.
-        WeightsNotFound, NetworkNotSupported.
+        WeightsMismatch: listing every missing, extra and misshapen tensor.
+        WeightsNotFound, UnsupportedModelConfig.
     """
     return _load(weights, Denoiser, DENOISER, device, dtype)
 
@@ -57,7 +57,7 @@ def load_autoencoder(
 
 
 def load_text_encoder(weights: Weights, device: str | torch.device = "cpu") -> TextEncoder:
-    """The text encoder, in the dtype it is stored in. Raises WeightsNotFound, CheckpointMismatch."""
+    """The text encoder, in the dtype it is stored in. Raises WeightsNotFound, WeightsMismatch."""
     options = prompt_config(weights.config)
     return TextEncoder(weights.folder / weights.sizes.text_encoder_folder, options["max_length"], device)
 
@@ -94,7 +94,7 @@ def tensor_sources(
         prefix: of this component's names in a whole model's file; a stand-alone autoencoder has none.
 
     Raises:
-        CheckpointMismatch: unless the component's part of the file and the network cover each other exactly. A tensor
+        WeightsMismatch: unless the component's part of the file and the network cover each other exactly. A tensor
             that belongs to no component counts as extra.
     """
     if prefix == AUTOENCODER and not any(name.startswith(prefix) for name in shapes):
@@ -110,7 +110,7 @@ def tensor_sources(
     ]
     missing = [name for name in wanted if name not in sources]
     if missing or extra or misshapen:
-        raise CheckpointMismatch(where, missing=missing, extra=extra, misshapen=misshapen)
+        raise WeightsMismatch(where, missing=missing, extra=extra, misshapen=misshapen)
     return {name[len(prefix) :]: source for name, source in sources.items()}
 
 

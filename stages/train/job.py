@@ -57,7 +57,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Names the run whatever its number of steps: only its own checkpoints may be gone on from."""
-        left_out = STAGE.identity_leaves_out(self.params)
+        left_out = STAGE.excluded_from_identity(self.params)
         params = {name: value for name, value in asdict(self.params).items() if name not in left_out}
         record = {
             "version": STAGE.version,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from stages.contract import Workspace
-from stages.errors import DeviceFull, LossNotFinite, Stopped
+from stages.errors import LossNotFinite, StepOutOfMemory, Stopped
 from stages.models.device import explain_out_of_memory, is_out_of_memory
 from stages.train.cuda_graph.interruptible import Interrupted
 from stages.train.cuda_graph.stepper import Stepper
@@ -86,7 +86,7 @@ class TrainingLoop:
         self.save()
 
     def make_step(self, stepper: Stepper) -> None:
-        """The next step, on its own batch. Raises: DeviceFull, Interrupted."""
+        """The next step, on its own batch. Raises: StepOutOfMemory, Interrupted."""
         step = self.training.step
         with explain_out_of_memory(f"reading the clips of step {step + 1}", self.training.device):
             batch = self.batch_of_step(step)
@@ -96,7 +96,7 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
             size, _, num_frames = batch.latents_BCT.shape
-            raise DeviceFull(str(self.training.device), size, num_frames, step + 1) from error
+            raise StepOutOfMemory(str(self.training.device), size, num_frames, step + 1) from error
 
     def after_step(self) -> None:
         """What is due: a look at the figures, a progress line, a checkpoint."""

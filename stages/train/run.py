@@ -47,9 +47,9 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     Raises:
         Stopped, LossNotFinite: with what is trained so far saved.
         AdapterMismatch: the adapter to start from does not fit.
-        MemoryShort: by its estimate it cannot fit; names the settings that would.
-        DeviceFull: it does not fit after all.
-        FilterMatchesNothing, RankTooLarge, CheckpointMismatch, NetworkNotSupported, PackageMissing.
+        InsufficientMemory: by its estimate it cannot fit; names the settings that would.
+        OutOfMemory: it does not fit after all.
+        FilterMatchesNothing, RankTooLarge, WeightsMismatch, UnsupportedModelConfig, PackageMissing.
     """
     started = now()
     job = Job.of(inputs, params, work)

@@ -212,13 +212,13 @@ def _is_names(value: object) -> bool:
     return value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value))
 
 
-def outgrown(directory: Path, params: TrainParams) -> bool:
+def exceeds_request(directory: Path, params: TrainParams) -> bool:
     """Whether a longer training was stopped here, beyond the steps that are asked for now."""
     steps = [path.name.removeprefix("step-") for path in directory.glob("checkpoints/step-*")]
     return any(step.isdigit() and int(step) > params.number_of_steps for step in steps)
 
 
-def identity_leaves_out(params: TrainParams) -> tuple[str, ...]:
+def excluded_from_identity(params: TrainParams) -> tuple[str, ...]:
     """A run goes on to more steps, unless every step so far would have had another learning rate.
 
     Another precision of the file is another artifact of the same run: nothing is trained for it.
@@ -234,6 +234,6 @@ STAGE = Stage(
     inputs=("ingest", "encode"),
     entry="stages.train.run:train",
     components=("transformer", "conditioner"),
-    identity_leaves_out=identity_leaves_out,
-    outgrown=outgrown,
+    excluded_from_identity=excluded_from_identity,
+    exceeds_request=exceeds_request,
 )

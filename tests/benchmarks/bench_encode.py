@@ -27,7 +27,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from cache.digest_memo import DigestMemo
+from cache.digest_cache import DigestCache
 from stages import catalogue
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode.batching import batches_of, frames_at_once
@@ -142,7 +142,7 @@ def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Pat
     """Ingest and encode as the product runs them, in a new store."""
     resources = Resources(device=DEVICE.type)
     begun = time.perf_counter()
-    source = open_source(data, DigestMemo(place / "memo.sqlite"))
+    source = open_source(data, DigestCache(place / "memo.sqlite"))
     looked = time.perf_counter()
     work = workspace(place / "ingest", place / "shared", resources)
     params = IngestParams(native_samples=int(weights.config["sample_size"]), max_clips=10**6)

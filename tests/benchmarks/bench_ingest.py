@@ -40,14 +40,14 @@ ROUNDS = 3
 RUN = """
 import resource, sys, time
 from pathlib import Path
-from cache.digest_memo import DigestMemo
+from cache.digest_cache import DigestCache
 from stages.contract import Inputs, Resources, Workspace
 from stages.ingest.run import ingest
 from stages.ingest.source import open_source
 from stages.ingest.stage import IngestParams
 data, place, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 begun, cpu = time.perf_counter(), time.process_time()
-source = open_source(data, DigestMemo(place / "memo.sqlite"))
+source = open_source(data, DigestCache(place / "memo.sqlite"))
 work = Workspace(directory=place / "scratch", shared=place / "shared", resources=Resources(workers=workers))
 work.directory.mkdir(parents=True, exist_ok=True)
 ingest(Inputs(source=source), IngestParams(native_samples=380 * 44100, max_clips=10**6), work)

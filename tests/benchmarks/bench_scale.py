@@ -21,7 +21,7 @@ from typing import Any
 
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
-from cache.shared_files import write_needs
+from cache.shared_files import write_shared_files
 from cache.store import Store
 from pipeline.plan.plan import plan
 from pipeline.request.recipe import Recipe, read_recipe
@@ -62,7 +62,7 @@ def digest_of(number: int) -> str:
 def build(root: Path, format: str, num_clips: int) -> None:
     """The store of one ingest and one encode of so many clips."""
     from cache.manifest import write_rows
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
     asked, store = recipe(root, format), Store(root)
     ingest, encode, _ = plan(asked, store, found()).runs
@@ -73,17 +73,17 @@ def build(root: Path, format: str, num_clips: int) -> None:
 
     scratch = opened(store, ingest)
     write_rows(scratch / "manifest.parquet", clips(digests, paths), Clip)
-    write_needs(scratch, dict.fromkeys(paths, 10**6))
+    write_shared_files(scratch, dict.fromkeys(paths, 10**6))
     committed(store, ingest, scratch, {"audio_params": audio, "num_clips": num_clips, **_TIMES})
 
     scratch = opened(store, encode)
-    places = shelved(Shelf(store.shared / "latents", format), keys)
+    places = shelved(ShardPool(store.shared / "latents", format), keys)
     prompts = [f"{number:064x}" for number in range(num_clips // CLIPS_PER_PROMPT + 1)]
-    lines = shelved(Shelf(store.shared / "prompts", format), prompts)
+    lines = shelved(ShardPool(store.shared / "prompts", format), prompts)
     write_rows(scratch / "manifest.parquet", encoded(places, prompts), EncodedClip)
     write_rows(scratch / "prompts.parquet", prompt_rows(lines), PromptRow)
     shards = {f"latents/{place.shard}" for place in places} | {f"prompts/{place.shard}" for place in lines}
-    write_needs(scratch, {path: (store.shared / path).stat().st_size for path in shards})
+    write_shared_files(scratch, {path: (store.shared / path).stat().st_size for path in shards})
     committed(store, encode, scratch, {"num_clips": num_clips, "latent_format": format, **_COUNTS, **_TIMES})
 
 
@@ -164,18 +164,18 @@ def prompt_rows(places: list[Any]) -> Iterator[PromptRow]:
         )
 
 
-def shelved(shelf: Any, keys: list[str]) -> list[Any]:
+def shelved(pool: Any, keys: list[str]) -> list[Any]:
     """Items of one frame in sealed shards; where they lie, in order."""
     import numpy as np
 
-    from cache.shelf import in_shards
+    from cache.shard_pool import shard_ranges
 
     places: list[Any] = []
-    for group in in_shards([2 * CHANNELS] * len(keys)):
+    for group in shard_ranges([2 * CHANNELS] * len(keys)):
         items = [
             (key, np.full((1, CHANNELS), int(key[:4], 16) % 99, np.float16)) for key in keys[group.start : group.stop]
         ]
-        places += shelf.write(items, {"made": "to be measured"})
+        places += pool.write(items, {"made": "to be measured"})
     return places
 
 
@@ -209,19 +209,19 @@ def status(root: Path, format: str, num_clips: int) -> Any:
 @measure
 def locate_2000(root: Path, format: str, num_clips: int) -> Any:
     """locate of 2,000 keys"""
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
-    return len(Shelf(root / "shared" / "latents", format).locate(some_keys(root, format, num_clips, LOOKED_UP)))
+    return len(ShardPool(root / "shared" / "latents", format).locate(some_keys(root, format, num_clips, LOOKED_UP)))
 
 
 @measure
 def random_read(root: Path, format: str, num_clips: int) -> Any:
     """locate and read one item"""
-    from cache.shelf import Shelf
+    from cache.shard_pool import ShardPool
 
-    shelf = Shelf(root / "shared" / "latents", format)
-    (place,) = shelf.locate(some_keys(root, format, num_clips, 1)).values()
-    return shelf.read(place).shape
+    pool = ShardPool(root / "shared" / "latents", format)
+    (place,) = pool.locate(some_keys(root, format, num_clips, 1)).values()
+    return pool.read(place).shape
 
 
 @measure
@@ -262,9 +262,9 @@ def some_keys(root: Path, format: str, num_clips: int, count: int) -> list[str]:
 def one(name: str, root: Path, format: str, num_clips: int) -> None:
     """Measure in this process, after what it imports."""
     import cache.manifest
-    import cache.shelf
+    import cache.shard_pool
 
-    assert cache.manifest and cache.shelf
+    assert cache.manifest and cache.shard_pool
     before, start = peak_mib(), time.perf_counter()
     said = MEASURES[name](root, format, num_clips)
     seconds, peak = time.perf_counter() - start, peak_mib()

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.shard_pool import ShardPool, shard_ranges
 from cache.shards import formats
-from cache.shelf import Shelf, in_shards
-from cache.store import iter_sizes
+from cache.store import iter_file_sizes
 
 CROP_FRAMES = 100
 CHANNELS = 256
@@ -54,7 +54,7 @@ def figures(
 ) -> list[float]:
     """A line of the table, without its name."""
     clip, crop = read_us(reads[0], list(range(len(clips)))), read_us(reads[1], long)
-    sizes = [size for name, size in iter_sizes(folder) if not name.startswith("registry")]
+    sizes = [size for name, size in iter_file_sizes(folder) if not name.startswith("registry")]
     return [total_bytes(clips) / seconds / 1e6, *clip, *crop, sum(sizes) / 1e6, len(sizes)]
 
 
@@ -85,17 +85,17 @@ def last(file: object) -> None:
 
 
 def format_figures(folder: Path, name: str, clips: Clips, long: list[int]) -> list[float]:
-    """One format, through a shelf: its first reads of whole clips are checked against their checksums."""
-    shelf, locations = Shelf(folder, name), []
+    """One format, through a pool: its first reads of whole clips are checked against their checksums."""
+    pool, locations = ShardPool(folder, name), []
     before = time.perf_counter()
-    for group in in_shards([values.nbytes for _, values in clips]):
-        locations += shelf.write(clips[group.start : group.stop], {"purpose": "benchmark"})
+    for group in shard_ranges([values.nbytes for _, values in clips]):
+        locations += pool.write(clips[group.start : group.stop], {"purpose": "benchmark"})
     seconds = time.perf_counter() - before
 
     def crop(row: int) -> object:
-        return shelf.read(locations[row], 50, 50 + CROP_FRAMES)
+        return pool.read(locations[row], 50, 50 + CROP_FRAMES)
 
-    return figures(folder, seconds, clips, (lambda row: shelf.read(locations[row]), crop), long)
+    return figures(folder, seconds, clips, (lambda row: pool.read(locations[row]), crop), long)
 
 
 def total_bytes(clips: Clips) -> int:

@@ -157,8 +157,8 @@ def test_a_sealed_shard_never_changes(format, path):
     [
         ([], "at least one item"),
         ([("a", np.zeros((2, 3), "float16")), ("a", np.zeros((2, 3), "float16"))], "a key occurs twice"),
-        ([("", np.zeros((2, 3), "float16"))], "a key must be a text"),
-        ([("a\0", np.zeros((2, 3), "float16"))], "a key must be a text"),
+        ([("", np.zeros((2, 3), "float16"))], "a key must be a string"),
+        ([("a\0", np.zeros((2, 3), "float16"))], "a key must be a string"),
         ([("a", np.zeros((2, 3), "float64"))], "must be of float16 or float32; got float64"),
         ([("a", np.zeros((2, 3), ">f4"))], "must be of float16 or float32; got >f4"),
         ([("a", np.zeros((3, 2), "float32").T)], "C-contiguous"),

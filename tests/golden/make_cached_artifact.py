@@ -86,7 +86,7 @@ def prepared_clip(wav: Path, shared: Path) -> Clip:
 
 
 def copied(format: str, place: Path) -> Artifact:
-    """The artifact of the tree in a store of its own, for shelves keep their registry beside the shards."""
+    """The artifact of the tree in a store of its own, for pools keep their registry beside the shards."""
     shutil.copytree(CACHED / format, place, dirs_exist_ok=True)
     facts = json.loads((place / "encode" / "facts.json").read_text("utf-8"))
     return Artifact(stage="encode", fingerprint="cached", directory=place / "encode", facts=facts)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cache.shelf import Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode.pre_encoded.exporting import export_folder
 from stages.encode.pre_encoded.importing import import_folder
@@ -39,7 +39,7 @@ def imported_and_exported(family: Family, case: Case) -> Iterator[Comparison]:
         with TemporaryDirectory() as place:
             store = Path(place)
             made = imported(family.weights, spec, way, store)
-            clips = StoredLatents(made, Shelf(store / "shared" / "latents"), spec)
+            clips = StoredLatents(made, ShardPool(store / "shared" / "latents"), spec)
             yield from as_dataset_items(way, clips, its_items, recorded)
             files = export_folder(made, store / "shared", spec, store / "written", lambda line: None)
             yield from as_written_by_the_tool(way, files)

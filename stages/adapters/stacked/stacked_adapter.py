@@ -27,7 +27,7 @@ from stages.adapters.ops.fused_linear import LARGEST_RANK, length_for, width_for
 from stages.adapters.ops.side_streams import NUM_FIRST, NUM_LATER, Beside
 from stages.adapters.stacked.layer_group import Group, Part, Run, Stacked, adapted_weight, stack, stacked_product
 from stages.adapters.stacked.unstack import Share
-from stages.errors import AdapterOrder
+from stages.errors import InvalidAdapterState
 
 _NUMBER = re.compile(r"\d+")
 
@@ -191,11 +191,11 @@ def together(adapter: Adapter, part_of: PartOf = unknown, *, room: bool | None =
         room: leave some behind every weight, so that products can be joined; None: where that pays.
 
     Raises:
-        AdapterOrder: another adapter is on one of the layers.
+        InvalidAdapterState: another adapter is on one of the layers.
     """
     shared = [place.target.name for place in adapter.places() if len(place.layer.stack()) > 1]
     if shared:
-        raise AdapterOrder(f"another adapter is on {shared[0]} as well", "Merge or detach it first.")
+        raise InvalidAdapterState(f"another adapter is on {shared[0]} as well", "Merge or detach it first.")
     groups: dict[tuple[Any, ...], list[Place]] = {}
     for place in sorted(adapter.places(), key=_role):
         alike = (part_of(place.target.name), *place.layer.matrix().shape, isinstance(place.layer, AdaptedConv1d))

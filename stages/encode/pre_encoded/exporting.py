@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.atomic_files import fsync_directory, fsync_file, write_failed
+from cache.atomic_files import fsync_directory, fsync_file, write_failure
+from cache.location import Location
 from cache.manifest import read_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact
 from stages.encode.pre_encoded.folder import SILENCE
 from stages.records import EncodedClip, ModelSpec
@@ -53,7 +54,7 @@ def export_folder(
         aside.rename(target)
         fsync_directory(target.parent)
     except OSError as error:
-        raise write_failed(target, error) from error
+        raise write_failure(target, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return sorted(target.iterdir())
@@ -63,31 +64,22 @@ def _files(
     artifact: Artifact, shared: Path, spec: ModelSpec, say: Callable[[str], None]
 ) -> Iterator[tuple[str, np.ndarray | dict[str, Any]]]:
     """(name, latents or metadata) of every file."""
-    shelf = Shelf(shared / "latents", artifact.facts["latent_format"], say)
+    pool = ShardPool(shared / "latents", artifact.facts["latent_format"], say)
     if artifact.facts["latent_dtype"] != "float32":
         say(f"latents are stored as {artifact.facts['latent_dtype']}, and exported as such in float32 files")
     rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
     for number, row in enumerate(rows):
-        latents_CT = _latents(shelf, _location(vars_of(row)))
+        latents_CT = _latents(pool, row.location)
         yield f"{number:06d}0000.npy", latents_CT
         yield f"{number:06d}0000.json", metadata_of(row, spec)
     longest = max([spec.num_frames(spec.native_samples), *(row.num_frames for row in rows)])
-    silence_CT = _latents(shelf, _location(artifact.facts["silence"]))
+    silence_CT = _latents(pool, Location.from_record(artifact.facts["silence"]))
     yield SILENCE, going_on(silence_CT, longest, say)[None]
 
 
-def vars_of(row: EncodedClip) -> dict[str, Any]:
-    """The fields that say where a clip's latents lie."""
-    return {name: getattr(row, name) for name in ("item_key", "shard", "row", "num_frames", "checksum")}
-
-
-def _location(record: Any) -> Location:
-    return Location(**{name: record[name] for name in ("item_key", "shard", "row", "num_frames", "checksum")})
-
-
-def _latents(shelf: Shelf, location: Location) -> np.ndarray:
+def _latents(pool: ShardPool, location: Location) -> np.ndarray:
     """(C, T) float32."""
-    return np.ascontiguousarray(shelf.read(location).T, dtype=np.float32)
+    return np.ascontiguousarray(pool.read(location).T, dtype=np.float32)
 
 
 def metadata_of(row: EncodedClip, spec: ModelSpec) -> dict[str, Any]:

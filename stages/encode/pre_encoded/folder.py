@@ -25,7 +25,7 @@ import numpy as np
 from cache.fingerprint import digest_bytes
 from stages.contract import Member, Source
 from stages.errors import Fault
-from stages.words import counted
+from stages.plural import pluralized
 
 SILENCE = "silence.npy"
 FIELDS = (
@@ -290,8 +290,8 @@ def _notes(
     padded = [clip.clip_id for clip in clips if clip.num_padding_frames]
     if padded:
         total = sum(clip.num_padding_frames for clip in clips)
-        left_out = f"{counted(total, 'frame')} of padding left out"
-        yield f"{left_out}, behind {counted(len(padded), 'clip')}: {_listed(padded)}"
+        left_out = f"{pluralized(total, 'frame')} of padding left out"
+        yield f"{left_out}, behind {pluralized(len(padded), 'clip')}: {_listed(padded)}"
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from cache.location import Location
 from cache.manifest import write_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, Unfit, digest_of, read_folder
 from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task
@@ -59,8 +60,8 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
         work.say(note)
     silence, *clips = tasks_of(folder, silence_TC, params)
     located = stored([silence, *clips], params, weights, work)
-    shelf = Shelf(work.shared / "prompts", params.latent_format, work.say)
-    prompts = encoded_prompts(shelf, (clip.prompt for clip in folder.clips), weights, work)
+    pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
+    prompts = encoded_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
     key_of = prompt_keys(weights)
     places = [located[task.key] for task in clips]
     rows = [row_of(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
@@ -112,10 +113,10 @@ def silence_difference(folder: Folder, params: ImportParams, weights: Weights, w
     if folder.silence_TC is None:
         return None
     alike = EncodeParams(model=params.model, latent_format=params.latent_format, latent_dtype="float32")
-    task, shelf = silence_task(alike, weights), Shelf(work.shared / "latents", params.latent_format, work.say)
-    located, _ = encoded_items(shelf, [task], alike, weights, work)
+    task, pool = silence_task(alike, weights), ShardPool(work.shared / "latents", params.latent_format, work.say)
+    located, _ = encoded_items(pool, [task], alike, weights, work)
     num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))
-    ours_TC = shelf.read(located[task.key], 0, num_frames).astype(np.float64)
+    ours_TC = pool.read(located[task.key], 0, num_frames).astype(np.float64)
     difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - ours_TC) / np.linalg.norm(ours_TC))
     work.say(
         f"the folder does not say which autoencoder made it; its silence differs from that of {params.model}'s by "
@@ -140,8 +141,8 @@ def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> li
 
 def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:
     """Where every task's latents lie, once those the store does not hold are sealed."""
-    shelf = Shelf(work.shared / "latents", params.latent_format, work.say)
-    located = shelf.locate(task.key for task in tasks)
+    pool = ShardPool(work.shared / "latents", params.latent_format, work.say)
+    located = pool.locate(task.key for task in tasks)
     pending = list({task.key: task for task in tasks if task.key not in located}.values())
     dtype = np.dtype(params.latent_dtype)
     sizes = [task.num_frames * weights.sizes.latent_channels * dtype.itemsize for task in pending]
@@ -152,7 +153,7 @@ def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: 
         except Unfit as unfit:
             raise DatasetFaults([Fault(member=task.clip_id, type=unfit.type, msg=unfit.msg)]) from unfit
 
-    return located | sealed(shelf, pending, sizes, frames, shard_metadata(params, weights), work)
+    return located | sealed(pool, pending, sizes, frames, shard_metadata(params, weights), work)
 
 
 def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from cache.atomic_files import write_failed
+from cache.atomic_files import write_failure
 from stages.ingest.stage import IngestParams
 
 _FULL_SCALE = 1 << 23
@@ -114,7 +114,7 @@ class FlacWindows:
             self._spool.seek(self._end)
             self._spool.write(content)
         except OSError as error:
-            raise write_failed(self._folder / "windows", error) from error
+            raise write_failure(self._folder / "windows", error) from error
 
 
 class _Window:

@@ -22,21 +22,21 @@ _LIST_VERSION = 2
 """Bump when the same zip should be listed otherwise: remembered lists are then made anew."""
 
 
-class Memo(Protocol):
+class DigestLookup(Protocol):
     """Remembers what was found out about a file while the file stays as it is."""
 
-    def recall(self, path: Path, what: str) -> str | None: ...
+    def get(self, path: Path, what: str) -> str | None: ...
 
-    def remember(self, path: Path, what: str, value: str) -> None: ...
+    def put(self, path: Path, what: str, value: str) -> None: ...
 
-    def foresee(self, folder: Path, what: str) -> None: ...
+    def prefetch(self, folder: Path, what: str) -> None: ...
 
 
-def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | None = None) -> Source:
+def open_source(path: Path, digest_cache: DigestLookup | None = None, limits: ArchiveLimits | None = None) -> Source:
     """List a zip or folder and digest every file in it; files that cannot be read carry their fault.
 
     Args:
-        memo: where digests are remembered: one list for a zip, one digest per file for a folder.
+        digest_cache: where digests are remembered: one list for a zip, one digest per file for a folder.
         limits: what may be read; the same as the ingest params have by default.
 
     Raises:
@@ -44,14 +44,14 @@ def open_source(path: Path, memo: Memo | None = None, limits: ArchiveLimits | No
     """
     limits = limits or ArchiveLimits()
     if path.is_dir():
-        if memo:
-            memo.foresee(path, "bytes")
-        return _source(path, "folder", [_folder_member(listed, memo) for listed in list_folder(path, limits)])
+        if digest_cache:
+            digest_cache.prefetch(path, "bytes")
+        return _source(path, "folder", [_folder_member(listed, digest_cache) for listed in list_folder(path, limits)])
     if not path.exists():
         raise SourceUnreadable(path, "there is no such file or folder", "Check the spelling of the path.")
     if not path.is_file():
         raise SourceUnreadable(path, "it is neither a file nor a folder", "Give a .zip or a folder.")
-    return _source(path, "zip", _zip_members(path, memo, limits))
+    return _source(path, "zip", _zip_members(path, digest_cache, limits))
 
 
 def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
@@ -68,28 +68,28 @@ def _decodable(member: Member) -> Member:
     return member
 
 
-def _folder_member(listed: Listed, memo: Memo | None) -> Member:
+def _folder_member(listed: Listed, digest_cache: DigestLookup | None) -> Member:
     def digest(one: Listed) -> str:
         assert isinstance(one.place, Path)
-        known = memo.recall(one.place, "bytes") if memo else None
+        known = digest_cache.get(one.place, "bytes") if digest_cache else None
         if known is None:
             known = digest_file(one.place)
-            if memo:
-                memo.remember(one.place, "bytes", known)
+            if digest_cache:
+                digest_cache.put(one.place, "bytes", known)
         return known
 
     return member_of(listed, digest)
 
 
-def _zip_members(path: Path, memo: Memo | None, limits: ArchiveLimits) -> list[Member]:
+def _zip_members(path: Path, digest_cache: DigestLookup | None, limits: ArchiveLimits) -> list[Member]:
     what = f"zip members, version {_LIST_VERSION}, limits {limits}"
-    known = memo.recall(path, what) if memo else None
+    known = digest_cache.get(path, what) if digest_cache else None
     if known is not None:
         return [Member(**values) for values in json.loads(known)]
     with opened_zip(path, limits) as archive:
         members = [_zip_member(archive, listed) for listed in list_zip(archive, limits)]
-    if memo:
-        memo.remember(path, what, json.dumps([asdict(member) for member in members]))
+    if digest_cache:
+        digest_cache.put(path, what, json.dumps([asdict(member) for member in members]))
     return members
 
 

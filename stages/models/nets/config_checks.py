@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 
 WITHOUT_EFFECT = frozenset(
     {"causal", "checkpointing", "freeze", "freeze_backbone", "mapping_style", "requires_grad", "use_flash"}
@@ -17,31 +17,31 @@ WITHOUT_EFFECT = frozenset(
 
 
 def refuse_unknown(where: str, config: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise NetworkNotSupported for options that are set to something and that nobody here reads."""
+    """Raise UnsupportedModelConfig for options that are set to something and that nobody here reads."""
     unread = [
         f"{key} = {value!r}"
         for key, value in config.items()
         if key not in known and key not in WITHOUT_EFFECT and _is_set(value)
     ]
     if unread:
-        raise NetworkNotSupported(where, f"unknown option {', '.join(unread)}")
+        raise UnsupportedModelConfig(where, f"unknown option {', '.join(unread)}")
 
 
 def require(
     where: str, config: Mapping[str, Any], key: str, allowed: Collection[object], default: object = None
 ) -> None:
-    """Raise NetworkNotSupported unless `config[key]` (or the default) is one of the values that are built."""
+    """Raise UnsupportedModelConfig unless `config[key]` (or the default) is one of the values that are built."""
     value = config.get(key, default)
     if value not in allowed:
         shown = " or ".join(repr(one) for one in allowed)
-        raise NetworkNotSupported(where, f"{key} = {value!r}, only {shown} is built")
+        raise UnsupportedModelConfig(where, f"{key} = {value!r}, only {shown} is built")
 
 
 def section(where: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """A part of the config that must be there."""
     part = config.get(key)
     if not isinstance(part, Mapping):
-        raise NetworkNotSupported(where, f"it has no section {key!r}")
+        raise UnsupportedModelConfig(where, f"it has no section {key!r}")
     return part
 
 
@@ -49,7 +49,7 @@ def single(where: str, config: Mapping[str, Any], key: str, default: object = No
     """The one entry of a list-valued option: one resampling stage is built."""
     values = config.get(key, [default])
     if not isinstance(values, list | tuple) or len(values) != 1:
-        raise NetworkNotSupported(where, f"{key} = {values!r}, exactly one resampling stage is built")
+        raise UnsupportedModelConfig(where, f"{key} = {values!r}, exactly one resampling stage is built")
     return values[0]
 
 

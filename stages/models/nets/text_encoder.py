@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.errors import CheckpointMismatch, WeightsNotFound
+from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.library_logging import quiet_torchao
 
 _OTHER_HALF = ("decoder.", "model.decoder.", "lm_head.")
@@ -31,7 +31,7 @@ class TextEncoder:
 
         Raises:
             WeightsNotFound: there is no such folder.
-            CheckpointMismatch: the file does not cover the encoder.
+            WeightsMismatch: the file does not cover the encoder.
         """
         if not (folder / "config.json").is_file():
             remedy = "Download the whole model folder again; the text encoder is a sub-folder of it."
@@ -99,7 +99,7 @@ def _encoder(folder: Path) -> Any:
     misshapen = [str(name) for name in report["mismatched_keys"]]
     if report["missing_keys"] or extra or misshapen:
         missing = sorted(report["missing_keys"])
-        raise CheckpointMismatch(str(folder), missing=missing, extra=sorted(extra), misshapen=sorted(misshapen))
+        raise WeightsMismatch(str(folder), missing=missing, extra=sorted(extra), misshapen=sorted(misshapen))
     return encoder.eval().requires_grad_(False)
 
 

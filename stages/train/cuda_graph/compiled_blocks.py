@@ -24,7 +24,7 @@ from stages.models.nets.attention.differential import differential_attention, ha
 from stages.models.nets.attention.flex import FlexAttention
 from stages.models.nets.attention.heads import eager_heads, fused_heads
 from stages.models.nets.dit.transformer import Denoiser, apply_each, run_block
-from stages.processes import environment_set
+from stages.processes import temporary_environment
 
 
 class CompiledNetwork:
@@ -121,7 +121,7 @@ def begin_compiling() -> None:
 def compile_caches(caches: Path | None) -> AbstractContextManager[None]:
     """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
     places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
-    return environment_set({name: str(place) for name, place in places.items()})
+    return temporary_environment({name: str(place) for name, place in places.items()})
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from stages.contract import Workspace
-from stages.processes import begun_deaf, settle_in
+from stages.processes import init_worker, sigint_blocked
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import LiveLatents
 from stages.train.dataset.examples import Examples
@@ -52,7 +52,7 @@ class AudioPrefetcher:
     def __enter__(self) -> AudioPrefetcher:
         if self.num_processes > 0:
             # A start method of loky's own: processes begin anew everywhere, and never run the main script again.
-            self._pool = ProcessPoolExecutor(self.num_processes, initializer=settle_in, initargs=(os.getpid(),))
+            self._pool = ProcessPoolExecutor(self.num_processes, initializer=init_worker, initargs=(os.getpid(),))
         return self
 
     def __exit__(
@@ -71,7 +71,7 @@ class AudioPrefetcher:
         """The batch of a step, counted from 0; any may be asked for, the next ones are at hand.
 
         Raises:
-            PreparedMissing: a clip's audio is gone or damaged.
+            PreparedAudioMissing: a clip's audio is gone or damaged.
         """
         clips = self.examples.clips
         if self._pool is None or not isinstance(clips, LiveLatents):
@@ -102,7 +102,7 @@ class AudioPrefetcher:
         self._next = max(self._next, step)
         while self._next in self.steps and (self._next == step or self.has_room()):
             stretches = self.missing(self._next)
-            with begun_deaf():  # the pool starts its processes with what it is first given
+            with sigint_blocked():  # the pool starts its processes with what it is first given
                 reading = self._pool.submit(read_ranges, stretches) if stretches else None
             self._reading[self._next] = stretches, reading
             self._next += 1

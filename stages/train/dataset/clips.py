@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.location import Location
 from cache.manifest import Columns, read_columns, read_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.records import Clip, EncodedClip, ModelSpec
@@ -146,14 +147,14 @@ class StoredLatents:
 
     flips = False
 
-    def __init__(self, artifact: Artifact, shelf: Shelf, model: ModelSpec) -> None:
+    def __init__(self, artifact: Artifact, pool: ShardPool, model: ModelSpec) -> None:
         self.rows = read_columns(artifact.directory / "manifest.parquet", EncodedClip)
         self.entries, self.sizes = StoredEntries(self.rows), self.rows.numbers("num_valid_frames")
-        self.shelf = shelf
+        self.pool = pool
         self.window, self.window_samples = (int(artifact.facts[f"window_{unit}"]) for unit in ("frames", "samples"))
         self.samples_per_unit = self.samples_per_frame = model.downsampling_ratio
         self.sample_rate_hz = model.sample_rate_hz
-        silence_TC = shelf.read(location_of(artifact.facts["silence"]))
+        silence_TC = pool.read(Location.from_record(artifact.facts["silence"]))
         self.silence_CT = to_latents(silence_TC)
         self._num_kept = num_cached(self.sizes * silence_TC[0].nbytes)
         self._kept: dict[int, np.ndarray] = {}
@@ -170,16 +171,7 @@ class StoredLatents:
 
     def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """(stop - start, C) frames as they are stored; reads no others."""
-        row = self.rows[index]
-        location = Location(
-            item_key=row.item_key, shard=row.shard, row=row.row, num_frames=row.num_frames, checksum=row.checksum
-        )
-        return self.shelf.read(location, start, stop)
-
-
-def location_of(record: Mapping[str, Any]) -> Location:
-    """A place in a shelf, from the JSON of a receipt."""
-    return Location(**{name: record[name] for name in ("item_key", "shard", "row", "num_frames", "checksum")})
+        return self.pool.read(self.rows[index].location, start, stop)
 
 
 def to_latents(frames_TC: np.ndarray) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cache.shelf import Shelf
-from stages.errors import NetworkNotSupported
+from cache.shard_pool import ShardPool
+from stages.errors import UnsupportedModelConfig
 from stages.model_config import ModelConfig
 from stages.models.load_weights import load_autoencoder
 from stages.models.nets.dit.timestep_shift import shifted
@@ -73,7 +73,7 @@ def load_examples(job: Job) -> Examples:
     """From the encode artifact, or from prepared audio.
 
     Raises:
-        NetworkNotSupported: the config asks for a training this is not.
+        UnsupportedModelConfig: the config asks for a training this is not.
     """
     options = shift_options(job.weights.config)
     clips, prompts = load_stored_examples(job) if job.params.pre_encode else live_examples(job)
@@ -98,7 +98,7 @@ def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
 def load_stored_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
     """Stored latents and prompt embeddings: neither autoencoder nor text encoder is opened."""
     shared, kind = job.work.shared, job.artifact.facts["latent_format"]
-    latents, prompts = (Shelf(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
+    latents, prompts = (ShardPool(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
     return StoredLatents(job.artifact, latents, job.model), read_prompt_embeddings(job.artifact, prompts, job.device)
 
 
@@ -115,6 +115,6 @@ def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     diffusion = ModelConfig(config).diffusion
     for name, only in _TRAINED.items():
         if diffusion.get(name, only) != only:
-            raise NetworkNotSupported("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")
+            raise UnsupportedModelConfig("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")
     options: Mapping[str, Any] | None = diffusion.get("distribution_shift_options")
     return options

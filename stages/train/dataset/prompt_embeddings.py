@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cache.manifest import read_rows
-from cache.shelf import Location, Shelf
+from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Weights
 from stages.models.load_weights import load_text_encoder
 from stages.records import PromptRow
@@ -28,17 +28,11 @@ class PromptEmbeddings:
         return [self.hidden[key] for key in keys]
 
 
-def read_prompt_embeddings(artifact: Artifact, shelf: Shelf, device: torch.device) -> PromptEmbeddings:
+def read_prompt_embeddings(artifact: Artifact, pool: ShardPool, device: torch.device) -> PromptEmbeddings:
     """As the encode stage left them."""
     rows = read_rows(artifact.directory / "prompts.parquet", PromptRow)
     return PromptEmbeddings(
-        {row.prompt_key: torch.from_numpy(shelf.read(_location(row)).copy()).to(device) for row in rows}
-    )
-
-
-def _location(row: PromptRow) -> Location:
-    return Location(
-        item_key=row.prompt_key, shard=row.shard, row=row.row, num_frames=row.num_tokens, checksum=row.checksum
+        {row.prompt_key: torch.from_numpy(pool.read(row.location).copy()).to(device) for row in rows}
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import StageError
-from stages.prepared import read_prepared
+from stages.prepared_audio import read_prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ class SampleRange:
     stop: int
 
     def read(self) -> np.ndarray:
-        """(2, stop - start) float32. Raises: PreparedMissing."""
+        """(2, stop - start) float32. Raises: PreparedAudioMissing."""
         return read_prepared(self.path, self.start, self.stop)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from stages.errors import MemoryShort
+from stages.errors import InsufficientMemory
 from stages.models.device import dtype_named, usable_dtype
 from stages.train.dataset.audio_prefetch import BYTES_PER_SAMPLE, MIN_SECONDS_TO_PREFETCH, PREFETCH_BYTES
 from stages.train.dataset.clips import LATENT_CACHE_BYTES
@@ -30,8 +30,8 @@ def foreseen(job: Job) -> Job:
     """The job, after saying what it needs; with blocks recomputed where that is left to us and memory is short.
 
     Raises:
-        MemoryShort: it cannot fit; names the settings that would.
-        FilterMatchesNothing, NetworkNotSupported.
+        InsufficientMemory: it cannot fit; names the settings that would.
+        FilterMatchesNothing, UnsupportedModelConfig.
     """
     resources, free = job.work.resources, free_bytes(job.device)
     if steps_left(job) == 0:
@@ -67,14 +67,14 @@ def refuse_full_host(prospect: Prospect) -> None:
     """The batches of a step wait on the host, whatever the device.
 
     Raises:
-        MemoryShort: the host cannot hold them.
+        InsufficientMemory: the host cannot hold them.
     """
     free, needed = host_bytes(), waiting_bytes(prospect)
     if prospect.device.type != "cuda" or free is None or needed <= free:
         return
     count = prospect.params.gradient_accumulation
     flags = f"--gradient-accumulation {max(1, int(count * (free / needed)))}"
-    raise MemoryShort("the host", amount(needed), amount(free), f"the {count} batches of a step", [flags], [])
+    raise InsufficientMemory("the host", amount(needed), amount(free), f"the {count} batches of a step", [flags], [])
 
 
 def prospect_of(job: Job) -> Prospect:

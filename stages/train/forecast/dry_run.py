@@ -104,7 +104,7 @@ def rehearsed(
 
     Raises:
         FilterMatchesNothing: include or exclude name no layer.
-        NetworkNotSupported.
+        UnsupportedModelConfig.
     """
     depth = ModelConfig(config).transformer_depth
     filtered = params.include is not None or params.exclude is not None

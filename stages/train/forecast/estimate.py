@@ -178,7 +178,7 @@ def estimated(prospect: Prospect, speed: Speed | None = None) -> Estimate:
 
     Raises:
         FilterMatchesNothing: include or exclude name no layer.
-        NetworkNotSupported.
+        UnsupportedModelConfig.
     """
     counted, params, manner = count_of(prospect), prospect.params, prospect.manner
     copies = 2 + MOMENTS[params.optimizer] + (params.ema_decay is not None)

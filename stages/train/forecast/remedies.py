@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stages.errors import MemoryShort
+from stages.errors import InsufficientMemory
 from stages.model_config import ModelConfig
 from stages.train.forecast.dry_run import Size
 from stages.train.forecast.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
@@ -222,7 +222,7 @@ def settled(prospect: Prospect, free: int | None, setting: str = "auto") -> Sett
         setting: `auto`, `on` or `off`, of gradient checkpointing.
 
     Raises:
-        MemoryShort: not even the low end of the estimate's error fits.
+        InsufficientMemory: not even the low end of the estimate's error fits.
     """
     remarks: list[str] = []
     prospect = replace(prospect, checkpointing=setting == "on")
@@ -239,11 +239,11 @@ def settled(prospect: Prospect, free: int | None, setting: str = "auto") -> Sett
     return Settled(prospect=prospect, remarks=tuple(remarks))
 
 
-def refusal(prospect: Prospect, estimate: Estimate, free: int) -> MemoryShort:
+def refusal(prospect: Prospect, estimate: Estimate, free: int) -> InsufficientMemory:
     """The error that says what is needed, what there is, and what to type instead."""
     alone, together = remedies(prospect, free)
     lines = [f"{remedy.flags}  (about {amount(estimated(remedy.prospect).total_bytes)})" for remedy in alone]
-    return MemoryShort(
+    return InsufficientMemory(
         str(prospect.device),
         amount(estimate.total_bytes),
         amount(free),

@@ -40,7 +40,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(network: Network, examples: Examples, device: torch.device) -> Evaluation:
-    """One forward pass per clip, all timesteps in one batch. Raises: DeviceFullBeside."""
+    """One forward pass per clip, all timesteps in one batch. Raises: OutOfMemory."""
     network.train(False)
     batches = (batch.to(device) for batch in fixed_batches(examples))
     with explain_out_of_memory("evaluating", device), network.ready():

@@ -19,7 +19,7 @@ def load_frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner
     """Both networks on the device, without an adapter yet.
 
     Raises:
-        CheckpointMismatch, NetworkNotSupported, WeightsNotFound, FilterMatchesNothing.
+        WeightsMismatch, UnsupportedModelConfig, WeightsNotFound, FilterMatchesNothing.
         PackageMissing: the base is to be stored in 8 bits, and the extra for it is not installed.
     """
     dtype = network_dtype(job, "base", job.params.base_precision)

@@ -25,7 +25,7 @@ def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> 
     needs no more memory than not doing so.
 
     Raises:
-        DeviceFullBeside, PackageMissing.
+        OutOfMemory, PackageMissing.
     """
     how = usable_quantization(job.params.base_quantization, job.device, lambda line: None)
     if how == NONE or UNQUANTIZED in notes:

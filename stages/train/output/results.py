@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_files import write_aside
+from cache.atomic_files import atomic_write_bytes
 from cache.manifest import write_rows
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.examples import Examples
@@ -49,7 +49,7 @@ def leave_adapters(
 
 def leave_config(directory: Path, config: Mapping[str, Any]) -> None:
     """config.json."""
-    write_aside(directory / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())
+    atomic_write_bytes(directory / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())
 
 
 def keep_last_checkpoint(directory: Path, step: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.atomic_files import fsync_directory, write_aside
+from cache.atomic_files import atomic_write_bytes, fsync_directory
 from cache.fingerprint import digest_bytes
 
 FOLDER = "checkpoints"
@@ -65,7 +65,7 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     tensors = save(_flat(checkpoint))
-    write_aside(aside / _TENSORS, tensors)
+    atomic_write_bytes(aside / _TENSORS, tensors)
     record = _Record(
         format_version=FORMAT_VERSION,
         identity=identity,
@@ -73,7 +73,7 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
         tensors=digest_bytes(tensors),
         notes=checkpoint.notes,
     )
-    write_aside(aside / _RECORD, json.dumps(asdict(record), indent=1).encode())
+    atomic_write_bytes(aside / _RECORD, json.dumps(asdict(record), indent=1).encode())
     # A checkpoint of this step may be there already, left by a run that was stopped right after it, or damaged.
     shutil.rmtree(final, ignore_errors=True)
     aside.replace(final)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.models.nets.autoencoder.resampling_blocks import ResamplingBlock, ResamplingTransformer, run_block
-from stages.processes import environment_set
+from stages.processes import temporary_environment
 
 TOLERANCE = 0.05
 """Between one block's output from both ways, norm over norm, on random tokens in 16 bits: more is a broken kernel."""
@@ -61,7 +61,7 @@ def use_fused_blocks(stage: ResamplingTransformer, say: Callable[[str], None]) -
 
 def triton_cache_in(folder: Path) -> AbstractContextManager[None]:
     """Within, compiled kernels are looked for and kept there; elsewhere they go to the user's home."""
-    return environment_set({"TRITON_CACHE_DIR": str(folder)})
+    return temporary_environment({"TRITON_CACHE_DIR": str(folder)})
 
 
 def reason_not_fusable(stage: ResamplingTransformer) -> str:

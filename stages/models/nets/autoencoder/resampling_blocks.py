@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.attention.attention import SelfAttention
 from stages.models.nets.attention.rotary import RotaryEmbedding
 from stages.models.nets.autoencoder.noise import Noise, unit_normals
@@ -100,7 +100,7 @@ _READ = frozenset(
 
 
 def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig:
-    """Read the `encoder` or `decoder` section; raises NetworkNotSupported for what is not built."""
+    """Read the `encoder` or `decoder` section; raises UnsupportedModelConfig for what is not built."""
     options = config["config"]
     require(where, config, "type", ("same", "taae_v2"))
     refuse_unknown(where, options, _READ)
@@ -129,13 +129,13 @@ def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig
 
 def _refuse_odd_spans(where: str, read: ResamplingConfig) -> None:
     if read.width % read.head_width:
-        raise NetworkNotSupported(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
+        raise UnsupportedModelConfig(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
     if read.chunk_patches is None and read.window_frames is None:
-        raise NetworkNotSupported(where, "it has neither chunk_size nor sliding_window")
+        raise UnsupportedModelConfig(where, "it has neither chunk_size nor sliding_window")
     if read.chunk_patches is not None:
         unit = read.stride * (2 if read.midpoint_shift else 1)
         if read.chunk_patches % unit:
-            raise NetworkNotSupported(where, f"chunk_size = {read.chunk_patches} must be a multiple of {unit}")
+            raise UnsupportedModelConfig(where, f"chunk_size = {read.chunk_patches} must be a multiple of {unit}")
 
 
 class ResamplingBlock(nn.Module):

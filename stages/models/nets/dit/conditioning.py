@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.errors import NetworkNotSupported
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.config_checks import refuse_unknown, require, section
 from stages.models.nets.dit.fourier_features import FourierFeatures
 
@@ -132,7 +132,7 @@ def _conditioners(
     where = "conditioning"
     kinds = [(entry["id"], entry["type"]) for entry in conditioning["configs"]]
     if kinds != [("prompt", "t5gemma"), ("seconds_total", "number")]:
-        raise NetworkNotSupported(
+        raise UnsupportedModelConfig(
             where, f"conditioners {kinds}, only a t5gemma prompt and a number seconds_total are built"
         )
     routes = (

@@ -28,7 +28,7 @@ def shifted(timestep: Tensor, num_frames: Tensor, options: Mapping[str, Any] | N
             and that type's own settings. None leaves the timesteps alone.
 
     Raises:
-        NetworkNotSupported: another type, or a setting that the type does not have.
+        UnsupportedModelConfig: another type, or a setting that the type does not have.
     """
     if options is None:
         return timestep.float()

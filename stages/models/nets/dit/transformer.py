@@ -73,7 +73,7 @@ _READ = frozenset(
 
 
 def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """Read the diffusion section of a model_config.json; raises NetworkNotSupported for what is not built."""
+    """Read the diffusion section of a model_config.json; raises UnsupportedModelConfig for what is not built."""
     diffusion = section("model", section("whole", config, "model"), "diffusion")
     where, options = "diffusion", section("diffusion", diffusion, "config")
     require(where, diffusion, "type", ("dit",))

@@ -8,8 +8,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import PreparedMissing
-from stages.prepared import read_prepared, read_prepared_into
+from stages.errors import PreparedAudioMissing
+from stages.prepared_audio import read_prepared, read_prepared_into
 
 NUM_SAMPLES = 30_000
 
@@ -37,14 +37,14 @@ def test_a_part_is_that_part_of_the_whole(clip, bounds):
 
 
 def test_a_file_that_is_gone_says_how_it_comes_back(tmp_path):
-    with pytest.raises(PreparedMissing, match=r"is gone. Run `sa3-trainer ingest`"):
+    with pytest.raises(PreparedAudioMissing, match=r"is gone. Run `sa3-trainer ingest`"):
         read_prepared(tmp_path / "gone.flac")
 
 
 def test_a_damaged_file_is_no_audio(clip, tmp_path):
     broken = tmp_path / "broken.flac"
     broken.write_bytes(clip.read_bytes()[:20_000])
-    with pytest.raises(PreparedMissing, match="is damaged"):
+    with pytest.raises(PreparedAudioMissing, match="is damaged"):
         read_prepared(broken)
 
 
@@ -55,7 +55,7 @@ def test_a_clip_read_into_its_place_is_the_clip(clip):
 
 
 def test_a_place_larger_than_the_clip_is_an_error_and_so_is_a_file_that_is_gone(clip, tmp_path):
-    with pytest.raises(PreparedMissing, match=f"it ends after {NUM_SAMPLES} of {NUM_SAMPLES + 1} samples"):
+    with pytest.raises(PreparedAudioMissing, match=f"it ends after {NUM_SAMPLES} of {NUM_SAMPLES + 1} samples"):
         read_prepared_into(clip, np.empty((NUM_SAMPLES + 1, 2), np.float32))
-    with pytest.raises(PreparedMissing, match="is gone"):
+    with pytest.raises(PreparedAudioMissing, match="is gone"):
         read_prepared_into(tmp_path / "gone.flac", np.empty((1, 2), np.float32))

@@ -1,4 +1,4 @@
-"""A folder of sealed shards, read by item. What lies in it is shared by every artifact that names it."""
+"""A shard pool: a folder of shards that artifacts share, read and written by item."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.atomic_files import sweep
+from cache.atomic_files import remove_stale_temporaries
 from cache.disposable_sqlite import warn
 from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
 from cache.fingerprint import fingerprint
-from cache.registry import Location, Registry
+from cache.location import Location
+from cache.registry import Registry
 from cache.shard_format import Items, ShardReader
 from cache.shards import load
 
 SHARD_MAX_ITEMS = 256
 SHARD_MAX_BYTES = 64 * 2**20
-OPEN_SHARDS = 128
-"""Files kept open by one shelf in one process."""
-
-__all__ = ["SHARD_MAX_BYTES", "SHARD_MAX_ITEMS", "Location", "Shelf", "in_shards"]
+MAX_OPEN_SHARDS = 128
+"""Files kept open by one pool in one process."""
 
 
-def in_shards(sizes: Sequence[int], max_items: int = SHARD_MAX_ITEMS, max_bytes: int = SHARD_MAX_BYTES) -> list[range]:
-    """Consecutive items of the given bytes, grouped greedily in order: a shard is full when the next would be too many.
+def shard_ranges(
+    sizes: Sequence[int], max_items: int = SHARD_MAX_ITEMS, max_bytes: int = SHARD_MAX_BYTES
+) -> list[range]:
+    """Splits items of the given bytes into consecutive shards: each takes items until the next would exceed a limit.
 
-    Where a shard ends depends on nothing before its start, so a run that was stopped after some whole shards groups
-    what is left as the uninterrupted one does. An item beyond `max_bytes` gets a shard of its own.
+    The end of a shard does not depend on anything before its start, so a run that was stopped between two shards splits
+    the rest as an uninterrupted run does. An item larger than `max_bytes` gets a shard of its own.
     """
-    groups, start, held = [], 0, 0
+    ranges, start, num_bytes = [], 0, 0
     for number, size in enumerate(sizes):
-        if number > start and (number - start >= max_items or held + size > max_bytes):
-            groups.append(range(start, number))
-            start, held = number, 0
-        held += size
-    return [*groups, range(start, len(sizes))] if len(sizes) else []
+        if number > start and (number - start >= max_items or num_bytes + size > max_bytes):
+            ranges.append(range(start, number))
+            start, num_bytes = number, 0
+        num_bytes += size
+    return [*ranges, range(start, len(sizes))] if len(sizes) else []
 
 
-class Shelf:
-    """Sealed shards of one format in one folder; picklable, and shared by any number of processes and threads.
+class ShardPool:
+    """The shards of one format in one folder; picklable, and shared by any number of processes and threads.
 
     Args:
-        say: told of each decision a person may want to know, such as a damaged shard made anew.
+        say: receives messages, such as that of a damaged shard that is replaced.
     """
 
     def __init__(self, folder: Path, format: str = "parquet", say: Callable[[str], None] = warn) -> None:
@@ -56,11 +57,11 @@ class Shelf:
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Shelf], tuple[Path, str]]:
-        return Shelf, (self.folder, self.format)
+    def __reduce__(self) -> tuple[type[ShardPool], tuple[Path, str]]:
+        return ShardPool, (self.folder, self.format)
 
     def shards(self) -> dict[str, tuple[int, int]]:
-        """(bytes, mtime in ns) of every sealed shard of this format, by file name."""
+        """(bytes, mtime in ns) of every shard of this format, by file name."""
         found = {}
         with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -70,55 +71,55 @@ class Shelf:
         return dict(sorted(found.items()))
 
     def locate(self, keys: Iterable[str]) -> dict[str, Location]:
-        """Where items lie; keys that no shard holds are left out. Brings the registry in step with the folder first.
+        """Locations of items, without the keys that no shard holds. Updates the registry from the folder first.
 
         Raises:
-            ShardDamaged: a shard that was not seen before cannot be read.
+            ShardDamaged: a shard that is new to the registry cannot be read.
         """
         wanted = list(keys)
-        self._keep_in_step()
-        found = self._registry.find(wanted)
-        if found is None:
-            self._keep_in_step()
+        for _ in range(2):  # a second time where the registry was damaged and is filled again
+            self._update_registry()
             found = self._registry.find(wanted)
-        return found or {}
+            if found is not None:
+                return found
+        return {}
 
     def write(self, items: Items, metadata: Mapping[str, str]) -> list[Location]:
-        """Seal items into one shard named by their keys; return where they lie, in order.
+        """Writes items to one shard named by their keys; returns their locations, in order.
 
-        A whole shard already under that name stays: the locations are those of its items. A damaged one is said, and
-        made anew.
+        An intact shard that has the name already is kept: the locations are those of its items. A damaged one is
+        reported and replaced.
 
         Raises:
-            ValueError: the items do not make a shard.
-            WriteFailed: the disk is full or the folder refuses.
+            ValueError: the items do not form a shard.
+            WriteFailed: the disk is full, or the folder cannot be written to.
         """
         keys = [key for key, _ in items]
-        name = f"{fingerprint('shard', {'keys': keys})[:32]}{self._format.SUFFIX}"
-        if not self._is_whole(name):
+        name = f"{_stem(keys)}{self._format.SUFFIX}"
+        if not self._is_intact(name):
             self._forget_reader(name)
             self._format.write(self.folder / name, items, metadata)
-        return self._take_in(name)
+        return self._register(name)
 
     def read(self, location: Location, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start to stop of an item: (stop - start, channels). Reads only their bytes.
 
         Raises:
             ItemNotFound: its shard is gone.
-            ShardDamaged: the shard is not what it says (a whole item is checked when first read in a process).
-            ShardReplaced: the shard holds something else than the location says.
+            ShardDamaged: the shard cannot be read, or the item does not match its checksum (see `ShardReader.read`).
+            ShardReplaced: the shard holds another item there.
         """
         return self._reader_for(location).read(location.row, start, stop)
 
-    def check(self, location: Location) -> None:
-        """Read an item and compare it with its checksum. Raises as `read`."""
+    def verify(self, location: Location) -> None:
+        """Reads an item and compares it with its checksum. Raises what `read` raises."""
         self._reader_for(location).verify(location.row)
 
     def verify_shard(self, name: str) -> int:
-        """Check every item of one shard, and that its name is that of its keys; return how many items it holds.
+        """Checks every item of one shard, and that its name matches its keys; returns its number of items.
 
         Raises:
-            ShardDamaged: something is wrong.
+            ShardDamaged, FileNotFoundError.
         """
         reader = self._format.Reader(self.folder / name)
         _check_name(reader, name)
@@ -126,48 +127,44 @@ class Shelf:
             reader.verify(row)
         return len(reader.keys)
 
-    def _is_whole(self, name: str) -> bool:
-        """True when a shard is there and sound; a damaged one is said and removed."""
+    def _is_intact(self, name: str) -> bool:
+        """True when a shard exists and is intact; a damaged one is reported and removed."""
         try:
             self.verify_shard(name)
         except FileNotFoundError:
             return False
         except ShardDamaged as error:
-            self._say(f"{error}\nIt is made anew now.")
+            self._say(f"{error}\nIt is replaced now.")
             (self.folder / name).unlink(missing_ok=True)
             return False
         return True
 
-    def _keep_in_step(self) -> None:
+    def _update_registry(self) -> None:
         with suppress(FileNotFoundError):
-            sweep(self.folder)  # a writer killed right after it gave a shard its name leaves the other name behind
+            remove_stale_temporaries(self.folder)  # a writer killed between link and unlink leaves its temporary name
         here, known = self.shards(), self._registry.shards()
         gone = [name for name in known if name not in here]
         if gone:
-            self._registry.forget(gone)
+            self._registry.remove(gone)
         for name, stamp in here.items():
             if known.get(name) != stamp:
                 self._forget_reader(name)
                 with suppress(FileNotFoundError):  # removed since it was listed
-                    self._take_in(name)
+                    self._register(name)
 
-    def _take_in(self, name: str) -> list[Location]:
-        """Enter one shard in the registry; return where its items lie."""
+    def _register(self, name: str) -> list[Location]:
+        """Adds one shard to the registry; returns the locations of its items."""
         reader, stamp = self._reader(name), _stamp((self.folder / name).stat())
         _check_name(reader, name)
-        columns = zip(reader.keys, range(len(reader.keys)), reader.num_frames, reader.checksums, strict=True)
-        locations = [
-            Location(item_key=key, shard=name, row=row, num_frames=frames, checksum=check)
-            for key, row, frames, check in columns
-        ]
-        self._registry.enter(name, stamp, locations)
+        locations = [reader.location(row) for row in range(len(reader.keys))]
+        self._registry.add(name, stamp, locations)
         return locations
 
     def _reader(self, name: str) -> ShardReader:
         with self._lock:
             reader = self._readers.pop(name, None) or self._format.Reader(self.folder / name)
             self._readers[name] = reader
-            if len(self._readers) > OPEN_SHARDS:
+            if len(self._readers) > MAX_OPEN_SHARDS:
                 self._readers.popitem(last=False)
         return reader
 
@@ -176,21 +173,26 @@ class Shelf:
             self._readers.pop(name, None)
 
     def _reader_for(self, location: Location) -> ShardReader:
-        """The reader of a location's shard, once it holds there what the location says."""
+        """The reader of a location's shard, after checking that the shard holds the item there."""
         reader, row = self._reader(location.shard), location.row
         try:
             num_rows = len(reader.keys)
         except FileNotFoundError:
             raise ItemNotFound(location.item_key, self.folder / location.shard) from None
-        wanted = (location.item_key, location.num_frames, location.checksum)
-        if row >= num_rows or (reader.keys[row], reader.num_frames[row], reader.checksums[row]) != wanted:
+        # The shard may have been replaced since the location was written to a manifest.
+        if row >= num_rows or reader.location(row) != location:
             raise ShardReplaced(reader.path, f"row {row} is not item {location.item_key[:16]} ({location.checksum})")
         return reader
 
 
+def _stem(keys: Sequence[str]) -> str:
+    """The name of a shard of these items, without the suffix."""
+    return fingerprint("shard", {"keys": list(keys)})[:32]
+
+
 def _check_name(reader: ShardReader, name: str) -> None:
-    if not name.startswith(fingerprint("shard", {"keys": list(reader.keys)})[:32]):
-        raise ShardDamaged(reader.path, "it holds other items than its name says, so files were swapped or renamed")
+    if not name.startswith(_stem(reader.keys)):
+        raise ShardDamaged(reader.path, "its name does not match the keys of its items: files were swapped or renamed")
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

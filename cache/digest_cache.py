@@ -1,0 +1,102 @@
+"""Digests cached per file, so that an unchanged file costs a stat instead of a read. Light: standard library only."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cache.disposable_sqlite import DisposableDatabase, row_checksum, warn
+from cache.fingerprint import digest_file
+
+RACY_SECONDS = 2.0
+"""Coarsest mtime of a common file system (FAT): a file written since may change again with the same mtime."""
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS memo (
+    path TEXT, what TEXT, num_bytes INTEGER, mtime_ns INTEGER, inode TEXT, value TEXT, row_check INTEGER,
+    PRIMARY KEY (path, what)
+) WITHOUT ROWID
+"""
+_COLUMNS = "num_bytes, mtime_ns, inode, value, row_check"
+Row = tuple[Any, ...]
+"""The values of `_COLUMNS`."""
+Stamp = tuple[int, int, str]
+"""(size, mtime in ns, inode) of a file; the inode as text, because those of Windows exceed sqlite's integers."""
+
+
+class DigestCache:
+    """Values computed from files, valid while size, mtime and inode of the file are unchanged.
+
+    Call `get`, read the file, then `put`: `get` records the state of the file before it was read, and `put` stores
+    nothing about a file that has changed since, or was younger than two seconds then. Processes may share one file.
+    """
+
+    def __init__(self, file: Path, say: Callable[[str], None] = warn) -> None:
+        self._database = DisposableDatabase(file, _SCHEMA, _VERSION, say)
+        self._before: dict[tuple[str, str], tuple[Stamp, float]] = {}
+        self._prefetched: dict[str, tuple[str, dict[str, Row]]] = {}
+        """By kind of value: the folder, and the rows of the files below it."""
+
+    def __reduce__(self) -> tuple[type[DigestCache], tuple[Path]]:
+        return type(self), (self._database.file,)
+
+    def get(self, path: Path, what: str) -> str | None:
+        """The value of one kind stored for this state of the file, or None."""
+        name, stamp = str(path.absolute()), _stamp(path)
+        self._before[name, what] = (stamp, time.time())
+        for *stored, value, checksum in self._rows(_text(name), what):
+            if tuple(stored) == stamp and checksum == row_checksum(_text(name), what, *stamp, value):
+                return str(value)
+        return None
+
+    def prefetch(self, folder: Path, what: str) -> None:
+        """Loads the rows of all files below a folder with one query, before `get` is called for each of them.
+
+        Rows that other processes store from now on are not seen; those files are read once more.
+        """
+        below = _text(f"{folder.absolute()}{os.sep}")
+        behind = below[:-1] + chr(ord(os.sep) + 1)
+        query = f"SELECT path, {_COLUMNS} FROM memo WHERE path >= ? AND path < ? AND what = ?"
+        rows = self._database.query(query, (below, behind, what))
+        self._prefetched[what] = (below, {name: tuple(row) for name, *row in rows})
+
+    def _rows(self, name: str, what: str) -> list[Row]:
+        """The stored row about one file, if there is one."""
+        below, rows = self._prefetched.get(what, ("\0", {}))
+        if name.startswith(below):
+            return [rows[name]] if name in rows else []
+        return self._database.query(f"SELECT {_COLUMNS} FROM memo WHERE path = ? AND what = ?", (name, what))
+
+    def put(self, path: Path, what: str, value: str) -> None:
+        """Stores a value computed by reading the file since the last `get` (without one: just now)."""
+        name, now = str(path.absolute()), _stamp(path)
+        before, looked_at = self._before.pop((name, what), (now, time.time()))
+        if before != now or now[1] / 1e9 > looked_at - RACY_SECONDS:
+            return
+        row = (_text(name), what, *now, value)
+        if _text(name).startswith(self._prefetched.get(what, ("\0", {}))[0]):
+            self._prefetched[what][1][_text(name)] = (*now, value, row_checksum(*row))
+        row_with_checksum = (*row, row_checksum(*row))
+        self._database.execute([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?)", [row_with_checksum])])
+
+    def digest(self, path: Path) -> str:
+        """`sha256:<hex>` of the file's bytes; reads the file only when it changed since the last call."""
+        known = self.get(path, "bytes")
+        if known is None:
+            known = digest_file(path)
+            self.put(path, "bytes", known)
+        return known
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, str(status.st_ino)
+
+
+def _text(name: str) -> str:
+    """A path as sqlite can store it: a name that is not UTF-8 holds surrogates, which sqlite refuses."""
+    return name.encode("utf-8", "backslashreplace").decode()
