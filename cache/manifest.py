@@ -170,7 +170,7 @@ def _column(row_type: type, name: str, hint: Any) -> pa.Field:
 def _batch(path: Path, rows: list[object], row_type: type, schema: pa.Schema) -> pa.RecordBatch:
     others = {type(row).__name__ for row in rows if type(row) is not row_type}
     if others:
-        raise ManifestMismatch(path, row_type.__name__, [f"a row is a {name}" for name in sorted(others)])
+        raise ManifestMismatch(path, row_type.__name__, [f"a row has the type {name}" for name in sorted(others)])
     columns = [[getattr(row, field.name) for row in rows] for field in schema]
     faults = [fault for field, column in zip(schema, columns, strict=True) for fault in _faults(field, column)]
     if faults:

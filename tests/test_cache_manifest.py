@@ -144,7 +144,7 @@ def test_a_row_that_does_not_fit_its_own_type_is_named_and_nothing_is_written(fi
 
 
 def test_a_row_of_another_type_is_refused(file):
-    with pytest.raises(ManifestMismatch, match="a row of Other among them"):
+    with pytest.raises(ManifestMismatch, match="a row has the type Other"):
         write_rows(file, [ROWS[0], Other(name="a", count=1.0, extra=1)], Row)
 
 

@@ -53,5 +53,5 @@ def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff\xff\xff\x7fPAR1", b"no Parquet file at all"])
 def test_a_file_without_a_whole_footer_is_refused(content):
-    with pytest.raises(ValueError, match="it is cut, or no Parquet file"):
+    with pytest.raises(ValueError, match="it is truncated, or no Parquet file"):
         verify_checksum(io.BytesIO(content))

@@ -141,7 +141,7 @@ def test_a_flipped_bit_or_a_stranger_is_noticed_by_a_thorough_look(store):
     (home / "stranger").write_bytes(b"")
     assert store.find("encode", NAME) == receipt
     assert store.faults(receipt) == [
-        "stranger is not on the receipt",
+        "stranger is not listed in the receipt",
         "manifest.parquet has other bytes than when it was committed",
     ]
 
@@ -149,7 +149,7 @@ def test_a_flipped_bit_or_a_stranger_is_noticed_by_a_thorough_look(store):
 def test_swapped_artifacts_are_noticed(store):
     commit(store, NAME)
     store.directory("encode", NAME).rename(store.directory("encode", OTHER))
-    with pytest.raises(ReceiptDamaged, match=f"it is of encode {NAME}"):
+    with pytest.raises(ReceiptDamaged, match=f"it is that of encode {NAME}"):
         store.find("encode", OTHER)
 
 
@@ -196,7 +196,7 @@ def test_nothing_that_is_not_a_fingerprint_becomes_a_path(store, name):
 
 @pytest.mark.parametrize("stage", ["../up", "shared", "scratch", "locks", "", "a/b"])
 def test_nothing_that_is_not_a_stage_becomes_a_path(store, stage):
-    with pytest.raises(ValueError, match="a stage is named by"):
+    with pytest.raises(ValueError, match="a stage's name is"):
         store.directory(stage, NAME)
 
 

@@ -53,7 +53,11 @@ def is_light(path: Path) -> bool:
         return True
     if path.name in {"catalogue.py", "_patterns.py"}:
         return True
-    return parts[0] == "cache" and path.name not in {"manifest.py", "pool.py"} and "shards" not in parts
+    return (
+        parts[0] == "cache"
+        and path.name not in {"manifest.py", "shard_pool.py", "shard_format.py"}
+        and "shards" not in parts
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
