@@ -216,7 +216,7 @@ def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
         assert gone([pid])
         for step in range(1, 12):
             assert_same(ahead.batch(step), alone.batch(step))
-    assert len(said) == 1 and "a process that reads ahead was killed" in said[0]
+    assert len(said) == 1 and "a process that decodes audio ahead was killed" in said[0]
 
 
 def test_leaving_ends_the_processes(tmp_path):

@@ -101,17 +101,17 @@ def test_clips_are_kept_while_their_sum_fits():
 def test_live_latents_beyond_memory_are_encoded_again(tmp_path, monkeypatch):
     monkeypatch.setattr(clips_module, "LATENT_CACHE_BYTES", 2 * 8 * 16 * 4)
     clips = live(tmp_path, (30_000, 20_000))
-    assert [clips.keeps(index) for index in (0, 1)] == [True, False]
+    assert [clips.is_cacheable(index) for index in (0, 1)] == [True, False]
     for index in (0, 0, 1, 1):
         clips.read(index, 0, False)
-    assert [clips.has(index, False) for index in (0, 1)] == [True, False]
+    assert [clips.is_cached(index, False) for index in (0, 1)] == [True, False]
 
 
 def test_samples_at_hand_are_not_read_again(tmp_path):
     clips = live(tmp_path, (30_000,))
     expected = clips.read(0, 0, False)
     again = live(tmp_path, (30_000,))
-    stretch = again.stretch(0, 0)
+    stretch = again.sample_range(0, 0)
     again.prefetched = {stretch: stretch.read()}
     stretch.path.unlink()
     assert torch.equal(again.read(0, 0, False), expected)

@@ -52,7 +52,7 @@ def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_na
     said: list[str] = []
     with deterministic_algorithms(CPU, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is already
-    wanted = [] if deterministic else ["deterministic off has no effect on cpu, which adds in a fixed order anyhow"]
+    wanted = [] if deterministic else ["deterministic off has no effect on cpu, which always adds in a fixed order"]
     assert said == wanted
 
 

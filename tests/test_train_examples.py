@@ -32,7 +32,7 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _short_clips_have_lengths_of_their_own(monkeypatch):
-    monkeypatch.setattr(length_buckets, "SHORTEST", 1)
+    monkeypatch.setattr(length_buckets, "MIN_BUCKET_FRAMES", 1)
 
 
 def examples(root, **changes):

@@ -12,8 +12,9 @@ import torch
 
 from stages.bench.cases import Case, new_batch, new_training
 from stages.train.cuda_graph.compiled_blocks import compile_caches, options
-from stages.train.cuda_graph.graph_steps import ALIGNMENT, GraphSteps, device_tensors, pack, views_into
+from stages.train.cuda_graph.graph_steps import ALIGNMENT, GraphSteps, pack, views_into
 from stages.train.cuda_graph.stepper import Stepper
+from stages.train.dataset.batch import tensor_fields
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.training import Training
 from tests.small_networks import config
@@ -152,11 +153,11 @@ def test_a_recording_reads_each_batch_where_it_read_the_first():
         [new_batch(case(), training, n) for n in (0, 1)],
     )
     placed = steps.placed(first)
-    lies_at = {name: one.data_ptr() for name, one in device_tensors(placed.batch).items()}
+    lies_at = {name: one.data_ptr() for name, one in tensor_fields(placed.batch).items()}
     steps.fill(placed, other, 0.25)
-    found = device_tensors(placed.batch)
+    found = tensor_fields(placed.batch)
     assert {name: one.data_ptr() for name, one in found.items()} == lies_at
-    assert all(torch.equal(found[name], one) for name, one in device_tensors(other).items())
+    assert all(torch.equal(found[name], one) for name, one in tensor_fields(other).items())
     assert placed.weight.item() == 0.25
     assert torch.equal(placed.prompts_BPE, training.network.padded(other))
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from stages.bench.cases import Case, new_batch, new_training
 from stages.train.dataset.length_buckets import (
-    LEAST_RATIO,
-    MOST_LENGTHS,
-    SHORTEST,
-    UNIT,
-    UNMASKED,
+    FRAME_MULTIPLE,
+    MAX_BUCKETS,
+    MIN_BUCKET_FRAMES,
+    MIN_RATIO,
+    MIN_UNMASKED_FRAMES,
     LengthBuckets,
     bucket_lengths,
     padded_to,
@@ -29,13 +29,13 @@ def test_every_batch_length_has_a_bucket_that_is_not_much_longer(shortest, more,
     lengths = bucket_lengths(shortest, window)
     num_frames = data.draw(st.integers(shortest, window))
 
-    length = LengthBuckets(lengths).of(num_frames)
+    length = LengthBuckets(lengths).bucket(num_frames)
 
-    assert lengths == sorted(set(lengths)) and lengths[-1] == window and len(lengths) <= MOST_LENGTHS
+    assert lengths == sorted(set(lengths)) and lengths[-1] == window and len(lengths) <= MAX_BUCKETS
     assert num_frames <= length <= window
-    least = min(max(shortest, SHORTEST), window)
-    ratio = max(LEAST_RATIO, (window / least) ** (1 / MOST_LENGTHS))
-    assert length <= max(num_frames, least) * ratio**2 + 2 * UNIT
+    least = min(max(shortest, MIN_BUCKET_FRAMES), window)
+    ratio = max(MIN_RATIO, (window / least) ** (1 / MAX_BUCKETS))
+    assert length <= max(num_frames, least) * ratio**2 + 2 * FRAME_MULTIPLE
 
 
 def test_clips_of_one_length_need_one_bucket():
@@ -44,18 +44,18 @@ def test_clips_of_one_length_need_one_bucket():
 
 def test_short_clips_of_any_length_share_one_bucket():
     assert bucket_lengths(3, 200) == [200]
-    assert bucket_lengths(3, 4092)[0] >= SHORTEST
+    assert bucket_lengths(3, 4092)[0] >= MIN_BUCKET_FRAMES
 
 
 @pytest.mark.parametrize(
     ("length", "mixed", "unmasked"),
-    [(9, False, True), (9, True, False), (UNMASKED, True, True), (UNMASKED, False, True)],
+    [(9, False, True), (9, True, False), (MIN_UNMASKED_FRAMES, True, True), (MIN_UNMASKED_FRAMES, False, True)],
 )
 def test_short_batches_of_mixed_clips_are_all_masked_so_that_one_recording_serves_them(length, mixed, unmasked):
     batch, _ = batch_and_training()
     batch = padded_to(batch, length)
     whole = replace(batch, real_BT=torch.ones_like(batch.real_BT), all_real=True)
-    assert LengthBuckets([length], mixed=mixed).filled(whole).all_real is unmasked
+    assert LengthBuckets([length], mixed=mixed).padded(whole).all_real is unmasked
 
 
 def batch_and_training():
@@ -91,6 +91,6 @@ def test_the_share_of_padding_is_told_of_all_clips_and_apart_from_that_behind_sh
     longer = padded_to(batch, 10)
     longer.real_BT[1, 9] = True
     buckets.padded(longer)
-    assert buckets.frames_worked_on == 2 * 9 + 2 * 12
+    assert buckets.frames_computed == 2 * 9 + 2 * 12
     assert buckets.padding_share == pytest.approx(2 * 2 / 42)
     assert buckets.masked_share == pytest.approx(1 / 42)

@@ -91,9 +91,9 @@ def test_a_precision_the_device_lacks_is_replaced_aloud_and_on_record(bench, mon
 
     monkeypatch.setattr(job, "usable_dtype", lacking)
     bench.train(base_precision="bf16")
-    remark, used = (line for line in bench.said if "cannot compute" in line or line.startswith("base in"))
+    remark, used = (line for line in bench.said if "cannot compute" in line or line.startswith("base model in"))
     assert remark == "cpu cannot compute in torch.bfloat16"
-    assert used == "base in fp32 (asked for: bf16), adapter in fp32"
+    assert used == "base model in fp32 (bf16 was requested), adapter in fp32"
     assert (bench.config["base_precision"], bench.config["base_precision_used"]) == ("bf16", "fp32")
 
 

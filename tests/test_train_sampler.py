@@ -15,9 +15,9 @@ from stages.train.dataset.sampler import (
     Epoch,
     FixedSizeSampler,
     FrameBudgetSampler,
-    cuts,
+    batch_starts,
     sampler_for,
-    shuffled,
+    shuffled_in_windows,
     zigzag,
 )
 from stages.train.rng import StepRng
@@ -30,7 +30,7 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 def epoch(lengths, silence=0.0, window=None):
     window = window or max(lengths)
     frames = np.minimum(lengths, window)
-    return Epoch(clips_V=np.arange(len(lengths)), frames_V=frames, window=window, silence=silence)
+    return Epoch(clips=np.arange(len(lengths)), frames=frames, window=window, mean_silence_frames=silence)
 
 
 def by_size(lengths, batch_size, *, parts=1, seed=0, silence=0.0):
@@ -51,8 +51,8 @@ def joined(lists):
     return list(chain.from_iterable(lists))
 
 
-def seen(order, steps):
-    return [order.visits(step).clips_B.tolist() for step in range(steps)]
+def seen(sampler, steps):
+    return [sampler.visits(step).clips_B.tolist() for step in range(steps)]
 
 
 def padding(lengths, batches):
@@ -64,21 +64,21 @@ def padding(lengths, batches):
 @settings(deadline=None, max_examples=100)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 8), parts=st.integers(1, 3), seed=st.integers(0, 99))
 def test_each_clip_is_seen_once_per_epoch_and_none_is_dropped(lengths, batch_size, parts, seed):
-    order = by_size(lengths, batch_size, parts=parts, seed=seed)
-    # As many steps as make whole epochs of whole stretches: then every clip was seen as often as there were epochs.
-    stretch = order.num_sorted
-    steps = stretch * len(lengths)
-    counts = Counter(clip for batch in seen(order, steps) for clip in batch)
-    assert counts == dict.fromkeys(range(len(lengths)), stretch * batch_size * parts)
+    sampler = by_size(lengths, batch_size, parts=parts, seed=seed)
+    # As many steps as make whole epochs of whole sort windows: then every clip was seen as often as there were epochs.
+    sort_window = sampler.window_batches
+    steps = sort_window * len(lengths)
+    counts = Counter(clip for batch in seen(sampler, steps) for clip in batch)
+    assert counts == dict.fromkeys(range(len(lengths)), sort_window * batch_size * parts)
 
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 8), seed=st.integers(0, 99))
 def test_epochs_meet_only_inside_one_stretch(lengths, batch_size, seed):
-    order = by_size(lengths, batch_size, seed=seed)
-    stretch = order.num_sorted * batch_size
-    visits = [clip for batch in seen(order, 8 * order.num_sorted) for clip in batch]
-    for end in range(stretch, len(visits) + 1, stretch):
+    sampler = by_size(lengths, batch_size, seed=seed)
+    sort_window = sampler.window_batches * batch_size
+    visits = [clip for batch in seen(sampler, 8 * sampler.window_batches) for clip in batch]
+    for end in range(sort_window, len(visits) + 1, sort_window):
         counts = Counter(visits[:end])
         assert {counts[clip] for clip in range(len(lengths))} <= {end // len(lengths), -(-end // len(lengths))}
 
@@ -86,12 +86,12 @@ def test_epochs_meet_only_inside_one_stretch(lengths, batch_size, seed):
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, batch_size=st.integers(2, 8), seed=st.integers(0, 99))
 def test_no_clip_is_its_own_neighbour_unless_epochs_meet(lengths, batch_size, seed):
-    order = by_size(lengths, batch_size, seed=seed)
-    for step, batch in enumerate(seen(order, 20)):
+    sampler = by_size(lengths, batch_size, seed=seed)
+    for step, batch in enumerate(seen(sampler, 20)):
         assert len(batch) == batch_size
-        stretch = order.num_sorted * batch_size
-        start = step // order.num_sorted * stretch
-        within_one_epoch = start // len(lengths) == (start + stretch - 1) // len(lengths)
+        sort_window = sampler.window_batches * batch_size
+        start = step // sampler.window_batches * sort_window
+        within_one_epoch = start // len(lengths) == (start + sort_window - 1) // len(lengths)
         assert not within_one_epoch or len(set(batch)) == batch_size
 
 
@@ -105,14 +105,14 @@ def test_a_batch_of_one_walks_through_the_permutations_as_they_are(num_clips, se
 
 def test_datasets_smaller_than_two_batches_are_taken_as_they_come():
     for num_clips in (1, 3, 5):
-        order = by_size(list(range(1, num_clips + 1)), 3)
+        sampler = by_size(list(range(1, num_clips + 1)), 3)
         walked = np.concatenate([StepRng(0).generator("order", epoch).permutation(num_clips) for epoch in range(12)])
-        assert np.concatenate(seen(order, 4)).tolist() == walked[:12].tolist()
+        assert np.concatenate(seen(sampler, 4)).tolist() == walked[:12].tolist()
 
 
 def test_epochs_have_orders_of_their_own():
-    order = by_size([5] * 12, 3)
-    assert len({tuple(joined(seen(order, 20)[4 * epoch : 4 * epoch + 4])) for epoch in range(5)}) == 5
+    sampler = by_size([5] * 12, 3)
+    assert len({tuple(joined(seen(sampler, 20)[4 * epoch : 4 * epoch + 4])) for epoch in range(5)}) == 5
 
 
 @settings(deadline=None, max_examples=60)
@@ -135,11 +135,11 @@ def test_a_step_asked_for_alone_is_the_same(make):
 @pytest.mark.parametrize("silence", [0.0, 43.0])
 def test_sorting_saves_most_of_the_padding(batch_size, most, silence):
     lengths = mixed_lengths(500)
-    order, unsorted = (by_size(lengths, batch_size, silence=silence) for _ in range(2))
-    unsorted.num_sorted = 1
+    sampler, unsorted = (by_size(lengths, batch_size, silence=silence) for _ in range(2))
+    unsorted.window_batches = 1
     steps = range(4 * len(lengths) // batch_size)
     assert padding(lengths, [unsorted.visits(step).clips_B for step in steps]) > 0.3
-    frames = [order.visits(step).frames_B for step in steps]
+    frames = [sampler.visits(step).frames_B for step in steps]
     assert 1 - sum(each.sum() for each in frames) / sum(batch_size * each.max() for each in frames) < most
 
 
@@ -171,13 +171,13 @@ def test_batches_of_a_stretch_do_not_come_in_the_order_of_their_lengths():
 )
 def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths, budget, silence, seed, step, parts):
     rounding = sorted({*range(8, max(lengths), 24), max(lengths)})
-    order = by_frames(lengths, budget, parts=parts, seed=seed, silence=silence, rounding=rounding)
-    visits = order.visits(step)
+    sampler = by_frames(lengths, budget, parts=parts, seed=seed, silence=silence, rounding=rounding)
+    visits = sampler.visits(step)
     assert len(visits.microbatch_sizes) == parts
     ends = np.cumsum(visits.microbatch_sizes)
     assert ends[-1] == len(visits.clips_B) == len(visits.frames_B)
     for count, end in zip(visits.microbatch_sizes, ends, strict=True):
-        longest = order.rounded(visits.frames_B[end - count : end]).max()
+        longest = sampler.rounded(visits.frames_B[end - count : end]).max()
         assert count == 1 or count * longest <= budget
     assert (visits.frames_B >= np.array(lengths)[visits.clips_B]).all()
     assert (visits.frames_B <= max(lengths)).all()
@@ -186,16 +186,16 @@ def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths,
 @settings(deadline=None, max_examples=50)
 @given(lengths=LENGTHS, budget=st.integers(1, 2000), seed=st.integers(0, 99))
 def test_a_round_by_frames_holds_every_clip_once_per_epoch(lengths, budget, seed):
-    order = by_frames(lengths, budget, seed=seed)
-    counts = Counter(clip for clips, _ in order.round(1) for clip in clips.tolist())
-    assert counts == dict.fromkeys(range(len(lengths)), order.num_epochs)
+    sampler = by_frames(lengths, budget, seed=seed)
+    counts = Counter(clip for clips, _ in sampler.round(1) for clip in clips.tolist())
+    assert counts == dict.fromkeys(range(len(lengths)), sampler.round_epochs)
 
 
 @pytest.mark.parametrize(("count", "budget"), [(400, 2000), (400, 20_000), (30, 3000), (3, 8000), (1, 5000)])
 def test_a_budget_is_nearly_used_up(count, budget):
     lengths = mixed_lengths(count)
-    order = by_frames(lengths, budget)
-    batches = [order.visits(step) for step in range(200)]
+    sampler = by_frames(lengths, budget)
+    batches = [sampler.visits(step) for step in range(200)]
     worked_on = [len(visits.clips_B) * visits.frames_B.max() for visits in batches]
     assert np.mean(worked_on) > (0.8 if budget > 2000 else 0.7) * budget
 
@@ -209,16 +209,16 @@ def test_few_clips_fill_a_large_budget_with_variety():
 def test_batches_by_frames_are_of_like_lengths():
     lengths = mixed_lengths(500)
     as_they_come = np.random.default_rng(0).integers(0, 500, 4000)
-    unsorted = np.split(as_they_come, cuts([lengths[clip] for clip in as_they_come], 5000))
+    unsorted = np.split(as_they_come, batch_starts([lengths[clip] for clip in as_they_come], 5000))
     assert padding(lengths, unsorted) > 0.45
     assert padding(lengths, seen(by_frames(lengths, 5000), 300)) < 0.15
 
 
 def test_going_on_at_a_late_step_by_frames_takes_no_time():
     for lengths, budget in (([40], 40), ([40] * 3, 40), (mixed_lengths(2000), 5000)):
-        order = by_frames(lengths, budget, silence=43.0)
+        sampler = by_frames(lengths, budget, silence=43.0)
         started = time.process_time()
-        order.visits(10_000)
+        sampler.visits(10_000)
         assert time.process_time() - started < 2.0
 
 
@@ -232,8 +232,8 @@ def test_steps_by_frames_of_several_parts_are_consecutive_batches():
 
 
 def test_clips_beyond_the_budget_are_counted_aloud():
-    assert by_frames([10, 20, 200], 200).remark() is None
-    assert "1 of 3 clips always are" in by_frames([10, 20, 200], 50).remark()
+    assert by_frames([10, 20, 200], 200).budget_note() is None
+    assert "1 of 3 clips always are" in by_frames([10, 20, 200], 50).budget_note()
 
 
 @settings(deadline=None, max_examples=40)
@@ -244,18 +244,18 @@ def test_clips_longer_than_the_window_are_visited_as_often_as_asked(lengths, win
     clips = CountedClips(lengths, window)
     expected = {number: times if length > window else 1 for number, length in enumerate(lengths)}
     params = TrainParams(model="tiny-base", crops_per_clip=times)
-    order = sampler_for(clips, params, StepRng(0))
-    assert Counter(joined(seen(order, sum(expected.values())))) == expected
+    sampler = sampler_for(clips, params, StepRng(0))
+    assert Counter(joined(seen(sampler, sum(expected.values())))) == expected
 
     budget = sampler_for(clips, TrainParams(model="tiny-base", crops_per_clip=times, frames_per_batch=100), StepRng(0))
     counts = Counter(clip for batch, _ in budget.round(0) for clip in batch.tolist())
-    assert counts == {clip: count * budget.num_epochs for clip, count in expected.items()}
+    assert counts == {clip: count * budget.round_epochs for clip, count in expected.items()}
 
 
 @settings(deadline=None, max_examples=100)
 @given(frames=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 200))
 def test_cuts_take_as_many_as_fit(frames, budget):
-    ends = [0, *cuts(frames, budget), len(frames)]
+    ends = [0, *batch_starts(frames, budget), len(frames)]
     batches = [frames[start:stop] for start, stop in pairwise(ends)]
     assert all(batches) and joined(batches) == frames
     for batch, after in pairwise(batches):
@@ -269,6 +269,6 @@ def test_pieces_are_sorted_up_and_down_in_turn():
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 50), together=st.integers(1, 20))
 def test_shuffling_keeps_places_in_their_group(count, together):
-    places = shuffled(StepRng(0).generator("batches", 0), count, together)
+    places = shuffled_in_windows(StepRng(0).generator("batches", 0), count, together)
     assert sorted(places) == list(range(count))
     assert all(place // together == number // together for number, place in enumerate(places))

@@ -1,4 +1,4 @@
-"""What a training was asked to do, and with what."""
+"""One training job: inputs, parameters, workspace, weights and device."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Job:
 
     @classmethod
     def of(cls, inputs: Inputs, params: TrainParams, work: Workspace) -> Job:
-        """Settle the model and the device."""
-        assert inputs.weights is not None, "the runner hands train its weights"
+        """The job for these arguments of the stage, with model and device resolved."""
+        assert inputs.weights is not None, "the runner always passes weights to train"
         return cls(
             inputs=inputs,
             params=params,
@@ -41,22 +41,22 @@ class Job:
 
     @property
     def rng(self) -> StepRng:
-        """Where every draw comes from."""
+        """Source of every random draw."""
         return StepRng(self.params.seed)
 
     @property
     def width(self) -> int:
-        """Of the transformer."""
+        """Width of the transformer: features of a token."""
         return self.weights.sizes.transformer_width
 
     @property
     def artifact(self) -> Artifact:
-        """What the clips are read from."""
+        """The artifact that clips are read from."""
         return self.inputs.artifacts["encode" if self.params.pre_encode else "ingest"]
 
     @property
     def identity(self) -> str:
-        """Names the run whatever its number of steps: only its own checkpoints may be gone on from."""
+        """Fingerprint of the run without its number of steps: a run resumes only its own checkpoints."""
         left_out = STAGE.excluded_from_identity(self.params)
         params = {name: value for name, value in asdict(self.params).items() if name not in left_out}
         record = {
@@ -68,15 +68,21 @@ class Job:
         return fingerprint("training", record)
 
     def dtype(self, precision: str) -> torch.dtype:
-        """A precision asked for, or the nearest that works on the device, which is then said."""
+        """The dtype of a requested precision, or float32 (and says so) where the device cannot compute in it."""
         return usable_dtype(dtype_named(precision), self.device, self.work.say)
 
 
-def network_dtype(job: Job, what: str, asked: str) -> torch.dtype:
-    """The dtype of a network, after saying what was asked for and what is used."""
-    dtype = job.dtype(asked)
+def network_dtype(job: Job, name: str, requested: str) -> torch.dtype:
+    """The dtype that a network runs in; prints it, and a hint where the processor emulates it.
+
+    Args:
+        name: of the network, as printed.
+        requested: precision in params.
+    """
+    dtype = job.dtype(requested)
     used = precision_of(dtype)
-    job.work.say(f"{what} in {used} (asked for: {asked}){', adapter in fp32' if what == 'base' else ''}")
+    fallback = "" if used == requested else f" ({requested} was requested)"
+    job.work.say(f"{name} in {used}{fallback}{', adapter in fp32' if name == 'base model' else ''}")
     if slow_on(job.device, dtype):
         job.work.say(f"this processor has no {used} arithmetic: fp32 is faster here, and takes more memory")
     return dtype

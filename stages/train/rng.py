@@ -1,9 +1,9 @@
-"""StepRng, without state: every draw of a step is named by (seed, purpose, step), so any step can be drawn again alone.
+"""Stateless random numbers: every draw is seeded by (seed, purpose, step), so any step can be drawn again alone.
 
-A resumed run therefore needs no stored generator: step s is the same whether it was reached at once or after a stop.
-Draws are made on the CPU, so that the device changes nothing but rounding.
+A resumed run therefore needs no stored generator state: step s is the same whether it was reached at once or after a
+stop. Draws are made on the CPU, so the device changes nothing but rounding.
 
-In distribution they are the reference trainer's; its sequence of numbers (python's, torch's CPU and the device's
+Distributions are those of the reference trainer. Its sequence of numbers (from python's, torch's CPU and the device's
 generators, in the order of its code) is not reproduced, as it depends on workers, device and library versions.
 """
 
@@ -19,40 +19,40 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepRng:
-    """The random numbers of one training."""
+    """Random generators of one training, one per (purpose, step)."""
 
     seed: int
 
     def generator(self, purpose: str, step: int) -> np.random.Generator:
-        """A fresh generator for one purpose at one step; the same arguments give the same numbers.
+        """A fresh numpy generator for one purpose at one step; the same arguments give the same numbers.
 
-        The counter-based generator (Salmon et al. 2011) takes 128 bits of the name's digest as its key, so that two
-        names never share a stream.
+        Philox (Salmon et al. 2011) is counter-based and takes 128 bits of a digest of the arguments as its key, so two
+        (purpose, step) pairs never share a stream.
         """
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(self._name(purpose, step)[:16], "little")))
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self._digest(purpose, step)[:16], "little")))
 
     def torch_generator(self, purpose: str, step: int) -> torch.Generator:
-        """The same for what asks for torch's CPU generator."""
-        return torch.Generator().manual_seed(int.from_bytes(self._name(purpose, step)[:8], "little") >> 1)
+        """A fresh CPU generator of torch for one purpose at one step."""
+        return torch.Generator().manual_seed(int.from_bytes(self._digest(purpose, step)[:8], "little") >> 1)
 
-    def _name(self, purpose: str, step: int) -> bytes:
+    def _digest(self, purpose: str, step: int) -> bytes:
         return hashlib.sha256(f"{self.seed}/{purpose}/{step}".encode()).digest()
 
 
 def standard_normal(generator: np.random.Generator, *shape: int) -> Tensor:
-    """Unit standard_normal, float32, on the CPU."""
+    """Draws from N(0, 1), float32, on the CPU."""
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
 def silence_extensions(generator: np.random.Generator, count: int, mean_frames: float) -> np.ndarray:
-    """(count,) int64: whole frames of silence behind each clip, floor of an exponential draw of mean `mean_frames`."""
+    """(count,) int64: frames of silence behind each clip, the floor of an exponential draw of mean `mean_frames`."""
     return np.floor(generator.exponential(mean_frames, count) if mean_frames > 0 else np.zeros(count)).astype(np.int64)
 
 
 def crop_start(generator: np.random.Generator, size: int, window: int) -> int:
-    """Where a window begins in something of `size`: uniform over 0..size - window, 0 when it fits.
+    """Start of a random window: uniform over 0..size - window, 0 when everything fits.
 
-    The reference's draw on stored latents ends one short, so the last frame of a longer clip is never trained on there.
+    The reference's draw on stored latents ends one short, so it never trains on the last frame of a longer clip.
     """
     return int(generator.integers(0, size - window, endpoint=True)) if size > window else 0
 

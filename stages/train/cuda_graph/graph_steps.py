@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stages.train.cuda_graph.interruptible import interruptible
 from stages.train.cuda_graph.kernel_warmup import compile_kernels
-from stages.train.dataset.batch import Batch, microbatches
+from stages.train.dataset.batch import Batch, microbatches, tensor_fields
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.model.network import loss_scale, needs_loss_scale
 from stages.train.training import Training
@@ -180,7 +180,7 @@ class GraphSteps:
         told, network = self.host_inputs(batch, 1.0), self.training.network
         memory = pack(told).to(self.training.device)
         weight, *rest = views_into(memory, told)
-        held: dict[str, Any] = {name: rest.pop(0) for name in device_tensors(batch)}
+        held: dict[str, Any] = {name: rest.pop(0) for name in tensor_fields(batch)}
         prompts_BPE = network.padded(batch)
         return Placed(memory=memory, batch=replace(batch, **held), prompts_BPE=prompts_BPE, masks=rest, weight=weight)
 
@@ -192,7 +192,7 @@ class GraphSteps:
 
     def host_inputs(self, batch: Batch, weight: float) -> list[Tensor]:
         """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
-        return [torch.tensor(weight), *device_tensors(batch).values(), *self.masks()]
+        return [torch.tensor(weight), *tensor_fields(batch).values(), *self.masks()]
 
     def masks(self) -> list[Tensor]:
         """Dropout masks of the next step, on the CPU."""
@@ -307,12 +307,6 @@ class _Place:
 def unowned(tensor: Tensor) -> Tensor:
     """The same memory, which may be given to others all the same."""
     return torch.as_tensor(_Place(tensor), device=tensor.device) if tensor.is_cuda else tensor
-
-
-def device_tensors(batch: Batch) -> dict[str, Tensor]:
-    """What of a batch lies on the device, prompts apart."""
-    held: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def pack(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a training reads its clips from: stored latents, or prepared audio encoded inside the loop.
+"""Sources of clips for training: stored latents, or prepared audio that is encoded inside the loop.
 
-Both count a clip in units of their own (frames, or samples), so that a random crop is a start in those units.
+Each counts the length of a clip in its own unit (frames, or samples); a random crop starts at a multiple of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.records import Clip, EncodedClip, ModelSpec
 from stages.train.dataset.sample_ranges import SampleRange
 
-# C latent channels, T frames.
+# C latent channels, T frames, A audio channels, X samples: the legend of ARCHITECTURE.md.
 
 SILENCE_FRAMES = 64
-"""Frames of silence encoded inside the loop's own start; latents of silence soon repeat themselves."""
+"""Frames of silence encoded when training from audio starts; latents of silence soon repeat themselves."""
 
 LATENT_CACHE_BYTES = 2 << 30
-"""Latents kept in memory, so that what was read or encoded once need not be again: about a thousand whole clips of the
+"""Latents kept in memory, so that clips need not be read or encoded again: about a thousand whole clips of the
 largest model in the cache's fp16."""
 
 
@@ -39,13 +39,13 @@ class ClipEntry:
     clip_id: str
     prompt_key: str
     seconds_total: float
-    """Of the whole recording."""
+    """Duration of the whole recording."""
     size: int
     """Length in the source's unit."""
 
 
 class ClipLengths(Protocol):
-    """How long clips are: all that decides which of them a step sees."""
+    """Lengths of the clips: all that decides which of them a step sees."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class Clips(ClipLengths, Protocol):
 
     @property
     def flips(self) -> bool:
-        """Whether a clip can be had with its sign flipped."""
+        """Whether clips can be read with their sign flipped."""
 
     @property
     def silence_CT(self) -> Tensor:
@@ -97,15 +97,15 @@ def excerpt_frames(clips: Clips, index: int) -> int:
 
 
 def all_excerpt_frames(clips: ClipLengths, sizes: np.ndarray | None = None) -> np.ndarray:
-    """Frames of every clip's excerpt, or of clips of the given sizes."""
+    """(clips,) int64: frames of every clip's excerpt, or of excerpts of clips of the given sizes."""
     units = np.minimum(clips.sizes if sizes is None else sizes, clips.window).astype(np.int64)
     return -(-units * clips.samples_per_unit // clips.samples_per_frame)
 
 
 def excerpt_seconds(clips: Clips, index: int) -> float:
-    """Length of one clip's excerpt in begun seconds, as recordings are counted; never above the recording's own.
+    """Duration of one clip's excerpt, rounded up to seconds as recordings are; never above the recording's own.
 
-    A stored clip is counted in whole frames, so the end of a split recording may seem to begin one second more.
+    A stored clip is counted in whole frames, so the end of a split recording may seem one second longer.
     """
     entry = clips.entries[index]
     samples = clips.window_samples if entry.size > clips.window else entry.size * clips.samples_per_unit
@@ -113,15 +113,18 @@ def excerpt_seconds(clips: Clips, index: int) -> float:
 
 
 def num_cached(sizes_bytes: np.ndarray, limit: int | None = None) -> int:
-    """How many of the first clips fit into memory together: a clip is kept for good or not at all.
+    """How many of the first clips fit into the cache in memory together; a cached clip stays until the end.
 
     (Keeping the latest ones instead would help little: an epoch comes back to a clip when all others were read.)
+
+    Args:
+        limit: bytes; None: `LATENT_CACHE_BYTES`.
     """
     return int(np.searchsorted(np.cumsum(sizes_bytes), LATENT_CACHE_BYTES if limit is None else limit, side="right"))
 
 
 class StoredEntries(Sequence[ClipEntry]):
-    """The clips of an encode artifact, each made when it is asked for: a million of them at once would take 0.2 GiB."""
+    """Entries of an encode artifact, each made on access: a million of them at once would take 0.2 GiB."""
 
     def __init__(self, rows: Columns[EncodedClip]) -> None:
         self._rows = rows
@@ -141,8 +144,8 @@ class StoredEntries(Sequence[ClipEntry]):
 class StoredLatents:
     """Clips of an encode artifact; neither autoencoder nor text encoder is needed.
 
-    As many as `LATENT_CACHE_BYTES` hold are kept in memory as they are stored, each read once and whole; of the others
-    every crop is read when it is needed.
+    As many as fit into `LATENT_CACHE_BYTES` are kept in memory as they are stored, each read once and whole; crops of
+    the others are read when they are needed.
     """
 
     flips = False
@@ -156,18 +159,18 @@ class StoredLatents:
         self.sample_rate_hz = model.sample_rate_hz
         silence_TC = pool.read(Location.from_record(artifact.facts["silence"]))
         self.silence_CT = to_latents(silence_TC)
-        self._num_kept = num_cached(self.sizes * silence_TC[0].nbytes)
-        self._kept: dict[int, np.ndarray] = {}
+        self._num_cached = num_cached(self.sizes * silence_TC[0].nbytes)
+        self._cache: dict[int, np.ndarray] = {}
 
     def read(self, index: int, start: int, flipped: bool) -> Tensor:
-        """One crop. `flipped` is never asked for: a sign cannot be taken back from latents."""
+        """(C, T) float32: one crop. `flipped` is always False: latents of a flipped signal cannot be derived."""
         size = int(self.sizes[index])
         stop = min(start + self.window, size)
-        if index >= self._num_kept:
+        if index >= self._num_cached:
             return to_latents(self._stored(index, start, stop))
-        if index not in self._kept:
-            self._kept[index] = self._stored(index, 0, size)
-        return to_latents(self._kept[index][start:stop])
+        if index not in self._cache:
+            self._cache[index] = self._stored(index, 0, size)
+        return to_latents(self._cache[index][start:stop])
 
     def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """(stop - start, C) frames as they are stored; reads no others."""
@@ -175,16 +178,16 @@ class StoredLatents:
 
 
 def to_latents(frames_TC: np.ndarray) -> Tensor:
-    """(C, T) float32 from the stored (T, C), in memory of its own."""
-    # Three times as fast as numpy's copy, which widens and turns at once.
+    """(C, T) float32 copy of the stored (T, C)."""
+    # Three times as fast as numpy's copy, which widens and transposes at once.
     return torch.from_numpy(frames_TC).T.clone(memory_format=torch.contiguous_format).float()
 
 
 class LiveLatents:
     """Clips of an ingest artifact, encoded when they are read.
 
-    The same audio encodes to the same latents, so those of clips no longer than the window are kept, with either sign,
-    as many as `LATENT_CACHE_BYTES` hold.
+    The same audio encodes to the same latents, so latents of clips no longer than the window are kept, with either
+    sign, as many as fit into `LATENT_CACHE_BYTES`.
     """
 
     flips = True
@@ -201,45 +204,45 @@ class LiveLatents:
         self.window = self.window_samples = int(artifact.facts["window_samples"])
         self.samples_per_frame, self.sample_rate_hz = model.downsampling_ratio, model.sample_rate_hz
         self.silence_CT = self._encoded(np.zeros((2, SILENCE_FRAMES * self.samples_per_frame), dtype=np.float32))
-        self._num_kept = num_cached(self._bytes_to_keep())
-        self._kept: dict[tuple[int, bool], Tensor] = {}
+        self._num_cached = num_cached(self._cacheable_bytes())
+        self._cache: dict[tuple[int, bool], Tensor] = {}
         self.prefetched: Mapping[SampleRange, np.ndarray] = {}
-        """Samples that somebody has read ahead."""
+        """Samples that `AudioPrefetcher` has decoded already."""
 
-    def keeps(self, index: int) -> bool:
-        """Whether latents of a clip are kept, so that its samples are read once for each sign."""
-        return bool(index < self._num_kept and self.sizes[index] <= self.window)
+    def is_cacheable(self, index: int) -> bool:
+        """Whether latents of a clip are kept, so that its samples are decoded once for each sign."""
+        return bool(index < self._num_cached and self.sizes[index] <= self.window)
 
-    def has(self, index: int, flipped: bool) -> bool:
-        """Whether that is so already."""
-        return (index, flipped) in self._kept
+    def is_cached(self, index: int, flipped: bool) -> bool:
+        """Whether latents of a clip with this sign are in memory."""
+        return (index, flipped) in self._cache
 
     def sample_range(self, index: int, start: int) -> SampleRange:
-        """Where the samples of a crop lie."""
+        """The file and samples of a crop."""
         row = self.rows[index]
         return SampleRange(self.shared / row.audio, start, min(start + self.window, row.num_samples))
 
     def read(self, index: int, start: int, flipped: bool) -> Tensor:
-        """Takes the crop's samples, flips their sign if asked, and encodes them with silence behind."""
-        kept = self._kept.get((index, flipped))
-        if kept is not None:
-            return kept
-        stretch = self.sample_range(index, start)
-        ahead_CL = self.prefetched.get(stretch)
-        audio_CL = stretch.read() if ahead_CL is None else ahead_CL
-        latents_CT = self._encoded(-audio_CL if flipped else audio_CL)
-        if self.keeps(index):
-            self._kept[index, flipped] = latents_CT
+        """(C, T) float32: the crop, sign flipped if asked, encoded as if silence followed it."""
+        cached = self._cache.get((index, flipped))
+        if cached is not None:
+            return cached
+        samples = self.sample_range(index, start)
+        prefetched_AX = self.prefetched.get(samples)
+        audio_AX = samples.read() if prefetched_AX is None else prefetched_AX
+        latents_CT = self._encoded(-audio_AX if flipped else audio_AX)
+        if self.is_cacheable(index):
+            self._cache[index, flipped] = latents_CT
         return latents_CT
 
-    def _bytes_to_keep(self) -> np.ndarray:
-        """Of each clip, with either sign; nothing of one that is cropped, as a crop hardly ever comes again."""
+    def _cacheable_bytes(self) -> np.ndarray:
+        """(clips,) bytes of both signs; 0 for a clip that is cropped, as a crop hardly ever comes again."""
         bytes_per_frame = 2 * self.silence_CT[:, 0].numel() * self.silence_CT.element_size()
         return np.where(self.sizes > self.window, 0, all_excerpt_frames(self) * bytes_per_frame)
 
     @torch.no_grad()
-    def _encoded(self, audio_CL: np.ndarray) -> Tensor:
+    def _encoded(self, audio_AX: np.ndarray) -> Tensor:
         parameter = next(self.autoencoder.parameters())
-        audio = torch.from_numpy(np.ascontiguousarray(audio_CL)).to(parameter.device, parameter.dtype)
+        audio = torch.from_numpy(np.ascontiguousarray(audio_AX)).to(parameter.device, parameter.dtype)
         latents_CT: Tensor = self.autoencoder.encode_clip(audio)
         return latents_CT.float().cpu()

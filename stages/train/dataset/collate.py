@@ -1,7 +1,7 @@
-"""Which clips a step sees, where they are cropped, what is masked: all of a step but the network.
+"""Makes the batch of a step: crops, silence, noise, timesteps and masks; everything of a step but the network.
 
-A batch is as long as its longest item needs: clip, then a random stretch of silence, at most the window. Padding beyond
-an item's own end is masked, so nothing is padded to the model's native length.
+A batch is as long as its longest item needs: the clip, then random silence, at most the window. Padding behind an
+item is masked, so nothing is padded to the model's native length.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import Clips, all_excerpt_frames, excerpt_seconds, window_frames
 from stages.train.dataset.inpainting_masks import inpainting_mask
 from stages.train.dataset.prompt_embeddings import PromptEmbeddings
-from stages.train.dataset.sampler import Order
+from stages.train.dataset.sampler import Sampler
 from stages.train.dataset.timesteps import effective_frames, timesteps
 from stages.train.rng import StepRng, bernoulli, crop_start, silence_extensions, standard_normal
 from stages.train.stage import TrainParams
 
-# B clips, C latent channels, T frames.
+# B clips, C latent channels, T frames: the legend of ARCHITECTURE.md.
 
 TimestepShift = Callable[[Tensor, Tensor], Tensor]
 """(timestep_B, num_frames_B) -> timestep_B, moved towards noise for long clips."""
@@ -30,21 +30,23 @@ TimestepShift = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpts:
-    """What a step works on, before anything of it is read."""
+    """Crops of the clips of a step, before anything is read."""
 
     clips: tuple[int, ...]
+    """Index of each clip."""
     starts: tuple[int, ...]
     """In the source's units."""
     flipped: tuple[bool, ...]
+    """Whether the sign of the audio is flipped."""
     frames: tuple[int, ...]
-    """Of each, with the silence behind it, at most the window."""
+    """Frames of each, with the silence behind it, at most the window."""
     microbatch_sizes: tuple[int, ...]
     """How many consecutive ones go through the network at a time."""
 
 
-def excerpts_of_step(step: int, clips: Clips, order: Order, params: TrainParams, rng: StepRng) -> Excerpts:
+def excerpts_of_step(step: int, clips: Clips, sampler: Sampler, params: TrainParams, rng: StepRng) -> Excerpts:
     """The excerpts of one step; the same for the same arguments."""
-    visits = order.visits(step)
+    visits = sampler.visits(step)
     indices = visits.clips_B.tolist()
     flipped = bernoulli(rng.generator("flip", step), len(indices), 0.5 if clips.flips and params.polarity_flip else 0.0)
     frames_B = visits.frames_B
@@ -52,7 +54,7 @@ def excerpts_of_step(step: int, clips: Clips, order: Order, params: TrainParams,
         frames_B = real_frames(clips, indices, params, rng.generator("silence", step))
     return Excerpts(
         clips=tuple(indices),
-        starts=tuple(crops(clips, indices, rng.generator("crop", step))),
+        starts=tuple(crop_starts(clips, indices, rng.generator("crop", step))),
         flipped=tuple(flipped.tolist()),
         frames=tuple(frames_B.tolist()),
         microbatch_sizes=visits.microbatch_sizes,
@@ -63,43 +65,43 @@ def batch_of_step(
     step: int,
     clips: Clips,
     prompts: PromptEmbeddings,
-    order: Order,
+    sampler: Sampler,
     params: TrainParams,
     rng: StepRng,
     shift: TimestepShift,
 ) -> Batch:
-    """The batch of one step, all its parts together; the same for the same arguments.
+    """The batch of one step, all its microbatches together; the same for the same arguments.
 
-    In distribution the reference's, apart from what the length of the batch changes: silence is drawn first and decides
-    it, noise and padding latents exist up to there only, and so do their shares in the pairing of noise with clips.
+    In distribution it is the reference's, apart from what the length of the batch changes: silence is drawn first and
+    decides the length, and noise and padding latents exist up to there only, also in the pairing of noise with clips.
     """
-    chosen = excerpts_of_step(step, clips, order, params, rng)
-    entries = [clips.entries[index] for index in chosen.clips]
-    num_frames, count = max(chosen.frames), len(chosen.clips)
-    excerpts = [clips.read(*each) for each in zip(chosen.clips, chosen.starts, chosen.flipped, strict=True)]
-    latents_BCT = torch.stack([extended_with_silence(excerpt, clips.silence_CT, num_frames) for excerpt in excerpts])
+    excerpts = excerpts_of_step(step, clips, sampler, params, rng)
+    entries = [clips.entries[index] for index in excerpts.clips]
+    num_frames, count = max(excerpts.frames), len(excerpts.clips)
+    read = [clips.read(*each) for each in zip(excerpts.clips, excerpts.starts, excerpts.flipped, strict=True)]
+    latents_BCT = torch.stack([extended_with_silence(each_CT, clips.silence_CT, num_frames) for each_CT in read])
     masks = rng.generator("mask", step)
-    given = [inpainting_mask(masks, num_frames, frames, params.mask_probabilities) for frames in chosen.frames]
-    drawn_B = timesteps(rng.generator("timestep", step), count, params.timestep_truncation)
-    seconds = conditioning_seconds(clips, chosen.clips, params)
+    given = [inpainting_mask(masks, num_frames, frames, params.mask_probabilities) for frames in excerpts.frames]
+    unshifted_B = timesteps(rng.generator("timestep", step), count, params.timestep_truncation)
+    seconds = conditioning_seconds(clips, excerpts.clips, params)
     return Batch(
         clip_ids=tuple(entry.clip_id for entry in entries),
-        crop_starts=tuple(start * clips.samples_per_unit for start in chosen.starts),
+        crop_starts=tuple(start * clips.samples_per_unit for start in excerpts.starts),
         latents_BCT=latents_BCT,
         noise_BCT=standard_normal(rng.generator("noise", step), *latents_BCT.shape),
-        timestep_B=shift(drawn_B, effective_lengths(clips, seconds)),
-        real_BT=torch.from_numpy(np.arange(num_frames) < np.array(chosen.frames)[:, None]),
+        timestep_B=shift(unshifted_B, effective_lengths(clips, seconds)),
+        real_BT=torch.from_numpy(np.arange(num_frames) < np.array(excerpts.frames)[:, None]),
         given_BT=torch.from_numpy(np.stack(given)),
         dropped_B=torch.from_numpy(bernoulli(rng.generator("prompt dropout", step), count, params.cfg_dropout_prob)),
         seconds_total_B=torch.tensor(seconds, dtype=torch.float32),
         hidden=tuple(prompts.lookup([entry.prompt_key for entry in entries])),
-        all_real=min(chosen.frames) == num_frames,
-        microbatch_sizes=chosen.microbatch_sizes,
+        all_real=min(excerpts.frames) == num_frames,
+        microbatch_sizes=excerpts.microbatch_sizes,
     )
 
 
-def crops(clips: Clips, indices: Sequence[int], generator: np.random.Generator) -> list[int]:
-    """Where each excerpt starts, in the source's units."""
+def crop_starts(clips: Clips, indices: Sequence[int], generator: np.random.Generator) -> list[int]:
+    """Random start of each excerpt, in the source's units."""
     return [crop_start(generator, int(size), clips.window) for size in clips.sizes[list(indices)]]
 
 
@@ -113,7 +115,7 @@ def real_frames(
 
 
 def conditioning_seconds(clips: Clips, indices: Sequence[int], params: TrainParams) -> list[float]:
-    """The duration that the network is told of each clip: the whole recording's, or with `crop_seconds` its excerpt's.
+    """Duration that the network is conditioned on: of the whole recording, or of the excerpt if `crop_seconds` is on.
 
     The shift of timesteps for length follows it, as the reference takes both from one number.
     """
@@ -128,10 +130,10 @@ def effective_lengths(clips: Clips, seconds: Sequence[float]) -> Tensor:
 
 
 def extended_with_silence(latents_CT: Tensor, silence_CT: Tensor, num_frames: int) -> Tensor:
-    """(C, num_frames): the clip, then the first frames of silence, whose last two are repeated as often as needed.
+    """(C, num_frames): the clip, then frames of silence, the last two of which are repeated as often as needed.
 
-    Two, because chunked attention holds two frames in a chunk, so that its silence alternates; a sliding window's
-    silence is constant by then, and repeats itself either way.
+    Two, because chunked attention has two frames in a chunk, so that its silence alternates; silence of a sliding
+    window is constant by then, and repeats itself either way.
     """
     stored = silence_CT.shape[1]
     wanted = torch.arange(num_frames - latents_CT.shape[1])

@@ -1,4 +1,4 @@
-"""What a training learns from: clips, prompts and the shift for length, from either kind of artifact."""
+"""Training examples: clips, prompts and sampler of either kind of artifact, put together into batches of any step."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import Clips, LiveLatents, StoredLatents, excerpt_seconds
 from stages.train.dataset.collate import Excerpts, batch_of_step, excerpts_of_step
 from stages.train.dataset.prompt_embeddings import PromptEmbeddings, embed_prompts, read_prompt_embeddings
-from stages.train.dataset.sampler import FrameBudgetSampler, Order, sampler_for
+from stages.train.dataset.sampler import FrameBudgetSampler, Sampler, sampler_for
 from stages.train.job import Job, network_dtype
 from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
 
-_TRAINED = {
+_SUPPORTED = {
     "diffusion_objective": "rectified_flow",
     "use_effective_length_for_schedule": True,
     "mask_padding_attention": True,
 }
-"""Options of the diffusion section that are trained in one way only."""
+"""Options of the config's diffusion section, with the only value that can be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Batches of any step, at any time."""
+    """Batches of any step, in any order of asking."""
 
     clips: Clips
     prompts: PromptEmbeddings
@@ -42,51 +42,51 @@ class Examples:
 
     @property
     def rng(self) -> StepRng:
-        """Where every draw comes from."""
+        """Source of every random draw."""
         return StepRng(self.params.seed)
 
     @cached_property
-    def order(self) -> Order:
+    def sampler(self) -> Sampler:
         """Which clips each step sees."""
         return sampler_for(self.clips, self.params, self.rng)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0: all that one update learns from, whose `parts` say how to divide it."""
-        return batch_of_step(step, self.clips, self.prompts, self.order, self.params, self.rng, self.shift)
+        """The batch of a step, counted from 0: all that one update learns from, in one or several microbatches."""
+        return batch_of_step(step, self.clips, self.prompts, self.sampler, self.params, self.rng, self.shift)
 
     def excerpts(self, step: int) -> Excerpts:
-        """What a step's batch is made of, without reading it."""
-        return excerpts_of_step(step, self.clips, self.order, self.params, self.rng)
+        """Clips and crops of a step's batch, without reading them."""
+        return excerpts_of_step(step, self.clips, self.sampler, self.params, self.rng)
 
     def shift(self, timestep_B: Tensor, num_frames_B: Tensor) -> Tensor:
         """Timesteps moved towards noise for long clips."""
         return shifted(timestep_B, num_frames_B, self.shift_options)
 
     def clips_and_starts(self, step: int) -> tuple[list[str], list[int]]:
-        """Clip ids and first samples of a step's batch, without making it."""
-        chosen = self.excerpts(step)
-        ids = [self.clips.entries[index].clip_id for index in chosen.clips]
-        return ids, [start * self.clips.samples_per_unit for start in chosen.starts]
+        """Clip ids and first samples of a step's batch, without reading it."""
+        excerpts = self.excerpts(step)
+        ids = [self.clips.entries[index].clip_id for index in excerpts.clips]
+        return ids, [start * self.clips.samples_per_unit for start in excerpts.starts]
 
 
 def load_examples(job: Job) -> Examples:
-    """From the encode artifact, or from prepared audio.
+    """Examples of the encode artifact, or of prepared audio; prints which params have no effect on them.
 
     Raises:
-        UnsupportedModelConfig: the config asks for a training this is not.
+        UnsupportedModelConfig: the model's config asks for an objective that cannot be trained here.
     """
     options = shift_options(job.weights.config)
-    clips, prompts = load_stored_examples(job) if job.params.pre_encode else live_examples(job)
+    clips, prompts = load_stored_examples(job) if job.params.pre_encode else load_live_examples(job)
     examples = Examples(clips=clips, prompts=prompts, params=job.params, shift_options=options)
-    if isinstance(examples.order, FrameBudgetSampler) and (remark := examples.order.remark()):
-        job.work.say(remark)
-    for remark in options_without_effect(clips, job.params):
-        job.work.say(remark)
+    if isinstance(examples.sampler, FrameBudgetSampler) and (note := examples.sampler.budget_note()):
+        job.work.say(note)
+    for line in options_without_effect(clips, job.params):
+        job.work.say(line)
     return examples
 
 
 def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
-    """Options that these clips leave nothing to do, in words."""
+    """A line for each option that changes nothing with these clips."""
     if params.crops_per_clip > 1 and not bool((clips.sizes > clips.window).any()):
         yield f"crops_per_clip {params.crops_per_clip} has no effect: no clip is longer than the window"
     if params.crop_seconds:
@@ -96,14 +96,14 @@ def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
 
 
 def load_stored_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
-    """Stored latents and prompt embeddings: neither autoencoder nor text encoder is opened."""
+    """Stored latents and prompt embeddings: neither autoencoder nor text encoder is loaded."""
     shared, kind = job.work.shared, job.artifact.facts["latent_format"]
     latents, prompts = (ShardPool(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
     return StoredLatents(job.artifact, latents, job.model), read_prompt_embeddings(job.artifact, prompts, job.device)
 
 
-def live_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
-    """Prepared audio, encoded when it is read; prompts embedded now, and the text encoder let go."""
+def load_live_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
+    """Prepared audio, encoded when it is read; prompts are embedded now, and the text encoder is freed."""
     dtype = network_dtype(job, "autoencoder", job.params.autoencoder_precision)
     autoencoder = load_autoencoder(job.weights, job.device, dtype)
     clips = LiveLatents(job.artifact, job.work.shared, job.model, autoencoder)
@@ -111,9 +111,9 @@ def live_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
 
 
 def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The config's shift of training timesteps; refuses what the objective here is not."""
+    """The config's shift of training timesteps. Raises: UnsupportedModelConfig for another objective."""
     diffusion = ModelConfig(config).diffusion
-    for name, only in _TRAINED.items():
+    for name, only in _SUPPORTED.items():
         if diffusion.get(name, only) != only:
             raise UnsupportedModelConfig("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")
     options: Mapping[str, Any] | None = diffusion.get("distribution_shift_options")

@@ -9,50 +9,50 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-MOST_SEGMENTS = 10
-MOST_SPANS = 4
-PLACING_TRIES = 50
+MAX_SEGMENTS = 10
+MAX_SPANS = 4
+MAX_PLACEMENT_TRIES = 50
 
 
 def full(generator: np.random.Generator, num_real: int) -> np.ndarray:
-    """Nothing given: plain generation."""
+    """No frame given: plain generation."""
     return np.zeros(num_real, dtype=bool)
 
 
 def segments(generator: np.random.Generator, num_real: int) -> np.ndarray:
-    """One to ten stretches to generate, of up to 1/n of the clip each; they may overlap."""
+    """One to ten segments to generate, each up to 1/n of the clip long; they may overlap."""
     given = np.ones(num_real, dtype=bool)
-    count = one_of(generator, 1, MOST_SEGMENTS)
+    count = uniform_int(generator, 1, MAX_SEGMENTS)
     longest = max(1, num_real // count)
     for _ in range(count):
-        length = one_of(generator, 1, longest)
-        start = one_of(generator, 0, num_real - length)
+        length = uniform_int(generator, 1, longest)
+        start = uniform_int(generator, 0, num_real - length)
         given[start : start + length] = False
     return given
 
 
 def causal(generator: np.random.Generator, num_real: int) -> np.ndarray:
-    """A beginning is given, the rest is to be generated; either may be empty."""
+    """The beginning is given, the rest is to be generated; either may be empty."""
     given = np.ones(num_real, dtype=bool)
-    given[one_of(generator, 0, num_real) :] = False
+    given[uniform_int(generator, 0, num_real) :] = False
     return given
 
 
 def spans(generator: np.random.Generator, num_real: int) -> np.ndarray:
-    """One to four stretches to generate, not overlapping, together about 20 to 100 % of the clip."""
+    """One to four spans to generate, not overlapping, together about 20 to 100 % of the clip."""
     given = np.ones(num_real, dtype=bool)
     for length in sorted(span_lengths(generator, num_real), reverse=True):
         start = free_start(generator, given, length)
-        # A stretch that fits into no remaining gap is left out: the longer ones stand already.
+        # A span that fits into no remaining gap is left out; longer ones are placed first.
         if start is not None:
             given[start : start + length] = False
     return given
 
 
 def span_lengths(generator: np.random.Generator, num_real: int) -> list[int]:
-    """Lengths of the stretches of `spans`: random shares of the part to generate, at least one frame each."""
+    """Lengths of the spans: random shares of the frames to generate, at least one frame each."""
     target = max(1, int(generator.uniform(0.2, 1.0) * num_real))
-    count = min(int(generator.choice(MOST_SPANS, p=np.array([4, 2, 1, 1]) / 8)) + 1, num_real)
+    count = min(int(generator.choice(MAX_SPANS, p=np.array([4, 2, 1, 1]) / 8)) + 1, num_real)
     weights = generator.random(count)
     lengths = [max(1, int(weight / weights.sum() * target)) for weight in weights]
     excess = sum(lengths) - target
@@ -66,17 +66,17 @@ def span_lengths(generator: np.random.Generator, num_real: int) -> list[int]:
 
 
 def free_start(generator: np.random.Generator, given: np.ndarray, length: int) -> int | None:
-    """Where a stretch fits without touching one that is taken: at random, else the first place; None if nowhere."""
+    """A start where a span overlaps no other: random, else the first that fits; None if there is none."""
     last = len(given) - length
-    for _ in range(PLACING_TRIES):
-        start = one_of(generator, 0, last)
+    for _ in range(MAX_PLACEMENT_TRIES):
+        start = uniform_int(generator, 0, last)
         if given[start : start + length].all():
             return start
     return next((start for start in range(last + 1) if given[start : start + length].all()), None)
 
 
-def one_of(generator: np.random.Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+def uniform_int(generator: np.random.Generator, low: int, high: int) -> int:
+    """A random integer from low to high, both included."""
     return int(generator.integers(low, high, endpoint=True))
 
 
@@ -87,7 +87,7 @@ KINDS: tuple[Callable[[np.random.Generator, int], np.ndarray], ...] = (segments,
 def inpainting_mask(
     generator: np.random.Generator, num_frames: int, num_real: int, probabilities: Sequence[float]
 ) -> np.ndarray:
-    """(num_frames,) bool, True = given: one mask of a kind drawn with the given probabilities.
+    """(num_frames,) bool, True = given: a mask whose kind is drawn with the given probabilities.
 
     Args:
         num_real: frames that are trained on, at least 1 and at most num_frames.

@@ -1,6 +1,6 @@
-"""Which noise goes with which clip: noise is dealt out inside a batch so that pairs lie near each other.
+"""Optimal transport coupling: noise is assigned to clips within a batch so that pairs are close.
 
-Shorter ways from noise to clip are easier to learn. Source: minibatch optimal transport (Tong et al. 2023,
+Straighter paths from noise to clip are easier to learn. Source: minibatch optimal transport (Tong et al. 2023,
 arXiv:2302.00482), solved by Sinkhorn's iteration (Cuturi 2013, arXiv:1306.0895) and made one-to-one greedily.
 """
 
@@ -9,35 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# B clips of a batch, C latent channels, T frames; in cost_BB rows are clips, columns are noises.
+# B clips, C latent channels, T frames; in cost_BB rows are clips and columns are noises.
 
-ITERATIONS = 20
+SINKHORN_ITERATIONS = 20
 
 
 def pairing(latents_BCT: Tensor, noise_BCT: Tensor) -> Tensor:
     """(B,) int64, a permutation: clip i goes with noise pairing[i].
 
-    Costs are squared distances over all channels and frames, padding included, in float32. (The reference takes the
+    Costs are squared distances over all channels and frames, padding included, in float32. (The reference computes the
     product in bf16 under autocast; pairs whose costs are that close may then swap.)
     """
     plan_BB = transport_plan(squared_distances(latents_BCT.flatten(1), noise_BCT.flatten(1)))
     taken_B = torch.zeros(len(plan_BB), dtype=torch.bool, device=plan_BB.device)
     picked = []
     for row_B in plan_BB:
-        # Tensors all the way: asking for the index would wait for the device.
+        # Indices stay tensors: reading one on the host would wait for the device.
         choice = row_B.masked_fill(taken_B, -1.0).argmax()
         taken_B = taken_B | (torch.arange(len(row_B), device=row_B.device) == choice)
         picked.append(choice)
     return torch.stack(picked)
 
 
-def squared_distances(left_BN: Tensor, right_BN: Tensor) -> Tensor:
-    """(B, B): |x_i - e_j|^2."""
-    squares_BB = left_BN.square().sum(1)[:, None] + right_BN.square().sum(1)[None, :]
-    return squares_BB - 2 * left_BN @ right_BN.T
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """(B, B): |x_i - e_j|^2 of two (B, values) tensors."""
+    squares_BB = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]
+    return squares_BB - 2 * left @ right.T
 
 
-def transport_plan(cost_BB: Tensor, iterations: int = ITERATIONS) -> Tensor:
+def transport_plan(cost_BB: Tensor, iterations: int = SINKHORN_ITERATIONS) -> Tensor:
     """(B, B) nearly doubly stochastic: how much of each noise goes to each clip."""
     log_plan_BB = -cost_BB / cost_BB.mean()
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""Samples to be decoded, here or by another process. Light: a process that only decodes must not load torch."""
+"""Ranges of samples to decode, here or in a worker process. Light: workers that only decode must not load torch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class SampleRange:
         return read_prepared(self.path, self.start, self.stop)
 
 
-def read_ranges(stretches: Sequence[SampleRange]) -> list[np.ndarray | None]:
-    """The samples of each; None for one that cannot be read, which tells whoever needs it when it is read again."""
-    return [_read(stretch) for stretch in stretches]
+def read_ranges(ranges: Sequence[SampleRange]) -> list[np.ndarray | None]:
+    """The samples of each; None for one that cannot be read: reading it again in the main process raises the reason."""
+    return [_read(samples) for samples in ranges]
 
 
-def _read(stretch: SampleRange) -> np.ndarray | None:
+def _read(samples: SampleRange) -> np.ndarray | None:
     try:
-        return stretch.read()
+        return samples.read()
     except StageError:
         return None

@@ -1,6 +1,6 @@
-"""When on the way from clip to noise a step looks: t in [0, 1], 1 = noise.
+"""Timesteps that training looks at: t in [0, 1], 1 = noise.
 
-t = 1 - r, r a truncated logistic normal, then moved towards noise for long clips.
+t = 1 - r with r from a truncated logistic normal, then shifted towards noise for long clips.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def truncated_logistic_normal(normals_B: np.ndarray, truncation: float = 0.075) -> np.ndarray:
-    """Unit normals to draws r in [0, 1]: logit(truncation + (1 - truncation) r) is a normal truncated below.
+    """Draws r in [0, 1] from unit normals: logit(truncation + (1 - truncation) r) is a normal truncated below.
 
     With c the truncation and lo = Phi(logit(c)): u = lo + (1 - lo) Phi(z), r = (sigmoid(Phi^-1(u)) - c) / (1 - c).
     In float64, where no draw rounds to u = 1.
 
     Args:
-        normals_B: any shape.
+        normals_B: unit normals of any shape.
     """
     z = torch.from_numpy(np.asarray(normals_B, dtype=np.float64))
     low = torch.special.ndtr(torch.tensor(math.log(truncation / (1 - truncation)), dtype=torch.float64))
@@ -35,5 +35,5 @@ def timesteps(generator: np.random.Generator, count: int, truncation: float) -> 
 
 
 def effective_frames(seconds_total: float, sample_rate_hz: int, downsampling_ratio: int) -> int:
-    """Latent frames of the whole recording, not of the crop: what the shift for length is made for."""
+    """Latent frames of the whole recording rather than the crop: what the shift for length is based on."""
     return math.ceil(int(seconds_total * sample_rate_hz) / downsampling_ratio)

@@ -22,7 +22,7 @@ def load_frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner
         WeightsMismatch, UnsupportedModelConfig, WeightsNotFound, FilterMatchesNothing.
         PackageMissing: the base is to be stored in 8 bits, and the extra for it is not installed.
     """
-    dtype = network_dtype(job, "base", job.params.base_precision)
+    dtype = network_dtype(job, "base model", job.params.base_precision)
     denoiser = load_denoiser(job.weights, job.device, dtype)
     conditioner = load_conditioner(job.weights, job.device, dtype)
     quantize_base(job, denoiser, conditioner, spec)
