@@ -1,4 +1,4 @@
-"""`python -m pipeline` and the console script `sa3-trainer`."""
+"""Entry point of `python -m pipeline` and of the console script `sa3-trainer`. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
     try:
         app()
     finally:
-        # Nothing is left to stop: libraries that tidy up at the end would answer a further Ctrl-C with a traceback.
+        # From here on only exit handlers of libraries run, and a Ctrl-C in one of them would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""What `bench` is asked to measure: every value of every axis checked before torch is loaded."""
+"""The grid of cases that `bench` measures, validated before torch is loaded. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ if TYPE_CHECKING:
     from stages.bench.run import Grid
 
 SWITCH = {"on": True, "off": False}
-
-
 LIMITS: Mapping[str, Mapping[str, int]] = {
     field.name: field.limits for field in FIELDS if field.name in ("rank", "batch_size", "threads")
 }
-"""As a training has them."""
+"""The same limits as for a training."""
 _AT_LEAST_ONE = {"ge": 1}
 
 
 def checked_grid(axes: Mapping[str, Sequence[Any]], target: Path | None = None) -> Grid:
-    """The grid of these axes, by the names of their flags.
+    """The grid of all combinations of these values, by the names of their flags.
 
     Args:
-        target: the file that the figures will be written to.
+        target: the file that the results will be written to.
 
     Raises:
-        RecipeError: with every value that cannot be measured, and a file that cannot be written.
+        RecipeError: listing every invalid value, and the file if it cannot be written.
     """
-    errors = [error for name, values in axes.items() for value in values for error in _faults(name, value)]
-    errors += [] if target is None else _target_faults(target)
+    errors = [error for name, values in axes.items() for value in values for error in _value_errors(name, value)]
+    errors += [] if target is None else _target_errors(target)
     if errors:
         raise RecipeError(errors)
     grid = _grid(axes)
-    if errors := list(_rank_faults(grid)):
+    if errors := list(_rank_errors(grid)):
         raise RecipeError(errors)
     return grid
 
@@ -60,32 +58,32 @@ def _grid(axes: Mapping[str, Sequence[Any]]) -> Grid:
     )
 
 
-def _rank_faults(grid: Grid) -> Iterator[FieldError]:
-    """A rank that the layers of one of the models do not allow one of the kinds."""
+def _rank_errors(grid: Grid) -> Iterator[FieldError]:
+    """One error per model and adapter kind whose layers do not allow the rank."""
     from stages.bench.cases import check_rank  # deferred: torch
 
     for case in {(case.model, case.adapter_type): case for case in grid.cases()}.values():
         try:
             check_rank(case)
         except RankTooLarge as error:
-            message = f"{str(error).removeprefix('rank ')} (of {case.model}, {case.adapter_type})"
+            message = f"{str(error).removeprefix('rank ')} (for {case.model} with {case.adapter_type})"
             yield FieldError(loc=("rank",), type="less_than_equal", msg=message)
 
 
-def _target_faults(target: Path) -> list[FieldError]:
-    """Found by opening it as it will be; what is there stays as it is."""
-    was_there = target.exists()
+def _target_errors(target: Path) -> list[FieldError]:
+    """Whether the file can be opened for writing; an existing file is left unchanged, and none is left behind."""
+    existed = target.exists()
     try:
         target.open("ab").close()
     except OSError as error:
-        why = f"cannot be written ({error.strerror or error}): name a file in a folder that is there"
+        why = f"cannot be written ({error.strerror or error}): name a file in a folder that exists"
         return [FieldError(loc=("out",), type="not_writable", msg=why, input=str(target))]
-    if not was_there:
+    if not existed:
         target.unlink()
     return []
 
 
-def _number_faults(name: str, value: int) -> list[FieldError]:
+def _number_errors(name: str, value: int) -> list[FieldError]:
     limits = LIMITS.get(name, _AT_LEAST_ONE)
     if value < limits["ge"]:
         message = f"must be at least {limits['ge']}"
@@ -96,9 +94,9 @@ def _number_faults(name: str, value: int) -> list[FieldError]:
     return []
 
 
-def _faults(name: str, value: Any) -> list[FieldError]:
+def _value_errors(name: str, value: Any) -> list[FieldError]:
     if isinstance(value, int):
-        return _number_faults(name, value)
+        return _number_errors(name, value)
     choices = {
         "model": lambda: sorted(catalogue.models()),
         "adapter_type": catalogue.adapter_kinds,

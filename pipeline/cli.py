@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli_errors import Door
+from pipeline.cli_errors import JsonErrorGroup, reported_errors
 from pipeline.maintenance.commands import add_store_commands
 from pipeline.request.field import Field
 from pipeline.request.fields import FIELDS
 
 app = typer.Typer(
     name="sa3-trainer",
-    cls=Door,
+    cls=JsonErrorGroup,
     help="A zip of clips and captions in, a small, trustworthy Stable Audio 3 adapter out.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -114,7 +114,7 @@ def _run(
 ) -> None:
     """One of the commands that make something, up to the stage of its name; `run` up to train."""
     from pipeline.execution.runner import run_until
-    from pipeline.report import Report, reported_errors
+    from pipeline.report import Report
     from pipeline.request.pre_encoded import check_export, export, import_source
     from pipeline.request.recipe import read_recipe
     from stages.plural import pluralized
@@ -198,7 +198,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.plan.import_plan import import_plan
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
-    from pipeline.report import Report, plan_json, plan_lines, reported_errors
+    from pipeline.report import Report, plan_json, plan_lines
     from pipeline.request.notices import remarks
     from pipeline.request.pre_encoded import import_source
     from pipeline.request.recipe import read_recipe
@@ -236,7 +236,6 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     from cache.store import Store
     from pipeline.plan.explain import explain as explained
     from pipeline.plan.explain import explained_json, explained_lines
-    from pipeline.report import reported_errors
     from pipeline.request.recipe import read_recipe
     from pipeline.request.resolve import resolve_inputs
 
@@ -259,7 +258,6 @@ def status(
     """
     from cache.store import Store
     from pipeline.maintenance.status import status_json, status_lines
-    from pipeline.report import reported_errors
 
     with reported_errors("status", as_json=as_json):
         place = Store(store)
@@ -273,7 +271,6 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     Example: sa3-trainer example example.zip
     """
     from pipeline.example_dataset import write_example
-    from pipeline.report import reported_errors
 
     with reported_errors("example"):
         print(write_example(out), file=sys.stderr)
@@ -301,7 +298,6 @@ def bench(
     Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
     """
     from pipeline.bench_grid import checked_grid
-    from pipeline.report import reported_errors
 
     axes: dict[str, list[Any]] = {"model": model, "frames": frames, "adapter_type": adapter_type}
     axes |= {"base_precision": base_precision, "batch_size": batch_size, "rank": [rank], "steps": [steps]}

@@ -1,8 +1,9 @@
-"""The group of commands: words that no command understands are told to programs in the form of all other errors."""
+"""Errors of a command line: their messages, exit codes and JSON documents. Light: standard library and Typer only."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,34 +11,82 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-# The base of the parser's errors: click's, or that of typer's own copy of click, depending on typer's version.
-_WrongUse: Any = typer.BadParameter.__mro__[1]
+from cache.errors import CacheError
+from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
+from stages.errors import DatasetFaults, SourceUnreadable, StageError
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+"""Exit codes."""
+
+# The base class of the parser's errors: click's, or that of typer's own copy of click, depending on typer's version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
-class Door(TyperGroup):
-    """Prints the error document of a command line that cannot be parsed, where one with --json was asked for."""
+class JsonErrorGroup(TyperGroup):
+    """The group of commands; prints usage errors as JSON when --json is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta["words"] = tuple(args)
-        with _told(args):
+        ctx.meta["arguments"] = tuple(args)
+        with _usage_errors_as_json(args):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _told(ctx.meta["words"]):
+        with _usage_errors_as_json(ctx.meta["arguments"]):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _told(words: Sequence[str]) -> Iterator[None]:
-    """On stdout; the parser itself goes on to tell people on stderr, and exits with 2."""
-    asked = "--json" in words  # before the parser takes words away
+def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
+    """Print a usage error as JSON on stdout; the parser itself prints the message on stderr and exits with 2."""
+    as_json = "--json" in arguments  # looked up now: the parser removes arguments from the list
     try:
         yield
-    except _WrongUse as error:
-        if asked:
-            print(json.dumps(_document(type(error).__name__, error.format_message()), ensure_ascii=False))
+    except _UsageError as error:
+        if as_json:
+            message = error.format_message()
+            detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
+            print(json.dumps({"detail": detail, "message": message}, ensure_ascii=False))
         raise
 
 
-def _document(kind: str, message: str) -> dict[str, Any]:
-    return {"detail": [{"loc": ["body"], "type": kind, "msg": message}], "message": message}
+@contextmanager
+def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[None]:
+    """Turn the project's own errors into a message and an exit code; any other is a bug and keeps its traceback.
+
+    Args:
+        command: as it was typed.
+        as_json: also print the error as a JSON document on stdout.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        error.command = command
+        _fail(error, WRONG_USAGE, as_json=as_json)
+    except SourceNotFound as error:
+        _fail(error, WRONG_USAGE, as_json=as_json)
+    except (PipelineError, StageError, CacheError) as error:
+        _fail(error, FAILED, as_json=as_json)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue from the last piece that was saved", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
+def _fail(error: Exception, code: int, *, as_json: bool) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    if as_json and not getattr(error, "in_document", False):
+        print(json.dumps(error_json(error), ensure_ascii=False))
+    raise SystemExit(code) from error
+
+
+def error_json(error: Exception) -> dict[str, Any]:
+    """The hosted trainer's error form: a list under `detail`, and the message."""
+    if isinstance(error, RecipeError):
+        entries = [entry.as_json() for entry in error.errors]
+    elif isinstance(error, DatasetFaults):
+        entries = [fault.as_json() for fault in error.faults]
+    elif isinstance(error, FetchFailed | SourceUnreadable):
+        entries = [error.as_json()]
+    else:
+        code = getattr(error, "code", type(error).__name__)
+        entries = [{"loc": ["body"], "type": code, "msg": str(error)}]
+    return {"detail": entries, "message": str(error)}

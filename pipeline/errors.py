@@ -1,15 +1,17 @@
-"""What can go wrong at the front desk.
+"""Errors of the commands. Light: standard library only.
 
 PipelineError
-├── RecipeError      the request is wrong: every field concerned, the rule, the value (exit code 2)
-├── SourceNotFound   the data or the adapter named in the request is not there (exit code 2)
-├── NothingToEvict   nothing in the store fits what was asked to go
-├── NoStore          the folder of the store is not there
-├── StillNeeded      all that was asked to go is needed by a run that stays
-├── OverBudget       the store cannot be made that small without dropping a kept run
-├── StoreDamaged     verify found damage
-├── ClipNotFound     explain was asked about a clip that the data does not hold
-└── NotFit           doctor found something that will not work
+├── RecipeError        the request is wrong: every field concerned, the rule, the value (exit code 2)
+├── SourceNotFound     the data or the adapter named in the request does not exist (exit code 2)
+├── FetchFailed        an address could not be downloaded, or what it holds is wrong
+├── FolderNotWritable  the store or the output folder cannot be written
+├── StoreNotFound      the folder of the store does not exist
+├── NothingToEvict     nothing in the store matches what should be removed
+├── StillNeeded        everything that should be removed is needed by a run that is kept
+├── OverBudget         the store cannot be made that small without removing a run that is kept
+├── StoreDamaged       verify found damage
+├── ClipNotFound       explain was asked about a clip that is not in the data
+└── ChecksFailed       doctor found something that will not work
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from stages.plural import is_or_are, pluralized
 
 
 class PipelineError(Exception):
-    """The front desk cannot go on; the message says what, why and what to type next."""
+    """A command cannot continue; the message says what, why and what to type next."""
 
-    is_told = False
-    """Whether standard output holds the whole of it already, in the document of the command that found it."""
+    code: ClassVar[str]
+    """`type` of the error in JSON documents, where it differs from the name of the class: programs match on it."""
+    in_document = False
+    """Whether the command's own JSON document already reports it, so that no second document is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class FieldError:
 
     @property
     def shown_input(self) -> str:
-        """The value as it came, unless the message tells it."""
+        """The value as it was given, or nothing where the message contains it."""
         return "" if self.input is None else f"; got {self.input!r}"
 
     def as_json(self) -> dict[str, object]:
@@ -51,7 +56,7 @@ class RecipeError(PipelineError):
     """The request is wrong. Holds every field concerned."""
 
     command = "run"
-    """Whose help lists the fields; `reported_errors` sets the one that was typed."""
+    """The command whose help lists the fields; `reported_errors` sets the one that was typed."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = tuple(errors)
@@ -65,92 +70,14 @@ class RecipeError(PipelineError):
 
 
 class SourceNotFound(PipelineError):
-    """The data or the adapter named in the request is not there."""
+    """The data or the adapter named in the request does not exist."""
 
     def __init__(self, where: str, why: str, remedy: str) -> None:
         super().__init__(f"{where}: {why}. {remedy}")
 
 
-class NothingToEvict(PipelineError):
-    """Nothing in the store fits what was asked to go."""
-
-    def __init__(self, store: Path) -> None:
-        super().__init__(f"{store} holds nothing that fits. `sa3-trainer status --store {store}` lists what is there.")
-
-
-class NoStore(PipelineError):
-    """The folder of the store is not there."""
-
-    def __init__(self, store: Path) -> None:
-        super().__init__(f"there is no folder {store}. --store names another; the first run makes the store.")
-
-
-class StillNeeded(PipelineError):
-    """All that was asked to go is needed by a run that stays."""
-
-    def __init__(self, kept: Sequence[str]) -> None:
-        self.kept = tuple(kept)
-        lines = "\n".join(f"  {line}" for line in kept)
-        super().__init__(f"nothing was removed:\n{lines}\nName the runs that need it as well, and they go together.")
-
-
-NEEDS = {
-    "finished trainings": "`sa3-trainer evict --older-than 30d` drops old trainings",
-    "unfinished runs": "`sa3-trainer evict NAME` drops an unfinished run",
-}
-"""Who may need what is left in a store, and what lets it go."""
-
-
-class OverBudget(PipelineError):
-    """The store cannot be made that small without dropping a kept run."""
-
-    is_told = True
-
-    def __init__(self, limit: int, left: int, needed: int, needed_by: Sequence[str]) -> None:
-        """`needed`: bytes of what is left that runs need; `needed_by`: which, of `NEEDS`."""
-        others = "base weights, fetched archives and the like, which gc leaves alone"
-        needs = f"{needed:,} are needed by {' and '.join(needed_by)}, {left - needed:,} are {others}"
-        parts = needs if needed_by else f"all of it is {others}"
-        remedies = [NEEDS[one] for one in needed_by]
-        remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
-        super().__init__(f"{left:,} bytes are left where {limit:,} were asked for: {parts}. {remedy}.")
-
-
-class StoreDamaged(PipelineError):
-    """verify found damage that is still there."""
-
-    is_told = True
-
-    def __init__(self, count: int, num_gone: int = 0) -> None:
-        """`num_gone`: how many of these are gone already, so that no repair has anything to do about them."""
-        self.count = count
-        said = f"{pluralized(count, 'thing')} {is_or_are(count)} damaged. "
-        remedy = "`sa3-trainer verify --repair` removes exactly what is damaged; then the same run makes it again."
-        if count == num_gone:
-            said = f"{pluralized(count, 'thing')} {is_or_are(count)} missing, and nothing is damaged. "
-            remedy = "The commands above make again what is missing; there is nothing to repair."
-        super().__init__(said + remedy)
-
-
-class ClipNotFound(PipelineError):
-    """explain was asked about a clip that the data does not hold."""
-
-    def __init__(self, clip: str, near: Sequence[str]) -> None:
-        hint = f" Near names: {', '.join(near)}." if near else ""
-        super().__init__(f"the data holds no clip {clip!r}.{hint} `sa3-trainer explain DATA` lists every clip.")
-
-
-class NotFit(PipelineError):
-    """doctor found something that will not work."""
-
-    is_told = True
-
-    def __init__(self, count: int) -> None:
-        super().__init__(f"{count} check{'s' if count != 1 else ''} failed; the lines above say what to do.")
-
-
 class FetchFailed(PipelineError):
-    """An address could not be fetched, or what came is not what it should be. What had come of it is said."""
+    """An address could not be downloaded, or what it holds is wrong; the message says what was kept."""
 
     def __init__(self, field: str, address: str, why: str, remedy: str) -> None:
         self.field = field
@@ -161,10 +88,93 @@ class FetchFailed(PipelineError):
         return {"loc": ["body", self.field], "type": "file_download_error", "msg": str(self)}
 
 
-class PlaceUnusable(PipelineError):
+class FolderNotWritable(PipelineError):
     """The store or the output folder cannot be written."""
+
+    code = "PlaceUnusable"
 
     def __init__(self, flag: str, folder: Path, why: str) -> None:
         super().__init__(
-            f"--{flag} {folder} cannot be written ({why}). Name a folder on a disk with room, then run again."
+            f"--{flag} {folder} cannot be written ({why}). Name a folder on a disk with free space, then run again."
         )
+
+
+class StoreNotFound(PipelineError):
+    """The folder of the store does not exist."""
+
+    code = "NoStore"
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(f"there is no folder {store}. Name another with --store; the first run creates the store.")
+
+
+class NothingToEvict(PipelineError):
+    """Nothing in the store matches what should be removed."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(f"nothing in {store} matches. `sa3-trainer status --store {store}` lists what is there.")
+
+
+class StillNeeded(PipelineError):
+    """Everything that should be removed is needed by a run that is kept."""
+
+    def __init__(self, kept: Sequence[str]) -> None:
+        self.kept = tuple(kept)
+        lines = "\n".join(f"  {line}" for line in kept)
+        super().__init__(f"nothing was removed:\n{lines}\nName the runs that need it as well to remove them together.")
+
+
+REMOVAL_COMMANDS = {
+    "finished trainings": "`sa3-trainer evict --older-than 30d` removes old trainings",
+    "unfinished runs": "`sa3-trainer evict NAME` removes an unfinished run",
+}
+"""What a store's files may be needed by, and the command that removes it."""
+
+
+class OverBudget(PipelineError):
+    """The store cannot be made that small without removing a run that is kept."""
+
+    in_document = True
+
+    def __init__(self, max_bytes: int, left_bytes: int, needed_bytes: int, needed_by: Sequence[str]) -> None:
+        """`needed_bytes`: how many of the `left_bytes` runs need; `needed_by`: keys of `REMOVAL_COMMANDS`."""
+        others = "base weights, downloaded archives and other files that gc never removes"
+        needs = f"{needed_bytes:,} are needed by {' and '.join(needed_by)}, {left_bytes - needed_bytes:,} are {others}"
+        parts = needs if needed_by else f"all of it is {others}"
+        remedies = [REMOVAL_COMMANDS[one] for one in needed_by]
+        remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
+        super().__init__(f"{left_bytes:,} bytes are left, more than the {max_bytes:,} allowed: {parts}. {remedy}.")
+
+
+class StoreDamaged(PipelineError):
+    """verify found damage that is still there."""
+
+    in_document = True
+
+    def __init__(self, count: int, num_gone: int = 0) -> None:
+        """`num_gone`: how many of these are missing altogether, so that a repair can do nothing about them."""
+        self.count = count
+        found = f"{pluralized(count, 'entry', 'entries')} of the store {is_or_are(count)} damaged. "
+        remedy = "`sa3-trainer verify --repair` removes only what is damaged; then the same run creates it again."
+        if count == num_gone:
+            found = f"{pluralized(count, 'file')} {is_or_are(count)} missing, and nothing is damaged. "
+            remedy = "The commands above create what is missing again; there is nothing to repair."
+        super().__init__(found + remedy)
+
+
+class ClipNotFound(PipelineError):
+    """explain was asked about a clip that is not in the data."""
+
+    def __init__(self, clip: str, similar: Sequence[str]) -> None:
+        hint = f" Similar names: {', '.join(similar)}." if similar else ""
+        super().__init__(f"there is no clip {clip!r} in the data.{hint} `sa3-trainer explain DATA` lists every clip.")
+
+
+class ChecksFailed(PipelineError):
+    """doctor found something that will not work."""
+
+    code = "NotFit"
+    in_document = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{pluralized(count, 'check')} failed; the lines above say what to do.")

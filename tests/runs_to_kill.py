@@ -72,8 +72,9 @@ def prepare() -> None:
 
 def run(request: dict[str, Any], answer: int) -> int:
     """One run up to its last stage, in this process."""
+    from pipeline.cli_errors import reported_errors
     from pipeline.execution.runner import run_until
-    from pipeline.report import Report, reported_errors
+    from pipeline.report import Report
     from pipeline.request.recipe import read_recipe
 
     os.chdir(request["root"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli_errors import error_json
 from pipeline.errors import FetchFailed
-from pipeline.report import error_json
 from pipeline.request.download import Fetch, Patience, Wanted
 from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import resolve_inputs

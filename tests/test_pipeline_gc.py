@@ -18,7 +18,7 @@ from cache.errors import SharedFileListDamaged
 from cache.shared_files import FILE_NAME, iter_shared_files, missing_shared_files, write_shared_files
 from cache.store import Store
 from pipeline.cli import app
-from pipeline.errors import NoStore, NothingToEvict, RecipeError, StillNeeded
+from pipeline.errors import NothingToEvict, RecipeError, StillNeeded, StoreNotFound
 from pipeline.maintenance.gc import Choice, bytes_of, days_of, evict, gc, root_of
 from pipeline.maintenance.gc_policy import days_since
 from tests.small_stores import Shop, prepared, quiet, shards, stopped
@@ -242,7 +242,7 @@ def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(shop):
 
 
 def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
-    with pytest.raises(NoStore, match="there is no folder"):
+    with pytest.raises(StoreNotFound, match="there is no folder"):
         root_of(tmp_path / "none")
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli_errors import reported_errors
+
 StoreOption = Annotated[Path, typer.Option(help="folder of finished artifacts and latents")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show exactly what would go; touch nothing")]
@@ -24,7 +26,7 @@ def verify(
     """
     from pipeline.maintenance.gc import root_of
     from pipeline.maintenance.verify_command import check, checked_json, checked_lines, finish
-    from pipeline.report import Report, reported_errors
+    from pipeline.report import Report
 
     with reported_errors("verify", as_json=as_json):
         checked, done = check(root_of(store), Report(), repair=repair)
@@ -47,7 +49,7 @@ def evict(
     """
     from pipeline.maintenance.gc import Choice, decision_json, decision_lines, root_of
     from pipeline.maintenance.gc import evict as evicted
-    from pipeline.report import Report, reported_errors
+    from pipeline.report import Report
 
     with reported_errors("evict", as_json=as_json):
         choice = Choice(names=names or (), stage=stage, older_than=older_than, model=model)
@@ -77,7 +79,7 @@ def gc(
     from pipeline.errors import OverBudget
     from pipeline.maintenance.gc import bytes_of, decision_json, decision_lines, root_of
     from pipeline.maintenance.gc import gc as collected
-    from pipeline.report import Report, reported_errors
+    from pipeline.report import Report
 
     with reported_errors("gc", as_json=as_json):
         wanted = {"older_than": older_than, "max_bytes": max_bytes}
@@ -96,7 +98,6 @@ def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) 
     Example: sa3-trainer doctor
     """
     from pipeline.maintenance.doctor import examined, examined_json, examined_lines, finish
-    from pipeline.report import reported_errors
 
     with reported_errors("doctor", as_json=as_json):
         checks = examined(store)

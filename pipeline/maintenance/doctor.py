@@ -16,7 +16,7 @@ from typing import Any
 
 from cache.errors import CacheError, LockHeld
 from cache.store import Store
-from pipeline.errors import NotFit
+from pipeline.errors import ChecksFailed
 from stages import catalogue
 
 PROJECT = "stable-audio-3-trainer"
@@ -61,9 +61,9 @@ def examined_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def finish(checks: Sequence[Check]) -> None:
-    """Raises: NotFit, when something failed."""
+    """Raises: ChecksFailed, when something failed."""
     if failed := sum(check.state == BAD for check in checks):
-        raise NotFit(failed)
+        raise ChecksFailed(failed)
 
 
 def python() -> Iterator[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ from cache.errors import LockHeld
 from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.registry import Registry
 from cache.store import Store, folder_bytes
-from pipeline.errors import FieldError, NoStore, NothingToEvict, RecipeError, StillNeeded
+from pipeline.errors import FieldError, NothingToEvict, RecipeError, StillNeeded, StoreNotFound
 from pipeline.execution.locks import upkeep
 from pipeline.maintenance.gc_policy import (
     PREPARED,
@@ -250,7 +250,7 @@ def _wrong(field: str, type: str, msg: str, given: object = None) -> RecipeError
 
 
 def root_of(store: Path) -> Store:
-    """The store in a folder that must be there. Raises: NoStore."""
+    """The store in a folder that must be there. Raises: StoreNotFound."""
     if not store.is_dir():
-        raise NoStore(store)
+        raise StoreNotFound(store)
     return Store(store)

@@ -45,7 +45,7 @@ class Decision:
     notes: list[str] = field(default_factory=list)
     """What else a person should know, in a line each."""
     needed_by: tuple[str, ...] = ()
-    """Who needs what is left, of `errors.NEEDS`; filled in where a size was asked for."""
+    """Who needs what is left, of `errors.REMOVAL_COMMANDS`; filled in where a size was asked for."""
     needed_bytes: int = 0
     """Of what is left, the bytes they need."""
 

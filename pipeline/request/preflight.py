@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FieldError, PlaceUnusable, RecipeError
+from pipeline.errors import FieldError, FolderNotWritable, RecipeError
 from pipeline.request.recipe import Recipe
 from stages.adapters.kind import kind_named
 from stages.adapters.target_layers import layer_shapes, spec_rank_limit
@@ -108,7 +108,7 @@ def check_places(recipe: Recipe, *, output: bool) -> None:
     """Refuse a store or an output folder that cannot be written, before hours of work end there.
 
     Raises:
-        PlaceUnusable: naming the flag.
+        FolderNotWritable: naming the flag.
     """
     places = {"store": recipe.store, **({"output": recipe.output} if output else {})}
     for flag, folder in places.items():
@@ -118,4 +118,4 @@ def check_places(recipe: Recipe, *, output: bool) -> None:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise PlaceUnusable(flag, folder, error.strerror or str(error)) from error
+            raise FolderNotWritable(flag, folder, error.strerror or str(error)) from error
