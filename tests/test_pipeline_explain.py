@@ -64,7 +64,7 @@ def test_every_part_of_a_known_clip_is_a_hit_that_says_where_it_lies(root):
 
 def test_a_clip_is_named_with_or_without_its_suffix_and_a_wrong_name_gets_near_ones(root):
     assert explained(root, "pads/warm.wav") == explained(root, "pads/warm")
-    with pytest.raises(ClipNotFound, match="Near names: pads/warm"):
+    with pytest.raises(ClipNotFound, match="Similar names: pads/warm"):
         explained(root, "pads/worm")
 
 

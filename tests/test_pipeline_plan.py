@@ -8,8 +8,9 @@ import pytest
 
 from cache.receipt import Receipt
 from cache.store import Store
-from pipeline.plan.plan import State, changes, plan, reason
-from pipeline.plan.stage_run import scratch_of
+from pipeline.plan.changes import changes, miss_reason
+from pipeline.plan.plan import State, plan
+from pipeline.plan.stage_run import scratch_folder
 from pipeline.report import plan_lines
 from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import ResolvedInputs
@@ -121,7 +122,7 @@ def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finis
 def test_an_evicted_artifact_is_said_to_be_evicted():
     record = {"version": 1, "params": {"rank": 4}, "inputs": {}, "components": {}}
     receipt = Receipt(stage="train", fingerprint="f", identity="i", version=1, params={"rank": 4})
-    assert reason(record, [receipt]) == "its artifact was evicted"
+    assert miss_reason(record, [receipt]) == "its artifact was evicted"
 
 
 def test_an_unfinished_run_is_resumed(store, finished):
@@ -206,8 +207,8 @@ def test_a_shorter_run_leaves_a_longer_stopped_one_where_it_is(store, finished):
     assert planned(store, number_of_steps=1000).runs[-1].state is State.RESUME
     shorter = planned(store, number_of_steps=100).runs[-1]
     assert shorter.state is State.MISS
-    assert scratch_of(longer, store) == scratch
-    assert scratch_of(shorter, store) != scratch
+    assert scratch_folder(longer, store) == scratch
+    assert scratch_folder(shorter, store) != scratch
 
 
 def test_raw_training_is_named_by_the_weights_it_reads_itself(store):

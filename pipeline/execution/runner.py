@@ -20,10 +20,10 @@ from cache.store import Store
 from pipeline.execution.locks import turn, upkeep
 from pipeline.execution.outputs import copy_outputs
 from pipeline.plan.import_plan import import_plan
-from pipeline.plan.missing_files import ON_DEMAND, lost_files
+from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
-from pipeline.plan.stage_run import scratch_of
+from pipeline.plan.stage_run import scratch_folder
 from pipeline.report import Report
 from pipeline.request.notices import remarks
 from pipeline.request.preflight import check_places
@@ -86,7 +86,7 @@ class Walk:
     def finish(self, run: StageRun) -> None:
         """Have one stage's artifact, by finding it or by making it."""
         receipt = self.known(run) or self.made(run)
-        run_metadata.remove_orphan(self.store, scratch_of(run, self.store).name)
+        run_metadata.remove_orphan(self.store, scratch_folder(run, self.store).name)
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
             fingerprint=receipt.fingerprint,
@@ -99,9 +99,9 @@ class Walk:
         """The receipt of the artifact, if it is finished and what it names is there."""
         assert run.fingerprint is not None, "weights are found before a plan is walked"
         receipt = self.store.find(run.stage.name, run.fingerprint)
-        if receipt is None or (run.stage.name == ON_DEMAND and run.state is State.HIT):
+        if receipt is None or (run.stage.name == ON_DEMAND_STAGE and run.state is State.HIT):
             return receipt
-        return None if lost_files(run, self.store) else receipt
+        return None if missing_files(run, self.store) else receipt
 
     def made(self, run: StageRun) -> Receipt:
         """Run the stage as the only writer of its run, and commit."""
@@ -138,7 +138,7 @@ class Walk:
 
     def workspace(self, run: StageRun) -> Workspace:
         """Where a stage writes: a folder named after its run, so that running again is resuming."""
-        scratch = scratch_of(run, self.store)
+        scratch = scratch_folder(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
         run_metadata.write(self.store, note_of(run, scratch.name))
         return Workspace(

@@ -19,7 +19,7 @@ from cache.shard_salvage import ShardFault, shard_fault
 from cache.shards import formats, load
 from cache.shared_files import missing_shared_files
 from cache.store import Store
-from pipeline.plan.missing_files import ON_DEMAND
+from pipeline.plan.missing_files import ON_DEMAND_STAGE
 from stages.plural import is_or_are, pluralized
 
 SHARD_POOLS = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
@@ -140,7 +140,7 @@ def row_damages(store: Store, receipts: Sequence[Receipt], known: Sequence[Damag
     whole = []
     for receipt in receipts:
         directory = store.directory(receipt.stage, receipt.fingerprint)
-        if receipt.stage not in (ON_DEMAND, "train") and _inside(store, directory) not in bad:
+        if receipt.stage not in (ON_DEMAND_STAGE, "train") and _inside(store, directory) not in bad:
             whole.append((receipt, set(missing_shared_files(directory, store.shared))))
     yield from gone_damages(store, whole, unread)
     for receipt, gone in whole:

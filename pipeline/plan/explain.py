@@ -1,9 +1,11 @@
-"""Why one clip is a hit or a miss, down to the field that changed: its keys against those of earlier results.
+"""Explains why a clip is a hit or a miss by comparing its cache keys with those of earlier results.
 
-data       the clip's bytes, against the earlier dataset that knew it
+data       the clip's bytes
 prepared   source bytes and audio params
 latents    source bytes, audio params, encode params, autoencoder
 prompt     text, text encoder
+
+Light: the manifest reader is imported when it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from cache.receipt import Receipt
 from cache.registry import Registry
 from cache.store import Store
 from pipeline.errors import ClipNotFound
-from pipeline.plan.plan import leaves, plan
+from pipeline.plan.changes import flattened
+from pipeline.plan.plan import plan
 from pipeline.plan.stage_run import State
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
@@ -32,13 +35,13 @@ from stages.ingest.source.archive import forget_open_archives
 from stages.ingest.stage import audio_params, prepared_place
 from stages.records import Clip
 
-UNKNOWN = "its caption is missing or has a fault; ingest says which"
+UNKNOWN_PROMPT = "its caption is missing or has a fault; ingest says which"
 _MODEL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line about a clip."""
+    """The state of one cached part of a clip."""
 
     clip_id: str
     what: str
@@ -49,201 +52,203 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A clip as the data has it now."""
+class CurrentClip:
+    """A clip as it is in the data now."""
 
     clip_id: str
     digest: str
     crop_start: int = 0
     prompt: str | None = None
-    """None where the caption has a fault, or there is none."""
+    """None where the caption is missing or faulty."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """An earlier result that knew the clip."""
+class EarlierResult:
+    """An earlier result that contains a clip."""
 
     receipt: Receipt
-    """Of an ingest, or of the encoding that read it."""
+    """The receipt of an ingest, or of an encoding that read it."""
     clip: Clip
+    """The clip as that ingest listed it."""
     audio: Mapping[str, Any]
+    """Audio params of that ingest."""
 
 
-def explain(recipe: Recipe, store: Store, found: ResolvedInputs, clip: str | None) -> list[Finding]:
+def explain(recipe: Recipe, store: Store, resolved: ResolvedInputs, clip: str | None) -> list[Finding]:
     """Findings for one clip, or for every clip of the data.
 
     Raises:
-        ClipNotFound: naming near ones.
+        ClipNotFound: the message lists similar names.
     """
-    subjects = subjects_of(recipe, store, found)
+    clips = current_clips(recipe, store, resolved)
     if clip is not None:
         wanted = {clip, stem(clip)}
-        chosen = [one for one in subjects if one.clip_id in wanted or one.clip_id.partition("#")[0] in wanted]
+        chosen = [one for one in clips if one.clip_id in wanted or one.clip_id.partition("#")[0] in wanted]
         if not chosen:
-            raise ClipNotFound(clip, difflib.get_close_matches(clip, [one.clip_id for one in subjects], 3))
-        subjects = chosen
-    look = Look(recipe, store, found, subjects)
-    return [finding for subject in subjects for finding in look.findings(subject)]
+            raise ClipNotFound(clip, difflib.get_close_matches(clip, [one.clip_id for one in clips], 3))
+        clips = chosen
+    explainer = Explainer(recipe, store, resolved, clips)
+    return [finding for one in clips for finding in explainer.findings(one)]
 
 
-def subjects_of(recipe: Recipe, store: Store, found: ResolvedInputs) -> list[Subject]:
-    """Every clip: as the finished ingest lists them, else as the data's file names show."""
-    (ingest,) = plan(recipe, store, found, "ingest").runs
+def current_clips(recipe: Recipe, store: Store, resolved: ResolvedInputs) -> list[CurrentClip]:
+    """Every clip: from the manifest of a finished ingest, else from the file names and captions of the data."""
+    (ingest,) = plan(recipe, store, resolved, "ingest").runs
     receipt = store.find("ingest", str(ingest.fingerprint))
     if receipt is not None:
         return [
-            Subject(clip_id=row.clip_id, digest=row.digest, crop_start=row.crop_start, prompt=row.prompt)
-            for row in rows_of(store, receipt)
+            CurrentClip(clip_id=row.clip_id, digest=row.digest, crop_start=row.crop_start, prompt=row.prompt)
+            for row in manifest_rows(store, receipt)
         ]
-    audio: list[Member] = [one for one in found.source.members if suffix(one.name) in READABLE and one.digest]
-    prompts = prompts_of(recipe, found)
-    subjects = (Subject(clip_id=stem(m.name), digest=str(m.digest), prompt=prompts.get(m.name)) for m in audio)
-    return sorted(subjects, key=lambda one: one.clip_id)
+    audio: list[Member] = [one for one in resolved.source.members if suffix(one.name) in READABLE and one.digest]
+    prompts = current_prompts(recipe, resolved)
+    clips = (CurrentClip(clip_id=stem(m.name), digest=str(m.digest), prompt=prompts.get(m.name)) for m in audio)
+    return sorted(clips, key=lambda one: one.clip_id)
 
 
-def prompts_of(recipe: Recipe, found: ResolvedInputs) -> dict[str, str]:
-    """What ingest would make of the captions as they are now, by the audio's name; those with faults are left out."""
+def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
+    """The prompts that ingest would make from the captions as they are now, by audio file; faulty ones left out."""
     params = recipe.ingest_params()
-    pairing = pair(found.source.members, templated=params.caption_template is not None)
+    pairing = pair(resolved.source.members, templated=params.caption_template is not None)
     try:
-        made = read_prompts(found.source, pairing, params).of_audio
+        made = read_prompts(resolved.source, pairing, params).of_audio
     finally:
         forget_open_archives()
     return {name: prompt.text for name, prompt in made.items()}
 
 
-def rows_of(store: Store, receipt: Receipt) -> Iterator[Clip]:
+def manifest_rows(store: Store, receipt: Receipt) -> Iterator[Clip]:
     """The clips of a finished ingest, one batch in memory at a time."""
-    from cache.manifest import iter_rows  # deferred: the only arrays an explanation needs
+    from cache.manifest import iter_rows  # deferred: pyarrow
 
     return iter_rows(store.directory("ingest", receipt.fingerprint) / "manifest.parquet", Clip)
 
 
-class Look:
-    """What the store knows about some clips, gathered once."""
+class Explainer:
+    """Compares clips with the earlier results in a store, which are read once."""
 
-    def __init__(self, recipe: Recipe, store: Store, found: ResolvedInputs, subjects: Sequence[Subject]) -> None:
+    def __init__(self, recipe: Recipe, store: Store, resolved: ResolvedInputs, clips: Sequence[CurrentClip]) -> None:
         self.store, self.params = store, recipe.encode_params()
         self.ingest_params = recipe.ingest_params()
         self.audio = audio_params(self.ingest_params)
-        self.weights = found.weights
-        self.why_no_weights = found.why_no_weights
-        self.ingests, self.encodes = earlier(store, subjects)
+        self.weights = resolved.weights
+        self.why_no_weights = resolved.why_no_weights
+        self.ingests, self.encodes = earlier_results(store, clips)
 
-    def findings(self, subject: Subject) -> list[Finding]:
-        """The lines about one clip."""
+    def findings(self, clip: CurrentClip) -> list[Finding]:
+        """The findings about one clip."""
         parts = {"data": self.data, "prepared": self.prepared, "latents": self.latents, "prompt": self.prompt}
         return [
-            Finding(clip_id=subject.clip_id, what=what, state=state, reason=reason)
-            for what, look in parts.items()
-            for state, reason in [look(subject)]
+            Finding(clip_id=clip.clip_id, what=what, state=state, reason=reason)
+            for what, finding in parts.items()
+            for state, reason in [finding(clip)]
         ]
 
-    def data(self, subject: Subject) -> tuple[str, str]:
-        """Whether an earlier ingest knew these bytes."""
-        known = _of(self.ingests, subject)
-        same = [one for one in known if one.clip.digest == subject.digest]
+    def data(self, clip: CurrentClip) -> tuple[str, str]:
+        """Whether an earlier ingest contains the same bytes."""
+        known = _about(self.ingests, clip)
+        same = [one for one in known if one.clip.digest == clip.digest]
         if same:
-            renamed = "" if same[0].clip.clip_id == subject.clip_id else f" as {same[0].clip.clip_id}"
+            renamed = "" if same[0].clip.clip_id == clip.clip_id else f" as {same[0].clip.clip_id}"
             return State.HIT.value, f"known to ingest {same[0].receipt.fingerprint[:12]}{renamed}"
         if known:
             return State.MISS.value, f"its bytes changed since ingest {known[0].receipt.fingerprint[:12]}"
         return State.MISS.value, "never seen"
 
-    def prepared(self, subject: Subject) -> tuple[str, str]:
-        """Whether its prepared audio is there."""
-        path = prepared_place(subject.digest, self.ingest_params, subject.crop_start)
+    def prepared(self, clip: CurrentClip) -> tuple[str, str]:
+        """Whether its prepared audio exists."""
+        path = prepared_place(clip.digest, self.ingest_params, clip.crop_start)
         if (self.store.shared / path).is_file():
             return State.HIT.value, f"shared/{path}"
-        now = {"source": subject.digest, "crop_start": subject.crop_start, "audio": self.audio}
-        before = [(one, {**_source(one), "audio": one.audio}) for one in _of(self.ingests, subject)]
+        now = {"source": clip.digest, "crop_start": clip.crop_start, "audio": self.audio}
+        before = [(one, {**_source(one), "audio": one.audio}) for one in _about(self.ingests, clip)]
         return State.MISS.value, _nearest(now, before, "its audio was dropped; made again when it is read")
 
-    def latents(self, subject: Subject) -> tuple[str, str]:
-        """Whether its latents are there."""
+    def latents(self, clip: CurrentClip) -> tuple[str, str]:
+        """Whether its latents exist."""
         if self.weights is None:
             return "?", self.why_no_weights
         autoencoder = self.weights.digests["autoencoder"]
-        key = item_key(subject.digest, subject.crop_start, self.audio, self.params, autoencoder)
-        place, gone = self._place("latents", key)
-        if place is not None:
-            return State.HIT.value, f"item {key[:12]} in shared/latents/{place.shard} row {place.row}"
+        key = item_key(clip.digest, clip.crop_start, self.audio, self.params, autoencoder)
+        location, gone = self._location("latents", key)
+        if location is not None:
+            return State.HIT.value, f"item {key[:12]} in shared/latents/{location.shard} row {location.row}"
         now = {
-            "source": subject.digest,
-            "crop_start": subject.crop_start,
+            "source": clip.digest,
+            "crop_start": clip.crop_start,
             "version": ENCODE.version,
             "audio": self.audio,
-            "encode": _decides(asdict(self.params)),
+            "encode": _hashed_params(asdict(self.params)),
             "autoencoder": autoencoder,
             _MODEL: self.params.model,
         }
-        before = [(one, _item_record(one)) for one in _of(self.encodes, subject)]
+        before = [(one, _item_record(one)) for one in _about(self.encodes, clip)]
         return State.MISS.value, _nearest(now, before, gone or "its shard was evicted")
 
-    def prompt(self, subject: Subject) -> tuple[str, str]:
-        """Whether its prompt's hidden states are there."""
+    def prompt(self, clip: CurrentClip) -> tuple[str, str]:
+        """Whether the hidden states of its prompt exist."""
         if self.weights is None:
             return "?", self.why_no_weights
-        if subject.prompt is None:
-            return "?", UNKNOWN
-        place, gone = self._place("prompts", prompt_key_of(subject.prompt, self.weights))
-        if place is not None:
-            return State.HIT.value, f"in shared/prompts/{place.shard} row {place.row}"
+        if clip.prompt is None:
+            return "?", UNKNOWN_PROMPT
+        location, gone = self._location("prompts", _prompt_key(clip.prompt, self.weights))
+        if location is not None:
+            return State.HIT.value, f"in shared/prompts/{location.shard} row {location.row}"
         encoder = self.weights.digests["text_encoder"]
-        now = {"prompt": subject.prompt, "text_encoder": encoder, _MODEL: self.params.model}
-        before = [(one, _prompt_record(one)) for one in _of(self.encodes, subject)]
+        now = {"prompt": clip.prompt, "text_encoder": encoder, _MODEL: self.params.model}
+        before = [(one, _prompt_record(one)) for one in _about(self.encodes, clip)]
         return State.MISS.value, _nearest(now, before, gone or "its shard was evicted")
 
-    def _place(self, pool: str, key: str) -> tuple[Location | None, str]:
-        """Where an item lies; else why the shard that held it does not any more."""
+    def _location(self, pool: str, key: str) -> tuple[Location | None, str]:
+        """(location of an item, or None; reason why its shard is missing, or nothing)."""
         folder = self.store.shared / pool
-        place = (Registry(folder / f"registry-{self.params.latent_format}.sqlite").find([key]) or {}).get(key)
-        if place is None or (folder / place.shard).is_file():
-            return place, ""
-        return None, f"shard {pool}/{place.shard} is gone"
+        location = (Registry(folder / f"registry-{self.params.latent_format}.sqlite").find([key]) or {}).get(key)
+        if location is None or (folder / location.shard).is_file():
+            return location, ""
+        return None, f"shard {pool}/{location.shard} is gone"
 
 
-def earlier(store: Store, subjects: Sequence[Subject]) -> tuple[list[Earlier], list[Earlier]]:
-    """(ingests, encodings) that knew one of the clips by name or by bytes, newest first."""
-    names, digests = ({getattr(one, name) for one in subjects} for name in ("clip_id", "digest"))
-    ingests: list[Earlier] = []
+def earlier_results(store: Store, clips: Sequence[CurrentClip]) -> tuple[list[EarlierResult], list[EarlierResult]]:
+    """(ingests, encodings) that contain one of the clips, by name or by bytes, newest first."""
+    names, digests = {one.clip_id for one in clips}, {one.digest for one in clips}
+    ingests: list[EarlierResult] = []
     for receipt in store.receipts("ingest"):
         audio = receipt.facts.get("audio_params", {})
-        rows = (row for row in rows_of(store, receipt) if row.clip_id in names or row.digest in digests)
-        ingests += [Earlier(receipt=receipt, clip=row, audio=audio) for row in rows]
-    by_ingest: dict[str, list[Earlier]] = {}
+        rows = (row for row in manifest_rows(store, receipt) if row.clip_id in names or row.digest in digests)
+        ingests += [EarlierResult(receipt=receipt, clip=row, audio=audio) for row in rows]
+    by_ingest: dict[str, list[EarlierResult]] = {}
     for one in ingests:
         by_ingest.setdefault(one.receipt.fingerprint, []).append(one)
     encodes = [
-        Earlier(receipt=receipt, clip=one.clip, audio=one.audio)
+        EarlierResult(receipt=receipt, clip=one.clip, audio=one.audio)
         for receipt in store.receipts("encode")
         for one in by_ingest.get(receipt.inputs.get("ingest", ""), ())
     ]
     return ingests, encodes
 
 
-def _of(known: Sequence[Earlier], subject: Subject) -> list[Earlier]:
-    """Those about one clip: of its name, or of its bytes under another."""
-    return [one for one in known if subject.clip_id == one.clip.clip_id or subject.digest == one.clip.digest]
+def _about(known: Sequence[EarlierResult], clip: CurrentClip) -> list[EarlierResult]:
+    """The results that contain a clip of the same name, or the same bytes under another name."""
+    return [one for one in known if clip.clip_id == one.clip.clip_id or clip.digest == one.clip.digest]
 
 
-def _source(one: Earlier) -> dict[str, Any]:
+def _source(one: EarlierResult) -> dict[str, Any]:
     return {"source": one.clip.digest, "crop_start": one.clip.crop_start}
 
 
-def _item_record(one: Earlier) -> dict[str, Any]:
+def _item_record(one: EarlierResult) -> dict[str, Any]:
     receipt = one.receipt
     return {
         **_source(one),
         "version": receipt.version,
         "audio": one.audio,
-        "encode": _decides(receipt.params),
+        "encode": _hashed_params(receipt.params),
         "autoencoder": receipt.components["autoencoder"],
         _MODEL: receipt.params["model"],
     }
 
 
-def _prompt_record(one: Earlier) -> dict[str, Any]:
+def _prompt_record(one: EarlierResult) -> dict[str, Any]:
     receipt = one.receipt
     return {
         "prompt": one.clip.prompt,
@@ -252,40 +257,40 @@ def _prompt_record(one: Earlier) -> dict[str, Any]:
     }
 
 
-def _decides(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The encode params that decide latents, as `item_key` takes them."""
+def _hashed_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The encode params that are part of `item_key`."""
     names = [name for name in EncodeParams.__dataclass_fields__ if name not in ("latent_format", "model")]
     return {name: params.get(name) for name in names}
 
 
-def _nearest(now: Mapping[str, Any], before: Sequence[tuple[Earlier, Mapping[str, Any]]], same: str) -> str:
-    """What differs from the nearest earlier result, in words; `same` when nothing does."""
+def _nearest(now: Mapping[str, Any], before: Sequence[tuple[EarlierResult, Mapping[str, Any]]], same: str) -> str:
+    """The differences from the most similar earlier result, in words; `same` if there are none."""
     if not before:
         return "never made"
     differences = [(differing(record, now), record, one.receipt) for one, record in before]
-    names, record, receipt = min(differences, key=lambda found: len(found[0]))
+    names, record, receipt = min(differences, key=lambda difference: len(difference[0]))
     where = f"{receipt.stage} {receipt.fingerprint[:12]}"
-    return f"{', '.join(_in_words(name, record, now) for name in names)} (since {where})" if names else same
+    return f"{', '.join(_change(name, record, now) for name in names)} (since {where})" if names else same
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Fields in which two records differ; the model's name decides nothing and is only shown."""
-    old, new = dict(leaves(before)), dict(leaves(now))
+    """Names of the fields in which two records differ. The model's name is not compared: it is only displayed."""
+    old, new = dict(flattened(before)), dict(flattened(now))
     return [name for name in {**new, **old} if name != _MODEL and old.get(name) != new.get(name)]
 
 
-def _in_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if name == "source":
         return "its bytes changed"
     if name in ("autoencoder", "text_encoder"):
         old, new = (f"{str(record[name])[:8]} ({record[_MODEL]})" for record in (before, now))
         return f"{name} {old} -> {new}"
-    values = [str(dict(leaves(record)).get(name)) for record in (before, now)]
+    values = [str(dict(flattened(record)).get(name)) for record in (before, now)]
     return f"{name.rpartition('.')[2]} {' -> '.join(values)}"
 
 
-def prompt_key_of(prompt: str, weights: Weights) -> str:
-    """The key of a prompt's hidden states with this checkpoint's text encoder."""
+def _prompt_key(prompt: str, weights: Weights) -> str:
+    """The key of a prompt's hidden states from this checkpoint's text encoder."""
     return prompt_key(prompt, weights.digests["text_encoder"], weights.sizes.max_prompt_tokens)
 
 

@@ -1,8 +1,8 @@
-"""What would run, and why: a recipe and a store in, one line per stage out. Reads names and receipts only."""
+"""Decides what would run for a recipe, and why, from names and receipts alone. Light: no manifest is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,145 +11,154 @@ from typing import Any
 from cache import run_metadata
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
+from cache.registry import Registry
 from cache.store import Store
-from pipeline.plan.missing_files import ON_DEMAND, mended, with_prepared
-from pipeline.plan.stage_run import Plan, StageRun, State, scratch_of
+from pipeline.plan.changes import changes, miss_reason, record_of
+from pipeline.plan.missing_files import ON_DEMAND_STAGE, with_missing_files, with_prepared_audio
+from pipeline.plan.stage_run import Plan, StageRun, State, scratch_folder
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Stage
+from stages.encode.stage import item_key
 from stages.ingest.effective_limits import settled
+from stages.ingest.file_types import READABLE, suffix
+from stages.ingest.stage import audio_params
 from stages.plural import pluralized
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
 
-def stage(name: str) -> Stage[Any]:
-    """A stage's light declaration."""
-    declared: Stage[Any] = import_module(f"stages.{name}.stage").STAGE
-    return declared
-
-
-def plan(recipe: Recipe, store: Store, found: ResolvedInputs, last: str = "train") -> Plan:
-    """Decide each stage up to `last`: hit, resume or miss, and the reason."""
-    names = ["ingest", "encode"] if last == "encode" else ["ingest"] if last == "ingest" else _training_stages(recipe)
+def plan(recipe: Recipe, store: Store, resolved: ResolvedInputs, last: str = "train") -> Plan:
+    """Decide for each stage up to `last`: hit, resume or miss, and the reason."""
     runs: list[StageRun] = []
-    upstream: dict[str, str | None] = {"source": found.source.fingerprint}
-    for name in names:
-        run = stage_run(stage(name), recipe, store, found, upstream)
+    upstream: dict[str, str | None] = {"source": resolved.source.fingerprint}
+    for name in _stage_names(recipe, last):
+        run = stage_run(stage_named(name), recipe, store, resolved, upstream)
         if name == "encode" and run.state is not State.HIT and run.fingerprint:
-            run = replace(run, reason=f"{run.reason}; {to_encode(run, recipe, store, found)}")
+            run = replace(run, reason=f"{run.reason}; {clips_to_encode(run, recipe, store, resolved)}")
         runs.append(run)
         upstream = {name: run.fingerprint}
-    return Plan(runs=tuple(with_prepared(runs, store, last)))
+    return Plan(runs=tuple(with_prepared_audio(runs, store, last)))
 
 
-def to_encode(run: StageRun, recipe: Recipe, store: Store, found: ResolvedInputs) -> str:
-    """How many of the clips have no latents in the store yet, by content."""
-    from cache.registry import Registry
-    from stages.encode.stage import item_key
-    from stages.ingest.file_types import READABLE, suffix
-    from stages.ingest.stage import audio_params
-
-    audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
-    digests = {member.digest for member in found.source.members if suffix(member.name) in READABLE and member.digest}
-    keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
-    latents = store.shared / "latents"
-    known = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
-    here = {name: (latents / name).is_file() for name in {place.shard for place in known.values()}}
-    missing = len(keys) - sum(here[place.shard] for place in known.values())
-    return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode"
-
-
-def _training_stages(recipe: Recipe) -> list[str]:
+def _stage_names(recipe: Recipe, last: str) -> list[str]:
+    if last != "train":
+        return ["ingest", "encode"] if last == "encode" else ["ingest"]
     return ["ingest", "encode", "train"] if recipe.values["pre_encode"] else ["ingest", "train"]
 
 
+def stage_named(name: str) -> Stage[Any]:
+    """A stage's declaration; its code is not imported."""
+    declaration: Stage[Any] = import_module(f"stages.{name}.stage").STAGE
+    return declaration
+
+
+def clips_to_encode(run: StageRun, recipe: Recipe, store: Store, resolved: ResolvedInputs) -> str:
+    """How many of the clips have no latents in the store yet, by content."""
+    audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
+    clips = (member for member in resolved.source.members if suffix(member.name) in READABLE)
+    digests = {member.digest for member in clips if member.digest}
+    keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
+    latents = store.shared / "latents"
+    locations = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
+    exists = {shard: (latents / shard).is_file() for shard in {location.shard for location in locations.values()}}
+    missing = len(keys) - sum(exists[location.shard] for location in locations.values())
+    return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode"
+
+
 def stage_run(
-    declared: Stage[Any], recipe: Recipe, store: Store, found: ResolvedInputs, upstream: Mapping[str, str | None]
+    stage: Stage[Any], recipe: Recipe, store: Store, resolved: ResolvedInputs, upstream: Mapping[str, str | None]
 ) -> StageRun:
-    params = stage_params(declared.name, recipe, found)
-    digests = found.weights.digests if found.weights else {}
-    used = _components(declared, recipe)
-    known = all(upstream.values()) and all(name in digests for name in used)
-    known &= not (declared.name == "train" and found.why_no_lora)
-    inputs = {name: value or "" for name, value in upstream.items()}
-    components = {name: digests.get(name, "") for name in used}
-    bare = StageRun(
-        stage=declared,
-        params=params,
-        inputs=inputs,
-        components=components,
+    """One stage of the plan.
+
+    Args:
+        upstream: fingerprints of what the stage reads, by name; None where one is unknown.
+    """
+    digests = resolved.weights.digests if resolved.weights else {}
+    components = _components(stage, recipe)
+    known = all(upstream.values()) and all(name in digests for name in components)
+    known &= not (stage.name == "train" and resolved.why_no_lora)
+    run = StageRun(
+        stage=stage,
+        params=stage_params(stage.name, recipe, resolved),
+        inputs={name: value or "" for name, value in upstream.items()},
+        components={name: digests.get(name, "") for name in components},
         fingerprint=None,
         identity=None,
         state=State.MISS,
-        reason="",
+        reason="" if known else _why_unknown(stage.name, resolved, upstream),
     )
-    if not known:
-        return replace(bare, reason=_why_unknown(declared.name, found, upstream))
-    return looked_up(bare, store)
+    return with_state(run, store) if known else run
 
 
-def _why_unknown(name: str, found: ResolvedInputs, upstream: Mapping[str, str | None]) -> str:
-    """What keeps a stage's result from having a name yet."""
-    if "source" in upstream and found.why_no_source:
-        return found.why_no_source
-    lora = found.why_no_lora if name == "train" else ""
-    return found.why_no_weights or lora or "an earlier stage must run first"
+def _why_unknown(name: str, resolved: ResolvedInputs, upstream: Mapping[str, str | None]) -> str:
+    """Why a stage's result has no fingerprint yet."""
+    if "source" in upstream and resolved.why_no_source:
+        return resolved.why_no_source
+    lora = resolved.why_no_lora if name == "train" else ""
+    return resolved.why_no_weights or lora or "an earlier stage must run first"
 
 
-def _components(declared: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
-    """Raw training also reads the autoencoder and the text encoder itself; cached training gets them through encode."""
-    if declared.name == "train" and not recipe.values["pre_encode"]:
-        return (*declared.components, "autoencoder", "text_encoder")
-    return declared.components
+def _components(stage: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
+    """The weights a stage reads; a training on prepared audio reads the encoders too, which encode does otherwise."""
+    if stage.name == "train" and not recipe.values["pre_encode"]:
+        return (*stage.components, "autoencoder", "text_encoder")
+    return stage.components
 
 
-def stage_params(name: str, recipe: Recipe, found: ResolvedInputs) -> Any:
+def stage_params(name: str, recipe: Recipe, resolved: ResolvedInputs) -> Any:
     """The params of one stage."""
     if name == "ingest":
-        return settled(recipe.ingest_params(), found.source.members)
-    return recipe.encode_params() if name == "encode" else recipe.train_params(found.lora_digest)
+        return settled(recipe.ingest_params(), resolved.source.members)
+    return recipe.encode_params() if name == "encode" else recipe.train_params(resolved.lora_digest)
 
 
-def looked_up(bare: StageRun, store: Store) -> StageRun:
-    name = bare.stage.name
-    full = fingerprint(f"artifact {name}", bare.record)
-    left_out = bare.stage.excluded_from_identity(bare.params)
-    lasting = {key: value for key, value in bare.record["params"].items() if key not in left_out}
-    identity = fingerprint(f"run {name}", {**bare.record, "params": lasting})
-    receipt = store.find(name, full)
-    if receipt is not None:
-        hit = replace(bare, fingerprint=full, identity=identity, state=State.HIT, reason=f"finished {receipt.finished}")
-        return hit if name == ON_DEMAND else mended(hit, store)
-    scratch = scratch_of(replace(bare, fingerprint=full, identity=identity), store)
-    started = any_file(scratch)
-    earlier = store.receipts(name)
-    shorter = [known for known in earlier if known.identity == identity and _is_no_longer(known, bare)]
-    refused = _refused(scratch, store)
-    if started or shorter:
-        why = refused or "stopped earlier; goes on from there" if started else _continues(shorter, bare)
-        return replace(bare, fingerprint=full, identity=identity, state=State.RESUME, reason=why)
-    why = refused or reason(bare.record, earlier) + _anew(bare, earlier)
-    return replace(bare, fingerprint=full, identity=identity, state=State.MISS, reason=why)
-
-
-def _refused(scratch: Path, store: Store) -> str:
-    """Why there is no result, where the last run ended with problems of the data."""
-    problems = run_metadata.read(store, scratch.name).num_problems if scratch.is_dir() else 0
-    return (
-        f"refused earlier for {pluralized(problems, 'problem')} of its data; what is sound stays prepared"
-        if problems
-        else ""
+def with_state(run: StageRun, store: Store) -> StageRun:
+    """The run with its fingerprint, identity, state and reason, from what the store holds."""
+    name, record = run.stage.name, run.record
+    left_out = run.stage.excluded_from_identity(run.params)
+    kept = {key: value for key, value in record["params"].items() if key not in left_out}
+    run = replace(
+        run,
+        fingerprint=fingerprint(f"artifact {name}", record),
+        identity=fingerprint(f"run {name}", {**record, "params": kept}),
     )
+    receipt = store.find(name, str(run.fingerprint))
+    if receipt is not None:
+        hit = replace(run, state=State.HIT, reason=f"finished {receipt.finished}")
+        return hit if name == ON_DEMAND_STAGE else with_missing_files(hit, store)
+    return _unfinished(run, store)
 
 
-def _anew(run: StageRun, earlier: Sequence[Receipt]) -> str:
-    """Why more steps do not continue a run that differs in nothing else."""
-    if "number_of_steps" not in run.record["params"] or "number_of_steps" in run.stage.excluded_from_identity(
-        run.params
-    ):
+def _unfinished(run: StageRun, store: Store) -> StageRun:
+    """The run as a resume where an interrupted or a shorter finished run can be continued, else as a miss."""
+    scratch, earlier = scratch_folder(run, store), store.receipts(run.stage.name)
+    interrupted = has_files(scratch)
+    shorter = [one for one in earlier if one.identity == run.identity and _can_be_extended(one, run)]
+    refused = _refusal(scratch, store)
+    if interrupted:
+        return replace(run, state=State.RESUME, reason=refused or "stopped earlier; goes on from there")
+    if shorter:
+        return replace(run, state=State.RESUME, reason=_continuation(shorter, run))
+    reason = refused or miss_reason(run.record, earlier) + _retraining(run, earlier)
+    return replace(run, state=State.MISS, reason=reason)
+
+
+def _refusal(scratch: Path, store: Store) -> str:
+    """Why there is no result, if the last run stopped because of problems in the data."""
+    problems = run_metadata.read(store, scratch.name).num_problems if scratch.is_dir() else 0
+    if not problems:
         return ""
-    only_steps = any(_only_steps(changes(_record_of(receipt), run.record)) for receipt in earlier)
+    return f"refused earlier for {pluralized(problems, 'problem')} of its data; what is sound stays prepared"
+
+
+def _retraining(run: StageRun, earlier: Sequence[Receipt]) -> str:
+    """Why a training cannot continue one that differs in its number of steps alone."""
+    if "number_of_steps" not in run.record["params"]:
+        return ""
+    if "number_of_steps" in run.stage.excluded_from_identity(run.params):
+        return ""
+    only_steps = any(_only_steps(changes(record_of(receipt), run.record)) for receipt in earlier)
     return f"; trained anew, as every step of a {run.params.schedule} schedule depends on it" if only_steps else ""
 
 
@@ -157,77 +166,16 @@ def _only_steps(found: Sequence[str]) -> bool:
     return len(found) == 1 and found[0].startswith("number_of_steps ")
 
 
-def _is_no_longer(known: Receipt, run: StageRun) -> bool:
-    """Whether a finished run of the same identity can be gone on with: a longer one cannot be cut."""
-    return bool(known.params.get("number_of_steps", 0) <= getattr(run.params, "number_of_steps", 0))
+def _can_be_extended(receipt: Receipt, run: StageRun) -> bool:
+    """Whether a finished run of the same identity has no more steps than this one."""
+    return bool(receipt.params.get("number_of_steps", 0) <= getattr(run.params, "number_of_steps", 0))
 
 
-def _continues(known: Sequence[Receipt], run: StageRun) -> str:
-    longest = max(known, key=lambda receipt: int(receipt.params["number_of_steps"]))
-    return f"continues the same run ({', '.join(changes(_record_of(longest), run.record))})"
+def _continuation(shorter: Sequence[Receipt], run: StageRun) -> str:
+    longest = max(shorter, key=lambda receipt: int(receipt.params["number_of_steps"]))
+    return f"continues the same run ({', '.join(changes(record_of(longest), run.record))})"
 
 
-def any_file(directory: Path) -> bool:
-    """Whether an unfinished run left anything to go on from."""
+def has_files(directory: Path) -> bool:
+    """Whether an unfinished run left anything to continue from."""
     return directory.is_dir() and any(path.is_file() for path in directory.rglob("*"))
-
-
-def reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
-    """One line for the plan table, such as `rank 16 -> 32`: what differs from the nearest earlier result."""
-    if not earlier:
-        return "never run"
-    records = [_record_of(receipt) for receipt in earlier]
-    nearest = min(records, key=lambda record: (*_distance(record["inputs"], now["inputs"]), len(changes(record, now))))
-    return ", ".join(changes(nearest, now)) or "its artifact was evicted"
-
-
-def _distance(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[bool, bool]:
-    """A result from the same inputs explains more than one that happens to share more params.
-
-    After it comes one from the same stages: nobody who always encodes first asks why that is no training without.
-    """
-    return before != now, before.keys() != now.keys()
-
-
-def _record_of(receipt: Receipt) -> dict[str, Any]:
-    return {
-        "version": receipt.version,
-        "params": receipt.params,
-        "inputs": receipt.inputs,
-        "components": receipt.components,
-    }
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two records, in words."""
-    old, new = dict(leaves(before)), dict(leaves(now))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and _tells(name, old, new)]
-    return [_change(name, old.get(name), new.get(name)) for name in names]
-
-
-def _tells(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Inputs and weights that one side does not read at all follow from a param, and params from the version."""
-    follows = name.startswith(("inputs.", "components.")) or old.get("version") != new.get("version")
-    return not follows or (name in old and name in new)
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    room, _, leaf = name.partition(".")
-    if room == "inputs":
-        return f"{leaf} changed"
-    if room == "components":
-        return f"{leaf} weights {str(before)[:8]} -> {str(now)[:8]}"
-    return f"{leaf or room} {_shown(before)} -> {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else str(value)
-
-
-def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of a record."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What a plan is made of: one stage's run, hit, resume or miss, and the reason."""
+"""A plan and its stage runs: hit, resume or miss, each with the reason. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.contract import Stage
 
 
 class State(Enum):
-    """Whether a stage's result is there."""
+    """Whether the store holds a stage's result."""
 
     HIT = "HIT"
     RESUME = "RESUME"
@@ -27,19 +27,19 @@ class StageRun:
     stage: Stage[Any]
     params: Any
     inputs: Mapping[str, str]
-    """Fingerprints of what it reads, by name."""
+    """Fingerprints of the artifacts or data it reads, by name."""
     components: Mapping[str, str]
-    """Digests of the weights it reads."""
+    """Digests of the weights it reads, by component."""
     fingerprint: str | None
-    """Name of its result; None while something it depends on is not there yet."""
+    """Name of its artifact; None while something it depends on is unknown."""
     identity: str | None
-    """Name of its run: the same for a longer training of the same thing."""
+    """Name of its run: shared by shorter and longer trainings that can continue one another."""
     state: State
     reason: str
 
     @property
     def record(self) -> dict[str, Any]:
-        """All that decides the result, as it is hashed."""
+        """Everything that decides the result, as it is hashed."""
         return {
             "version": self.stage.version,
             "params": asdict(self.params),
@@ -48,15 +48,14 @@ class StageRun:
         }
 
 
-def scratch_of(run: StageRun, store: Store) -> Path:
-    """Where an unfinished run works: named by the run, so that running again is resuming.
+def scratch_folder(run: StageRun, store: Store) -> Path:
+    """Where an unfinished run works: named by the run's identity, so that running it again resumes it.
 
-    Unless a longer run of the same identity was stopped there: a shorter one works elsewhere, and leaves it be.
+    A shorter run does not touch the folder of a longer interrupted one: it gets a folder of its own.
     """
     shared = store.scratch(run.stage.name, str(run.identity))
-    return (
-        store.scratch(run.stage.name, str(run.fingerprint)) if run.stage.exceeds_request(shared, run.params) else shared
-    )
+    own = store.scratch(run.stage.name, str(run.fingerprint))
+    return own if run.stage.exceeds_request(shared, run.params) else shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,4 +66,5 @@ class Plan:
 
     @property
     def nothing_to_do(self) -> bool:
+        """Whether every stage is a hit."""
         return all(run.state is State.HIT for run in self.runs)
