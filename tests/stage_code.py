@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.plan.plan import stage
+from pipeline.plan.plan import stage_named
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "golden" / "stage_code.json"
@@ -65,7 +65,7 @@ def dumped(node: object) -> str:
 
 def current() -> dict[str, dict[str, object]]:
     """Version and code digest of every stage as it stands."""
-    return {name: {"version": stage(name).version, "code": digest(name)} for name in CODE}
+    return {name: {"version": stage_named(name).version, "code": digest(name)} for name in CODE}
 
 
 def accept() -> None:

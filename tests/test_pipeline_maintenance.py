@@ -41,7 +41,7 @@ def test_what_is_not_old_enough_is_named_as_it_was_asked_for(shop):
 def test_a_name_or_a_model_that_is_not_there_is_an_error_all_the_same(shop, words):
     shop.ingest((0,), finished=YOUNG)
     done = typed(shop, "evict", *words)
-    assert (done.exit_code, "holds nothing that fits" in done.stderr) == (1, True)
+    assert (done.exit_code, f"nothing in {shop.store.root} matches" in done.stderr) == (1, True)
 
 
 def weigh_down(shop: Shop) -> None:
@@ -55,7 +55,7 @@ def test_a_budget_that_weights_alone_exceed_is_not_said_to_be_needed_by_training
     weigh_down(shop)
     done = typed(shop, "gc", "--max-bytes", "1")
     assert done.exit_code == 1
-    assert "1,000 bytes are left where 1 were asked for: all of it is base weights" in done.stderr
+    assert "1,000 bytes are left, more than the 1 allowed: all of it is base weights" in done.stderr
     assert "training" not in done.stderr
 
 
@@ -65,7 +65,7 @@ def test_a_budget_that_cannot_be_met_says_how_much_trainings_need_and_how_much_i
     left = shop.store.sizes().total - sum(map(len, prepared((0,)).values()))
     done = typed(shop, "gc", "--max-bytes", "1")
     assert f"{left - 1000:,} are needed by finished trainings, 1,000 are base weights" in done.stderr
-    assert "`sa3-trainer evict --older-than 30d` drops old trainings" in done.stderr
+    assert "`sa3-trainer evict --older-than 30d` removes old trainings" in done.stderr
 
 
 def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(shop):
@@ -74,7 +74,7 @@ def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(shop):
     left = shop.store.sizes().total
     done = typed(shop, "gc", "--max-bytes", "1", "--dry-run")
     assert f"{left - 1000:,} are needed by unfinished runs, 1,000 are base weights" in done.stderr
-    assert "`sa3-trainer evict NAME` drops an unfinished run" in done.stderr
+    assert "`sa3-trainer evict NAME` removes an unfinished run" in done.stderr
 
 
 def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(shop):

@@ -297,7 +297,7 @@ def test_after_a_repair_nothing_advises_another_one(store):
     assert typed(store, "--repair").exit_code == 0
     again = typed(store)
     assert again.exit_code == 1
-    assert "1 thing is missing, and nothing is damaged" in again.stderr
+    assert "1 file is missing, and nothing is damaged" in again.stderr
     assert "--repair" not in again.stderr
     assert "sa3-trainer encode DATA" in again.stdout and ": 1 missing" in again.stdout
 
