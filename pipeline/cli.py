@@ -13,8 +13,9 @@ import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
 from pipeline.maintenance.commands import add_store_commands
-from pipeline.request.field import Field
-from pipeline.request.fields import FIELDS
+from pipeline.request.fields import DATA, FIELDS
+from stages.field import Field, extra_in_words
+from stages.train.stage import TrainParams
 
 app = typer.Typer(
     name="sa3-trainer",
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
-DATA_HELP = "a .zip or a folder of clips, each with a .txt caption beside it (field audio_data_url)"
+DATA_HELP = f"{DATA.help} (field {DATA.name})"
 
 
 def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Callable[..., None]:
@@ -92,9 +93,16 @@ def _flag(field: Field) -> inspect.Parameter:
 
 
 def _help(field: Field) -> str:
-    choices = f": {', '.join(field.choices())}" if field.choices else ""
+    choices = f": {', '.join(field.values)}" if field.choices else ""
+    extra = f" ({extra_in_words(field)})" if field.needs else ""
     default = {False: "off", True: "on"}[field.default] if field.kind == "bool" else field.default
-    return f"{field.help}{choices}" + (f" [{default}]" if default is not None else "")
+    return f"{field.help}{choices}{extra}" + (f" [{default}]" if default is not None else "")
+
+
+def _range(name: str) -> str:
+    """Bounds of a field that has both, such as `1 to 256`."""
+    limits = next(field.limits for field in FIELDS if field.name == name)
+    return f"{limits['ge']} to {limits['le']}"
 
 
 def _metavar(field: Field) -> str:
@@ -125,7 +133,9 @@ def _run(
         report = Report()
         check_export(target)
         taken = _import_defaults(folder) | (defaults or {})
-        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=last == "train", looks=True)
+        request = read_recipe(
+            import_source(data, folder), flags, recipe, taken, trains=last == "train", check_files=True
+        )
         done = run_until(last, request, report, imported=folder is not None)
         for file in done.files:
             report.say(f"{file}  {file.stat().st_size:,} bytes")
@@ -207,7 +217,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     folder = flags.pop("import_folder")
     with reported_errors("plan", as_json=as_json):
         taken = _import_defaults(folder)
-        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, looks=True)
+        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
         decided = decide(request, Store(request.store), resolve_inputs(request, make=False))
         check_packages(request, decided)
@@ -241,7 +251,7 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
 
     clip = flags.pop("clip")
     with reported_errors("explain", as_json=as_json):
-        request = read_recipe(data, flags, recipe, looks=True)
+        request = read_recipe(data, flags, recipe, check_files=True)
         findings = explained(request, Store(request.store), resolve_inputs(request, make=False), clip)
         lines = explained_lines(findings)
         print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))
@@ -282,10 +292,10 @@ def bench(
     frames: Annotated[list[int], typer.Option(help="latent frames of a batch; repeat for several")] = [108],  # noqa: B006
     adapter_type: Annotated[list[str], typer.Option(help="adapter kind; repeatable")] = ["dora-rows"],  # noqa: B006
     base_precision: Annotated[list[str], typer.Option(help="bf16, fp16 or fp32; repeatable")] = ["fp32"],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(help="1 to 8; repeatable")] = [1],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help=f"{_range('batch_size')}; repeatable")] = [1],  # noqa: B006
     gradient_checkpointing: Annotated[list[str], typer.Option(help="off or on; repeatable")] = ["off"],  # noqa: B006
     deterministic: Annotated[list[str], typer.Option(help="on or off; repeatable")] = ["on"],  # noqa: B006
-    rank: Annotated[int, typer.Option(help="of the adapter, 1 to 256")] = 16,
+    rank: Annotated[int, typer.Option(help=f"of the adapter, {_range('rank')}")] = TrainParams.rank,
     steps: Annotated[int, typer.Option(help="timed steps of each way")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses")] = 0,

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from stages.field import check, param
 from stages.model_config import ModelConfig
 
 P = TypeVar("P")
@@ -42,32 +43,46 @@ class Stage(Generic[P]):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """How fast, never what: nothing here is hashed, so no result may depend on it beyond a stated tolerance."""
+    """Where and how fast a stage runs; not hashed, so no result may depend on it beyond a stated tolerance."""
 
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    workers: int = 0
-    """Processes for ingest, and for reading ahead where training encodes inside the loop; 0 lets each decide: one per
-    core for ingest, half of them and at most 4 for reading ahead, fewer where there is little to do."""
-    threads: int = 0
-    """CPU threads of torch; 0 leaves torch's own choice."""
-    engine: str = "loky"
-    """joblib backend of ingest: `loky`, `threading`, `dask`, `ray`."""
-    checkpoint_every: int = 500
-    """Training steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept while training; the finished artifact keeps its last one."""
-    log_every: int = 50
-    """Training steps between progress lines."""
-    fast_path: str = "auto"
-    """Whether steps on CUDA may be compiled and recorded: `auto` or `off`. Results agree to rounding."""
-    gradient_checkpointing: str = "auto"
-    """Whether blocks are computed again in the backward pass: `auto` (when memory is short), `on`, `off`."""
+    device: str = param(
+        "auto",
+        pattern=r"auto|cpu|mps|cuda(:\d+)?",
+        rule="auto, cpu, cuda, cuda:1 and so on, or mps",
+        help="auto, cpu, cuda, cuda:1 or mps",
+    )
+    workers: int = param(
+        0,
+        ge=0,
+        help="processes for ingest (0: one per core), and for reading ahead without pre_encode (0: half the cores, at "
+        "most 4, none for less than 30 minutes of audio)",
+    )
+    threads: int = param(0, ge=0, help="CPU threads of torch; 0: torch's default")
+    checkpoint_every: int = param(
+        500, ge=1, stage="train", help="steps between checkpoints; the last step is always saved"
+    )
+    keep_checkpoints: int = param(2, ge=1, stage="train", help="checkpoints kept while training")
+    """The finished artifact keeps its last one."""
+    log_every: int = param(50, ge=1, stage="train", help="steps between progress lines")
+    fast_path: str = param(
+        "auto",
+        choices=("auto", "off"),
+        stage="train",
+        help="compile steps and replay them as CUDA graphs; off: run op by op, slower but without compiling",
+    )
+    """Results of the two agree to rounding."""
+    gradient_checkpointing: str = param(
+        "auto",
+        choices=("auto", "on", "off"),
+        stage="train",
+        help="recompute blocks in the backward pass to save memory; auto: when memory is short",
+    )
+    engine: str = param(
+        "loky", choices=("loky", "threading", "dask", "ray"), stage="ingest", help="joblib backend of ingest"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)

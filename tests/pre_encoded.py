@@ -34,6 +34,14 @@ SPEC = ModelSpec(
     max_samples=30 * 4096,
     max_seconds=2,
 )
+USUAL: dict[str, Any] = {
+    "model": "tiny-s",
+    "native_samples": SPEC.native_samples,
+    "duration_seconds": None,
+    "max_clips": 2000,
+    "skip_bad": False,
+}
+"""Params of an import."""
 
 
 @dataclass
@@ -59,8 +67,7 @@ class Place:
             progress=lambda done, total, note="": self.shown.append((done, total, note)),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
-        usual: dict[str, Any] = {"model": "tiny-s", "native_samples": SPEC.native_samples, "latent_dtype": "float32"}
-        params = ImportParams(**(usual | changes))
+        params = ImportParams(**(USUAL | {"latent_dtype": "float32"} | changes))
         outcome = import_folder(Inputs(source=open_source(self.folder), weights=self.weights), params, work)
         return Artifact(stage="encode", fingerprint="imported", directory=directory, facts=outcome.facts)
 

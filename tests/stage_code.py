@@ -22,17 +22,19 @@ CODE = {
 }
 """What decides each stage's result: files, and folders with all that lies below them."""
 WITHOUT_EFFECT = {
-    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.references", "stages.processes",
-    "stages.records", "stages.plural",
+    "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.field", "stages.references",
+    "stages.processes", "stages.records", "stages.plural",
 }  # fmt: skip
 """What stages import without being decided by it: interfaces, messages, how work is spread over processes."""
 
 
 def without_words(tree: ast.AST) -> ast.AST:
-    """The tree without docstrings; comments are not in it anyway."""
+    """The tree without docstrings and the help texts of fields; comments are not in it anyway."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [part for part in node.body if not _is_string(part)] or [ast.Pass()]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "param":
+            node.keywords = [word for word in node.keywords if word.arg not in ("help", "rule", "section")]
     return tree
 
 

@@ -12,7 +12,7 @@ from stages.encode.stage import ImportParams
 from stages.errors import DatasetFaults
 from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
-from tests.pre_encoded import SPEC, Place, array, copied, rows
+from tests.pre_encoded import USUAL, Place, array, copied, rows
 from tests.small_networks import TINY
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_changed_since_the_folder_was_named_is_refused(place):
     source = open_source(place.folder)
     array(place, lambda latents: latents + 1)
     work = Workspace(directory=place.root, shared=place.root / "shared", resources=Resources(device="cpu"))
-    params = ImportParams(model="tiny-s", native_samples=SPEC.native_samples)
+    params = ImportParams(**USUAL)
     with pytest.raises(DatasetFaults) as caught:
         import_folder(Inputs(source=source, weights=place.weights), params, work)
     assert [(fault.member, fault.type) for fault in caught.value.faults] == [("0000000000.npy", "file_changed")]

@@ -122,7 +122,7 @@ def test_damage_behind_the_native_window_is_noticed_too(tmp_path, rate):
 
 @given(
     lengths=st.lists(st.integers(4096, 10**7), min_size=1, max_size=5),
-    seconds=st.none() | st.floats(1e-3, 400),
+    seconds=st.none() | st.floats(1, 380),
 )
 @settings(deadline=None)
 def test_the_window_is_what_was_asked_for_or_the_longest_within_one_frame_and_native(lengths, seconds):
@@ -153,7 +153,7 @@ def test_another_window_or_caption_decodes_nothing_again(tmp_path, decoded):
     run(data, workspace(tmp_path))
     assert len(decoded) == 2
     (data / "a.txt").write_bytes(b"another caption")
-    _, rows = run(data, workspace(tmp_path), duration_seconds=0.2, trigger_phrase="zxq", skip_bad=True)
+    _, rows = run(data, workspace(tmp_path), duration_seconds=1.0, trigger_phrase="zxq", skip_bad=True)
     assert len(decoded) == 2
     assert [row.prompt for row in rows] == ["zxq, another caption", "zxq, tone number 1"]
 

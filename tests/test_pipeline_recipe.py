@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.request.fields import FIELDS, REQUEST
-from pipeline.request.recipe import read_recipe, split_names
+from pipeline.request.fields import FIELDS, HOSTED
+from pipeline.request.recipe import read_recipe
+from pipeline.request.validation import split_names
 
 HOSTED_DEFAULTS = {
     "model": "medium-base",
@@ -32,7 +33,8 @@ def recipe_error(**flags):
 
 
 def test_the_hosted_fields_have_the_hosted_names_and_defaults():
-    assert {field.name: field.default for field in REQUEST} == HOSTED_DEFAULTS
+    assert {field.name: field.default for field in FIELDS[: len(HOSTED)]} == HOSTED_DEFAULTS
+    assert list(HOSTED) == list(HOSTED_DEFAULTS)
     assert {name: read_recipe("clips.zip", {}).values[name] for name in HOSTED_DEFAULTS} == HOSTED_DEFAULTS
 
 
@@ -172,12 +174,10 @@ def test_every_field_reaches_a_stage_a_place_or_a_resource():
         return (recipe.ingest_params(), recipe.encode_params(), recipe.train_params(None), recipe.resources)
 
     for field in FIELDS:
-        if field.where == "place" or field.name == "lora_checkpoint_url":
+        if field.section in ("Paths", "Checksums of the inputs") or field.name == "lora_checkpoint_url":
             continue
         value = (
-            next(choice for choice in field.choices() if choice != field.default)
-            if field.choices
-            else other[field.kind]
+            next(choice for choice in field.values if choice != field.default) if field.choices else other[field.kind]
         )
         value = 2.0 if field.name == "duration" else value
         value = "cpu" if field.name == "device" else value

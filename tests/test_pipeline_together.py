@@ -31,24 +31,28 @@ def test_a_field_that_is_wrong_alone_rules_no_other_out():
 
 
 def test_conflicts_are_found_where_the_data_is_not_even_named():
-    found = fields_of({"warmup_steps": "2000"}, data=None, looks=True)
+    found = fields_of({"warmup_steps": "2000"}, data=None, check_files=True)
     assert sorted(found) == ["audio_data_url", "warmup_steps"]
 
 
 def test_files_that_are_not_there_are_named_with_wrong_fields(tmp_path):
     flags = {"rank": "0", "lora_checkpoint_url": str(tmp_path / "none.safetensors")}
-    assert fields_of(flags, str(tmp_path / "none.zip"), looks=True) == ["rank", "audio_data_url", "lora_checkpoint_url"]
+    assert fields_of(flags, str(tmp_path / "none.zip"), check_files=True) == [
+        "rank",
+        "audio_data_url",
+        "lora_checkpoint_url",
+    ]
 
 
 def test_two_files_that_are_not_there_are_named_together(tmp_path):
     flags = {"lora_checkpoint_url": f"file://{tmp_path}/none.safetensors"}
-    assert fields_of(flags, str(tmp_path / "none.zip"), looks=True) == ["audio_data_url", "lora_checkpoint_url"]
+    assert fields_of(flags, str(tmp_path / "none.zip"), check_files=True) == ["audio_data_url", "lora_checkpoint_url"]
 
 
 def test_an_address_is_not_looked_for_on_this_disk(tmp_path):
     flags = {"rank": "0", "lora_checkpoint_url": "https://example.org/a.safetensors"}
-    assert fields_of(flags, "https://example.org/clips.zip", looks=True) == ["rank"]
-    assert fields_of({"rank": "0"}, "data:application/zip;base64,UEsF", looks=True) == ["rank"]
+    assert fields_of(flags, "https://example.org/clips.zip", check_files=True) == ["rank"]
+    assert fields_of({"rank": "0"}, "data:application/zip;base64,UEsF", check_files=True) == ["rank"]
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "explain", "ingest"])

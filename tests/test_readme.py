@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from pipeline.cli import app
-from pipeline.request.fields import FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,20 +22,6 @@ def table(first_column: str) -> dict[str, list[str]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         rows[cells[0].strip("`").split(" ")[0]] = cells
     return rows
-
-
-def test_the_table_of_fields_lists_every_field_with_its_default():
-    rows = table("field")
-    assert list(rows) == ["audio_data_url", *(field.name for field in FIELDS)]
-    for field in FIELDS:
-        words = {None: "unset", False: "off", True: "on"}
-        default = words[field.default] if field.kind == "bool" or field.default is None else str(field.default)
-        assert rows[field.name][1] == default, field.name
-
-
-def test_the_table_of_fields_says_what_the_help_says():
-    rows = table("field")
-    assert {field.name: rows[field.name][3] for field in FIELDS} == {field.name: field.help for field in FIELDS}
 
 
 def test_the_table_of_commands_lists_every_command():

@@ -50,8 +50,8 @@ def test_whatever_a_stage_imports_is_in_the_digest_of_its_code(name):
 
 
 def test_words_do_not_count_as_code():
-    spoken = 'def f(x):\n    """Says much."""\n    return x  # why\n'
-    silent = "def f(x):\n    return x\n"
-    other = "def f(x):\n    return -x\n"
+    spoken = 'def f(x):\n    """Says much."""\n    return param(x, ge=1, help="much")  # why\n'
+    silent = "def f(x):\n    return param(x, ge=1)\n"
+    other = "def f(x):\n    return param(x, ge=2)\n"
     trees = [dumped(without_words(ast.parse(text))) for text in (spoken, silent, other)]
     assert trees[0] == trees[1] != trees[2]

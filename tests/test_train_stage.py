@@ -105,7 +105,7 @@ def test_a_schedule_that_ends_with_the_steps_makes_their_number_part_of_the_run(
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints", "log_every"])
 def test_an_interval_below_one_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1"):
         Resources(**{name: 0})
 
 

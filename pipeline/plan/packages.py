@@ -7,13 +7,8 @@ from importlib.util import find_spec
 
 from pipeline.errors import FieldError, RecipeError
 from pipeline.plan.stage_run import Plan, State
+from pipeline.request.fields import FIELDS
 from pipeline.request.recipe import Recipe
-
-_PACKAGES = {
-    "base_quantization": ("none", "torchao", "torchao"),
-    "optimizer": ("adamw", "pytorch_optimizer", "pytorch-optimizer"),
-}
-"""Of a field: the value that needs no package, and what the others need, as it is imported and as it is installed."""
 
 
 def check_packages(recipe: Recipe, plan: Plan) -> None:
@@ -28,8 +23,12 @@ def check_packages(recipe: Recipe, plan: Plan) -> None:
 
 
 def _package_errors(recipe: Recipe) -> Iterator[FieldError]:
-    for field, (plain, module, package) in _PACKAGES.items():
-        asked = recipe.values[field]
-        if asked != plain and find_spec(module) is None:
-            message = f"{asked} needs the package {package}: `pip install {package}`, or ask for {plain}"
-            yield FieldError(loc=(field,), type="package_missing", msg=message, input=asked)
+    # Ingest checks its own: which packages it needs depends on the clips that are not prepared yet.
+    for field in sorted(FIELDS, key=lambda field: field.name):
+        value = recipe.values[field.name]
+        if field.stage != "train" or field.needs is None or value == field.default:
+            continue
+        if find_spec(field.needs.module) is None:
+            package = field.needs.package
+            message = f"{value} needs the package {package}: `pip install {package}`, or ask for {field.default}"
+            yield FieldError(loc=(field.name,), type="package_missing", msg=message, input=value)

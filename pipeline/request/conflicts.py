@@ -1,4 +1,4 @@
-"""Fields of a request that are right one by one and wrong together."""
+"""Conflicts between fields that are each valid on their own. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import FieldError
+from pipeline.request.fields import DEFAULTS, FIELDS
 from stages.adapters.kind import NONE, kind_named
-
-OF_LATENTS = ("encode_precision", "latent_dtype", "latent_format")
-"""Fields of latents that are stored: a training that encodes inside its loop stores none."""
 
 
 def conflicts(values: Mapping[str, Any]) -> list[FieldError]:
-    """One entry per field that another one rules out.
+    """One error per field whose value another field rules out.
 
     Args:
-        values: by field name; those that are wrong in themselves left out.
+        values: by field name, without the fields that are invalid on their own.
     """
-    return [FieldError(loc=(name,), type="value_error", msg=why, input=values[name]) for name, why in _found(values)]
+    found = _conflicting(values)
+    return [FieldError(loc=(name,), type="value_error", msg=why, input=values[name]) for name, why in found]
 
 
-def without_latents(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[FieldError]:
-    """One entry per field that could have no effect on a training, as it encodes inside its loop."""
+def unused_latent_fields(values: Mapping[str, Any]) -> list[FieldError]:
+    """One error per changed field of stage encode, where the training encodes inside its loop and stores no latents."""
+    if values.get("pre_encode", True):
+        return []
     why = "has no effect on a training that encodes inside its loop: add --pre-encode, or leave it out"
-    asked = [] if values.get("pre_encode", True) else [name for name in OF_LATENTS if name in values]
-    given = [name for name in asked if values[name] != defaults[name]]
-    return [FieldError(loc=(name,), type="without_effect", msg=why, input=values[name]) for name in given]
+    names = sorted(field.name for field in FIELDS if field.stage == "encode")
+    changed = [name for name in names if name in values and values[name] != DEFAULTS[name]]
+    return [FieldError(loc=(name,), type="without_effect", msg=why, input=values[name]) for name in changed]
 
 
-def _found(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, what is wrong with it)."""
+def _conflicting(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, error message) of every conflict."""
     steps, warmup = values.get("number_of_steps"), values.get("warmup_steps")
     if steps is not None and warmup is not None and warmup >= steps:
         yield "warmup_steps", f"must be below number_of_steps, which is {steps}"

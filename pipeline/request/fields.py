@@ -1,90 +1,134 @@
-"""Every field of a request, once: the flags, the recipe TOML and the validation are all made from these tables."""
+"""The fields of a request, collected from the declarations of the stages' params. Light: imports no stage's run code.
+
+A field is declared where it is used (`stages.field.param`); declared here are only those that no stage's params hold.
+Flags, TOML recipes, validation, docs/fields.md and the JSON schema are made from `FIELDS`.
+"""
 
 from __future__ import annotations
 
-from pipeline.request.field import Field
-from pipeline.request.resource_fields import PLACES, RESOURCES
-from pipeline.request.training_fields import OPTIONS
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
 from stages import catalogue
-from stages.precision import PRECISIONS
+from stages.contract import Resources
+from stages.encode.stage import EncodeParams
+from stages.field import Field, declared_fields, param
+from stages.ingest.stage import LIMITS, IngestParams
+from stages.train.stage import TrainParams
 
-REQUEST = (
-    Field(
-        name="model",
-        kind="choice",
-        default="medium-base",
-        choices=lambda: sorted(catalogue.models()),
-        help="base checkpoint to fine-tune",
-    ),
-    Field(name="number_of_steps", kind="int", default=1000, limits={"ge": 1, "le": 20_000}, help="optimiser steps"),
-    Field(
-        name="learning_rate",
-        kind="float",
-        default=1e-4,
-        limits={"gt": 0, "le": 0.01},
-        help="full learning rate of the adapter; prodigy takes it as a factor, 0.0001 being 1",
-    ),
-    Field(
-        name="rank",
-        kind="int",
-        default=16,
-        limits={"ge": 1, "le": 256},
-        help="adapter rank; -xs kinds: at most the smallest layer dimension",
-    ),
-    Field(
-        name="adapter_type", kind="choice", default="dora-rows", choices=catalogue.adapter_kinds, help="adapter kind"
-    ),
-    Field(
-        name="duration",
-        kind="float",
-        default=None,
-        nullable=True,
-        limits={"ge": 1, "le": 380},
-        help="crop/pad length in seconds, capped at the model's native length, as a line says; unset: longest clip",
-    ),
-    Field(name="batch_size", kind="int", default=1, limits={"ge": 1, "le": 8}, help="clips per step"),
-    Field(
-        name="seed",
-        kind="int",
-        default=42,
-        limits={"ge": 0, "le": 2_147_483_647},
-        help="same seed and inputs, same adapter",
-    ),
-    Field(
-        name="base_precision",
-        kind="choice",
-        default="bf16",
-        choices=lambda: list(PRECISIONS),
-        help="precision of the frozen base; the adapter stays fp32",
-    ),
-    Field(
-        name="include",
-        kind="names",
-        default=None,
-        nullable=True,
-        help="adapt only modules whose name contains one of these; [a-b] ranges",
-    ),
-    Field(
-        name="exclude",
-        kind="names",
-        default=None,
-        nullable=True,
-        help="skip modules whose name contains one of these; [a-b] ranges",
-    ),
-    Field(
-        name="lora_checkpoint_url",
-        kind="str",
-        default=None,
-        nullable=True,
-        help="adapter .safetensors to continue from",
-    ),
-    Field(
-        name="pre_encode",
-        kind="bool",
-        default=False,
-        help="train from cached latents instead of encoding inside the loop",
-    ),
+P = TypeVar("P")
+
+DATA = Field(
+    name="audio_data_url",
+    kind="str",
+    default=...,
+    limits={"min_length": 1},
+    rule="path of a .zip or folder, or a URL: http(s)://, file://, data:application/zip;base64,",
+    stage="ingest",
+    hashed=True,
+    help="a .zip or a folder of clips, each with a .txt caption beside it",
 )
-"""The hosted trainer's."""
+"""The only field that must be given; the positional argument on the command line."""
 
-FIELDS = (*REQUEST, *OPTIONS, *PLACES, *RESOURCES)
+HOSTED = (
+    *("model", "number_of_steps", "learning_rate", "rank", "adapter_type", "duration", "batch_size", "seed"),
+    *("base_precision", "include", "exclude", "lora_checkpoint_url", "pre_encode"),
+)
+"""The hosted trainer's fields: its names and its order. All others are ours: optional, without effect when absent."""
+
+_SHA256 = {"pattern": "(sha256:)?[0-9a-fA-F]{64}", "rule": "64 hex digits, as sha256sum prints them"}
+PATHS = "Paths"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFields:
+    """Declarations of fields that no stage's params hold: the model, and files by path or address."""
+
+    model: str = param(
+        "medium-base", choices=lambda: sorted(catalogue.models()), hashed=True, help="base checkpoint to fine-tune"
+    )
+    lora_checkpoint_url: str | None = param(
+        None, rule="path or URL", stage="train", hashed=True, help="adapter .safetensors to continue from"
+    )
+    audio_sha256: str | None = param(
+        None,
+        **_SHA256,
+        stage="ingest",
+        help="SHA-256 the zip must have; one that the store holds is not downloaded again",
+    )
+    lora_checkpoint_sha256: str | None = param(
+        None, **_SHA256, stage="train", help="SHA-256 the adapter to continue from must have"
+    )
+    weights: str | None = param(None, section=PATHS, help="checkpoint folder; unset: SA3_WEIGHTS, then the hub")
+    store: str = param("artifacts", section=PATHS, help="folder of finished artifacts and latents")
+    output: str = param("output", section=PATHS, help="folder the adapter and its config are copied to")
+    name: str | None = param(
+        None,
+        pattern=r"[^/\\]*",
+        rule="a name, not a path",
+        section=PATHS,
+        help="name of the output files; unset: that of the data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataclass with declarations, and what its fields have in common unless they say otherwise."""
+
+    declarations: type
+    stage: str
+    section: str
+    hashed: bool
+
+
+CHECKSUMS, RESOURCES = "Checksums of the inputs", "Resources"
+SOURCES = (
+    Source(declarations=RequestFields, stage="", section=CHECKSUMS, hashed=False),
+    Source(declarations=IngestParams, stage="ingest", section="Captions and audio", hashed=True),
+    Source(declarations=TrainParams, stage="train", section="Training", hashed=True),
+    Source(declarations=EncodeParams, stage="encode", section="Latents", hashed=True),
+    Source(declarations=Resources, stage="", section=RESOURCES, hashed=False),
+)
+HOSTED_SECTION = "Fields of the hosted trainer"
+SECTIONS = (*(HOSTED_SECTION, "Captions and audio", CHECKSUMS, "Training", "Latents", LIMITS, PATHS, RESOURCES),)
+"""Headings of docs/fields.md, in the order of --help."""
+
+
+def collected(sources: Sequence[Source] = SOURCES) -> tuple[Field, ...]:
+    """Every field of the request that these dataclasses declare, in the order of --help."""
+    found = [_placed(field, source) for source in sources for field in declared_fields(source.declarations)]
+    return tuple(sorted((field for field in found if field.help), key=_position))
+
+
+def _placed(field: Field, source: Source) -> Field:
+    """The field with what it takes over from the dataclass that declares it."""
+    section = HOSTED_SECTION if field.name in HOSTED else field.section or source.section
+    hashed = source.hashed if field.hashed is None else field.hashed
+    return replace(field, stage=field.stage or source.stage, section=section, hashed=hashed)
+
+
+def _position(field: Field) -> tuple[int, int]:
+    return SECTIONS.index(field.section), HOSTED.index(field.name) if field.name in HOSTED else field.order
+
+
+FIELDS = collected()
+"""Every field but `DATA`."""
+
+DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in FIELDS}
+
+
+def params_of(kind: type[P], values: Mapping[str, Any], **given: Any) -> P:
+    """The params dataclass that a request's values make.
+
+    Args:
+        values: the validated request, by field name.
+        given: params that are not fields of the request.
+    """
+    by_attribute = {field.attribute: field for field in FIELDS}
+    wanted = [by_attribute[one.name] for one in fields(kind) if one.name in by_attribute]  # type: ignore[arg-type]
+    return kind(**{field.attribute: _param_value(field, values[field.name]) for field in wanted}, **given)
+
+
+def _param_value(field: Field, value: Any) -> Any:
+    return field.values.get(value, value) if field.kind == "choice" else value

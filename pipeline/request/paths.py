@@ -24,7 +24,7 @@ def local_path(text: str) -> Path:
     return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
 
 
-def absent(values: Mapping[str, Any]) -> list[FieldError]:
+def missing_files(values: Mapping[str, Any]) -> list[FieldError]:
     """One entry per field that names a file of this disk that is not there.
 
     Args:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cache.store import Store
 from pipeline.errors import FieldError, RecipeError
-from pipeline.request.fields import FIELDS
+from pipeline.request.fields import DEFAULTS, params_of
 from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
 from stages.encode.stage import ImportParams
@@ -33,22 +32,13 @@ def import_source(data: str | None, folder: Path | None) -> str | None:
 
 
 def import_params(recipe: Recipe) -> ImportParams:
-    """What decides the artifact."""
-    return ImportParams(
-        model=recipe.model.name,
-        native_samples=recipe.model.native_samples,
-        latent_format=recipe.values["latent_format"],
-        latent_dtype=recipe.values["latent_dtype"],
-        duration_seconds=recipe.values["duration"],
-        max_clips=recipe.values["max_clips"],
-        skip_bad=recipe.values["skip_bad"],
-    )
+    """Params of the encode stage when it imports a folder."""
+    return params_of(ImportParams, recipe.values, native_samples=recipe.model.native_samples)
 
 
 def _refuse_without_effect(recipe: Recipe, last: str) -> None:
-    defaults: Mapping[str, Any] = {field.name: field.default for field in FIELDS}
     why = "has no effect on an imported folder, whose latents and prompts are taken as they are; leave it out"
-    given = [name for name in WITHOUT_EFFECT if recipe.values[name] != defaults[name]]
+    given = [name for name in WITHOUT_EFFECT if recipe.values[name] != DEFAULTS[name]]
     errors = [FieldError(loc=(name,), type="without_effect", msg=why, input=recipe.values[name]) for name in given]
     if last == "train" and not recipe.values["pre_encode"]:
         said = "must be on: an imported folder holds latents and no audio"

@@ -1,86 +1,37 @@
-"""A request, validated all at once: recipe TOML and flags in, params of every stage out."""
+"""Reads a request: recipe TOML and flags in, a validated `Recipe` with the params of every stage out. Light."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import FieldError, RecipeError
-from pipeline.request.conflicts import conflicts, without_latents
-from pipeline.request.field import Field
-from pipeline.request.fields import FIELDS
-from pipeline.request.paths import absent
+from pipeline.request.conflicts import conflicts, unused_latent_fields
+from pipeline.request.fields import DATA, params_of
+from pipeline.request.paths import missing_files
+from pipeline.request.validation import validated_fields
 from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
 from stages.ingest.stage import IngestParams
-from stages.precision import DTYPE_NAMES, PRECISIONS
+from stages.precision import PRECISIONS
 from stages.records import ModelSpec
 from stages.train.stage import TrainParams
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-TRAIN_FIELDS = [
-    "model",
-    "number_of_steps",
-    "learning_rate",
-    "rank",
-    "alpha",
-    "adapter_type",
-    "adapter_dropout",
-    "include",
-    "exclude",
-    "batch_size",
-    "seed",
-    "base_precision",
-    "pre_encode",
-    "weight_decay",
-    "decay_magnitudes",
-    "optimizer",
-    "schedule",
-    "warmup_steps",
-    "gradient_accumulation",
-    "gradient_clip",
-    "ema_decay",
-    "frames_per_batch",
-    "crops_per_clip",
-    "crop_seconds",
-    "deterministic",
-    "base_quantization",
-    "export_precision",
-]
-"""Request fields that are params of train under the same name."""
-
-INGEST_FIELDS = [
-    "resampler",
-    "long_clips",
-    "trigger_phrase",
-    "caption_template",
-    "max_clips",
-    "max_members",
-    "max_member_bytes",
-    "max_total_bytes",
-    "max_compression_ratio",
-    "skip_bad",
-]
-"""Request fields that are params of ingest under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What was asked for, every field resolved."""
+    """A validated request, with a value for every field."""
 
     source: str
     """`audio_data_url` as given."""
     values: Mapping[str, Any]
-    """Every field of `pipeline.request.fields`, by name."""
+    """By field name, all of `pipeline.request.fields.FIELDS`."""
 
     @property
     def model(self) -> ModelSpec:
@@ -96,42 +47,37 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Name of the output files: as asked, else the data's own."""
+        """Name of the output files: as given, else the name of the data."""
         return self.values["name"] or source_name(self.source) or "adapter"
 
     @property
     def weights(self) -> Path | None:
         """The checkpoint folder given by flag, recipe or environment."""
-        # The variable stands for a downloaded checkpoint; what ships with the project needs none.
+        # The variable names a downloaded checkpoint; models without a repository ship with the project.
         given = self.values["weights"] or (os.environ.get("SA3_WEIGHTS") if self.model.repo else None)
         return Path(given) if given else None
 
     @property
     def resources(self) -> Resources:
-        return Resources(**{field.name: self.values[field.name] for field in FIELDS if field.where == "resource"})
+        return params_of(Resources, self.values)
 
     def ingest_params(self) -> IngestParams:
-        """What decides the manifest and the prepared audio."""
-        return IngestParams(
+        """Params of the ingest stage."""
+        return params_of(
+            IngestParams,
+            self.values,
             sample_rate_hz=self.model.sample_rate_hz,
             downsampling_ratio=self.model.downsampling_ratio,
             native_samples=self.model.native_samples,
-            duration_seconds=self.values["duration"],
-            **{name: self.values[name] for name in INGEST_FIELDS},
         )
 
     def encode_params(self) -> EncodeParams:
-        """What decides the latents."""
-        return EncodeParams(
-            model=self.model.name,
-            latent_format=self.values["latent_format"],
-            latent_dtype=self.values["latent_dtype"],
-            compute_dtype=DTYPE_NAMES[self.values["encode_precision"]],
-        )
+        """Params of the encode stage."""
+        return params_of(EncodeParams, self.values)
 
     def train_params(self, lora_checkpoint: str | None) -> TrainParams:
-        """What decides the adapter; `lora_checkpoint` is the digest of the file to continue from."""
-        return TrainParams(**{name: self.values[name] for name in TRAIN_FIELDS}, lora_checkpoint=lora_checkpoint)
+        """Params of the train stage; `lora_checkpoint` is the digest of the adapter file to continue from."""
+        return params_of(TrainParams, self.values, lora_checkpoint=lora_checkpoint)
 
 
 def read_recipe(
@@ -141,16 +87,16 @@ def read_recipe(
     defaults: Mapping[str, Any] | None = None,
     *,
     trains: bool = False,
-    looks: bool = False,
+    check_files: bool = False,
 ) -> Recipe:
     """Merge the recipe file and the flags (flags win), and validate every field in one pass.
 
     Args:
         data: the positional argument; the recipe's `audio_data_url` when None.
         flags: values by field name as typed; None means not given.
-        defaults: what this command takes where neither says anything, in place of the table's default.
-        trains: this command ends with a training; fields that cannot change it are refused.
-        looks: where anything is wrong, name the files of this disk that are not there as well.
+        defaults: the command's own defaults, which win over the declared ones.
+        trains: the command ends with a training, so fields that cannot affect it are refused.
+        check_files: report local files that do not exist together with the other errors.
 
     Raises:
         RecipeError: names every wrong field, its rule and the value.
@@ -158,145 +104,45 @@ def read_recipe(
     given = dict(defaults or {}) | (_recipe_values(recipe_file) if recipe_file else {})
     given |= {name: value for name, value in flags.items() if value is not None and value != []}
     if data is not None:
-        given["audio_data_url"] = data
-    values = _validated(given, trains=trains, looks=looks)
-    source = values.pop("audio_data_url")
+        given[DATA.name] = data
+    values = _validated(given, trains=trains, check_files=check_files)
+    source = values.pop(DATA.name)
     values["base_precision"] = PRECISIONS[values["base_precision"]]
     return Recipe(source=source, values=values)
 
 
 def _recipe_values(file: Path) -> dict[str, Any]:
+    """The fields of a recipe file, not validated yet."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(
-            [
-                FieldError(
-                    loc=("recipe",), type="file_missing", msg=f"cannot be read ({error.strerror})", input=str(file)
-                )
-            ]
-        ) from error
+        raise _file_error(file, "file_missing", f"cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise RecipeError(
-            [FieldError(loc=("recipe",), type="toml_invalid", msg=f"is not valid TOML: {error}", input=str(file))]
-        ) from error
+        raise _file_error(file, "toml_invalid", f"is not valid TOML: {error}") from error
 
 
-def _validated(given: Mapping[str, Any], *, trains: bool, looks: bool) -> dict[str, Any]:
-    wrong, values = _one_by_one(given)
-    wrong += conflicts(values)
+def _file_error(file: Path, type: str, msg: str) -> RecipeError:
+    return RecipeError([FieldError(loc=("recipe",), type=type, msg=msg, input=str(file))])
+
+
+def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> dict[str, Any]:
+    """Values of all fields, the data included."""
+    errors, values = validated_fields(given)
+    errors += conflicts(values)
     if trains:
-        wrong += without_latents(values, {field.name: field.default for field in FIELDS})
-    missing = absent(values) if looks else []
-    # One missing file alone is found where it is opened.
-    if wrong or len(missing) > 1:
-        raise RecipeError([*wrong, *missing])
+        errors += unused_latent_fields(values)
+    missing = missing_files(values) if check_files else []
+    # A missing file that is the only error is reported where the file is opened.
+    if errors or len(missing) > 1:
+        raise RecipeError([*errors, *missing])
     return values
 
 
-def _one_by_one(given: Mapping[str, Any]) -> tuple[list[FieldError], dict[str, Any]]:
-    """What is wrong with each field by itself, and the values of all others."""
-    from pydantic import ValidationError
-
-    model = _request_model()
-    try:
-        return [], model.model_validate(dict(given)).model_dump()
-    except ValidationError as error:
-        errors = [_field_error(entry) for entry in error.errors()]
-    wrong = {entry.loc[0] for entry in errors}
-    sound = {"audio_data_url": "not given"} | {name: value for name, value in given.items() if name not in wrong}
-    values = model.model_validate(sound).model_dump()
-    return errors, {name: value for name, value in values.items() if name not in wrong}
-
-
-def _field_error(entry: Mapping[str, Any]) -> FieldError:
-    """pydantic's entry, with near names for a field that does not exist."""
-    loc, message = tuple(entry["loc"]), str(entry["msg"]).removeprefix("Value error, ")
-    if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1]), [field.name for field in FIELDS], n=1)
-        message = "is not a field" + (f"; did you mean {near[0]}?" if near else "")
-    value = None if entry["type"] == "missing" else entry.get("input")
-    return FieldError(loc=loc, type=str(entry["type"]), msg=message[:1].lower() + message[1:], input=value)
-
-
-def _request_model() -> type[BaseModel]:
-    """The table of fields as a pydantic model, whose error types are the hosted trainer's."""
-    from typing import Annotated
-
-    from pydantic import ConfigDict, create_model
-    from pydantic import Field as Rule
-
-    entries: dict[str, Any] = {field.name: (_annotation(field), field.default) for field in FIELDS}
-    entries["audio_data_url"] = (Annotated[str, Rule(min_length=1)], ...)
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    return create_model("Request", __config__=config, **entries)
-
-
-def _annotation(field: Field) -> Any:
-    from typing import Annotated, Literal
-
-    from pydantic import AfterValidator, BeforeValidator
-    from pydantic import Field as Rule
-
-    plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "names": tuple[str, ...]}
-    kind = Literal[tuple(field.choices())] if field.choices else plain[field.kind]
-    annotation: Any = Annotated[kind, Rule(**dict[str, Any](field.limits))] if field.limits else kind
-    if field.kind in ("int", "float"):
-        annotation = Annotated[annotation, BeforeValidator(_not_a_switch)]
-    if field.check:
-        annotation = Annotated[annotation, AfterValidator(_checked(field.check))]
-    if field.nullable:
-        annotation = annotation | None
-        before = split_names if field.kind == "names" else _unset
-        return Annotated[annotation, BeforeValidator(before)]
-    return annotation
-
-
-def _not_a_switch(value: Any) -> Any:
-    """pydantic would take `true` for 1."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-def _checked(check: Callable[[str], str | None]) -> Callable[[str], str]:
-    """A field's own rule as pydantic asks for it."""
-
-    def checked(text: str) -> str:
-        if wrong := check(text):
-            raise ValueError(wrong)
-        return text
-
-    return checked
-
-
 def source_name(source: str) -> str:
-    """What output files are named after: the data's own name, without what else an address may hold."""
+    """Name of the data, for the output files: without the folder, the `.zip` and the query of a URL."""
     address = urlsplit(source) if source.startswith(("http://", "https://", "file://")) else None
     if source.startswith("data:"):
         return ""
     path = Path(unquote(address.path) if address else source)
-    # A folder's name is its name, dots and all.
+    # A dot in a folder's name does not begin a suffix.
     return path.stem if path.suffix.lower() == ".zip" else path.name or path.resolve().name
-
-
-def split_names(value: Any) -> Any:
-    """A list of names from a list or from one comma or space separated string; empty means unset.
-
-    Raises:
-        ValueError: commas, and no name between them.
-    """
-    if value is None:
-        return None
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        return value
-    names = [name for text in texts for name in text.replace(",", " ").split()]
-    if not names and any(text.strip() for text in texts):
-        raise ValueError("holds no name: give one or more, such as self_attn,ff, or leave it out")
-    return names or None
-
-
-def _unset(value: Any) -> Any:
-    """Makefiles and shells pass an unset variable as an empty string."""
-    return None if isinstance(value, str) and not value.strip() else value

@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cache.fingerprint import fingerprint
 from cache.shards import formats
 from stages.contract import Stage
+from stages.field import check, param, same_param
+from stages.precision import DTYPE_NAMES
 
 SILENCE_FRAMES = 64
 """Frames of encoded silence kept; beyond its first frames silence repeats itself, so any length follows from these."""
-LATENT_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeParams:
-    """All of it is hashed."""
+    """Params of encode; all of them are hashed."""
 
     model: str
-    latent_format: str = "parquet"
-    latent_dtype: str = "float16"
-    """Storage precision of the latents: `float16` or `float32`."""
-    compute_dtype: str = "float32"
-    """Precision of the autoencoder while encoding: `float32`, `bfloat16` or `float16`."""
-    encoder_noise: bool = False
-    """Draw the encoder's new-token noise (seeded by the clip's key). Off: latents do not depend on chance."""
+    latent_format: str = param("parquet", choices=formats, help="file format of the latents")
+    latent_dtype: str = param("float16", choices=("float16", "float32"), help="storage precision of the latents")
+    compute_dtype: str = param(
+        "float32",
+        name="encode_precision",
+        choices=DTYPE_NAMES,
+        help="precision of the autoencoder while encoding",
+    )
+    encoder_noise: bool = param(False)
+    """Draw the encoder's new-token noise, seeded by the clip's key."""
 
     def __post_init__(self) -> None:
-        _check_choice("latent_format", self.latent_format, formats())
-        _check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
-        _check_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16", "float16"))
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"encode.{name} must be one of {', '.join(allowed)}; got {value!r}")
+        check(self, "encode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportParams:
-    """What decides the artifact when latents come from a pre-encoded folder. All of it is hashed."""
+    """Params of importing a pre-encoded folder; all of them are hashed. Those without a default ingest declares."""
 
     model: str
     native_samples: int
     """The model's native length in samples: the window is at most that long."""
-    latent_format: str = "parquet"
-    latent_dtype: str = "float16"
-    """Storage precision of the latents: `float16` or `float32`."""
-    duration_seconds: float | None = None
+    latent_format: str = same_param(EncodeParams, "latent_format")
+    latent_dtype: str = same_param(EncodeParams, "latent_dtype")
+    duration_seconds: float | None
     """The window clips are cropped and padded to when they are read; None: the longest clip of the folder."""
-    max_clips: int = 2000
-    skip_bad: bool = False
+    max_clips: int
+    skip_bad: bool
     """Go on without the clips that have faults; faults of the folder itself still end the run."""
 
     def __post_init__(self) -> None:
-        _check_choice("latent_format", self.latent_format, formats())
-        _check_choice("latent_dtype", self.latent_dtype, LATENT_DTYPES)
+        check(self, "encode")
 
 
 STAGE = Stage(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cache.fingerprint import fingerprint
 from stages.contract import Stage
+from stages.field import OptionalPackage, check, param
 from stages.ingest.caption_template import template_fault
 from stages.ingest.source.limits import ArchiveLimits
 
@@ -19,49 +18,81 @@ RESAMPLERS = {
     "soxr": {"filter": "HQ", "length": "ceil(n * to / from)"},
 }
 """What each resampler's name stands for: recorded with the audio params, so a change of filter is a change of name."""
-LONG_CLIPS = ("first", "split")
-_COUNTS = (
-    "sample_rate_hz",
-    "downsampling_ratio",
-    "min_clips",
-    "max_clips",
-    "max_members",
-    "max_member_bytes",
-    "max_total_bytes",
-)
+
+SOXR = OptionalPackage(extra="soxr", package="soxr", module="soxr")
+MUTAGEN = OptionalPackage(extra="tags", package="mutagen", module="mutagen")
+LIMITS = "Limits of the dataset"
+"""Section of docs/fields.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestParams:
-    """All of it is hashed; `audio_params` is the part that decides prepared samples."""
+    """Params of ingest; all of them are hashed. `audio_params` is the part that decides prepared samples."""
 
     native_samples: int
     """The model's native length in samples: no clip is longer."""
-    sample_rate_hz: int = 44100
-    downsampling_ratio: int = 4096
+    sample_rate_hz: int = param(44100, ge=1)
+    downsampling_ratio: int = param(4096, ge=1)
     """Samples per latent frame; a clip shorter than one frame is a fault."""
-    duration_seconds: float | None = None
-    """The window clips are cropped and padded to when they are read; None: the longest clip of the dataset."""
-    resampler: str = "resampy"
-    long_clips: str = "first"
-    """A recording beyond the native length: `first` keeps its first native window, `split` makes a clip of each."""
-    trigger_phrase: str | None = None
-    """Put before every caption that does not hold it already."""
-    caption_template: str | None = None
-    """Such as "{genre}, {bpm} BPM": captions are made of each clip's JSON sidecar, tags and .txt; None: the .txt."""
-    min_clips: int = 1
-    max_clips: int = 2000
-    max_member_bytes: int = ArchiveLimits.max_member_bytes
-    max_total_bytes: int = ArchiveLimits.max_total_bytes
-    max_compression_ratio: float = ArchiveLimits.max_compression_ratio
-    max_members: int = ArchiveLimits.max_members
-    skip_bad: bool = False
-    """Go on without the clips that have faults; faults of the archive itself still end the run."""
+    duration_seconds: float | None = param(
+        None,
+        name="duration",
+        ge=1,
+        le=380,
+        help="crop or pad clips to this many seconds, at most the model's native length; unset: the longest clip",
+    )
+    """Applied when a clip is read; prepared audio keeps the whole clip."""
+    resampler: str = param(
+        "resampy",
+        choices=tuple(RESAMPLERS),
+        needs=SOXR,
+        order=2,
+        help="sample rate converter",
+    )
+    long_clips: str = param(
+        "first",
+        choices=("first", "split"),
+        order=1,
+        help="recordings longer than the native length: keep the first window, or make one clip of each window",
+    )
+    trigger_phrase: str | None = param(None, help="text put before every caption")
+    """Not repeated before a caption that holds it already."""
+    caption_template: str | None = param(
+        None,
+        fault=template_fault,
+        rule="a template such as '{genre}, {bpm} BPM'",
+        needs=MUTAGEN,
+        help='build captions, such as "{genre}, {bpm} BPM", from each clip\'s .json or tags; {caption} is its .txt',
+    )
+    min_clips: int = param(1, ge=1)
+    max_clips: int = param(2000, ge=1, section=LIMITS, help="largest number of clips accepted")
+    max_member_bytes: int = param(
+        ArchiveLimits.max_member_bytes, ge=1, section=LIMITS, help="largest file accepted, unpacked"
+    )
+    max_total_bytes: int = param(
+        ArchiveLimits.max_total_bytes,
+        ge=1,
+        section=LIMITS,
+        help="largest dataset accepted, unpacked; also the largest download",
+    )
+    max_compression_ratio: float = param(
+        ArchiveLimits.max_compression_ratio,
+        gt=0,
+        section=LIMITS,
+        help="largest ratio of unpacked to packed size of one file, against zip bombs",
+    )
+    max_members: int = param(
+        ArchiveLimits.max_members, ge=1, section=LIMITS, help="largest number of files of any kind accepted"
+    )
+    skip_bad: bool = param(False, section=LIMITS, help="leave out clips that have faults, and record them")
+    """Faults of the archive itself still end the run."""
 
     def __post_init__(self) -> None:
-        for name, holds, rule in _rules(self):
-            if not holds:
-                raise ValueError(f"ingest.{name} must be {rule}; got {getattr(self, name)!r}")
+        check(self, "ingest")
+        if not isinstance(self.native_samples, int) or self.native_samples < self.downsampling_ratio:
+            raise ValueError(f"ingest.native_samples must be at least one latent frame; got {self.native_samples!r}")
+        if self.max_clips < self.min_clips:
+            raise ValueError(f"ingest.max_clips must be at least min_clips ({self.min_clips}); got {self.max_clips!r}")
 
     @property
     def limits(self) -> ArchiveLimits:
@@ -72,33 +103,6 @@ class IngestParams:
             max_compression_ratio=self.max_compression_ratio,
             max_members=self.max_members,
         )
-
-
-def _rules(params: IngestParams) -> Iterator[tuple[str, bool, str]]:
-    """(field, whether it holds, the rule in words), field by field."""
-    for name in _COUNTS:
-        yield name, _is_count(getattr(params, name)), "a whole number of at least 1"
-    native = params.native_samples
-    yield "native_samples", _is_count(native) and native >= params.downsampling_ratio, "at least one latent frame"
-    yield "max_clips", params.max_clips >= params.min_clips, f"at least min_clips ({params.min_clips})"
-    seconds = params.duration_seconds
-    yield "duration_seconds", seconds is None or _is_positive(seconds), "a positive number of seconds, or unset"
-    yield "max_compression_ratio", _is_positive(params.max_compression_ratio), "a positive number"
-    yield "resampler", params.resampler in RESAMPLERS, f"one of {', '.join(RESAMPLERS)}"
-    yield "long_clips", params.long_clips in LONG_CLIPS, f"one of {', '.join(LONG_CLIPS)}"
-    phrase = params.trigger_phrase
-    yield "trigger_phrase", phrase is None or bool(phrase.strip()), "some text, or unset"
-    wrong = None if params.caption_template is None else template_fault(params.caption_template)
-    yield "caption_template", wrong is None, f"a template such as '{{genre}}, {{bpm}} BPM' ({wrong})"
-    yield "skip_bad", isinstance(params.skip_bad, bool), "true or false"
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def audio_params(params: IngestParams) -> dict[str, Any]:

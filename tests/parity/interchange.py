@@ -63,7 +63,14 @@ def spec_of(family: Family) -> ModelSpec:
 def imported(weights: Weights, spec: ModelSpec, folder: Path, store: Path) -> Artifact:
     """The folder as an encode artifact, its values unrounded."""
     named = replace(weights, digests=dict.fromkeys(("autoencoder", "text_encoder"), weights.model))
-    params = ImportParams(model=weights.model, native_samples=spec.native_samples, latent_dtype="float32")
+    params = ImportParams(
+        model=weights.model,
+        native_samples=spec.native_samples,
+        latent_dtype="float32",
+        duration_seconds=None,
+        max_clips=2000,
+        skip_bad=False,
+    )
     directory = store / "encode"
     directory.mkdir()
     work = Workspace(directory=directory, shared=store / "shared", resources=Resources(device="cpu"))
