@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stages.adapters.attach import attach
-from stages.adapters.stacked.layer_group import Part
+from stages.adapters.stacked.layer_group import StepPhase
 from stages.models.nets.dit.transformer import (
     Denoiser,
     apply_each,
@@ -19,7 +19,7 @@ from stages.models.nets.dit.transformer import (
 )
 from stages.records import AdapterSpec
 from stages.train.cuda_graph.compiled_blocks import CompiledNetwork
-from stages.train.model.network import stacked_layers, step_part
+from stages.train.model.network import stacked_layers, step_phase
 from tests.dense_adapters import shake
 from tests.small_networks import config, denoiser_inputs, randomised
 
@@ -35,7 +35,7 @@ def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differe
         seen.extend(layer for module in modules for layer in module.modules())
         return apply_each(modules, tokens)
 
-    tower.each = noted
+    tower.apply_each = noted
     network(**denoiser_inputs(read, 1, 5))
     at_once = {module for module in seen if isinstance(module, nn.Linear)}
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
@@ -63,7 +63,7 @@ def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
     tower.run_block = noted
     network(**denoiser_inputs(read, 1, 5))
     assert seen == {(name, runs_inside_blocks(name)) for name in linear}
-    assert {step_part(name) for name in linear} == set(Part)
+    assert {step_phase(name) for name in linear} == set(StepPhase)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
@@ -82,9 +82,9 @@ def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alon
             loss = network(**inputs).square().sum()
             return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         layers = stacked_layers(adapter)
-        layers.at_once, network.model.transformer.each = True, layers.each
-        stacks = layers.stacked()
-        with layers.ready():
+        layers.batches_blocks, network.model.transformer.apply_each = True, layers.run_each
+        stacks = layers.stacked_parameters()
+        with layers.precomputed():
             found = torch.autograd.grad(network(**inputs).square().sum(), [stack.parameter for stack in stacks])
         return {
             key: one
@@ -105,8 +105,8 @@ def test_a_block_on_the_fast_path_runs_when_its_weights_are_there():
         attach([network], AdapterSpec(kind="dora-rows", rank=2, alpha=2.0), generator=torch.Generator())
     )
     seen = []
-    layers.beside = SimpleNamespace(reach=seen.append)
+    layers.side_streams = SimpleNamespace(wait_for_phase=seen.append)
     code = SimpleNamespace(layers=layers, compiled_block=lambda block, *inputs: seen.append(block) or torch.zeros(()))
     block = network.model.transformer.layers[0]
     CompiledNetwork.run_block(code, block)
-    assert seen == [Part.BLOCKS, block]
+    assert seen == [StepPhase.IN_BLOCKS, block]

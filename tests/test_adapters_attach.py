@@ -264,7 +264,7 @@ def test_an_adapter_that_was_taken_off_cannot_be_used():
     adapter = shaken(Net(), LORA)
     adapter.detach()
     for use in (adapter.named_parameters, adapter.detach, adapter.merge, adapter.state):
-        with pytest.raises(InvalidAdapterState, match="taken off already"):
+        with pytest.raises(InvalidAdapterState, match="removed already"):
             use()
 
 

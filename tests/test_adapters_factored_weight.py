@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.adapters.factored_weight import Factored, Term, squares
+from stages.adapters.factored_weight import FactoredWeight, LowRankTerm, squares
 from stages.adapters.ops.frozen_matmul import frozen_product, weighted_squares
 
 sizes = st.integers(1, 7)
@@ -30,7 +30,7 @@ def factored_weights(draw):
         known = draw(st.booleans())
         weight_right_OR = weight_OI @ right_RI.T if known else None
         terms.append(
-            Term(
+            LowRankTerm(
                 left_OR=left_OR,
                 right_RI=right_RI,
                 weight_right_OR=weight_right_OR,
@@ -39,7 +39,7 @@ def factored_weights(draw):
                 q_I=values(num_in) if not known and draw(st.booleans()) else None,
             )
         )
-    return Factored(
+    return FactoredWeight(
         weight_OI=weight_OI,
         row_squares_O=rows_O,
         column_squares_I=columns_I,
@@ -69,9 +69,9 @@ def test_lengths_come_out_as_asked_whatever_came_before(whole, seed):
     generator = torch.Generator().manual_seed(seed)
     length_O = torch.rand(num_out, generator=generator, dtype=torch.float64) + 0.5
     length_I = torch.rand(num_in, generator=generator, dtype=torch.float64) + 0.5
-    rows = whole.with_row_lengths(length_O)
+    rows = whole.with_row_magnitudes(length_O)
     torch.testing.assert_close(rows.dense().norm(dim=1), length_O, rtol=1e-5, atol=1e-5)
-    both = rows.with_column_lengths(length_I)
+    both = rows.with_column_magnitudes(length_I)
     torch.testing.assert_close(both.dense().norm(dim=0), length_I, rtol=1e-5, atol=1e-5)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from stages import catalogue
 from stages.adapters.attach import attach
-from stages.adapters.ops.fused_linear import joined_product, joined_products, length_for, width_for
-from stages.adapters.stacked.stacked_adapter import together
+from stages.adapters.ops.fused_linear import joined_product, joined_products, num_factor_rows, padded_length
+from stages.adapters.stacked.stacked_adapter import stack_adapter
 from stages.models.nets.feed_forward import GatedProjection
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
@@ -29,9 +29,9 @@ def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, sca
     weight, bias = drawn(layers, num_out, num_in, seed=4), drawn(layers, num_out, seed=5) if biased else None
     p = drawn(layers, num_out, seed=6) if scaled else None
     leaves = [one.requires_grad_() for one in (x, left, right, p) if one is not None]
-    spare = width_for(rank) - rank
+    spare = num_factor_rows(rank) - rank
     joined = torch.cat([weight, right.detach(), torch.zeros(layers, spare, num_in, dtype=x.dtype)], dim=1)
-    beside = None if bias is None else torch.nn.functional.pad(bias, (0, width_for(rank)))
+    beside = None if bias is None else torch.nn.functional.pad(bias, (0, num_factor_rows(rank)))
 
     found = joined_products(x, joined, left, right, p, beside, gated=gated)
 
@@ -51,7 +51,7 @@ def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, sca
 
 def test_what_needs_no_gradient_is_not_asked_for_one():
     x, left, right = drawn(1, 4, 6), drawn(1, 9, 2).requires_grad_(), drawn(1, 2, 6)
-    joined = torch.cat([drawn(1, 9, 6, seed=3), right, torch.zeros(1, width_for(2) - 2, 6).double()], dim=1)
+    joined = torch.cat([drawn(1, 9, 6, seed=3), right, torch.zeros(1, num_factor_rows(2) - 2, 6).double()], dim=1)
     out = joined_product(x[0].view(2, 2, 6), joined[0], left[0], right[0], None, None)
     assert out.shape == (2, 2, 9)
     out.sum().backward()
@@ -63,9 +63,9 @@ def test_rows_kept_longer_than_the_features_change_no_number_and_no_gradient(one
     layers, num_in, num_out, rank = 3, 13, 9, 2
     x = drawn(1 if one_for_all else layers, 7, num_in).requires_grad_()
     left, right = drawn(layers, num_out, rank).requires_grad_(), drawn(layers, rank, num_in).requires_grad_()
-    spare = torch.zeros(layers, width_for(rank) - rank, num_in, dtype=x.dtype)
+    spare = torch.zeros(layers, num_factor_rows(rank) - rank, num_in, dtype=x.dtype)
     joined = torch.cat([drawn(layers, num_out, num_in, seed=4), right.detach(), spare], dim=1)
-    longer = torch.nn.functional.pad(joined, (0, length_for(num_in) - num_in))
+    longer = torch.nn.functional.pad(joined, (0, padded_length(num_in) - num_in))
     assert longer.shape[-1] == 16
 
     wanted, found = (
@@ -84,11 +84,11 @@ def test_layers_that_join_their_products_compute_what_they_did(kind):
     plain = net(tokens())
     wanted = torch.autograd.grad(plain.square().sum(), list(adapter.named_parameters().values()))
     by_key = dict(zip(adapter.named_parameters(), wanted, strict=True))
-    all_layers = together(adapter, room=True)
-    all_layers.joins, net.each = True, all_layers.each
+    all_layers = stack_adapter(adapter, spare_rows=True)
+    all_layers.joins_products, net.each = True, all_layers.run_each
 
-    with all_layers.ready():
-        assert any(place.layer.ready.joined_JI is not None for place in adapter.places())
+    with all_layers.precomputed():
+        assert any(place.layer.precomputed.joined_JI is not None for place in adapter.attachments())
         ours = net(tokens())
         found = gradients(all_layers, ours.square().sum())
 
@@ -100,7 +100,7 @@ def test_layers_that_join_their_products_compute_what_they_did(kind):
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_compiler_is_told_the_sizes_and_places_that_the_operation_gives(gated):
     rank, num_out = 2, 10
-    joined = drawn(1, num_out + width_for(rank), 6)
+    joined = drawn(1, num_out + num_factor_rows(rank), 6)
     factors = (drawn(1, num_out, rank), drawn(1, rank, 6), drawn(1, num_out), drawn(1, joined.shape[1]))
     operation = torch.ops.sa3_trainer.joined_product.default
     torch.library.opcheck(
@@ -121,9 +121,9 @@ def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gat
     wholes = []
     net.proj.register_forward_hook(lambda *_: wholes.append("values and gates, written down"))
 
-    all_layers = together(adapter, room=True)
-    all_layers.joins = joins
-    with all_layers.ready():
+    all_layers = stack_adapter(adapter, spare_rows=True)
+    all_layers.joins_products = joins
+    with all_layers.precomputed():
         found = net(x)
         (d_found,) = torch.autograd.grad(found.square().sum(), x)
     assert bool(wholes) != joins
@@ -134,9 +134,9 @@ def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gat
 def test_room_behind_the_weights_changes_no_weight_and_no_name():
     net, adapter = tower("dora-rows")
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    all_layers = together(adapter, room=True)
-    all_layers.joins = True
-    with all_layers.ready():
+    all_layers = stack_adapter(adapter, spare_rows=True)
+    all_layers.joins_products = True
+    with all_layers.precomputed():
         net(tokens())
     after = net.state_dict()
     assert list(after) == list(before)
@@ -148,10 +148,10 @@ def test_a_convolution_joins_its_products_as_other_layers_do():
     tokens_BIN = drawn(2, 6, 7).requires_grad_()
     plain = net.conv(tokens_BIN)
     (wanted,) = torch.autograd.grad(plain.square().sum(), tokens_BIN)
-    all_layers = together(adapter, room=True)
-    all_layers.joins = True
-    with all_layers.ready():
-        assert net.conv.ready.joined_JI is not None
+    all_layers = stack_adapter(adapter, spare_rows=True)
+    all_layers.joins_products = True
+    with all_layers.precomputed():
+        assert net.conv.precomputed.joined_JI is not None
         ours = net.conv(tokens_BIN)
         (found,) = torch.autograd.grad(ours.square().sum(), tokens_BIN)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)

@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from stages import catalogue
 from stages.adapters.attach import Adapter, attach
-from stages.adapters.factored_weight import Factored
-from stages.adapters.layer import AdaptedConv1d, AdaptedLayer, Ready
+from stages.adapters.factored_weight import FactoredWeight
+from stages.adapters.layer import AdaptedConv1d, AdaptedLayer, AdaptedWeight
 from stages.adapters.ops import onednn_linear
 from stages.adapters.ops.frozen_matmul import frozen_product
 from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_faster
-from stages.adapters.stacked.stacked_adapter import Together, together
+from stages.adapters.stacked.stacked_adapter import StackedAdapter, stack_adapter
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
 from tests.test_adapters_stacked import gradients
@@ -42,7 +42,7 @@ class Counting:
 def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This machine as one where oneDNN is faster; its changes may be changed again."""
     monkeypatch.setattr(onednn_linear, "has_operation", lambda: True)
-    monkeypatch.setattr(onednn_linear, "processor_make", lambda: "AuthenticAMD")
+    monkeypatch.setattr(onednn_linear, "cpu_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     return monkeypatch
 
@@ -256,7 +256,7 @@ def test_what_the_compiler_traces_goes_the_old_way(processor):
 
 @pytest.mark.parametrize("make", ["GenuineIntel", None])
 def test_a_processor_where_it_was_not_seen_to_be_faster_goes_the_old_way(processor, make):
-    processor.setattr(onednn_linear, "processor_make", lambda: make)
+    processor.setattr(onednn_linear, "cpu_vendor", lambda: make)
     assert not is_faster(*layer())
 
 
@@ -292,11 +292,11 @@ LISTS = {
 def test_the_make_is_read_from_the_list_of_processors(tmp_path, listed):
     path = tmp_path / "cpuinfo"
     path.write_text(listed)
-    assert onednn_linear.make_in(path) == LISTS[listed]
+    assert onednn_linear.cpu_vendor_in(path) == LISTS[listed]
 
 
 def test_a_list_that_cannot_be_read_names_no_make(tmp_path):
-    assert onednn_linear.make_in(Path(tmp_path / "none")) is None
+    assert onednn_linear.cpu_vendor_in(Path(tmp_path / "none")) is None
 
 
 class Net(nn.Module):
@@ -317,17 +317,17 @@ class Net(nn.Module):
         return self.conv(hidden.mT).mT
 
 
-def stacked_net(kind: str) -> tuple[Net, Adapter, Together]:
+def stacked_net(kind: str) -> tuple[Net, Adapter, StackedAdapter]:
     torch.manual_seed(0)
     net = Net().requires_grad_(False)
     adapter = attach([net], AdapterSpec(kind=kind, rank=RANK, alpha=4.0), generator=torch.Generator().manual_seed(1))
     shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
-    return net, adapter, together(adapter)
+    return net, adapter, stack_adapter(adapter)
 
 
-def step(net: Net, all_layers: Together) -> tuple[Tensor, dict[str, Tensor]]:
+def step(net: Net, all_layers: StackedAdapter) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients."""
-    with all_layers.ready():
+    with all_layers.precomputed():
         loss = net(drawn(2, COUNT, WIDTH)).square().mean()
         return loss.detach(), gradients(all_layers, loss)
 
@@ -378,16 +378,16 @@ def test_layers_one_by_one_keep_to_the_old_way(seen, kind):
 def test_a_convolution_keeps_to_the_old_way(seen):
     base = nn.Conv1d(WIDTH, WIDER, 1).requires_grad_(False)
     conv = AdaptedConv1d(base)
-    conv.ready = Ready(drawn(WIDER), None, drawn(WIDER, RANK), drawn(RANK, WIDTH))
+    conv.precomputed = AdaptedWeight(drawn(WIDER), None, drawn(WIDER, RANK), drawn(RANK, WIDTH))
     conv(drawn(COUNT, WIDTH, COUNT))
     assert seen.calls == 0
 
 
-def test_factors_with_their_scales_in_them_are_not_lengthened_again(real):
+def test_factors_with_folded_scales_are_not_scaled_again(real):
     base = nn.Linear(WIDTH, WIDER).requires_grad_(False)
     linear, tokens = AdaptedLayer(base), drawn(COUNT, WIDTH)
     p, left, right = drawn(WIDER), drawn(WIDER, RANK), drawn(RANK, WIDTH)
-    linear.ready = Ready(p, None, left, right, outside=True)
-    whole = Factored(weight_OI=base.weight).dense() * p[:, None] + left @ right
+    linear.precomputed = AdaptedWeight(p, None, left, right, scales_folded=True)
+    whole = FactoredWeight(weight_OI=base.weight).dense() * p[:, None] + left @ right
     torch.testing.assert_close(linear(tokens), F.linear(tokens, whole, base.bias), rtol=1e-4, atol=1e-3)
     assert real.calls == 1

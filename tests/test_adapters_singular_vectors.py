@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from stages.adapters import singular_vectors as _svd
+from stages.adapters import singular_vectors as module
 from stages.adapters.attach import attach
-from stages.adapters.singular_vectors import BasesFolder, bases_of, given_bases, singular_vectors, weight_digest
+from stages.adapters.singular_vectors import (
+    SingularVectorFolder,
+    leading_singular_vectors,
+    singular_vectors,
+    singular_vectors_from,
+    weight_digest,
+)
 from stages.errors import AdapterMismatch, RankTooLarge, SingularVectorsDamaged
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net
@@ -22,8 +28,8 @@ def some_weight(num_out: int = 9, num_in: int = 6) -> torch.Tensor:
 def counted(monkeypatch):
     """How many SVDs were computed."""
     calls = []
-    real = _svd.singular_vectors
-    monkeypatch.setattr(_svd, "singular_vectors", lambda weight: calls.append(weight.shape) or real(weight))
+    real = module.singular_vectors
+    monkeypatch.setattr(module, "singular_vectors", lambda weight: calls.append(weight.shape) or real(weight))
     return calls
 
 
@@ -72,28 +78,32 @@ def test_the_digest_names_bytes_dtype_and_shape():
 def test_a_second_start_computes_nothing_whatever_its_rank(tmp_path, counted):
     net = Net()
     for rank in (2, 5):
-        attach([net], AdapterSpec(kind="bora-xs", rank=rank, alpha=1.0), bases_cache=BasesFolder(tmp_path)).detach()
+        attach(
+            [net],
+            AdapterSpec(kind="bora-xs", rank=rank, alpha=1.0),
+            singular_vector_cache=SingularVectorFolder(tmp_path),
+        ).detach()
     assert len(counted) == len(NET_LAYERS)
 
 
 def test_remembered_vectors_are_those_that_were_computed(tmp_path):
-    cache = BasesFolder(tmp_path)
-    computed, recalled = (bases_of(some_weight(), 4, cache) for _ in range(2))
+    cache = SingularVectorFolder(tmp_path)
+    computed, recalled = (leading_singular_vectors(some_weight(), 4, cache) for _ in range(2))
     assert recalled.count == 4
     assert torch.equal(recalled.U_OK, computed.U_OK[:, :4])
     assert torch.equal(recalled.V_IK, computed.V_IK[:, :4])
 
 
 def test_more_vectors_than_were_kept_are_computed_anew(tmp_path, counted, monkeypatch):
-    monkeypatch.setattr(_svd, "KEPT", 3)
-    cache = BasesFolder(tmp_path)
-    assert [bases_of(some_weight(), rank, cache).count >= rank for rank in (2, 3, 5)] == [True] * 3
+    monkeypatch.setattr(module, "NUM_KEPT", 3)
+    cache = SingularVectorFolder(tmp_path)
+    assert [leading_singular_vectors(some_weight(), rank, cache).count >= rank for rank in (2, 3, 5)] == [True] * 3
     assert len(counted) == 2
 
 
 def test_the_same_vectors_give_the_same_file(tmp_path):
     for folder in ("a", "b"):
-        bases_of(some_weight(), 2, BasesFolder(tmp_path / folder))
+        leading_singular_vectors(some_weight(), 2, SingularVectorFolder(tmp_path / folder))
     (first,), (second,) = ((tmp_path / folder).iterdir() for folder in ("a", "b"))
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
@@ -102,12 +112,12 @@ def test_the_same_vectors_give_the_same_file(tmp_path):
     "damage", [lambda content: content[:-9], lambda content: b"", lambda content: content[:-4] + b"\xff" * 4]
 )
 def test_a_damaged_file_is_an_error_that_says_what_to_delete(tmp_path, damage):
-    cache = BasesFolder(tmp_path)
-    bases_of(some_weight(), 6, cache)
+    cache = SingularVectorFolder(tmp_path)
+    leading_singular_vectors(some_weight(), 6, cache)
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(SingularVectorsDamaged, match=f"{path.name}.*Delete this one file"):
-        bases_of(some_weight(), 6, cache)
+    with pytest.raises(SingularVectorsDamaged, match=f"{path.name}.*Delete this file"):
+        leading_singular_vectors(some_weight(), 6, cache)
 
 
 def bases_file(net: nn.Module, key: str, columns: int = 4) -> dict[str, dict[str, torch.Tensor]]:
@@ -123,7 +133,7 @@ def bases_file(net: nn.Module, key: str, columns: int = 4) -> dict[str, dict[str
 def test_given_vectors_are_used_as_they_are_under_either_style_of_key(key, counted):
     net = Net()
     given = bases_file(net, key)
-    attach([net], AdapterSpec(kind="lora-xs", rank=3, alpha=1.0), bases=given)
+    attach([net], AdapterSpec(kind="lora-xs", rank=3, alpha=1.0), singular_vectors=given)
     for name in NET_LAYERS:
         basis = net.get_submodule(name).slots[0].basis
         assert torch.equal(basis.U, given[key.format(name)]["U"][:, :3])
@@ -134,7 +144,7 @@ def test_given_vectors_are_used_as_they_are_under_either_style_of_key(key, count
 def test_given_vectors_may_be_16_bit():
     net = Net()
     given = {key: {side: t.half() for side, t in entry.items()} for key, entry in bases_file(net, "{}.weight").items()}
-    attach([net], AdapterSpec(kind="lora-xs", rank=3, alpha=1.0), bases=given)
+    attach([net], AdapterSpec(kind="lora-xs", rank=3, alpha=1.0), singular_vectors=given)
     assert net.conv.slots[0].basis.U.dtype == torch.float32
 
 
@@ -145,7 +155,7 @@ def test_every_layer_that_given_vectors_do_not_fit_is_listed():
     given["conv.weight"] = {"U": torch.full((5, 4), torch.nan), "V": torch.ones(6, 4)}
     shapes = {"inner.0": (6, 7), "inner.2": (6, 6), "conv": (5, 6)}
     with pytest.raises(AdapterMismatch) as caught:
-        given_bases(given, shapes, 3)
+        singular_vectors_from(given, shapes, 3)
     assert caught.value.differences == (
         "inner.0: U is (6, 2), expected (6, 3 or more)",
         "inner.2: missing",
@@ -155,7 +165,7 @@ def test_every_layer_that_given_vectors_do_not_fit_is_listed():
 
 def test_vectors_for_a_kind_that_uses_none_are_refused():
     with pytest.raises(ValueError, match="uses none"):
-        attach([Net()], AdapterSpec(kind="lora", rank=3, alpha=1.0), bases={})
+        attach([Net()], AdapterSpec(kind="lora", rank=3, alpha=1.0), singular_vectors={})
 
 
 def test_a_rank_above_the_smallest_targeted_dimension_names_the_layer():

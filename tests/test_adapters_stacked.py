@@ -14,9 +14,15 @@ from stages import catalogue
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.ops import fused_linear
 from stages.adapters.ops.frozen_matmul import pieces_of
-from stages.adapters.ops.side_streams import NUM_FIRST, NUM_LATER, Work, later, used
-from stages.adapters.stacked.layer_group import Part, adapted_weight
-from stages.adapters.stacked.stacked_adapter import Together, dealt, together, unknown
+from stages.adapters.ops.side_streams import (
+    NUM_BLOCK_STREAMS,
+    NUM_PRIORITY_STREAMS,
+    DeferredWork,
+    defer_or_run,
+    use_side_streams,
+)
+from stages.adapters.stacked.layer_group import StepPhase, adapted_weight
+from stages.adapters.stacked.stacked_adapter import StackedAdapter, assigned_streams, before_blocks, stack_adapter
 from stages.errors import InvalidAdapterState
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
@@ -62,27 +68,29 @@ def tokens(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3)).to(dtype)
 
 
-def gradients(all_layers: Together, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    stacks = all_layers.stacked()
+def gradients(all_layers: StackedAdapter, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    stacks = all_layers.stacked_parameters()
     grads = torch.autograd.grad(loss, [stack.parameter for stack in stacks])
     return {
         key: one for stack, grad in zip(stacks, grads, strict=True) for key, one in zip(stack.keys, grad, strict=True)
     }
 
 
-def at_once_in_blocks(name: str) -> Part:
+def at_once_in_blocks(name: str) -> StepPhase:
     """Of the tower's layers: those of its blocks are used at once."""
-    return Part.AT_ONCE if name.startswith("blocks.") else Part.BEFORE
+    return StepPhase.BATCHED_BLOCKS if name.startswith("blocks.") else StepPhase.BEFORE_BLOCKS
 
 
-def assert_same_as_layer_by_layer(net: Tower, adapter: Adapter, part_of=unknown, *, at_once: bool = False) -> Together:
+def assert_same_as_layer_by_layer(
+    net: Tower, adapter: Adapter, phase_of=before_blocks, *, at_once: bool = False
+) -> StackedAdapter:
     plain = net(tokens())
     parameters = adapter.named_parameters()
     wanted = dict(zip(parameters, torch.autograd.grad(plain.square().sum(), list(parameters.values())), strict=True))
-    all_layers = together(adapter, part_of)
-    all_layers.at_once, net.each = at_once, all_layers.each
+    all_layers = stack_adapter(adapter, phase_of)
+    all_layers.batches_blocks, net.each = at_once, all_layers.run_each
 
-    with all_layers.ready():
+    with all_layers.precomputed():
         ours = net(tokens())
         grads = gradients(all_layers, ours.square().sum())
 
@@ -109,7 +117,7 @@ def test_layers_of_all_blocks_used_at_once_give_the_same(kind):
             layer.register_forward_hook(lambda *seen: runs.append(1))
     all_layers = assert_same_as_layer_by_layer(net, adapter, at_once_in_blocks, at_once=True)
     assert len(runs) == 2 * 3, "one by one before they were stacked, and never after"
-    assert [share for group in all_layers.groups for share in group.shares] == [slice(0, 3), slice(0, 3), 0, 0]
+    assert [one for group in all_layers.groups for one in group.slices] == [slice(0, 3), slice(0, 3), 0, 0]
 
 
 FILTERS = [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("blocks.[1-2].mix.2", "enter")]
@@ -127,82 +135,87 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: list[object] = []
 
-    def begin(self) -> None:
-        self.seen.append("begin")
+    def fork(self) -> None:
+        self.seen.append("fork")
 
-    def on(self, number: int) -> AbstractContextManager[None]:
+    def stream(self, number: int) -> AbstractContextManager[None]:
         return nullcontext(self.seen.append(number))
 
-    def mark(self, part: Part) -> None:
-        self.seen.append(f"all of {part.name} given out")
+    def mark_computed(self, phase: StepPhase) -> None:
+        self.seen.append(f"all of {phase.name} launched")
 
-    def reach(self, part: Part) -> None:
-        self.seen.append(f"wait for {part.name}")
+    def wait_for_phase(self, phase: StepPhase) -> None:
+        self.seen.append(f"wait for {phase.name}")
 
-    def end(self) -> None:
-        self.seen.append("end")
+    def join(self) -> None:
+        self.seen.append("join")
 
-    def give_up(self) -> None:
-        self.seen.append("give up")
+    def abandon(self) -> None:
+        self.seen.append("abandon")
 
 
 def test_weights_are_given_out_to_streams_by_the_part_of_the_step_that_waits_for_them():
     net, adapter = tower("dora-rows")
     plain = net(tokens())
-    all_layers = together(adapter, at_once_in_blocks)
-    all_layers.beside, net.each = (watcher := Watcher()), all_layers.each
-    with all_layers.ready():
+    all_layers = stack_adapter(adapter, at_once_in_blocks)
+    all_layers.side_streams, net.each = (watcher := Watcher()), all_layers.run_each
+    with all_layers.precomputed():
         watcher.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
     marks = [one for one in watcher.seen if isinstance(one, str)]
-    before, at_once = (f"all of {part.name} given out" for part in (Part.BEFORE, Part.AT_ONCE))
-    assert marks == ["begin", before, at_once, "wait for BEFORE", "layers"] + 2 * ["wait for AT_ONCE"] + ["end"]
+    before, at_once = (f"all of {phase.name} launched" for phase in (StepPhase.BEFORE_BLOCKS, StepPhase.BATCHED_BLOCKS))
+    assert marks == ["fork", before, at_once, "wait for BEFORE_BLOCKS", "layers"] + 2 * ["wait for BATCHED_BLOCKS"] + [
+        "join"
+    ]
 
 
 class Stack:
-    def __init__(self, part: Part, size: int) -> None:
-        self.part, self.weight_LOI = part, torch.empty(size, 1, 1)
+    def __init__(self, phase: StepPhase, size: int) -> None:
+        self.phase, self.weight_LOI = phase, torch.empty(size, 1, 1)
 
 
 def test_the_largest_stacks_of_a_part_are_given_out_first_to_whoever_has_least_to_do():
-    assert (NUM_FIRST, NUM_LATER) == (2, 3)
-    blocks, before = [Stack(Part.BLOCKS, size) for size in (3, 5, 2)], [Stack(Part.BEFORE, size) for size in (1, 2)]
-    given = [*blocks, *before, Stack(Part.AT_ONCE, 4)]
-    found = [(group.part, group.weight_LOI.numel(), number) for group, number in dealt(given)]
+    assert (NUM_PRIORITY_STREAMS, NUM_BLOCK_STREAMS) == (2, 3)
+    blocks, before = (
+        [Stack(StepPhase.IN_BLOCKS, size) for size in (3, 5, 2)],
+        [Stack(StepPhase.BEFORE_BLOCKS, size) for size in (1, 2)],
+    )
+    given = [*blocks, *before, Stack(StepPhase.BATCHED_BLOCKS, 4)]
+    found = [(group.phase, group.weight_LOI.numel(), number) for group, number in assigned_streams(given)]
     assert found == [
-        *((Part.BEFORE, 2, 0), (Part.BEFORE, 1, 1), (Part.AT_ONCE, 4, 3)),
-        *((Part.BLOCKS, 5, 4), (Part.BLOCKS, 3, 5), (Part.BLOCKS, 2, 5)),
+        *((StepPhase.BEFORE_BLOCKS, 2, 0), (StepPhase.BEFORE_BLOCKS, 1, 1), (StepPhase.BATCHED_BLOCKS, 4, 3)),
+        *((StepPhase.IN_BLOCKS, 5, 4), (StepPhase.IN_BLOCKS, 3, 5), (StepPhase.IN_BLOCKS, 2, 5)),
     ]
 
 
 def test_streams_of_a_step_that_fails_are_given_up_and_its_weights_taken_back():
     _, adapter = tower("dora-rows")
-    all_layers = together(adapter)
-    all_layers.beside = watcher = Watcher()
-    with pytest.raises(MemoryError), all_layers.ready():
+    all_layers = stack_adapter(adapter)
+    all_layers.side_streams = watcher = Watcher()
+    with pytest.raises(MemoryError), all_layers.precomputed():
         raise MemoryError
-    assert watcher.seen[-1] == "give up"
-    assert all(place.layer.ready is None for place in adapter.places())
+    assert watcher.seen[-1] == "abandon"
+    assert all(place.layer.precomputed is None for place in adapter.attachments())
 
 
 class Deferring:
     """Makes gradients as late as a stream beside the chain may: when somebody says that he reads them."""
 
     def __init__(self) -> None:
-        self.waiting: list[Work] = []
+        self.waiting: list[DeferredWork] = []
         self.made = 0
 
-    def later(self, work: Work) -> None:
+    def defer(self, work: DeferredWork) -> None:
         self.waiting.append(work)
 
-    def meet(self, gradients: Sequence[torch.Tensor]) -> None:
+    def wait_for_gradients(self, gradients: Sequence[torch.Tensor]) -> None:
         for work in self.waiting:
             work.run()
         self.made += len(self.waiting)
         self.waiting.clear()
 
 
-def deferred_split(d_out, product, left, p, bias, gated, real=fused_linear.split):
+def deferred_gradients(d_out, product, left, p, bias, gated, real=fused_linear.output_gradients):
     """As kernels do it: the gradients of L and p are there when their work has run; before, nothing useful is."""
     d_product, d_left, d_p = real(d_out, product, left, p, bias, gated=gated)
     places = [torch.full_like(one, float("nan")) for one in (d_left, d_p)]
@@ -211,7 +224,7 @@ def deferred_split(d_out, product, left, p, bias, gated, real=fused_linear.split
         for place, one in zip(places, (d_left, d_p), strict=True):
             place.copy_(one)
 
-    later(Work(run=fill, read=[], made=places))
+    defer_or_run(DeferredWork(run=fill, reads=[], writes=places))
     return d_product, *places
 
 
@@ -219,14 +232,14 @@ def deferred_split(d_out, product, left, p, bias, gated, real=fused_linear.split
 def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_there(include, monkeypatch):
     def found(beside: Deferring | None) -> dict[str, torch.Tensor]:
         net, adapter = tower("dora-rows", include=include)
-        all_layers = together(adapter, at_once_in_blocks, room=True)
-        all_layers.at_once = all_layers.joins = True
-        net.each = all_layers.each
-        with used(beside), all_layers.ready():
+        all_layers = stack_adapter(adapter, at_once_in_blocks, spare_rows=True)
+        all_layers.batches_blocks = all_layers.joins_products = True
+        net.each = all_layers.run_each
+        with use_side_streams(beside), all_layers.precomputed():
             return gradients(all_layers, net(tokens()).square().sum())
 
     wanted = found(None)
-    monkeypatch.setattr(fused_linear, "split", deferred_split)
+    monkeypatch.setattr(fused_linear, "output_gradients", deferred_gradients)
     beside = Deferring()
     ours = found(beside)
     assert beside.made > 0 and not beside.waiting
@@ -239,9 +252,9 @@ def test_a_fresh_adapter_on_a_16_bit_base_rounds_a_bias_once(kind):
     net = Tower().to(torch.bfloat16)
     base = net(tokens(torch.bfloat16))
     adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0), generator=torch.Generator())
-    all_layers = together(adapter)
-    net.each = all_layers.each
-    with all_layers.ready():
+    all_layers = stack_adapter(adapter)
+    net.each = all_layers.run_each
+    with all_layers.precomputed():
         assert torch.equal(net(tokens(torch.bfloat16)), base)
 
 
@@ -250,7 +263,7 @@ def test_stacking_changes_no_name_no_order_and_no_value(kind):
     net, adapter = tower(kind)
     before, names, output = adapter.state(), list(net.state_dict()), net(tokens())
 
-    together(adapter)
+    stack_adapter(adapter)
 
     assert list(adapter.state()) == list(before)
     assert all(torch.equal(value, before[key]) for key, value in adapter.state().items())
@@ -261,14 +274,18 @@ def test_stacking_changes_no_name_no_order_and_no_value(kind):
 @every_kind
 def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
     _, adapter = tower(kind)
-    all_layers = together(adapter)
+    all_layers = stack_adapter(adapter)
     loaded = {key: value + 0.5 for key, value in adapter.state().items()}
     adapter.load(loaded, "test")
-    stacked = {key: one for stack in all_layers.stacked() for key, one in zip(stack.keys, stack.parameter, strict=True)}
+    stacked = {
+        key: one
+        for stack in all_layers.stacked_parameters()
+        for key, one in zip(stack.keys, stack.parameter, strict=True)
+    }
     assert all(torch.equal(stacked[key].detach(), value) for key, value in loaded.items())
 
     with torch.no_grad():
-        for stack in all_layers.stacked():
+        for stack in all_layers.stacked_parameters():
             stack.parameter.mul_(2)
 
     assert all(torch.equal(value, 2 * loaded[key]) for key, value in adapter.state().items())
@@ -277,11 +294,11 @@ def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
 @every_kind
 def test_norms_are_computed_once_however_often_layers_run(kind):
     net, adapter = tower(kind)
-    all_layers = together(adapter)
+    all_layers = stack_adapter(adapter)
     calls = []
-    all_layers.run = lambda slot, base: calls.append(1) or adapted_weight(slot, base)
+    all_layers.compute_weight = lambda slot, base: calls.append(1) or adapted_weight(slot, base)
 
-    with all_layers.ready():
+    with all_layers.precomputed():
         for _ in range(3):
             net(tokens())
 
@@ -293,7 +310,7 @@ def test_a_detached_adapter_leaves_the_base_as_it_was(kind):
     torch.manual_seed(0)
     bare = Tower().double()
     net, adapter = tower(kind)
-    together(adapter)
+    stack_adapter(adapter)
 
     adapter.detach()
 
@@ -302,28 +319,28 @@ def test_a_detached_adapter_leaves_the_base_as_it_was(kind):
 
 def test_strength_and_training_mode_follow_the_adapter():
     net, adapter = tower("dora-rows")
-    all_layers = together(adapter)
+    all_layers = stack_adapter(adapter)
     adapter.set_strength(0.3)
     plain = net(tokens())
 
-    with all_layers.ready():
+    with all_layers.precomputed():
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
 
 
 def test_masks_drawn_beforehand_are_the_dropout_of_the_step():
     net, adapter = tower("dora-rows", dropout=0.5)
-    all_layers = together(adapter)
-    masks = all_layers.masks(torch.Generator().manual_seed(1))
+    all_layers = stack_adapter(adapter)
+    masks = all_layers.dropout_masks(torch.Generator().manual_seed(1))
     assert {float(value) for mask in masks for value in mask.unique()} == {0.0, 2.0}
 
     outputs = []
     for _ in range(2):
-        all_layers.use_masks(masks)
-        with all_layers.ready():
+        all_layers.set_dropout_masks(masks)
+        with all_layers.precomputed():
             outputs.append(net(tokens()))
     assert torch.equal(*outputs)
     adapter.train(False)
-    with all_layers.ready():
+    with all_layers.precomputed():
         assert not torch.equal(net(tokens()), outputs[0])
 
 
@@ -331,16 +348,16 @@ def test_a_stacked_adapter_is_refused():
     net, adapter = tower("lora")
     attach([net], AdapterSpec(kind="lora", rank=2, alpha=2.0))
     with pytest.raises(InvalidAdapterState, match="another adapter"):
-        together(adapter)
+        stack_adapter(adapter)
 
 
 @pytest.mark.parametrize("kind", ["dora-rows", "bora", "dora-cols-xs"])
 def test_a_16_bit_base_gives_the_same_as_layer_by_layer(kind):
     net, adapter = tower(kind, torch.bfloat16)
     plain = net(tokens(torch.bfloat16))
-    all_layers = together(adapter)
-    net.each = all_layers.each
-    with all_layers.ready():
+    all_layers = stack_adapter(adapter)
+    net.each = all_layers.run_each
+    with all_layers.precomputed():
         ours = net(tokens(torch.bfloat16))
     torch.testing.assert_close(ours, plain, rtol=0, atol=0.03 * plain.abs().max().item())
 
@@ -358,5 +375,5 @@ def test_pieces_of_16_bits_add_up_to_the_float32_they_were_cut_from(dtype, size)
 def test_deep_copies_do_not_share_stacks():
     net, adapter = tower("lora")
     twin = deepcopy(net)
-    together(adapter)
+    stack_adapter(adapter)
     assert torch.equal(net(tokens()), twin(tokens()))

@@ -57,10 +57,10 @@ def test_a_filter_without_a_match_is_found_without_torch():
 
 def test_planning_an_adapter_imports_neither_torch_nor_numpy():
     script = (
-        "import sys; from stages import catalogue; from stages.adapters import _targets\n"
+        "import sys; from stages import catalogue; from stages.adapters import target_layers\n"
         "from stages.records import AdapterSpec\n"
         "for kind in catalogue.adapter_kinds():\n"
-        "    _targets.spec_rank_limit(AdapterSpec(kind=kind, rank=2, alpha=1.0), {'a.b': (4, 8)})\n"
+        "    target_layers.spec_rank_limit(AdapterSpec(kind=kind, rank=2, alpha=1.0), {'a.b': (4, 8)})\n"
         "print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -6,11 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.adapters.factored_weight import Factored, Term, fits_kernels
+from stages.adapters.factored_weight import FactoredWeight, LowRankTerm, fits_kernels
 from stages.adapters.layer import narrowed
 from stages.adapters.ops import fused_linear
-from stages.adapters.ops.frozen_matmul import NUM_PIECES, kernels_used, near_one, pieces_of, weighted_squares
-from stages.adapters.ops.input_scale import in_scaled
+from stages.adapters.ops.frozen_matmul import (
+    NUM_PIECES,
+    enable_kernels,
+    pieces_of,
+    power_of_two_scale,
+    weighted_squares,
+)
+from stages.adapters.ops.input_scale import scaled_inputs
 from stages.models.nets.attention import heads
 from stages.models.nets.attention.rotary import RotaryEmbedding
 
@@ -19,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def kernels():
-    with kernels_used():
+    with enable_kernels():
         yield
 
 
@@ -37,8 +43,8 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
 
 
-def lengths(whole: Factored, length: Tensor, columns: bool) -> Tensor:
-    scaled = whole.with_column_lengths(length) if columns else whole.with_row_lengths(length)
+def scales_of(whole: FactoredWeight, magnitude: Tensor, columns: bool) -> Tensor:
+    scaled = whole.with_column_magnitudes(magnitude) if columns else whole.with_row_magnitudes(magnitude)
     scale = scaled.q_I if columns else scaled.p_O
     assert scale is not None
     return scale
@@ -57,10 +63,10 @@ def test_scales_and_their_gradients_are_those_of_float64(rank, columns, dtype):
         leaves = [one.to(wide).detach().requires_grad_() for one in (left, right, length)]
         matrix = weight if wide == torch.float32 else weight.double()
         squares = weight.to(wide).square()
-        whole = Factored(weight_OI=matrix, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
-        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1]))
+        whole = FactoredWeight(weight_OI=matrix, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
+        whole = whole.plus(LowRankTerm(left_OR=leaves[0], right_RI=leaves[1]))
         assert fits_kernels(leaves[0]) == (wide == torch.float32)
-        scale = lengths(whole, leaves[2], columns)
+        scale = scales_of(whole, leaves[2], columns)
         return [scale, *torch.autograd.grad(scale, leaves, d_scale.to(wide))]
 
     for found, wanted in zip(scales(torch.float32), scales(torch.float64), strict=True):
@@ -80,16 +86,16 @@ def test_scales_of_rows_and_columns_in_turn_are_those_of_float64(dtype, rank, nu
     def scales(wide: torch.dtype) -> list[Tensor]:
         leaves = [one.to(wide).detach().requires_grad_() for one in (*drawings, *lengths_of)]
         squares = weight.to(wide).square()
-        whole = Factored(
+        whole = FactoredWeight(
             weight_OI=weight if wide == torch.float32 else weight.double(),
             row_squares_O=squares.sum(-1),
             column_squares_I=squares.sum(-2),
         )
-        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1]))
+        whole = whole.plus(LowRankTerm(left_OR=leaves[0], right_RI=leaves[1]))
         if columns_first:
-            whole = whole.with_column_lengths(leaves[3]).with_row_lengths(leaves[2])
+            whole = whole.with_column_magnitudes(leaves[3]).with_row_magnitudes(leaves[2])
         else:
-            whole = whole.with_row_lengths(leaves[2]).with_column_lengths(leaves[3])
+            whole = whole.with_row_magnitudes(leaves[2]).with_column_magnitudes(leaves[3])
         assert whole.p_O is not None and whole.q_I is not None
         d_p, d_q = (drawn(*one.shape, seed=3).to(wide) for one in (whole.p_O, whole.q_I))
         return [whole.p_O, whole.q_I, *torch.autograd.grad([whole.p_O, whole.q_I], leaves, [d_p, d_q])]
@@ -111,8 +117,8 @@ def test_one_pass_gives_products_and_weighted_squares(dtype, rank, layers, num_r
     factor, weights = drawn(layers, num_columns, rank), drawn(layers, num_columns)
     pieces, scales = pieces_of(factor, dtype)
     below = torch.cat(pieces, dim=-1).mT.contiguous()
-    step = near_one(factor, dtype)[1]
-    found, again = (kernels.passed(matrix, below, weights, step) for _ in range(2))
+    step = power_of_two_scale(factor, dtype)[1]
+    found, again = (kernels.product_and_squares(matrix, below, weights, step) for _ in range(2))
     assert apart(found.products_LNOK.sum(1) * scales[0], matrix.double() @ factor.double()) < 1e-6
     wanted = (matrix.double().square() @ weights.double()[..., None])[..., 0]
     assert apart(found.squares_LNO.sum(1), wanted) < 1e-6
@@ -130,11 +136,11 @@ def test_a_known_product_is_not_made_again_and_has_a_gradient_of_its_own(dtype, 
         leaves[1 if not trains_product else 0].requires_grad_(False)
         leaves[2].requires_grad_(trains_product)
         squares = weight.to(wide).square()
-        whole = Factored(
+        whole = FactoredWeight(
             weight_OI=weight.to(weight if wide == torch.float32 else squares), row_squares_O=squares.sum(-1)
         )
-        whole = whole.moved(Term(left_OR=leaves[0], right_RI=leaves[1], weight_right_OR=leaves[2]))
-        scale = lengths(whole, length.to(wide), False)
+        whole = whole.plus(LowRankTerm(left_OR=leaves[0], right_RI=leaves[1], weight_right_OR=leaves[2]))
+        scale = scales_of(whole, length.to(wide), False)
         trained = [one for one in leaves if one.requires_grad]
         return [scale, *torch.autograd.grad(scale, trained, drawn(*scale.shape, seed=3).to(wide))]
 
@@ -156,8 +162,8 @@ def test_a_row_of_zeros_keeps_scale_and_gradients_finite():
     weight = torch.zeros(1, 64, 32, device=CUDA, dtype=torch.bfloat16)
     left, right = torch.zeros(1, 64, 4, device=CUDA, requires_grad=True), drawn(1, 4, 32)
     squares = weight.float().square()
-    whole = Factored(weight_OI=weight, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
-    scale = lengths(whole.moved(Term(left_OR=left, right_RI=right)), torch.zeros(1, 64, device=CUDA), False)
+    whole = FactoredWeight(weight_OI=weight, row_squares_O=squares.sum(-1), column_squares_I=squares.sum(-2))
+    scale = scales_of(whole.plus(LowRankTerm(left_OR=left, right_RI=right)), torch.zeros(1, 64, device=CUDA), False)
     (gradient,) = torch.autograd.grad(scale.sum(), [left])
     assert torch.equal(scale, torch.zeros_like(scale)) and torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -185,9 +191,9 @@ def test_pieces_made_by_the_kernel_are_those_of_torch(dtype, columns, by_rows):
 
     wide = 1e-3 * drawn(3, 77, columns)
     for one in (wide, wide.mT.contiguous().mT):
-        largest, step = near_one(one, dtype)
-        into = norms.room(one, NUM_PIECES, dtype, by_rows=by_rows)
-        kernels.cut(one, norms.Pieces(into, NUM_PIECES, step, largest))
+        largest, step = power_of_two_scale(one, dtype)
+        into = norms.empty_pieces(one, NUM_PIECES, dtype, by_rows=by_rows)
+        kernels.fill_pieces(one, norms.Pieces(into, NUM_PIECES, step, largest))
         assert torch.equal(into, torch.cat(pieces_of(one, dtype)[0], dim=-1))
 
 
@@ -207,7 +213,7 @@ def test_joined_products_of_so_many_features_that_parts_are_added_up_in_turns_ar
 
 
 def assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers, tokens, gated, num_out=144):
-    width = fused_linear.width_for(rank)
+    width = fused_linear.num_factor_rows(rank)
     product = drawn(layers, tokens, num_out + width, dtype=dtype)
     product[..., num_out + rank :] = 0
     left = 0.2 * drawn(layers, num_out, rank, dtype=dtype)
@@ -216,17 +222,17 @@ def assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layer
     from stages.adapters.ops.kernels import fused_linear as kernels
 
     given = product.clone()
-    found = kernels.moved(given, left, p, bias if scaled else None, width, gated=gated)
+    found = kernels.combined_output(given, left, p, bias if scaled else None, width, gated=gated)
     assert (
-        apart(found, (fused_linear.gated_silu if gated else fused_linear.moved)(product, left, p, bias))
+        apart(found, (fused_linear.gated_silu if gated else fused_linear.combined_output)(product, left, p, bias))
         < ULP[dtype] / 2
     )
     assert apart(given, product) < ULP[dtype] / 2  # gated, both have the sums in them now
     d_out = drawn(*found.shape, dtype=dtype, seed=9)
-    parts = kernels.split(d_out, product, left, p, bias, width, gated=gated)
+    parts = kernels.output_gradients(d_out, product, left, p, bias, width, gated=gated)
     d_left, d_p = torch.empty_like(left), None if p is None else torch.empty_like(p)
-    kernels.gathered(parts, d_left, d_p)
-    wanted = fused_linear.split(d_out, product, left, p, bias, gated=gated)
+    kernels.sum_parts(parts, d_left, d_p)
+    wanted = fused_linear.output_gradients(d_out, product, left, p, bias, gated=gated)
     for ours, theirs in zip((parts.d_joined_LMJ, d_left, d_p), wanted, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or (apart(ours, theirs) < ULP[dtype] and ours.dtype == theirs.dtype)
@@ -241,9 +247,9 @@ def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens,
     wanted = (x * scale[:, None]).to(dtype)
     d_out = drawn(*wanted.shape, dtype=dtype, seed=3)
     (d_x,) = torch.autograd.grad(wanted, [x], d_out)
-    found = in_scaled(x.expand(3, -1, -1), scale)
+    found = scaled_inputs(x.expand(3, -1, -1), scale)
     ours = torch.autograd.grad(found, [x, scale], d_out)
-    (alone,) = torch.autograd.grad(in_scaled(x.detach().expand(3, -1, -1), scale), [scale], d_out)
+    (alone,) = torch.autograd.grad(scaled_inputs(x.detach().expand(3, -1, -1), scale), [scale], d_out)
     assert torch.equal(found, wanted) and torch.equal(alone, ours[1])
     # Of one for all, gradients are added up: before they are rounded, or after.
     assert torch.equal(ours[0], d_x) if not one_for_all else apart(ours[0], d_x) < 2 * ULP.get(dtype, 1e-6)

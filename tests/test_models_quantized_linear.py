@@ -11,9 +11,9 @@ from torch import Tensor
 from stages import catalogue
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.layer import AdaptedLayer
-from stages.adapters.quantized_layer import WidenedLayer
-from stages.adapters.singular_vectors import Bases, bases_of
-from stages.adapters.stacked.stacked_adapter import together
+from stages.adapters.quantized_layer import AdaptedQuantizedLayer
+from stages.adapters.singular_vectors import SingularVectors, leading_singular_vectors
+from stages.adapters.stacked.stacked_adapter import stack_adapter
 from stages.errors import InvalidAdapterState, PackageMissing
 from stages.models import quantized_linear
 from stages.models.nets.dit.transformer import Denoiser
@@ -51,9 +51,9 @@ def stored(how: str, dtype: torch.dtype = torch.float32, *, vectors: int = 0) ->
     return found
 
 
-def leading(weight_OI: Tensor, count: int) -> Bases:
-    whole = bases_of(weight_OI, count)
-    return Bases(U_OK=whole.U_OK[:, :count], V_IK=whole.V_IK[:, :count])
+def leading(weight_OI: Tensor, count: int) -> SingularVectors:
+    whole = leading_singular_vectors(weight_OI, count)
+    return SingularVectors(U_OK=whole.U_OK[:, :count], V_IK=whole.V_IK[:, :count])
 
 
 def rounded(small: Denoiser, dtype: torch.dtype) -> Denoiser:
@@ -151,7 +151,7 @@ def test_singular_vectors_are_those_of_the_weight_before_it_was_rounded():
     attach((small,), AdapterSpec(kind="lora-xs", rank=2, alpha=2.0))
     for name in quantized_layer_names(before):
         layer, weight_OI = small.get_submodule(name), before.get_submodule(name).weight
-        assert torch.equal(layer.stack()[0].basis.U, bases_of(weight_OI, 2).U_OK[:, :2])
+        assert torch.equal(layer.attached_slots()[0].basis.U, leading_singular_vectors(weight_OI, 2).U_OK[:, :2])
         assert not torch.equal(layer.matrix(), weight_OI)
 
 
@@ -168,7 +168,7 @@ def test_it_takes_no_merge_and_no_stacking():
     with pytest.raises(InvalidAdapterState, match="8 bits"):
         adapter.merge()
     with pytest.raises(InvalidAdapterState, match="8 bits"):
-        together(adapter)
+        stack_adapter(adapter)
     assert parameter_bytes(small) == before
 
 
@@ -212,4 +212,4 @@ def test_a_plain_layer_is_adapted_as_before():
     net = network()
     attach((net,), AdapterSpec(kind="lora", rank=2, alpha=2.0))
     kinds = {type(module) for module in net.modules() if isinstance(module, AdaptedLayer)}
-    assert WidenedLayer not in kinds
+    assert AdaptedQuantizedLayer not in kinds

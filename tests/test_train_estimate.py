@@ -11,7 +11,7 @@ from torch import nn
 
 from stages import catalogue
 from stages.adapters.attach import attach
-from stages.adapters.stacked.stacked_adapter import together
+from stages.adapters.stacked.stacked_adapter import stack_adapter
 from stages.bench.cases import Case, new_batch, new_training
 from stages.errors import FilterMatchesNothing
 from stages.models.nets.dit.conditioning import Conditioner
@@ -132,7 +132,7 @@ def test_the_rehearsal_holds_what_a_real_step_holds(kind):
     small = with_depth(config(), 2)
     roots = (randomised(Denoiser(small)), randomised(Conditioner(small)))
     adapter = attach(roots, AdapterSpec(kind=kind, rank=2, alpha=2.0))
-    network = Network(*roots, adapter, together(adapter))
+    network = Network(*roots, adapter, stack_adapter(adapter))
     case = Case(model="tiny-base", num_frames=SIZE.num_frames, adapter_type="lora", rank=2, base_precision="fp32")
     batch = new_batch(case, new_training(case, small, CPU))
     ledger = Ledger()

@@ -1,7 +1,8 @@
-"""Adapter files in the field's own form: safetensors, `<layer>.parametrizations.weight.0.<leaf>`, and `lora_config`.
+"""Reading and writing adapter files: safetensors, keys `<layer>.parametrizations.weight.0.<leaf>`, and `lora_config`.
 
-Layer names are relative to their root: `model.` for the denoiser, `conditioners.` for the conditioner. Frozen parts of
-an adapter (singular vectors, the base) are not in the file, so an -xs file means something with its own base only.
+This is the format of the public Stable Audio 3 tools. Layer names are relative to their root: `model.` for the
+denoiser, `conditioners.` for the conditioner. Frozen parts of an adapter (singular vectors, the base) are not in the
+file, so an -xs file is meaningful with its own base only.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from stages.records import AdapterSpec
 CONFIG = "lora_config"
 _KEY = re.compile(r".+\.parametrizations\.weight\.0\.(lora_A|lora_B|magnitude|magnitude_r|magnitude_c|M_xs)")
 _RANK_DIMENSION = {"lora_A": 0, "lora_B": 1, "M_xs": 0}
+_KIND_UNLESS_STATED = "lora"
 _DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFile:
-    """What an adapter file holds."""
+    """The contents of an adapter file."""
 
     spec: AdapterSpec
-    """Its kind resolved: the old name `dora` becomes `dora-rows` or, by the shape of its magnitudes, `dora-cols`."""
+    """Its kind resolved: the old name `dora` becomes `dora-rows` or, by the shape of the magnitudes, `dora-cols`."""
     tensors: Mapping[str, Tensor]
     """float32, by file key."""
     metadata: Mapping[str, str]
-    """As stored, `lora_config` included."""
+    """As stored, including `lora_config`."""
 
 
 def write(
@@ -53,13 +55,13 @@ def write(
 
     Args:
         tensors: by file key, as `Adapter.state` gives them.
-        metadata: further entries beside `lora_config`.
-        dtype: float16, as the field has it, or float32.
+        metadata: further entries besides `lora_config`.
+        dtype: float16, as the public tools write, or float32.
 
     Raises:
-        AdapterNotWritable: a value is not finite, or beyond the range of the dtype.
-        ValueError: a key that is none, another dtype, metadata that would replace `lora_config`.
-        cache.errors.WriteFailed: the disk is full, or the folder refuses.
+        AdapterNotWritable: a value is not finite, or exceeds the range of the dtype.
+        ValueError: a key that is not an adapter key, another dtype, metadata that would replace `lora_config`.
+        cache.errors.WriteFailed: the disk is full, or the folder is not writable.
     """
     _check_writable(path, tensors, dtype)
     if metadata is not None and CONFIG in metadata:
@@ -69,12 +71,12 @@ def write(
 
 
 def read(path: Path) -> AdapterFile:
-    """Read an adapter file of ours or of the field.
+    """Read an adapter file, of ours or of other tools.
 
-    Rank is inferred from the tensors where the file does not state it, alpha is then the rank, and the kind `lora`.
+    Where `lora_config` leaves them out, rank is taken from the tensors, alpha is the rank, and the kind is `lora`.
 
     Raises:
-        AdapterMismatch: lists whatever is wrong with it.
+        AdapterMismatch: lists everything that is wrong with the file.
     """
     stored, metadata = _contents(path)
     config = _config(path, metadata)
@@ -90,7 +92,7 @@ def read(path: Path) -> AdapterFile:
 
 
 def _config_of(spec: AdapterSpec) -> str:
-    """The settings, fields and types in the order the field writes them."""
+    """The JSON of `lora_config`, with the fields, types and order that the public tools write."""
     return json.dumps(
         {
             "rank": spec.rank,
@@ -117,9 +119,10 @@ def _check_writable(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
 
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The safetensors format: header length, JSON header padded to eight bytes, tensor bytes.
+    """The bytes of a safetensors file: header length, JSON header padded to eight bytes, tensors.
 
-    Not the library's own writer, which orders several metadata entries differently from run to run.
+    The library's own writer orders metadata entries differently from run to run; here the same values give the same
+    bytes.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
@@ -153,7 +156,7 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _rank(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
-    """The rank all tensors agree on, and what speaks against it."""
+    """The rank of the tensors, and the faults found: tensors or `lora_config` that disagree with it."""
     found: dict[int, str] = {}
     for key, tensor in tensors.items():
         dimension = _RANK_DIMENSION.get(key.rpartition(".")[2])
@@ -170,7 +173,7 @@ def _rank(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
-    stated = config.get("adapter_type", "lora")
+    stated = config.get("adapter_type", _KIND_UNLESS_STATED)
     rules = [
         ("adapter_type", stated in catalogue.adapter_kinds(), f"one of {', '.join(catalogue.adapter_kinds())}"),
         ("alpha", config.get("alpha") is None or _is_number(config["alpha"]), "a finite number"),
@@ -190,9 +193,9 @@ def _are_patterns(value: object) -> bool:
 
 
 def _spec(config: Mapping[str, Any], rank: int, tensors: Mapping[str, Tensor]) -> AdapterSpec:
-    kind = _resolved_kind(config.get("adapter_type", "lora"), tensors)
+    kind = _resolved_kind(config.get("adapter_type", _KIND_UNLESS_STATED), tensors)
     include, exclude = config.get("include"), config.get("exclude")
-    # Dropout beside frozen directions was written by programs that never applied it.
+    # Other tools write a dropout for -xs kinds and never apply it.
     dropout = 0.0 if kind_named(kind).basis.singular else float(config.get("dropout") or 0.0)
     return AdapterSpec(
         kind=kind,
@@ -205,7 +208,7 @@ def _spec(config: Mapping[str, Any], rank: int, tensors: Mapping[str, Tensor]) -
 
 
 def _resolved_kind(stated: str, tensors: Mapping[str, Tensor]) -> str:
-    """Old files say `dora` either way; magnitudes (1, in) are of columns, (out, 1) and (out,) of rows."""
+    """Old files say `dora` for two kinds: magnitudes (1, in) mean `dora-cols`, (out, 1) and (out,) `dora-rows`."""
     if stated != "dora":
         return stated
     magnitude = next((tensor for key, tensor in sorted(tensors.items()) if key.endswith(".magnitude")), None)
@@ -213,5 +216,5 @@ def _resolved_kind(stated: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat_magnitude(key: str, tensor: Tensor) -> Tensor:
-    """Magnitudes of old files are (1, in) or (out, 1)."""
+    """The tensor with a magnitude of an old file, (1, in) or (out, 1), flattened."""
     return tensor.flatten() if key.endswith(".magnitude") and tensor.ndim == 2 and 1 in tensor.shape else tensor

@@ -1,13 +1,13 @@
-"""What an adapter kind is: a basis and a magnitude. Light: torch is imported when an adapter is attached.
+"""An adapter kind as a combination of two axes: basis and magnitude. Light: torch is imported when one is loaded.
 
-A kind moves a frozen weight W (out x in) along a low-rank direction, V = W + s L R with s = strength * alpha / rank,
-and may then give the rows (output features) or columns (input features) of V a trained length.
+A kind adds a low-rank update to a frozen weight W (out x in), V = W + s L R with s = strength * alpha / rank, and may
+then rescale the rows (output features) or columns (input features) of V to trained 2-norms, the magnitudes.
 
     basis      free        L R = B A, both trained                           (Hu et al. 2021, arXiv:2106.09685)
                svd         L R = U M Z^T, M trained between singular vectors (Balazy et al. 2024, arXiv:2405.17604)
     magnitude  none        W' = V
-               output      every row of V gets its trained length            (Liu et al. 2024, arXiv:2402.09353)
-               input       every column of V gets its trained length
+               output      every row of V has a trained norm                 (Liu et al. 2024, arXiv:2402.09353)
+               input       every column of V has a trained norm
                both        rows first, then columns of the result            (Wang et al. 2024, arXiv:2412.06441)
 """
 
@@ -21,47 +21,55 @@ from stages import catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One value of an axis: "module:class" of the torch module that does it."""
+class LazyClass:
+    """A class named "module:class" and imported only when it is needed."""
 
     entry: str
 
     def load(self) -> Any:
-        """The class; this import is what may load torch."""
+        """Import and return the class; this is what may import torch."""
         module, name = self.entry.split(":")
         return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis(Part):
-    """Where the low-rank directions come from."""
+class Basis(LazyClass):
+    """First axis: where the low-rank directions come from."""
 
     singular: bool
-    """Its directions are singular vectors of the weight: they bound the rank, and dropout has nothing to thin."""
+    """Directions are singular vectors of the weight: they limit the rank, and dropout does not apply."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(LazyClass):
+    """Second axis: which rows or columns of the weight get trained norms."""
+
+    trained: bool = True
+    """Whether there are magnitudes at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """An adapter kind; each file of `kinds/` holds one as `KIND`."""
+    """An adapter kind; each file of `kinds/` defines one as `KIND`."""
 
     basis: Basis
-    magnitude: Part
+    magnitude: Magnitude
 
 
 FREE = Basis(entry="stages.adapters.basis:FreeBasis", singular=False)
 SVD = Basis(entry="stages.adapters.basis:SvdBasis", singular=True)
 
-NONE = Part(entry="stages.adapters.magnitude:NoMagnitude")
-OUTPUT = Part(entry="stages.adapters.magnitude:OutputMagnitude")
-INPUT = Part(entry="stages.adapters.magnitude:InputMagnitude")
-BOTH = Part(entry="stages.adapters.magnitude:BothMagnitudes")
+NONE = Magnitude(entry="stages.adapters.magnitude:NoMagnitude", trained=False)
+OUTPUT = Magnitude(entry="stages.adapters.magnitude:OutputMagnitude")
+INPUT = Magnitude(entry="stages.adapters.magnitude:InputMagnitude")
+BOTH = Magnitude(entry="stages.adapters.magnitude:BothMagnitudes")
 
 
 def kind_named(name: str) -> Kind:
-    """The kind users write as `dora-rows`.
+    """The kind with this name, as users write it: `dora-rows`.
 
     Raises:
-        ValueError: no such kind; the message lists those there are.
+        ValueError: no such kind; the message lists the known ones.
     """
     if name not in catalogue.adapter_kinds():
         raise ValueError(f"adapter_type must be one of {', '.join(catalogue.adapter_kinds())}; got {name!r}")

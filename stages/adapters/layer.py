@@ -1,8 +1,8 @@
-"""A layer with adapters on it: stands where a Linear or Conv1d stood, under the same weight and bias names.
+"""A Linear or Conv1d with adapters on it; it replaces the layer under the same weight and bias names.
 
-`factored` computes the adapted weight, which depends on parameters only; `forward` applies it to what flows through,
-or applies what was computed for all layers at once (`_together`).
-Letters: O out features, I in features, R rank.
+`factored` computes the adapted weight, which depends on parameters only; `forward` applies it to the tokens, or applies
+the weight that was computed for all layers at once (`stacked_adapter`).
+Letters: O output features, I input features, R rank, J rows of a joined weight [W; A] (`fused_linear`).
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.adapters.basis import Start
-from stages.adapters.factored_weight import Factored, Term, squares
+from stages.adapters.basis import LayerInit
+from stages.adapters.factored_weight import FactoredWeight, LowRankTerm, squares
 from stages.adapters.kind import Kind
 from stages.adapters.ops.fused_linear import joined_product
 from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_faster
 from stages.errors import InvalidAdapterState, LayerNotAdaptable
 
 
-class Ready(NamedTuple):
-    """An adapted weight as tokens meet it: diag(p) (W + L R) diag(q), thin factors in the dtype of the products.
+class AdaptedWeight(NamedTuple):
+    """An adapted weight ready for use in a product: diag(p) (W + L R) diag(q), thin factors in the product dtype.
 
-    Any of them may be None: no scale, no move. For many layers at once each has a leading dimension.
+    None is no scale, or no update. For a stack of layers each tensor has a leading dimension.
     """
 
     p_O: Tensor | None
     q_I: Tensor | None
     left_OR: Tensor | None
     right_RI: Tensor | None
-    outside: bool = False
-    """L and R have their scales in them: diag(p) W diag(q) + L R, as several adapters on a layer leave it."""
+    scales_folded: bool = False
+    """L and R include the scales: diag(p) W diag(q) + L R, the form of several adapters on one layer."""
     joined_JI: Tensor | None = None
-    """W with the values of R in the rows behind it, where products are to be joined (`_joined`)."""
+    """W followed by rows with the values of R, where both are used in one product (`fused_linear`)."""
     bias_J: Tensor | None = None
-    """Beside it: the layer's bias, and zeros."""
+    """The layer's bias followed by zeros, for use with `joined_JI`."""
 
-    def is_one_move(self) -> bool:
-        """Whether it is diag(p) (W + L R): nothing is done to what comes in."""
-        return self.q_I is None and not self.outside
+    def scales_output_only(self) -> bool:
+        """Whether it is diag(p) (W + L R): the layer's input is not scaled."""
+        return self.q_I is None and not self.scales_folded
 
-    def without_bias(self) -> Ready:
-        """Of layers that have none, among others that do."""
+    def without_bias(self) -> AdaptedWeight:
+        """The same without a bias: for a layer that has none, in a stack where others have one."""
         return self._replace(bias_J=None)
 
 
-def ready(whole: Factored, dtype: torch.dtype) -> Ready:
-    """Scales stay in float32; the thin factors are rounded once."""
+def with_scales_folded(whole: FactoredWeight, dtype: torch.dtype) -> AdaptedWeight:
+    """The weight with all terms concatenated: scales stay in float32, the thin factors are rounded once to `dtype`."""
     if not whole.terms:
-        return Ready(whole.p_O, whole.q_I, None, None)
+        return AdaptedWeight(whole.p_O, whole.q_I, None, None)
     left_OR, right_RI = whole.low_rank()
-    return Ready(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype), outside=True)
+    return AdaptedWeight(whole.p_O, whole.q_I, left_OR.to(dtype), right_RI.to(dtype), scales_folded=True)
 
 
 def narrowed(factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A thin factor as it is and in the dtype of the products."""
+    """A thin factor as it is and rounded to the product dtype; its gradient is the sum of both."""
     if dtype == factor.dtype or not factor.requires_grad:
         return factor, factor.to(dtype)
     both: tuple[Tensor, Tensor] = _Narrowed.apply(factor, dtype)
@@ -66,7 +66,7 @@ def narrowed(factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 class _Narrowed(torch.autograd.Function):
-    """Its two gradients are added as they come: widened first, they are one kernel more."""
+    """Adds the two gradients in one mixed-dtype kernel; autograd would widen the narrow one in a kernel of its own."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,49 +82,49 @@ class _Narrowed(torch.autograd.Function):
 
 
 class Slot(nn.Module):
-    """One adapter's part on one layer."""
+    """One adapter's parameters on one layer: a basis and a magnitude."""
 
-    def __init__(self, kind: Kind, start: Start, scaling: float) -> None:
+    def __init__(self, kind: Kind, init: LayerInit, scaling: float) -> None:
         super().__init__()
-        self.scaling, self.rank = scaling, start.rank
+        self.scaling, self.rank = scaling, init.rank
         self.strength = 1.0
         magnitude = kind.magnitude.load()
-        self.uses_squares: bool = magnitude.uses_squares
+        self.needs_squares: bool = magnitude.needs_squares
         self.basis = kind.basis.load()(
-            start, uses_weight_right=magnitude.uses_weight_right, uses_left_weight=magnitude.uses_left_weight
+            init, needs_weight_right=magnitude.needs_weight_right, needs_left_weight=magnitude.needs_left_weight
         )
-        self.magnitude = magnitude(start)
+        self.magnitude = magnitude(init)
 
-    def forward(self, before: Factored) -> Factored:
-        """The weight after this adapter. Strength exactly 0 leaves it alone; any other keeps the lengths in full."""
-        return before if self.strength == 0 else self._lengthened(before.moved(self._term()))
+    def forward(self, before: FactoredWeight) -> FactoredWeight:
+        """The weight after this adapter. Strength 0 changes nothing; at any other the magnitudes count in full."""
+        return before if self.strength == 0 else self._with_magnitude(before.plus(self._term()))
 
-    def alone(self, base: Factored, dtype: torch.dtype) -> Ready:
-        """The weight after this adapter where it is the only one: its move inside its scales, which costs least."""
+    def adapted_weight(self, base: FactoredWeight, dtype: torch.dtype) -> AdaptedWeight:
+        """The weight after this adapter, the layer's only one, as diag(p) (W + L R) diag(q): the cheapest form."""
         if self.strength == 0:
-            return Ready(None, None, None, None)
+            return AdaptedWeight(None, None, None, None)
         term = self._term()
         if term.left_OR.is_cuda:
             (wide_OR, left_OR), (wide_RI, right_RI) = narrowed(term.left_OR, dtype), narrowed(term.right_RI, dtype)
-            whole = self._lengthened(base.moved(replace(term, left_OR=wide_OR, right_RI=wide_RI)))
-            return Ready(whole.p_O, whole.q_I, left_OR, right_RI)
-        # Gradients are added up from the last use to the first: another order could give other bits.
-        whole = self._lengthened(base.moved(term))
-        return Ready(whole.p_O, whole.q_I, term.left_OR.to(dtype), term.right_RI.to(dtype))
+            whole = self._with_magnitude(base.plus(replace(term, left_OR=wide_OR, right_RI=wide_RI)))
+            return AdaptedWeight(whole.p_O, whole.q_I, left_OR, right_RI)
+        # Autograd sums gradients from the last use to the first: another order of these lines could change bits.
+        whole = self._with_magnitude(base.plus(term))
+        return AdaptedWeight(whole.p_O, whole.q_I, term.left_OR.to(dtype), term.right_RI.to(dtype))
 
-    def _term(self) -> Term:
-        return cast(Term, self.basis.term(self.scaling * self.strength))
+    def _term(self) -> LowRankTerm:
+        return cast(LowRankTerm, self.basis.term(self.scaling * self.strength))
 
-    def _lengthened(self, moved: Factored) -> Factored:
-        return cast(Factored, self.magnitude(moved))
+    def _with_magnitude(self, updated: FactoredWeight) -> FactoredWeight:
+        return cast(FactoredWeight, self.magnitude(updated))
 
     def leaves(self) -> dict[str, nn.Parameter]:
-        """Trained tensors by their names in the file format."""
+        """Trained tensors by their leaf names in the file format, such as `lora_A`."""
         return dict(self.basis.named_parameters()) | dict(self.magnitude.named_parameters())
 
 
 class AdaptedLayer(nn.Module):
-    """A Linear's own parameters, frozen, under a stack of slots. Tokens are (..., features)."""
+    """A Linear's own frozen parameters, and the slots of the adapters on it. Tokens are (..., features)."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -133,122 +133,130 @@ class AdaptedLayer(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self._base = (base,)  # in a tuple, lest torch list its parameters a second time
+        self._base = (base,)  # in a tuple, or torch would register its parameters a second time
         self.register_parameter("weight", cast(nn.Parameter, base.weight))
         self.register_parameter("bias", cast("nn.Parameter | None", base.bias))
         self.register_buffer("row_squares_O", None, persistent=False)
         self.register_buffer("column_squares_I", None, persistent=False)
         self.slots = nn.ModuleList()
-        self.ready: Ready | None = None
-        """The adapted weight of this step, where it was computed together with that of other layers."""
+        self.precomputed: AdaptedWeight | None = None
+        """The adapted weight of this step, where it was computed for a stack of layers (`StackedAdapter`)."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """W' x + bias: products in the dtype of the tokens (or autocast's), scales in float32."""
-        now = self._now() if self.ready is None else self.ready
-        scaled = self._scaled(tokens, now.q_I)
-        if now.joined_JI is not None:
-            return self._joined(scaled, now)
+        current = self._current_weight() if self.precomputed is None else self.precomputed
+        scaled = self._scaled(tokens, current.q_I)
+        if current.joined_JI is not None:
+            return self._joined(scaled, current)
         multiply = self._product
-        # Only in steps, whose weights were computed for all layers: what the plain way gives stays what it was.
-        if self.ready is not None and self._is_faster_on_cpu(scaled):
-            if now.p_O is not None and now.is_one_move() and now.left_OR is not None and now.right_RI is not None:
-                return adapted_linear(tokens, self.matrix(), self.bias, now.left_OR, now.right_RI, now.p_O)
+        # Only in training steps, whose weights are precomputed: elsewhere the product stays torch's own.
+        if self.precomputed is not None and self._onednn_is_faster(scaled):
+            p_O, left_OR, right_RI = current.p_O, current.left_OR, current.right_RI
+            if current.scales_output_only() and p_O is not None and left_OR is not None and right_RI is not None:
+                return adapted_linear(tokens, self.matrix(), self.bias, left_OR, right_RI, p_O)
             multiply = frozen_linear
-        # With its bias, as the base layer does it: where nothing is moved yet, the base's very bits come out.
+        # With its bias, as the base layer computes it: a fresh adapter gives the base's output to the bit.
         out = multiply(scaled, self.matrix(), self.bias)
-        if now.outside:
-            return self._lengthened(out, now.p_O) + self._moved(tokens, now)
-        return self._lengthened(out if now.left_OR is None else out + self._moved(scaled, now), now.p_O)
+        if current.scales_folded:
+            return self._output_scaled(out, current.p_O) + self._low_rank_product(tokens, current)
+        return self._output_scaled(
+            out if current.left_OR is None else out + self._low_rank_product(scaled, current), current.p_O
+        )
 
     def gated_silu(self, tokens: Tensor) -> Tensor:
-        """a silu(g) of what `forward` gives, [a, g]; in one operation where products are joined."""
-        if self.ready is not None and self.ready.joined_JI is not None:
-            return self._joined(self._scaled(tokens, self.ready.q_I), self.ready, gated=True)
+        """a silu(g), where `forward` gives [a, g]: one fused operation where a joined weight is precomputed."""
+        if self.precomputed is not None and self.precomputed.joined_JI is not None:
+            return self._joined(self._scaled(tokens, self.precomputed.q_I), self.precomputed, gated=True)
         value, gate = self(tokens).chunk(2, dim=-1)
         return value * F.silu(gate)
 
-    def _joined(self, scaled: Tensor, now: Ready, *, gated: bool = False) -> Tensor:
-        assert now.joined_JI is not None and now.left_OR is not None and now.right_RI is not None, "all or none"
-        factors = (now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+    def _joined(self, scaled: Tensor, current: AdaptedWeight, *, gated: bool = False) -> Tensor:
+        assert current.joined_JI is not None and current.left_OR is not None and current.right_RI is not None, (
+            "all or none"
+        )
+        factors = (current.joined_JI, current.left_OR, current.right_RI, current.p_O, current.bias_J)
         return self._features_last(joined_product(self._features_last(scaled), *factors, gated=gated))
 
-    def _lengthened(self, out: Tensor, p_O: Tensor | None) -> Tensor:
-        """Each output feature in its new length, p (W x) + b, from W x + b: rounded once."""
+    def _output_scaled(self, out: Tensor, p_O: Tensor | None) -> Tensor:
+        """p (W x) + b, computed from W x + b and rounded once."""
         if p_O is None or self.bias is None:
             return self._scaled(out, p_O)
-        length, bias = self._along_features(p_O), self._along_features(self.bias)
-        return (out * length + bias * (1 - length)).to(out.dtype)
+        scale, bias = self._along_features(p_O), self._along_features(self.bias)
+        return (out * scale + bias * (1 - scale)).to(out.dtype)
 
-    def _now(self) -> Ready:
-        stack = self.stack()
-        if len(stack) != 1:
-            return ready(self.factored(), self._product_dtype())
+    def _current_weight(self) -> AdaptedWeight:
+        slots = self.attached_slots()
+        if len(slots) != 1:
+            return with_scales_folded(self.factored(), self._product_dtype())
         with torch.autocast(self.weight.device.type, enabled=False):
-            one = stack[0].alone(self._unadapted(), self.weight.dtype)
+            one = slots[0].adapted_weight(self._base_weight(), self.weight.dtype)
         left_OR, right_RI = (None if factor is None else factor.to(self._product_dtype()) for factor in one[2:4])
-        return Ready(one.p_O, one.q_I, left_OR, right_RI)
+        return AdaptedWeight(one.p_O, one.q_I, left_OR, right_RI)
 
-    def _moved(self, tokens: Tensor, now: Ready) -> Tensor:
-        assert now.left_OR is not None and now.right_RI is not None, "both or neither"
-        return self._product(self._product(tokens, now.right_RI), now.left_OR)
+    def _low_rank_product(self, tokens: Tensor, current: AdaptedWeight) -> Tensor:
+        assert current.left_OR is not None and current.right_RI is not None, "both or neither"
+        return self._product(self._product(tokens, current.right_RI), current.left_OR)
 
     def _product_dtype(self) -> torch.dtype:
         device = self.weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
-    def factored(self) -> Factored:
-        """The adapted weight, with its norms taken in float32 whatever autocast says."""
+    def factored(self) -> FactoredWeight:
+        """The adapted weight; norms are taken in float32 even under autocast."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            whole = self._unadapted()
+            whole = self._base_weight()
             for slot in self.slots:
                 whole = slot(whole)
             return whole
 
     def merge(self, slot: Slot, *, only_check: bool = False) -> bool:
-        """Write the lowest slot into the base weight, rounded to its dtype, and take it off; False if not finite.
+        """Write the first slot into the base weight, rounded to its dtype, and remove it; False if not finite.
+
+        Args:
+            only_check: change nothing, only compute whether the merged weight is finite.
 
         Raises:
-            InvalidAdapterState: another slot lies below: what it does could not be kept.
+            InvalidAdapterState: another slot comes before this one: its effect could not be kept.
         """
-        stack = self.stack()
-        if stack[0] is not slot:
+        slots = self.attached_slots()
+        if slots[0] is not slot:
             raise InvalidAdapterState(
                 "another adapter was attached before this one", "Merge or detach the earlier one first."
             )
         with torch.no_grad():
-            merged_OI = slot(self._unadapted()).dense().to(self.weight.dtype)
+            merged_OI = slot(self._base_weight()).dense().to(self.weight.dtype)
             finite = bool(merged_OI.isfinite().all())
             if finite and not only_check:
                 self.weight.copy_(merged_OI.view_as(self.weight))
-                self.set_slots(stack[1:])
+                self.set_slots(slots[1:])
         return finite
 
-    def move_weight(self, place_OI: Tensor) -> None:
-        """Let the weight lie in another piece of memory, maybe with gaps between rows, which takes over its values."""
-        place_OI.copy_(self.matrix())
-        self.weight.data = place_OI.view(self.weight.shape)
+    def relocate_weight(self, memory_OI: Tensor) -> None:
+        """Copy the weight into other memory, whose rows may have gaps between them, and use it from there."""
+        memory_OI.copy_(self.matrix())
+        self.weight.data = memory_OI.view(self.weight.shape)
 
-    def stack(self) -> list[Slot]:
-        """The slots, the one that acts on the base weight first."""
+    def attached_slots(self) -> list[Slot]:
+        """The slots in the order they were attached; the first acts on the base weight."""
         return cast(list[Slot], list(self.slots))
 
     def set_slots(self, slots: list[Slot]) -> None:
-        """Replace the stack; what it remembers about the weight is computed again, for a merge may have changed it."""
+        """Replace the slots, and recompute what they cache about the weight: a merge may have changed it."""
         self.slots = nn.ModuleList(slots)
-        for basis in (slot.basis for slot in slots if slot.basis.knows_weight):
-            basis.keep_products(self.matrix())
-        needed = any(slot.uses_squares for slot in slots)
+        for basis in (slot.basis for slot in slots if slot.basis.depends_on_weight):
+            basis.cache_products(self.matrix())
+        needed = any(slot.needs_squares for slot in slots)
         self.row_squares_O, self.column_squares_I = squares(self.matrix()) if needed else (None, None)
 
     def base(self) -> nn.Module:
-        """The layer that stood here, with the parameters it has now."""
+        """The layer this one replaced, with the present weight and bias."""
         (base,) = self._base
         base.register_parameter("weight", self.weight)
         base.register_parameter("bias", self.bias)
         return base
 
-    def _unadapted(self) -> Factored:
-        return Factored(
+    def _base_weight(self) -> FactoredWeight:
+        return FactoredWeight(
             weight_OI=self.matrix(), row_squares_O=self.row_squares_O, column_squares_I=self.column_squares_I
         )
 
@@ -257,42 +265,42 @@ class AdaptedLayer(nn.Module):
         return matrix_of(self.weight)
 
     def _scaled(self, value: Tensor, scale: Tensor | None) -> Tensor:
-        """Each feature times its scale, rounded once."""
+        """Each feature times its scale, rounded once; None is no scale."""
         return value if scale is None else (value * self._along_features(scale)).to(value.dtype)
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         return F.linear(tokens, matrix_OI, bias_O)
 
-    def _is_faster_on_cpu(self, tokens: Tensor) -> bool:
-        """Whether `_on_cpu` does the layer's products."""
+    def _onednn_is_faster(self, tokens: Tensor) -> bool:
+        """Whether the layer's products are done by `onednn_linear`."""
         return is_faster(tokens, self.matrix(), self.bias)
 
     def _along_features(self, vector: Tensor) -> Tensor:
-        """Shaped to be multiplied with tokens, feature by feature."""
+        """The vector shaped to broadcast over tokens."""
         return vector
 
     def _features_last(self, tokens: Tensor) -> Tensor:
-        """From how the layer's tokens lie to (..., features), and back."""
+        """The tokens as (..., features), or such tokens in the layer's own layout: its own inverse."""
         return tokens
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         probe = torch.zeros(1, dtype=torch.float32)
         if fn(probe).dtype != probe.dtype:
             raise InvalidAdapterState(
-                "a network with adapters was cast to another dtype, which would round them and stale their norms",
+                "a network with adapters was cast to another dtype, which would round them and make their norms stale",
                 "Cast the base before attaching.",
             )
         return cast(AdaptedLayer, super()._apply(fn, recurse))
 
 
 class AdaptedConv1d(AdaptedLayer):
-    """The same for a convolution of kernel 1. Tokens are (batch, features, frames)."""
+    """A Conv1d of kernel 1 with adapters on it. Tokens are (batch, features, frames)."""
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         return F.conv1d(tokens, matrix_OI[:, :, None], bias_O)
 
-    def _is_faster_on_cpu(self, tokens: Tensor) -> bool:
-        return False  # its tokens lie the other way round
+    def _onednn_is_faster(self, tokens: Tensor) -> bool:
+        return False  # features are not its last dimension
 
     def _along_features(self, vector: Tensor) -> Tensor:
         return vector[:, None]
@@ -302,15 +310,15 @@ class AdaptedConv1d(AdaptedLayer):
 
 
 def matrix_of(weight: Tensor) -> Tensor:
-    """A layer's weight as (out, in): a convolution's (out, channels, kernel) is (out, channels * kernel)."""
+    """A layer's weight as (out, in), detached; a convolution's (out, channels, kernel) is (out, channels * kernel)."""
     return weight.detach().flatten(1)
 
 
 def adapted(name: str, base: nn.Module) -> AdaptedLayer:
-    """The layer itself if it carries adapters already, else one that can stand in its place.
+    """The layer itself if it has adapters already, else an `AdaptedLayer` to replace it.
 
     Raises:
-        LayerNotAdaptable: a convolution that is more than a product per frame.
+        LayerNotAdaptable: a convolution that is not one matrix product per frame.
     """
     if isinstance(base, AdaptedLayer):
         return base
@@ -320,5 +328,5 @@ def adapted(name: str, base: nn.Module) -> AdaptedLayer:
     plain = {"kernel": base.kernel_size == (1,), "stride": base.stride == (1,), "groups": base.groups == 1}
     odd = [what for what, holds in {**plain, "padding": base.padding in ((0,), "valid", "same")}.items() if not holds]
     if odd:
-        raise LayerNotAdaptable(name, f"it is a Conv1d, and its {' and '.join(odd)} make it no plain product per frame")
+        raise LayerNotAdaptable(name, f"it is a Conv1d whose {' and '.join(odd)} rule out one product per frame")
     return AdaptedConv1d(base)

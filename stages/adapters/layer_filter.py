@@ -1,8 +1,8 @@
-"""Which layers get an adapter: include and exclude patterns. Light: standard library only.
+"""Include and exclude patterns, which decide what layers get an adapter. Light: standard library only.
 
-A pattern is stripped of blanks; every `[a-b]` in it becomes each whole number from a to b, counted down when b is below
-a, and several brackets give every combination. It matches a name that holds one of the results, case and all.
-Hence `layers.1` also finds layers 10 to 19, and `layers[0-11]` finds nothing: names are written `layers.7.`.
+A pattern is stripped of blanks; every `[a-b]` in it expands to each whole number from a to b, counted down when b is
+below a, and several brackets give every combination. It matches a name that contains one of the results; case matters.
+Hence `layers.1` also matches layers 10 to 19, and `layers[0-11]` matches nothing: names are written `layers.7.`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _MAX_EXPANSIONS = 10_000
 
 
 def expansions(pattern: str) -> list[str]:
-    """Every plain substring a pattern stands for: `a.[2-0].` gives `a.2.`, `a.1.`, `a.0.`.
+    """The plain substrings a pattern expands to: `a.[2-0].` gives `a.2.`, `a.1.`, `a.0.`.
 
     Raises:
-        ValueError: the ranges stand for more than ten thousand substrings.
+        ValueError: the ranges expand to more than ten thousand substrings.
     """
     # Splitting by a pattern with two groups gives text, first, last, text, first, last, ..., text.
     pieces = _RANGE.split(pattern.strip())
@@ -44,20 +44,20 @@ def _interleaved(texts: Sequence[str], numbers: Sequence[str]) -> Iterator[str]:
 
 
 def matching(names: Collection[str], pattern: str) -> list[str]:
-    """Names that hold one of the pattern's expansions, in their order."""
+    """Names that contain one of the pattern's expansions, in their order."""
     parts = expansions(pattern)
     return [name for name in names if any(part in name for part in parts)]
 
 
 def taken(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
-    """Names that some include pattern matches (None: all; an empty list: none) and no exclude pattern does."""
+    """Names that an include pattern matches (None: all; an empty list: none) and no exclude pattern does, in order."""
     wanted = set(names) if include is None else {name for pattern in include for name in matching(names, pattern)}
     unwanted = {name for pattern in exclude or () for name in matching(names, pattern)}
     return [name for name in names if name in wanted and name not in unwanted]
 
 
 def selected(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
-    """`taken`, for what a person asked for: what has no effect, or leaves nothing, is an error.
+    """As `taken`, for patterns a user gave: one without effect, or a selection left empty, is an error.
 
     Raises:
         FilterMatchesNothing: a pattern matches no name at all, or no name is left; lists near names.
@@ -77,7 +77,7 @@ def selected(names: Collection[str], include: Sequence[str] | None, exclude: Seq
 
 
 def near_names(pattern: str, names: Collection[str], count: int = 5) -> list[str]:
-    """Names with a part that resembles the pattern, the nearest first; case is overlooked."""
+    """Names with a part that resembles the pattern, nearest first; case is ignored."""
     holders: dict[str, str] = {}
     for name in names:
         for part in _dotted_parts(name.lower()):

@@ -1,66 +1,68 @@
-"""The second axis of the adapter kinds: which rows or columns of V are given a trained length.
+"""Second axis of the adapter kinds: which rows or columns of the adapted weight are rescaled to trained norms.
 
-Each is a small module whose parameters carry the names of the file format. Letters: O out features, I in features.
+Each magnitude is a module whose parameters carry the names of the file format. They start as the norms of the frozen
+weight, so training starts at the base. Its flags say what the norms need besides L and R: squared row or column norms
+of W (`needs_squares`), W R^T (`needs_weight_right`), L^T W (`needs_left_weight`).
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from stages.adapters.basis import Start
-from stages.adapters.factored_weight import Factored, guarded_sqrt, squares
+from stages.adapters.basis import LayerInit
+from stages.adapters.factored_weight import FactoredWeight, guarded_sqrt, squares
 
 
 class NoMagnitude(nn.Module):
     """W' = V."""
 
-    uses_squares = uses_weight_right = uses_left_weight = False
+    needs_squares = needs_weight_right = needs_left_weight = False
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, init: LayerInit) -> None:
         super().__init__()
 
-    def forward(self, moved: Factored) -> Factored:
-        return moved
+    def forward(self, updated: FactoredWeight) -> FactoredWeight:
+        return updated
 
 
 class OutputMagnitude(nn.Module):
-    """Every row of V gets a trained length, at first that of the same row of W."""
+    """Every row of V is rescaled to a trained norm (DoRA with torch's (out, in) weights)."""
 
-    uses_squares = uses_weight_right = True
-    uses_left_weight = False
+    needs_squares = needs_weight_right = True
+    needs_left_weight = False
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, init: LayerInit) -> None:
         super().__init__()
-        self.magnitude = nn.Parameter(guarded_sqrt(squares(start.weight_OI)[0]))
+        self.magnitude = nn.Parameter(guarded_sqrt(squares(init.weight_OI)[0]))
 
-    def forward(self, moved: Factored) -> Factored:
-        return moved.with_row_lengths(self.magnitude)
+    def forward(self, updated: FactoredWeight) -> FactoredWeight:
+        return updated.with_row_magnitudes(self.magnitude)
 
 
 class InputMagnitude(nn.Module):
-    """Every column of V gets a trained length, at first that of the same column of W."""
+    """Every column of V is rescaled to a trained norm."""
 
-    uses_squares = uses_left_weight = True
-    uses_weight_right = False
+    needs_squares = needs_left_weight = True
+    needs_weight_right = False
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, init: LayerInit) -> None:
         super().__init__()
-        self.magnitude = nn.Parameter(guarded_sqrt(squares(start.weight_OI)[1]))
+        self.magnitude = nn.Parameter(guarded_sqrt(squares(init.weight_OI)[1]))
 
-    def forward(self, moved: Factored) -> Factored:
-        return moved.with_column_lengths(self.magnitude)
+    def forward(self, updated: FactoredWeight) -> FactoredWeight:
+        return updated.with_column_magnitudes(self.magnitude)
 
 
 class BothMagnitudes(nn.Module):
-    """Rows first, then the columns of the result; at first the lengths of W's own rows and columns."""
+    """Rows of V are rescaled first, then the columns of the result (BoRA)."""
 
-    uses_squares = uses_weight_right = True
-    uses_left_weight = False  # the columns are those of diag(p) W: their products change with p
+    needs_squares = needs_weight_right = True
+    needs_left_weight = False  # column norms are those of diag(p) W, whose products change with p
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, init: LayerInit) -> None:
         super().__init__()
-        self.magnitude_r = nn.Parameter(guarded_sqrt(squares(start.weight_OI)[0]))
-        self.magnitude_c = nn.Parameter(guarded_sqrt(squares(start.weight_OI)[1]))
+        self.magnitude_r = nn.Parameter(guarded_sqrt(squares(init.weight_OI)[0]))
+        self.magnitude_c = nn.Parameter(guarded_sqrt(squares(init.weight_OI)[1]))
 
-    def forward(self, moved: Factored) -> Factored:
-        return moved.with_row_lengths(self.magnitude_r).with_column_lengths(self.magnitude_c)
+    def forward(self, updated: FactoredWeight) -> FactoredWeight:
+        return updated.with_row_magnitudes(self.magnitude_r).with_column_magnitudes(self.magnitude_c)

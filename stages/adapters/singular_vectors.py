@@ -1,6 +1,6 @@
-"""Singular vectors of frozen weights, for the -xs kinds: made the same way everywhere, and remembered.
+"""Leading singular vectors of frozen weights, for the -xs kinds: a deterministic SVD and a cache of its results.
 
-Letters: O out features, I in features, K singular vectors kept.
+Letters: O output features, I input features, K singular vectors kept.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from torch import Tensor
 from cache.atomic_files import atomic_write_bytes
 from stages.errors import AdapterMismatch, SingularVectorsDamaged
 
-KEPT = 256
-"""Vectors remembered per weight: the largest rank the product takes, so that no change of rank computes anew."""
+NUM_KEPT = 256
+"""Vectors cached per weight: the largest rank the product allows, so that no change of rank needs a new SVD."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bases:
-    """Leading singular vectors of a weight as columns, float32 on the CPU, by falling singular value."""
+class SingularVectors:
+    """Leading singular vectors of a weight as columns, float32 on the CPU, by decreasing singular value."""
 
     U_OK: Tensor
     V_IK: Tensor
 
     @property
     def count(self) -> int:
-        """How many vectors of each side."""
+        """Number of vectors on each side."""
         return self.U_OK.shape[1]
 
 
-class BasesCache(Protocol):
-    """Where singular vectors are remembered between starts, by the digest of the weight."""
+class SingularVectorCache(Protocol):
+    """Stores singular vectors between runs, by the digest of the weight."""
 
-    def recall(self, digest: str, rank: int) -> Bases | None:
-        """At least the first `rank` vectors, or None if they are not known."""
+    def recall(self, digest: str, rank: int) -> SingularVectors | None:
+        """At least the first `rank` vectors, or None if they are not stored."""
 
-    def remember(self, digest: str, bases: Bases) -> None:
-        """Keep these."""
+    def remember(self, digest: str, vectors: SingularVectors) -> None:
+        """Store these."""
 
 
-def bases_of(weight_OI: Tensor, rank: int, cache: BasesCache | None = None) -> Bases:
-    """The leading `rank` or more singular vectors of a weight, recalled if the cache knows them.
+def leading_singular_vectors(weight_OI: Tensor, rank: int, cache: SingularVectorCache | None = None) -> SingularVectors:
+    """The leading `rank` or more singular vectors of a weight, from the cache if it has them.
 
     Args:
         weight_OI: as the layer uses it, after the base-precision cast; rank is at most its smaller dimension.
@@ -63,15 +63,15 @@ def bases_of(weight_OI: Tensor, rank: int, cache: BasesCache | None = None) -> B
     return found
 
 
-def singular_vectors(weight_OI: Tensor) -> Bases:
-    """Thin SVD in float32 on the CPU, with a rule for the signs that leaves nothing to the library.
+def singular_vectors(weight_OI: Tensor) -> SingularVectors:
+    """Thin SVD in float32 on the CPU, with signs fixed by a rule instead of by the library.
 
     In every column of U the entry of largest magnitude (the first of equals) is made positive; the column of V follows.
     """
     U_OK, _, Vh_KI = torch.linalg.svd(weight_OI.detach().to("cpu", torch.float32), full_matrices=False)
     peak_K = U_OK.gather(0, U_OK.abs().argmax(dim=0, keepdim=True))[0]
     sign_K = torch.where(peak_K < 0, -1.0, 1.0)
-    return Bases(U_OK=U_OK * sign_K, V_IK=Vh_KI.T * sign_K)
+    return SingularVectors(U_OK=U_OK * sign_K, V_IK=Vh_KI.T * sign_K)
 
 
 def weight_digest(weight_OI: Tensor) -> str:
@@ -82,17 +82,17 @@ def weight_digest(weight_OI: Tensor) -> str:
     return digest.hexdigest()
 
 
-class BasesFolder:
-    """A `BasesCache` in a folder: one safetensors file per weight, written aside and renamed.
+class SingularVectorFolder:
+    """A `SingularVectorCache` in a folder: one safetensors file per weight, written aside and renamed.
 
-    Vectors are stored as rows, so that a small rank reads only what it needs.
+    Vectors are stored as rows, so that a small rank reads only part of the file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def recall(self, digest: str, rank: int) -> Bases | None:
-        """Raises: SingularVectorsDamaged when the file of this weight cannot be read or holds something else."""
+    def recall(self, digest: str, rank: int) -> SingularVectors | None:
+        """At least the first `rank` vectors, or None. Raises: SingularVectorsDamaged when its file is unreadable."""
         path = self._path(digest)
         if not path.exists():
             return None
@@ -105,21 +105,21 @@ class BasesFolder:
             raise SingularVectorsDamaged(str(path), str(error)) from error
         if len(known) != 1 or not (U_KO.isfinite().all() and V_KI.isfinite().all()):
             raise SingularVectorsDamaged(str(path), "its vectors do not belong together or are not finite")
-        return Bases(U_OK=U_KO.T, V_IK=V_KI.T) if known.pop() >= rank else None
+        return SingularVectors(U_OK=U_KO.T, V_IK=V_KI.T) if known.pop() >= rank else None
 
-    def remember(self, digest: str, bases: Bases) -> None:
-        """Keep the leading vectors. Raises: cache.errors.WriteFailed."""
-        rows = {"U_KO": bases.U_OK[:, :KEPT].T.contiguous(), "V_KI": bases.V_IK[:, :KEPT].T.contiguous()}
+    def remember(self, digest: str, vectors: SingularVectors) -> None:
+        """Store the leading vectors. Raises: cache.errors.WriteFailed."""
+        rows = {"U_KO": vectors.U_OK[:, :NUM_KEPT].T.contiguous(), "V_KI": vectors.V_IK[:, :NUM_KEPT].T.contiguous()}
         atomic_write_bytes(self._path(digest), save(rows))
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"
 
 
-def given_bases(
+def singular_vectors_from(
     given: Mapping[str, Mapping[str, Tensor]], shapes: Mapping[str, tuple[int, int]], rank: int
-) -> dict[str, Bases]:
-    """Pick the layers' singular vectors out of a dict of them, signs as they are.
+) -> dict[str, SingularVectors]:
+    """The layers' singular vectors out of a dict of them by checkpoint key, signs unchanged.
 
     Args:
         given: per weight a dict with `U` (out, k) and `V` (in, k), vectors as columns, k at least the rank. Keys end in
@@ -130,7 +130,7 @@ def given_bases(
     Raises:
         AdapterMismatch: lists every layer that is missing, misshapen, too narrow for the rank, or not finite.
     """
-    found: dict[str, Bases] = {}
+    found: dict[str, SingularVectors] = {}
     faults: list[str] = []
     for name, shape in shapes.items():
         keys = [f"{root}{name}.weight" for root in ("", "model.", "conditioner.")]
@@ -139,7 +139,7 @@ def given_bases(
         if entry is None or fault:
             faults.append(f"{name}: {fault}")
         else:
-            found[name] = Bases(U_OK=entry["U"].float().cpu(), V_IK=entry["V"].float().cpu())
+            found[name] = SingularVectors(U_OK=entry["U"].float().cpu(), V_IK=entry["V"].float().cpu())
     if faults:
         raise AdapterMismatch("the file of singular vectors", faults)
     return found

@@ -1,4 +1,4 @@
-"""What can be known about targeted layers from their shapes alone, so that a plan needs no torch. Light.
+"""Shapes of the layers that can carry an adapter, and the rank limit they set. Light: a plan needs no torch.
 
 A layer's shape is (out, in); a Conv1d weight (out, channels, kernel) counts as (out, channels * kernel).
 """
@@ -18,7 +18,7 @@ _ROOTS = ("model.", "conditioner.")
 
 
 def layer_shapes(tensor_shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
-    """Layers that can carry an adapter, by name, from the tensor shapes in a checkpoint's header.
+    """(out, in) of the layers that can carry an adapter, by name, from the tensor shapes in a checkpoint's header.
 
     Every matrix called `weight` under the denoiser and the conditioner is one: norms are called `gamma`, and tokens and
     embeddings have names of their own. Names are relative to their root, `model.project_in`, `conditioners.sec...`.
@@ -32,13 +32,13 @@ def layer_shapes(tensor_shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[
 
 
 def rank_limit(shapes: Mapping[str, tuple[int, int]]) -> tuple[int, str]:
-    """The smallest dimension of any of these layers, and the first layer that has it."""
+    """The smallest dimension of any of these layers, and the name of the first layer that has it."""
     layer = min(shapes, key=lambda name: min(shapes[name]))
     return min(shapes[layer]), layer
 
 
 def spec_rank_limit(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]]) -> int | None:
-    """The largest rank this kind can have on the layers that include and exclude leave; None: no limit.
+    """The largest rank this kind can have on the layers that include and exclude select; None: no limit.
 
     Raises:
         FilterMatchesNothing: a pattern of the spec matches none of these layers.

@@ -83,7 +83,9 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     denoiser.model.transformer.checkpointing = case.checkpointing
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
     roots = (denoiser, conditioner)
-    adapter = attach(roots, spec, bases=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None)
+    adapter = attach(
+        roots, spec, singular_vectors=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None
+    )
     network = Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stacked else None)
     optimizer = new_optimizer(network, case.params)
     return Training(

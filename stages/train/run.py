@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from stages.adapters.singular_vectors import BasesFolder
+from stages.adapters.singular_vectors import SingularVectorFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models.device import explain_out_of_memory, precision_of, set_threads, training_threads
 from stages.models.quantized_linear import quantization_of
@@ -121,7 +121,7 @@ def leave(job: Job, training: Training, examples: Examples, config: Mapping[str,
     leave_tables(directory, training, examples)
     with deterministic_algorithms(job.device):
         written = leave_adapters(directory, training, metadata_of(job, training.step), batch)
-        check_outputs(training.network, batch, written, BasesFolder(job.work.shared / "bases"))
+        check_outputs(training.network, batch, written, SingularVectorFolder(job.work.shared / "bases"))
     leave_config(directory, config)
     keep_last_checkpoint(directory, training.step)
 

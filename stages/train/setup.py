@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from stages.adapters.attach import Adapter, attach
-from stages.adapters.singular_vectors import BasesFolder
+from stages.adapters.singular_vectors import SingularVectorFolder
 from stages.models.quantized_linear import NONE, quantization_of
 from stages.train.job import Job
 from stages.train.model.frozen_base import load_frozen_base
@@ -37,7 +37,7 @@ def new_training(job: Job) -> Training:
 
 def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
     """On the stacked tensors where there are such."""
-    stacks = None if network.layers is None else network.layers.stacked()
+    stacks = None if network.layers is None else network.layers.stacked_parameters()
     return Optimizer(network.adapter.named_parameters(), params, stacks)
 
 
@@ -50,7 +50,7 @@ def new_network(job: Job) -> Network:
         (denoiser, conditioner),
         spec,
         generator=job.rng.torch_generator("adapter", 0),
-        bases_cache=BasesFolder(job.work.shared / "bases"),
+        singular_vector_cache=SingularVectorFolder(job.work.shared / "bases"),
     )
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)

@@ -85,7 +85,7 @@ class Training:
         """Give stacked layers the dropout masks of this step, drawn on the CPU."""
         layers = self.network.layers
         if layers is not None and layers.dropout > 0:
-            layers.use_masks([mask.to(self.device) for mask in layers.masks(self.dropout_generator())])
+            layers.set_dropout_masks([mask.to(self.device) for mask in layers.dropout_masks(self.dropout_generator())])
 
     def dropout_generator(self) -> torch.Generator:
         """Where the dropout masks of the next step come from."""

@@ -88,7 +88,7 @@ def _attached(family: Family, files: Sequence[AdapterFile]) -> Iterator[list[Ada
         for file in files:
             singular = load("adapters.kinds", file.spec.kind.replace("-", "_")).KIND.basis.singular
             bases = recorded_bases(family) if singular else None
-            adapters.append(attach((denoiser(family), conditioner(family)), file.spec, bases=bases))
+            adapters.append(attach((denoiser(family), conditioner(family)), file.spec, singular_vectors=bases))
             adapters[-1].load(file.tensors, "the recorded file")
             adapters[-1].train(False)
         yield adapters

@@ -99,7 +99,7 @@ def adapted(family: Family, case: Case) -> Iterator[Adapter]:
     params = case.params
     spec = AdapterSpec(kind=params["adapter_type"], rank=params["rank"], alpha=params["alpha"])
     bases = recorded_bases(family, spec.rank) if spec.kind.endswith("-xs") else None
-    adapter = attach((denoiser(family), conditioner(family)), spec, bases=bases)
+    adapter = attach((denoiser(family), conditioner(family)), spec, singular_vectors=bases)
     try:
         adapter.load(case.group("init:"), case.name)
         yield adapter

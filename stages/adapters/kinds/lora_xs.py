@@ -2,6 +2,7 @@
 
 U (out, rank) and Z (in, rank) are the leading singular vectors of W, frozen; singular values are not absorbed.
 Trained per layer: `M_xs` (rank, rank), zero at the start.
+Light: names its two axes only.
 """
 
 from stages.adapters.kind import NONE, SVD, Kind

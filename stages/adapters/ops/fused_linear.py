@@ -1,13 +1,14 @@
-"""The adapted product of one layer, or of a stack of them, in few launches: y = p (W x + b + L A x) + (1 - p) b.
+"""Fused linear layers with an adapter, for one layer or a stack: y = p (W x + b + L A x) + (1 - p) b.
 
-Or, gated, a silu(g) with [a; g] = y: what a feed-forward layer makes of it, without y being written down (Shazeer 2020,
+Or, gated, a silu(g) with [a; g] = y, as SwiGLU feed-forward layers need it, without y in memory (Shazeer 2020,
 arXiv:2002.05202).
 
-The thin factor A lies behind the rows of W, [W; A], so one product gives W x and A x, and in the backward one product
-with [dy, dh] gives the gradient of x. What is between and behind them is one kernel each. Opaque to torch's compiler.
+The right factor A is stored behind the rows of W, the joined weight [W; A]: one product gives W x and A x, and in the
+backward one product with [dy, dh] gives the gradient of x. Between and after these products there is one kernel each.
+Custom operators, so torch.compile does not look inside.
 
-L layers, M tokens, I in features, O out features, R rank, J = O + width columns of a joined product, where `width` rows
-are kept for A (those behind its R are zero). Rows of [W; A] are as long as `length_for` says, zero behind the I-th.
+Letters: L layers of one shape, M tokens, I input features, O output features, R rank, J = O + width rows of the joined
+weight; `num_factor_rows` gives the width, and rows beyond R are zero. Rows have `padded_length` columns, zero beyond I.
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.adapters.ops.side_streams import Work, later
+from stages.adapters.ops.side_streams import DeferredWork, defer_or_run
 
 if TYPE_CHECKING:
-    from stages.adapters.ops.kernels.fused_linear import Split
+    from stages.adapters.ops.kernels.fused_linear import OutputGradients
 
 NAME = "sa3_trainer::joined_product"
-LARGEST_RANK = 64
-LARGEST_PRODUCT = 1 << 31
-"""Values of a layer's joined product, which the kernels count in 32 bits."""
-_MULTIPLE = 16
-_ALIGNED = 8
-"""16-bit values in 16 bytes."""
+MAX_RANK = 64
+MAX_PRODUCT_VALUES = 1 << 31
+"""Values of a layer's joined product from which 32-bit offsets in the kernels would overflow."""
+_MIN_TILE = 16
+"""Smallest dimension of a matrix product in Triton."""
+_ALIGNMENT = 8
+"""16-bit values in 16 bytes, the widest load."""
 
 
-def width_for(rank: int) -> int:
-    """Rows to keep behind W for a factor of this rank: a power of two, as tiles are."""
-    return max(_MULTIPLE, 1 << (rank - 1).bit_length())
+def num_factor_rows(rank: int) -> int:
+    """Rows to allocate behind W for a factor of this rank: a power of two, as Triton's tiles are."""
+    return max(_MIN_TILE, 1 << (rank - 1).bit_length())
 
 
-def length_for(num_in: int) -> int:
-    """Columns to keep for rows of so many features: those of 257 would begin where no wide load may."""
-    return -(-num_in // _ALIGNED) * _ALIGNED
+def padded_length(num_in: int) -> int:
+    """Columns to allocate for rows of so many features: a multiple of 8, which aligns rows for wide loads."""
+    return -(-num_in // _ALIGNMENT) * _ALIGNMENT
 
 
 def has_kernels(product_LMJ: Tensor) -> bool:
-    """Whether kernels take this joined product."""
-    return product_LMJ.is_cuda and product_LMJ[0].numel() < LARGEST_PRODUCT
+    """Whether the Triton kernels take this joined product."""
+    return product_LMJ.is_cuda and product_LMJ[0].numel() < MAX_PRODUCT_VALUES
 
 
 def joined_product(
@@ -58,33 +60,33 @@ def joined_product(
     *,
     gated: bool = False,
 ) -> Tensor:
-    """(..., O), or gated (..., O / 2), from (..., I) through one layer; see `joined_products`."""
+    """One layer of `joined_products`: (..., O), or gated (..., O / 2), from tokens (..., I)."""
     factors = (None if one is None else one[None] for one in (left_OR, right_RI, p_O, bias_J))
     out_1MO = joined_products(tokens.reshape(1, -1, tokens.shape[-1]), joined_JI[None], *factors, gated=gated)
     return out_1MO.view(*tokens.shape[:-1], out_1MO.shape[-1])
 
 
 def joined_products(tokens_LMI: Tensor, joined_LJI: Tensor, *factors: Tensor | None, gated: bool = False) -> Tensor:
-    """(L, M, O), or gated (L, M, O / 2).
+    """Outputs of a stack of adapted layers, (L, M, O), or gated (L, M, O / 2).
 
     Args:
-        joined_LJI: [W; A], which has no gradient, though its rows behind W are the values of A.
-        factors: L (L, O, R) and A (L, R, I), which have one; the scale p (L, O); the bias with zeros behind it (L, J).
-            The last two may be None.
+        joined_LJI: [W; A]. It has no gradient: that of A goes to the factor A, whose values its last rows are.
+        factors: L (L, O, R) and A (L, R, I), which have gradients; the scale p (L, O); the bias followed by zeros
+            (L, J). The last two may be None.
     """
-    tokens_LMI = filled(tokens_LMI, joined_LJI.shape[-1])
+    tokens_LMI = padded(tokens_LMI, joined_LJI.shape[-1])
     out_LMO: Tensor = torch.ops.sa3_trainer.joined_product(tokens_LMI, joined_LJI, *factors, gated)[0]
     return out_LMO
 
 
-def filled(tokens_LMI: Tensor, length: int) -> Tensor:
-    """With zeros behind the features, for rows that are kept so long; tokens that are one for all layers stay so."""
+def padded(tokens_LMI: Tensor, length: int) -> Tensor:
+    """The tokens with zeros appended to their features; tokens expanded over layers stay expanded."""
     spare = length - tokens_LMI.shape[-1]
     if spare == 0:
         return tokens_LMI
-    one_for_all = tokens_LMI.stride(0) == 0
-    padded = F.pad(tokens_LMI[:1] if one_for_all else tokens_LMI, (0, spare))
-    return padded.expand(len(tokens_LMI), -1, -1) if one_for_all else padded
+    is_expanded = tokens_LMI.stride(0) == 0
+    longer = F.pad(tokens_LMI[:1] if is_expanded else tokens_LMI, (0, spare))
+    return longer.expand(len(tokens_LMI), -1, -1) if is_expanded else longer
 
 
 def _forward(
@@ -96,7 +98,7 @@ def _forward(
     bias: Tensor | None,
     gated: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the joined product; before its second part is added to the first, or gated, after that."""
+    """Output, and joined product (L, M, J) for the backward; gated, its first O columns then hold W x + b + L A x."""
     width = joined.shape[1] - left.shape[1]
     product_LMJ = _product(tokens, joined, bias)
     if has_kernels(product_LMJ):
@@ -104,8 +106,10 @@ def _forward(
             fused_linear as kernels,  # deferred: Triton comes with CUDA builds of torch
         )
 
-        return kernels.moved(product_LMJ, left, p, bias if p is not None else None, width, gated=gated), product_LMJ
-    return (gated_silu if gated else moved)(product_LMJ, left, p, bias), product_LMJ
+        return kernels.combined_output(
+            product_LMJ, left, p, bias if p is not None else None, width, gated=gated
+        ), product_LMJ
+    return (gated_silu if gated else combined_output)(product_LMJ, left, p, bias), product_LMJ
 
 
 def _product(tokens_LMI: Tensor, joined_LJI: Tensor, bias_LJ: Tensor | None) -> Tensor:
@@ -117,16 +121,16 @@ def _product(tokens_LMI: Tensor, joined_LJI: Tensor, bias_LJ: Tensor | None) -> 
     return torch.baddbmm(bias_LJ[:, None], tokens_LMI, joined_LJI.mT)
 
 
-def moved(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
-    """p (first + second L^T) + (1 - p) b, rounded once; the bias is in `first` already."""
-    return _lengthened(_sums(product_LMJ, left_LOR), p_LO, bias_LJ).to(product_LMJ.dtype)
+def combined_output(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
+    """p (first + second L^T) + (1 - p) b, (L, M, O), rounded once; `first`, W x + b, includes the bias already."""
+    return _output_scaled(_sums(product_LMJ, left_LOR), p_LO, bias_LJ).to(product_LMJ.dtype)
 
 
 def gated_silu(product_LMJ: Tensor, left_LOR: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
-    """a silu(g) of that, [a, g]. Writes first + second L^T where `first` was, for the backward, which needs no more."""
+    """a silu(g), where `combined_output` gives [a, g]. Overwrites `first` by first + second L^T for the backward."""
     sums = _sums(product_LMJ, left_LOR)
     product_LMJ[..., : left_LOR.shape[1]] = sums
-    value, gate = _lengthened(sums, p_LO, bias_LJ).to(product_LMJ.dtype).to(sums.dtype).chunk(2, dim=-1)
+    value, gate = _output_scaled(sums, p_LO, bias_LJ).to(product_LMJ.dtype).to(sums.dtype).chunk(2, dim=-1)
     return (value * F.silu(gate)).to(product_LMJ.dtype)
 
 
@@ -138,18 +142,18 @@ def _sums(product_LMJ: Tensor, left_LOR: Tensor) -> Tensor:
     )
 
 
-def _lengthened(sums_LMO: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
+def _output_scaled(sums_LMO: Tensor, p_LO: Tensor | None, bias_LJ: Tensor | None) -> Tensor:
     if p_LO is None:
         return sums_LMO
     whole = sums_LMO * p_LO[:, None]
     return whole if bias_LJ is None else whole + (bias_LJ[:, : whole.shape[-1]] * (1 - p_LO))[:, None]
 
 
-def _ungated(d_out_LMH: Tensor, whole_LMO: Tensor) -> Tensor:
-    """Gradient of [a, g], H features each, from that of a silu(g)."""
+def _silu_gradient(d_gated_LMO: Tensor, whole_LMO: Tensor) -> Tensor:
+    """Gradient of [a, g] from that of a silu(g)."""
     value, gate = whole_LMO.chunk(2, dim=-1)
     share = gate.sigmoid()
-    return torch.cat([d_out_LMH * gate * share, d_out_LMH * value * share * (1 + gate * (1 - share))], dim=-1)
+    return torch.cat([d_gated_LMO * gate * share, d_gated_LMO * value * share * (1 + gate * (1 - share))], dim=-1)
 
 
 def _backward(
@@ -164,30 +168,30 @@ def _backward(
     needs_tokens: bool,
     right_length: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, L, A (of so many features; 0: not needed) and p; empty where none is needed.
+    """Gradients of tokens, L, A (`right_length` features; 0: not needed) and p; an empty tensor is one not needed.
 
-    Those of L, A and p may still be under way on another stream: `_HandedOut` waits for them.
+    Those of L, A and p may still be being computed on a side stream: the backward of `unstack` waits for them.
     """
     num_out, rank = left.shape[1:]
     d_out = d_out.contiguous()
     if has_kernels(product):
         from stages.adapters.ops.kernels import fused_linear as kernels  # deferred, as above
 
-        parts = kernels.split(d_out, product, left, p, bias, joined.shape[1] - num_out, gated=gated)
+        parts = kernels.output_gradients(d_out, product, left, p, bias, joined.shape[1] - num_out, gated=gated)
         d_product = parts.d_joined_LMJ
-        d_left, d_right, d_p = _beside_the_chain(parts, tokens[..., :right_length], left, p)
+        d_left, d_right, d_p = _factor_gradients(parts, tokens[..., :right_length], left, p)
     else:
-        d_product, d_left, d_p = split(d_out, product, left, p, bias, gated=gated)
+        d_product, d_left, d_p = output_gradients(d_out, product, left, p, bias, gated=gated)
         d_thin = d_product[..., num_out : num_out + rank]
         d_right = torch.bmm(d_thin.mT, tokens[..., :right_length]) if right_length else d_out.new_empty(0)
     d_tokens = torch.bmm(d_product, joined) if needs_tokens else d_out.new_empty(0)
     return d_tokens, d_left, d_right, torch.empty(0, device=d_out.device) if d_p is None else d_p
 
 
-def _beside_the_chain(
-    parts: Split, tokens_LMI: Tensor, left_LOR: Tensor, p_LO: Tensor | None
+def _factor_gradients(
+    parts: OutputGradients, tokens_LMI: Tensor, left_LOR: Tensor, p_LO: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Where the gradients of L, A and p will be; the layer before waits for none of them."""
+    """Tensors for the gradients of L, A and p, computed on a side stream: the layer before needs none of them."""
     from stages.adapters.ops.kernels import fused_linear as kernels  # deferred, as above
 
     (num_out, rank), num_in = left_LOR.shape[1:], tokens_LMI.shape[-1]
@@ -195,21 +199,21 @@ def _beside_the_chain(
     d_right = tokens_LMI.new_empty((len(left_LOR), rank, num_in) if num_in else 0)
     d_p = None if p_LO is None else torch.empty(p_LO.shape, device=p_LO.device)
 
-    def made() -> None:
-        kernels.gathered(parts, d_left, d_p)
+    def compute() -> None:
+        kernels.sum_parts(parts, d_left, d_p)
         if num_in:
             torch.bmm(parts.d_joined_LMJ[..., num_out : num_out + rank].mT, tokens_LMI, out=d_right)
 
     read, written = (tokens_LMI, *parts), (d_left, d_right, d_p)
-    later(Work(run=made, read=_there(read), made=_there(written), large=len(left_LOR) > 1))
+    defer_or_run(DeferredWork(run=compute, reads=_present(read), writes=_present(written), large=len(left_LOR) > 1))
     return d_left, d_right, d_p
 
 
-def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def split(
+def output_gradients(
     d_out_LMO: Tensor,
     product_LMJ: Tensor,
     left_LOR: Tensor,
@@ -218,15 +222,15 @@ def split(
     *,
     gated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the joined product, of L and of p."""
+    """Gradients of the joined product (L, M, J), of L (L, O, R) and of p (L, O)."""
     num_out, rank = left_LOR.shape[1:]
     wide, narrow = torch.promote_types(product_LMJ.dtype, torch.float32), product_LMJ.dtype
     first, thin = product_LMJ[..., :num_out].to(wide), product_LMJ[..., num_out : num_out + rank].to(wide)
     d_p = None
     scaled = d_out_LMO
     if gated:
-        whole = _lengthened(first, p_LO, bias_LJ).to(narrow).to(wide)
-        scaled = d_out_LMO = _ungated(d_out_LMO.to(wide), whole).to(narrow)
+        whole = _output_scaled(first, p_LO, bias_LJ).to(narrow).to(wide)
+        scaled = d_out_LMO = _silu_gradient(d_out_LMO.to(wide), whole).to(narrow)
     if p_LO is not None:
         sums = first if gated else _sums(product_LMJ, left_LOR)
         sums = sums if bias_LJ is None else sums - bias_LJ[:, None, :num_out].to(wide)

@@ -1,9 +1,9 @@
-"""What goes into a stack of layers, feature by feature in its new length: x diag(q), rounded once.
+"""Inputs of a stack of layers scaled per feature, x diag(q), rounded once.
 
-In one kernel each way on CUDA; operation by operation its gradients take seven, each over all of x in float32. Within
-a block torch's compiler joins them to what stands beside them, and this is not used.
+On CUDA one kernel each for forward and backward; with torch's operations the gradients take seven, each over all of x
+in float32. Inside a block torch.compile fuses them with their neighbours, and this module is not used.
 
-L layers, M tokens, I in features.
+Letters: L layers of one shape, M tokens, I input features.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.adapters.ops.frozen_matmul import uses_kernels
+from stages.adapters.ops.frozen_matmul import kernels_enabled
 
 
-def in_scaled(tokens_LMI: Tensor, scale_LI: Tensor) -> Tensor:
-    """(L, M, I) in the dtype of the tokens, which may be one for all layers, expanded; the scale is float32."""
-    if not (tokens_LMI.is_cuda and uses_kernels()):
+def scaled_inputs(tokens_LMI: Tensor, scale_LI: Tensor) -> Tensor:
+    """x diag(q), (L, M, I) in the dtype of the tokens, which may be expanded over layers; the scale is float32."""
+    if not (tokens_LMI.is_cuda and kernels_enabled()):
         return (tokens_LMI * scale_LI[:, None]).to(tokens_LMI.dtype)
-    scaled_LMI: Tensor = _InScale.apply(tokens_LMI, scale_LI.contiguous())
+    scaled_LMI: Tensor = _ScaledInputs.apply(tokens_LMI, scale_LI.contiguous())
     return scaled_LMI
 
 
-class _InScale(torch.autograd.Function):
+class _ScaledInputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens_LMI: Tensor, scale_LI: Tensor) -> Tensor:
         from stages.adapters.ops.kernels import (
@@ -32,11 +32,11 @@ class _InScale(torch.autograd.Function):
         )
 
         ctx.save_for_backward(tokens_LMI, scale_LI)
-        return kernels.in_scaled(tokens_LMI, scale_LI)
+        return kernels.scaled_inputs(tokens_LMI, scale_LI)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
         from stages.adapters.ops.kernels import input_scale as kernels  # deferred, as above
 
         needs_tokens = ctx.needs_input_grad[0]
-        return kernels.in_scaled_backward(grads[0].contiguous(), *ctx.saved_tensors, needs_tokens=needs_tokens)
+        return kernels.scaled_inputs_backward(grads[0].contiguous(), *ctx.saved_tensors, needs_tokens=needs_tokens)

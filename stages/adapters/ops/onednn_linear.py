@@ -1,10 +1,10 @@
-"""Products with a frozen float32 weight on a CPU, by oneDNN where that is the faster library, for training steps.
+"""Linear layers with a frozen float32 weight on a CPU, computed by oneDNN where that is faster than MKL.
 
-MKL, which torch multiplies float32 matrices with, takes its slower code on processors that are not Intel's. On a Zen 5
-one thread of it does some 97 GFLOP/s, and one of oneDNN, which torch carries as well, 200. Nothing was measured on
-Intel's, nor where there is no AVX-512: there, and for whatever else was not seen to gain, torch goes its own way.
+MKL, which torch multiplies float32 matrices with, uses slower code on processors that are not Intel's. On a Zen 5 one
+thread of it does some 97 GFLOP/s, and one of oneDNN, which torch includes as well, 200. Nothing was measured on Intel
+processors, nor without AVX-512: there, and for shapes that did not gain, torch's default is used.
 
-M tokens, I in features, O out features, R rank; any of them may have more dimensions before M.
+Letters: M tokens, I input features, O output features, R rank, L layers of one shape.
 """
 
 from __future__ import annotations
@@ -20,78 +20,78 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _OPERATION = "_linear_pointwise"
-"""In `torch.ops.mkldnn`: torch's compiler calls it, and it is private, so it may go or change its name."""
+"""Operator of `torch.ops.mkldnn` that torch's compiler calls; it is private, so it may disappear or be renamed."""
 
-NARROWEST = 65
-"""Fewest features in and out."""
-FEWEST_TOKENS = 16
-"""A single one is MKL's."""
-LEAST_WORK = 2**20
-"""Multiplications of a product, below which what a call costs (some 10 us) is more than what is gained."""
+MIN_FEATURES = 65
+"""Fewest input or output features that gain."""
+MIN_TOKENS = 16
+"""Fewest tokens that gain."""
+MIN_MULTIPLICATIONS = 2**20
+"""Multiplications below which the cost of a call (some 10 us) exceeds the gain."""
 
 
 def has_operation() -> bool:
-    """Whether this torch can be asked for a product by oneDNN."""
+    """Whether this torch can compute a product by oneDNN."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, _OPERATION)
 
 
 @cache
-def processor_make() -> str | None:
-    """As processors call it, such as AuthenticAMD; None where the system does not tell."""
-    return make_in(Path("/proc/cpuinfo"))
+def cpu_vendor() -> str | None:
+    """Vendor string of the processor, such as AuthenticAMD; None where the system does not tell."""
+    return cpu_vendor_in(Path("/proc/cpuinfo"))
 
 
-def make_in(listed: Path) -> str | None:
-    """Of the first processor in Linux's list of them."""
+def cpu_vendor_in(cpuinfo: Path) -> str | None:
+    """`vendor_id` of the first processor in a file like Linux's /proc/cpuinfo; None if there is none."""
     try:
-        found = re.search(r"^vendor_id\s*:\s*(\w+)", listed.read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(r"^vendor_id\s*:\s*(\w+)", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, UnicodeDecodeError):
         return None
     return None if found is None else found[1]
 
 
-def is_faster_here() -> bool:
-    """Whether this is a processor on which oneDNN was seen to be faster."""
-    known = processor_make() not in (None, "GenuineIntel")
+def is_faster_on_this_cpu() -> bool:
+    """Whether this is a processor on which oneDNN was measured to be faster."""
+    known = cpu_vendor() not in (None, "GenuineIntel")
     return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and has_operation()
 
 
 def is_faster(tokens_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> bool:
-    """Whether `frozen_linear` and `adapted_linear` can multiply these, and gain by it."""
+    """Whether `frozen_linear` and `adapted_linear` can compute this product, and are faster."""
     if not _is_float32_on_cpu(tokens_MI) or not _is_float32_on_cpu(weight_OI):
         return False
     trained = weight_OI.requires_grad or (bias_O is not None and bias_O.requires_grad)
-    wide = min(weight_OI.shape) >= NARROWEST and _pays(tokens_MI, weight_OI)
-    # Neither autocast nor torch's compiler knows the operation.
-    unseen = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return wide and not trained and unseen and is_faster_here()
+    wide = min(weight_OI.shape) >= MIN_FEATURES and _gains_by_shape(tokens_MI, weight_OI)
+    # Neither autocast nor torch.compile supports the operator.
+    eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return wide and not trained and eager and is_faster_on_this_cpu()
 
 
 def _is_float32_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
-def _pays(tokens_MI: Tensor, matrix_OI: Tensor) -> bool:
-    """By their shapes, and by how the matrix lies: with gaps in it oneDNN is a hundred times slower."""
+def _gains_by_shape(tokens_MI: Tensor, matrix_OI: Tensor) -> bool:
+    """Whether oneDNN gains for these shapes and this layout: with gaps between rows it is a hundred times slower."""
     count = tokens_MI.numel() // matrix_OI.shape[1]
-    much = count >= FEWEST_TOKENS and count * matrix_OI.numel() >= LEAST_WORK
+    much = count >= MIN_TOKENS and count * matrix_OI.numel() >= MIN_MULTIPLICATIONS
     return much and (matrix_OI.is_contiguous() or matrix_OI.t().is_contiguous())
 
 
 def onednn_product(tokens_MI: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """What F.linear computes, without a gradient."""
+    """F.linear by oneDNN, without a gradient."""
     product: Tensor = getattr(torch.ops.mkldnn, _OPERATION)(tokens_MI, matrix_OI, bias_O, "none", [], "")
     return product
 
 
 def _thin_product(tokens_MI: Tensor, matrix_OI: Tensor) -> Tensor:
-    """The same with a factor of the move, however thin it is and however it lies."""
-    multiply = onednn_product if _pays(tokens_MI, matrix_OI) else F.linear
+    """Product with a thin factor of the update, of any shape and layout, without a gradient."""
+    multiply = onednn_product if _gains_by_shape(tokens_MI, matrix_OI) else F.linear
     return multiply(tokens_MI, matrix_OI)
 
 
 def frozen_linear(tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """W x + b (..., O), where that `is_faster`; only the tokens have a gradient."""
+    """W x + b (..., O), for shapes that pass `is_faster`; only the tokens have a gradient."""
     out_MO: Tensor = _FrozenLinear.apply(tokens.reshape(-1, tokens.shape[-1]), matrix_OI, bias_O)
     return out_MO.view(*tokens.shape[:-1], len(matrix_OI))
 
@@ -112,9 +112,9 @@ class _FrozenLinear(torch.autograd.Function):
 def adapted_linear(
     tokens: Tensor, weight_OI: Tensor, bias_O: Tensor | None, left_OR: Tensor, right_RI: Tensor, p_O: Tensor
 ) -> Tensor:
-    """p (W x + b + L R x) + (1 - p) b (..., O), where that `is_faster`; weight and bias have no gradient.
+    """p (W x + b + L R x) + (1 - p) b (..., O), for shapes that pass `is_faster`; weight and bias have no gradient.
 
-    With p = 1 and L = 0 the base product comes out, to the bit.
+    With p = 1 and L = 0 the result is the base product, to the bit.
     """
     flat_MI = tokens.reshape(-1, tokens.shape[-1])
     out_MO: Tensor = _AdaptedLinear.apply(flat_MI, weight_OI, bias_O, left_OR, right_RI, p_O)
@@ -145,15 +145,15 @@ class _AdaptedLinear(torch.autograd.Function):
             d_x = d_x if d_x is None else d_x.addmm_(d_thin_MR, right_RI)
             d_right = d_thin_MR.t() @ x_MI if needs_right else None
         d_left = (thin_MR.t() @ d_whole_MO).t() if needs_left else None
-        return d_x, None, None, d_left, d_right, _lengths(d_out_MO, whole_MO, bias_O) if needs_p else None
+        return d_x, None, None, d_left, d_right, _scale_gradient(d_out_MO, whole_MO, bias_O) if needs_p else None
 
 
-def _lengths(d_out_MO: Tensor, whole_MO: Tensor, bias_O: Tensor | None) -> Tensor:
-    """The gradient of p."""
+def _scale_gradient(d_out_MO: Tensor, whole_MO: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Gradient of p, (O,)."""
     d_p_O = torch.linalg.vecdot(d_out_MO, whole_MO, dim=0)
     return d_p_O if bias_O is None else d_p_O - bias_O * d_out_MO.sum(dim=0)
 
 
 def stacked_product(tokens_LMI: Tensor, weight_LOI: Tensor) -> Tensor:
-    """W x (L, M, O) of every layer, where that `is_faster` for each; no gradient."""
+    """W x (L, M, O) of every layer, for shapes that pass `is_faster`; no gradient."""
     return torch.stack([onednn_product(tokens, weight) for tokens, weight in zip(tokens_LMI, weight_LOI, strict=True)])

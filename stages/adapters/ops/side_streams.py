@@ -1,9 +1,10 @@
-"""What a step on CUDA does beside its main chain of kernels, on streams of its own.
+"""CUDA streams beside the main one: weights are computed ahead on them, gradients of thin factors alongside.
 
-Most kernels of a short step are too small to fill the device. Norms of layers of different shapes are computed side by
-side, those of the blocks while the chain is still at what comes before them, there and back; and gradients of thin
-factors while the gradient goes on to the layer before. In a recording these become branches. Memory taken on one stream
-and read on another is held until the streams have met: it would be given away again before.
+Most kernels of a short step are too small to fill the device. Norms of layers of different shapes are computed on
+several streams, those of the blocks while the main stream is still at what comes before them, in the forward and in the
+backward pass; and gradients of thin factors while the main stream goes on to the layer before. In a CUDA graph these
+become branches. The caching allocator knows nothing of that: memory allocated on one stream and read on another is held
+here until the streams have joined, or it would be given away before.
 """
 
 from __future__ import annotations
@@ -16,159 +17,160 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_FIRST, NUM_LATER = 2, 3
-"""Streams beside the chain's own: for weights that it needs first, and for those of the blocks."""
-URGENT = -1
-"""Priority of a stream; 0 is the usual one, and comes after it."""
-AT_ONCE = 6
-"""Layers whose gradients are begun together: a block's."""
-MOST_HELD_BYTES = 512 << 20
-"""Of tensors that gradients beside the chain still read; beyond, the chain waits for all but the newest."""
+NUM_PRIORITY_STREAMS, NUM_BLOCK_STREAMS = 2, 3
+"""Streams for weights that are used before the blocks, which the main stream needs first, and for all others."""
+HIGH_PRIORITY = -1
+"""CUDA stream priority; lower numbers run first, and 0 is the default."""
+WORK_PER_LAUNCH = 6
+"""Layers whose gradients are launched together: those of one block."""
+MAX_HELD_BYTES = 512 << 20
+"""Bytes of tensors that unfinished side work may hold; beyond, the main stream waits for all but the newest work."""
 
-_IN_USE: dict[str, Beside | None] = {"now": None}
-"""One for all threads: the backward pass runs in one of its own."""
+_IN_USE: dict[str, SideStreams | None] = {"now": None}
+"""One for all threads: autograd runs the backward pass in a thread of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Kernels that write to tensors which are there already, and read others."""
+class DeferredWork:
+    """Kernels to launch on a side stream, which read tensors and write into tensors allocated beforehand."""
 
     run: Callable[[], None]
-    read: Sequence[Tensor]
-    made: Sequence[Tensor]
-    """Both are held until that is done."""
+    reads: Sequence[Tensor]
+    writes: Sequence[Tensor]
+    """Reads and writes are kept alive until the work is done."""
     large: bool = False
-    """Of the layers of all blocks: enough by itself, and nothing that came before should wait for it."""
+    """Work on the layers of all blocks: launched at once, and work deferred before it does not wait for it."""
 
 
-class Beside:
-    """Streams of one device, and what their work still reads."""
+class SideStreams:
+    """The side streams of one device, and the tensors that their unfinished work uses."""
 
     def __init__(self, device: torch.device) -> None:
-        self._first = [torch.cuda.Stream(device, priority=URGENT) for _ in range(NUM_FIRST)]
-        self._later = [torch.cuda.Stream(device) for _ in range(NUM_LATER)]
+        self._priority = [torch.cuda.Stream(device, priority=HIGH_PRIORITY) for _ in range(NUM_PRIORITY_STREAMS)]
+        self._block = [torch.cuda.Stream(device) for _ in range(NUM_BLOCK_STREAMS)]
         self._gradients = torch.cuda.Stream(device)
-        self._away: set[torch.cuda.Stream] = set()
-        """Streams that have left the chain and not met it again; only those may be waited for in a recording."""
-        self._waiting: list[Work] = []
-        self._since: torch.cuda.Event | None = None
-        """When what waits may begin."""
+        self._forked: set[torch.cuda.Stream] = set()
+        """Streams forked from the main stream and not joined again; a graph capture may wait for these only."""
+        self._deferred: list[DeferredWork] = []
+        self._deferred_after: torch.cuda.Event | None = None
+        """Event on the main stream after which the deferred work may start."""
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
-        self._made: dict[int, torch.cuda.Event] = {}
-        """By the address of what is written: when it is there."""
-        self._reached: dict[int, list[torch.cuda.Event]] = {}
-        """By the number of a part of the step: when what was computed for it is there."""
+        """Tensors in use, oldest first, each with the event that ends their use."""
+        self._written: dict[int, torch.cuda.Event] = {}
+        """By the address of a tensor that work writes: the event after which it may be read."""
+        self._computed: dict[int, list[torch.cuda.Event]] = {}
+        """By phase of the step: events after which its weights may be read."""
 
-    def begin(self) -> None:
-        """Let the others go on from where the current stream is."""
-        self._forget()  # what a step left that was stopped before its end
-        chain = torch.cuda.current_stream()
-        for stream in (*self._first, *self._later):
-            stream.wait_stream(chain)
-            self._away.add(stream)
+    def fork(self) -> None:
+        """Let the streams for weights continue from where the current stream is."""
+        self._reset()  # a step that failed may have left something
+        main = torch.cuda.current_stream()
+        for stream in (*self._priority, *self._block):
+            stream.wait_stream(main)
+            self._forked.add(stream)
 
-    def on(self, number: int) -> AbstractContextManager[object]:
-        """Within, work goes to one of the others: from 1 on the first, then the later ones; with 0 to the current."""
-        return torch.cuda.stream([*self._first, *self._later][number - 1]) if number else nullcontext()
+    def stream(self, number: int) -> AbstractContextManager[object]:
+        """Within, work goes to this stream: 0 is the current one, then the high-priority ones, then the others."""
+        return torch.cuda.stream([*self._priority, *self._block][number - 1]) if number else nullcontext()
 
-    def mark(self, part: int) -> None:
-        """What a part of the step needs has been given to the streams."""
-        self._reached[part] = [stream.record_event() for stream in (*self._first, *self._later)]
+    def mark_computed(self, phase: int) -> None:
+        """All work that computes the weights of this phase has been launched."""
+        self._computed[phase] = [stream.record_event() for stream in (*self._priority, *self._block)]
 
-    def reach(self, part: int) -> None:
-        """Let the current stream wait for what this part needs, once."""
-        for done in self._reached.pop(part, ()):
+    def wait_for_phase(self, phase: int) -> None:
+        """Let the current stream wait for the weights of this phase, once per step."""
+        for done in self._computed.pop(phase, ()):
             torch.cuda.current_stream().wait_event(done)
 
-    def later(self, work: Work) -> None:
-        """Let kernels run beside the current stream, from where it is now."""
+    def defer(self, work: DeferredWork) -> None:
+        """Let work run on the side stream for gradients, after what the current stream has been given so far."""
         if work.large:
-            self._start()
-        self._waiting.append(work)
-        self._since = torch.cuda.current_stream().record_event()
-        if work.large or len(self._waiting) >= AT_ONCE:
-            self._start()
-        if sum(one.nbytes for _, read in self._held for one in read) > MOST_HELD_BYTES:
-            self._let_go(len(self._held) - 1)
+            self._launch()
+        self._deferred.append(work)
+        self._deferred_after = torch.cuda.current_stream().record_event()
+        if work.large or len(self._deferred) >= WORK_PER_LAUNCH:
+            self._launch()
+        if sum(one.nbytes for _, tensors in self._held for one in tensors) > MAX_HELD_BYTES:
+            self._release(len(self._held) - 1)
 
-    def _start(self) -> None:
-        """What waits; together, since streams that meet cost the chain some time."""
-        if self._since is None:
+    def _launch(self) -> None:
+        """Launch the deferred work; several at a time, since every fork costs the main stream some time."""
+        if self._deferred_after is None:
             return
-        self._gradients.wait_event(self._since)
-        self._away.add(self._gradients)
+        self._gradients.wait_event(self._deferred_after)
+        self._forked.add(self._gradients)
         with torch.cuda.stream(self._gradients):
-            for work in self._waiting:
+            for work in self._deferred:
                 work.run()
         done = self._gradients.record_event()
-        self._held.append((done, [one for work in self._waiting for one in (*work.read, *work.made)]))
-        self._made.update((one.data_ptr(), done) for work in self._waiting for one in work.made)
-        self._waiting.clear()
-        self._since = None
+        self._held.append((done, [one for work in self._deferred for one in (*work.reads, *work.writes)]))
+        self._written.update((one.data_ptr(), done) for work in self._deferred for one in work.writes)
+        self._deferred.clear()
+        self._deferred_after = None
 
-    def _let_go(self, count: int) -> None:
-        """Of the oldest: memory may be taken again once the current stream has waited."""
+    def _release(self, count: int) -> None:
+        """Let the current stream wait for the oldest work, and drop its tensors: their memory may then be reused."""
         events = [self._held.popleft()[0] for _ in range(count)]
         if events:
             torch.cuda.current_stream().wait_event(events[-1])
 
-    def meet(self, gradients: Sequence[Tensor]) -> None:
-        """Let the current stream wait for these, if they are made beside the chain.
+    def wait_for_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Let the current stream wait for those of these gradients that are computed on the side stream.
 
-        They are known by their addresses: nothing may copy one on its way here, or it is read before it is there.
+        They are recognised by address: autograd must not copy one before, or it reads it before it is written.
         """
-        self._start()
-        for done in {self._made[one.data_ptr()] for one in gradients if one.data_ptr() in self._made}:
+        self._launch()
+        for done in {self._written[one.data_ptr()] for one in gradients if one.data_ptr() in self._written}:
             torch.cuda.current_stream().wait_event(done)
 
-    def end(self) -> None:
-        """Let the current stream wait for everything, and hold nothing."""
-        for stream in self._away:
+    def join(self) -> None:
+        """Let the current stream wait for all side streams, and hold no tensors."""
+        for stream in self._forked:
             torch.cuda.current_stream().wait_stream(stream)
-        self._forget()
+        self._reset()
 
-    def give_up(self) -> None:
-        """Hold nothing after a failure. A recording must be left with its streams joined, or it would fail anew."""
+    def abandon(self) -> None:
+        """Hold no tensors after a failure. In a graph capture the streams are joined, or ending it would fail again."""
         try:
             if torch.cuda.is_current_stream_capturing():
-                for stream in self._away:
+                for stream in self._forked:
                     with suppress(RuntimeError):
                         torch.cuda.current_stream().wait_stream(stream)
             else:
                 torch.cuda.synchronize()
         finally:
-            self._forget()
+            self._reset()
 
-    def _forget(self) -> None:
-        self._away.clear()
-        self._waiting.clear()
-        self._since = None
+    def _reset(self) -> None:
+        self._forked.clear()
+        self._deferred.clear()
+        self._deferred_after = None
         self._held.clear()
-        self._made.clear()
-        self._reached.clear()
+        self._written.clear()
+        self._computed.clear()
 
 
 @contextmanager
-def used(beside: Beside | None) -> Iterator[None]:
-    """Within, gradients of joined products are computed beside the chain; with None, in it."""
-    before, _IN_USE["now"] = _IN_USE["now"], beside
+def use_side_streams(streams: SideStreams | None) -> Iterator[None]:
+    """Within, gradients of joined products are computed on these streams; None: on the current one."""
+    before, _IN_USE["now"] = _IN_USE["now"], streams
     try:
         yield
     finally:
         _IN_USE["now"] = before
 
 
-def later(work: Work) -> None:
-    """`Beside.later` where it is in use; otherwise at once."""
-    beside = _IN_USE["now"]
-    if beside is None:
+def defer_or_run(work: DeferredWork) -> None:
+    """Defer the work to the side streams in use, or run it now where there are none."""
+    streams = _IN_USE["now"]
+    if streams is None:
         work.run()
     else:
-        beside.later(work)
+        streams.defer(work)
 
 
-def meet(gradients: Sequence[Tensor]) -> None:
-    """`Beside.meet` where it is in use."""
-    beside = _IN_USE["now"]
-    if beside is not None:
-        beside.meet(gradients)
+def wait_for_gradients(gradients: Sequence[Tensor]) -> None:
+    """Let the current stream wait for these gradients, where side streams are in use."""
+    streams = _IN_USE["now"]
+    if streams is not None:
+        streams.wait_for_gradients(gradients)

@@ -1,6 +1,6 @@
-"""Layers of one shape, stacked: their adapted weights computed at once, and handed out to those who use them.
+"""A group of layers of one shape, stacked: adapted weights are computed as a batch, then distributed to the layers.
 
-L layers of one shape, O out features, I in features, R rank.
+Letters: L layers of one shape, O output features, I input features, R rank, M tokens, J rows of a joined weight [W; A].
 """
 
 from __future__ import annotations
@@ -12,148 +12,156 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from stages.adapters.attach import Place
-from stages.adapters.factored_weight import Factored
-from stages.adapters.layer import Ready, Slot
+from stages.adapters.attach import Attachment
+from stages.adapters.factored_weight import FactoredWeight
+from stages.adapters.layer import AdaptedWeight, Slot
 from stages.adapters.ops.fused_linear import joined_products
-from stages.adapters.ops.input_scale import in_scaled
-from stages.adapters.stacked.unstack import Share, handed_out
+from stages.adapters.ops.input_scale import scaled_inputs
+from stages.adapters.stacked.unstack import LayerSlice, unstacked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stacked:
-    """A trained tensor that holds one tensor of each of several layers along its first dimension."""
+class StackedParameter:
+    """A trained parameter that holds one tensor of each of several layers along its first dimension."""
 
     parameter: nn.Parameter
     keys: tuple[str, ...]
-    """File keys, in that order."""
-    bare: bool = False
-    """It is the tensor of its one key itself, without a dimension for layers."""
+    """File keys, in the order of the layers."""
+    unstacked: bool = False
+    """The parameter is the tensor of its one key itself, without a dimension for layers."""
 
 
-Run = Callable[[Slot, Factored], Ready]
+WeightFunction = Callable[[Slot, FactoredWeight], AdaptedWeight]
 
 
-def adapted_weight(slot: Slot, base: Factored) -> Ready:
-    """What a (stacked) slot makes of the base weight."""
-    return slot.alone(base, base.weight_OI.dtype)
+def adapted_weight(slot: Slot, base: FactoredWeight) -> AdaptedWeight:
+    """The adapted weight of a (stacked) slot on this base weight, thin factors in the base's dtype."""
+    return slot.adapted_weight(base, base.weight_OI.dtype)
 
 
-def stacked_product(tokens_LNI: Tensor, weight_LOI: Tensor, now: Ready, bias_LO: Tensor | None) -> Tensor:
-    """What `AdaptedLayer.forward` does, for a stack of layers; tokens may be one for all, (1, N, I)."""
-    tokens_LNI = tokens_LNI.expand(len(weight_LOI), -1, -1)
-    scaled_LNI = tokens_LNI if now.q_I is None else in_scaled(tokens_LNI, now.q_I)
-    if now.joined_JI is not None:
-        return joined_products(scaled_LNI, now.joined_JI, now.left_OR, now.right_RI, now.p_O, now.bias_J)
+def stacked_product(tokens_LMI: Tensor, weight_LOI: Tensor, weight: AdaptedWeight, bias_LO: Tensor | None) -> Tensor:
+    """`AdaptedLayer.forward` for a stack of layers, (L, M, O); tokens may be the same for all layers, (1, M, I)."""
+    tokens_LMI = tokens_LMI.expand(len(weight_LOI), -1, -1)
+    scaled_LMI = tokens_LMI if weight.q_I is None else scaled_inputs(tokens_LMI, weight.q_I)
+    if weight.joined_JI is not None:
+        factors = (weight.left_OR, weight.right_RI, weight.p_O, weight.bias_J)
+        return joined_products(scaled_LMI, weight.joined_JI, *factors)
     if bias_LO is None:
-        out_LNO = torch.bmm(scaled_LNI, weight_LOI.mT)
+        out_LMO = torch.bmm(scaled_LMI, weight_LOI.mT)
     else:
-        out_LNO = torch.baddbmm(bias_LO[:, None], scaled_LNI, weight_LOI.mT)
-    if now.left_OR is not None and now.right_RI is not None:
-        out_LNO = out_LNO + torch.bmm(torch.bmm(scaled_LNI, now.right_RI.mT), now.left_OR.mT)
-    if now.p_O is None:
-        return out_LNO
+        out_LMO = torch.baddbmm(bias_LO[:, None], scaled_LMI, weight_LOI.mT)
+    if weight.left_OR is not None and weight.right_RI is not None:
+        out_LMO = out_LMO + torch.bmm(torch.bmm(scaled_LMI, weight.right_RI.mT), weight.left_OR.mT)
+    if weight.p_O is None:
+        return out_LMO
     # As for one layer: p (W x) + b from W x + b, rounded once.
-    whole_LNO = out_LNO * now.p_O[:, None]
-    whole_LNO = whole_LNO if bias_LO is None else whole_LNO + (bias_LO * (1 - now.p_O))[:, None]
-    return whole_LNO.to(out_LNO.dtype)
+    whole_LMO = out_LMO * weight.p_O[:, None]
+    whole_LMO = whole_LMO if bias_LO is None else whole_LMO + (bias_LO * (1 - weight.p_O))[:, None]
+    return whole_LMO.to(out_LMO.dtype)
 
 
-class Part(IntEnum):
-    """Of a step, by the layers that it goes through."""
+class StepPhase(IntEnum):
+    """When in a training step a layer is used, in the order of the forward pass."""
 
-    BEFORE = 0
-    """All that no block holds."""
-    AT_ONCE = 1
-    """Those of all blocks that are used at once, before the blocks."""
-    BLOCKS = 2
+    BEFORE_BLOCKS = 0
+    """Layers outside the transformer's blocks."""
+    BATCHED_BLOCKS = 1
+    """Layers inside the blocks that need no block's output: those of all blocks run as a batch, before the first."""
+    IN_BLOCKS = 2
+    """All other layers inside the blocks."""
 
 
 @dataclass(kw_only=True)
-class Group:
-    """Layers of one shape and of one part of the step.
+class LayerGroup:
+    """Layers of one shape that are used in the same phase of the step.
 
-    Layers of one role (the same but for numbers in their names) are neighbours.
+    Layers of one role (names equal but for numbers) are neighbours.
     """
 
-    places: Sequence[Place]
+    attachments: Sequence[Attachment]
     weight_LOI: Tensor
     row_squares_LO: Tensor | None
     column_squares_LI: Tensor | None
     slot: Slot
-    """All layers' slots as one, with stacked tensors."""
-    shares: Sequence[Share]
-    """Who uses the adapted weights: single layers, and layers of all blocks that are used at once."""
-    part: Part = Part.BEFORE
+    """The slots of all layers as one, with stacked tensors."""
+    slices: Sequence[LayerSlice]
+    """How the adapted weights are used: by single layers, or by neighbours as a batch."""
+    phase: StepPhase = StepPhase.BEFORE_BLOCKS
     joined_LJI: Tensor | None = None
-    """The weights with some rows behind each, which `compute` fills with the factor that tokens meet first."""
+    """The memory of the weights with spare rows behind each, which `compute` fills with the right factor A."""
     bias_LJ: Tensor | None = None
-    """Beside it, the biases and zeros; None where no layer has one."""
-    at_once: dict[int, Ready] = field(default_factory=dict)
-    """What shares of several layers use now, by their first layer."""
+    """Biases followed by zeros, for use with `joined_LJI`; None where no layer has a bias."""
+    batched: dict[int, AdaptedWeight] = field(default_factory=dict)
+    """Adapted weights of the slices that are used as a batch, by the index of their first layer."""
 
-    def compute(self, run: Run, *, joined: bool) -> Ready:
-        """The adapted weights as they are now, thin factors in the dtype of the weights."""
-        first = self.places[0].slot
+    def compute(self, compute_weight: WeightFunction, *, joined: bool) -> AdaptedWeight:
+        """The adapted weights for the present parameters, thin factors in the dtype of the weights.
+
+        Args:
+            joined: with [W; A] in `joined_JI`, where the group has memory for it.
+        """
+        first = self.attachments[0].slot
         self.slot.strength = first.strength
         self.slot.train(first.training)
-        whole = Factored(
+        base = FactoredWeight(
             weight_OI=self.weight_LOI,
             row_squares_O=self.row_squares_LO,
             column_squares_I=self.column_squares_LI,
         )
-        ready = run(self.slot, whole)
-        return self._joined(ready) if joined else ready
+        weight = compute_weight(self.slot, base)
+        return self._joined(weight) if joined else weight
 
-    def _joined(self, ready: Ready) -> Ready:
-        """With the thin factor behind the weights, if there is room for it."""
-        if self.joined_LJI is None or ready.right_RI is None:
-            return ready
-        (num_out, num_in), rank = self.weight_LOI.shape[1:], ready.right_RI.shape[1]
-        # Through `data`: products that the backward needs again hold these weights, whose own rows are not written to.
-        self.joined_LJI.data[:, num_out : num_out + rank, :num_in].copy_(ready.right_RI.detach())
-        return ready._replace(joined_JI=self.joined_LJI, bias_J=self.bias_LJ)
+    def _joined(self, weight: AdaptedWeight) -> AdaptedWeight:
+        """The weight with A copied behind W, if there is memory for it."""
+        if self.joined_LJI is None or weight.right_RI is None:
+            return weight
+        (num_out, num_in), rank = self.weight_LOI.shape[1:], weight.right_RI.shape[1]
+        # Through `data`: W is saved for the backward pass as a view of this memory, and its rows are not written to.
+        self.joined_LJI.data[:, num_out : num_out + rank, :num_in].copy_(weight.right_RI.detach())
+        return weight._replace(joined_JI=self.joined_LJI, bias_J=self.bias_LJ)
 
-    def hand_out(self, ready: Ready, *, at_once: bool) -> None:
-        """Give every layer what it uses now.
+    def distribute(self, weight: AdaptedWeight, *, batched: bool) -> None:
+        """Give every layer its adapted weight.
 
         Args:
-            at_once: whether shares of several layers are used as such, or layer by layer.
+            batched: whether slices of several layers are kept for use as a batch, or given out layer by layer.
         """
-        shares = self.shares if at_once else range(len(self.places))
-        for share, given in zip(shares, handed_out(ready, shares), strict=True):
-            first = self.places[share if isinstance(share, int) else share.start].layer
-            given = given.without_bias() if first.bias is None else given
-            if isinstance(share, int):
-                first.ready = given
+        slices = self.slices if batched else range(len(self.attachments))
+        for one, share in zip(slices, unstacked(weight, slices), strict=True):
+            first = self.attachments[one if isinstance(one, int) else one.start].layer
+            share = share.without_bias() if first.bias is None else share
+            if isinstance(one, int):
+                first.precomputed = share
             else:
-                self.at_once[share.start] = given
+                self.batched[one.start] = share
 
-    def single_out(self) -> None:
-        """Let layers that were to be used at once be used one by one after all."""
-        for share in self.shares:
-            if not isinstance(share, int) and share.start in self.at_once:
-                layers = [place.layer for place in self.places[share]]
-                for layer, given in zip(layers, handed_out(self.at_once[share.start], range(len(layers))), strict=True):
-                    layer.ready = given
+    def unbatch(self) -> None:
+        """Give the weights of batched slices to their layers, so that each can be run by itself."""
+        for one in self.slices:
+            if not isinstance(one, int) and one.start in self.batched:
+                layers = [attachment.layer for attachment in self.attachments[one]]
+                weights = unstacked(self.batched[one.start], range(len(layers)))
+                for layer, weight in zip(layers, weights, strict=True):
+                    layer.precomputed = weight
 
-    def take_back(self) -> None:
-        """What was handed out is out of date."""
-        self.at_once.clear()
-        for place in self.places:
-            place.layer.ready = None
+    def clear(self) -> None:
+        """Take the adapted weights from the layers: they are out of date."""
+        self.batched.clear()
+        for attachment in self.attachments:
+            attachment.layer.precomputed = None
 
-    def biases(self, part: slice) -> Tensor | None:
-        """(L, O) of some of the layers; None without."""
-        return stack([place.layer.bias for place in self.places[part]])
+    def biases(self, layers: slice) -> Tensor | None:
+        """Biases of some of the layers, (L, O); None without."""
+        return stacked_or_none([attachment.layer.bias for attachment in self.attachments[layers]])
 
-    def draw_masks(self, generator: torch.Generator) -> Tensor:
-        """(L, 1, I) dropout masks of one step, float32, on the CPU."""
+    def draw_dropout_mask(self, generator: torch.Generator) -> Tensor:
+        """Dropout mask of one step, (L, 1, I), float32, on the CPU."""
         layers, _, num_in = self.weight_LOI.shape
         kept = 1.0 - self.slot.basis.dropout
         return torch.bernoulli(torch.full((layers, 1, num_in), kept), generator=generator) / kept
 
 
-def stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+def stacked_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The tensors that are not None, stacked; None if there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.adapters.ops.frozen_matmul import kernels_used
-from stages.adapters.ops.side_streams import Beside, used
-from stages.adapters.stacked.layer_group import Part
-from stages.adapters.stacked.stacked_adapter import Together
+from stages.adapters.ops.frozen_matmul import enable_kernels
+from stages.adapters.ops.side_streams import SideStreams, use_side_streams
+from stages.adapters.stacked.layer_group import StepPhase
+from stages.adapters.stacked.stacked_adapter import StackedAdapter
 from stages.models.nets.attention.attention import (
     masked_attention,
     replace_attention,
@@ -30,21 +30,22 @@ from stages.processes import temporary_environment
 class CompiledNetwork:
     """What a network runs: itself as it is written, or what the compilers made of it."""
 
-    def __init__(self, denoiser: Denoiser, layers: Together, *, deterministic: bool) -> None:
+    def __init__(self, denoiser: Denoiser, layers: StackedAdapter, *, deterministic: bool) -> None:
         self.denoiser, self.layers = denoiser, layers
         self.head_width = denoiser.model.transformer.head_width
         self.narrow = denoiser.dtype != torch.float32
         self.compiled_block = torch.compile(run_block, dynamic=False, options=options(deterministic=deterministic))
         device = denoiser.model.transformer.memory_tokens.device
         self.attention = FlexAttention(device) if deterministic and self.narrow else masked_attention
-        self.beside = Beside(device) if self.narrow and device.type == "cuda" else None
+        self.side_streams = SideStreams(device) if self.narrow and device.type == "cuda" else None
 
     def take(self) -> None:
         """The compilers'."""
         tower = self.denoiser.model.transformer
-        tower.run_block, tower.apply_each = self.run_block, self.layers.each
+        tower.run_block, tower.apply_each = self.run_block, self.layers.run_each
         tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
-        self.layers.at_once, self.layers.joins, self.layers.beside = True, self.narrow, self.beside
+        self.layers.batches_blocks, self.layers.joins_products = True, self.narrow
+        self.layers.side_streams = self.side_streams
         if self.narrow:
             replace_heads(self.denoiser, fused_heads)
             replace_attention(self.denoiser, self.attention)
@@ -59,13 +60,14 @@ class CompiledNetwork:
         replace_differential_attention(self.denoiser, None)
         replace_heads(self.denoiser, eager_heads)
         tower.run_block, tower.apply_each, tower.checkpoint_options = run_block, apply_each, {}
-        self.layers.at_once, self.layers.joins, self.layers.beside = False, False, None
+        self.layers.batches_blocks, self.layers.joins_products = False, False
+        self.layers.side_streams = None
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Compiled; programs of all lengths are kept. The backward pass, too, comes here to compute a block again."""
         import torch._dynamo  # deferred: compiling is for CUDA only
 
-        self.layers.reach(Part.BLOCKS)
+        self.layers.wait_for_phase(StepPhase.IN_BLOCKS)
         dynamo: Any = torch._dynamo.config
         with dynamo.patch(recompile_limit=64):  # of this thread: newer versions of torch keep settings for each
             out: Tensor = self.compiled_block(block, *inputs)
@@ -83,7 +85,7 @@ class CompiledNetwork:
 
 @contextmanager
 def compiled(
-    denoiser: Denoiser, layers: Together, caches: Path | None = None, *, deterministic: bool = True
+    denoiser: Denoiser, layers: StackedAdapter, caches: Path | None = None, *, deterministic: bool = True
 ) -> Iterator[CompiledNetwork]:
     """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
 
@@ -100,8 +102,8 @@ def compiled(
             compile_caches(caches),
             compile_workers_kept(),
             attention_backends_by_speed(),
-            kernels_used(),
-            used(code.beside),
+            enable_kernels(),
+            use_side_streams(code.side_streams),
         ):
             begin_compiling()
             yield code
@@ -141,7 +143,7 @@ def options(*, deterministic: bool) -> dict[str, Any]:
     wanted = {
         # Programs chosen by the clock could differ between two runs, and with them the last bits.
         "deterministic": deterministic,
-        # What gradients beside the chain still read (`Beside`) must not be written over by the block's next kernel.
+        # What gradients on side streams still read must not be overwritten by the block's next kernel.
         "allow_buffer_reuse": False,
         "inplace_buffers": False,
     }

@@ -198,7 +198,7 @@ class GraphSteps:
         """Dropout masks of the next step, on the CPU."""
         training = self.training
         assert training.network.layers is not None, "only stacked adapters are captured"
-        return training.network.layers.masks(training.dropout_generator())
+        return training.network.layers.dropout_masks(training.dropout_generator())
 
     def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
         """Compile, warm up and record; parameters, moments and figures stay as they are."""
@@ -208,8 +208,8 @@ class GraphSteps:
         shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
         self.say(f"preparing the fast path for {shape}")
         placed = self.placed(batch)
-        layers.use_masks(placed.masks)
-        if layers.joins:
+        layers.set_dropout_masks(placed.masks)
+        if layers.joins_products:
             with interruptible("compiling", self.say, self.should_stop, WITHOUT):
                 compile_kernels(training.network.denoiser, layers)
         with training.optimizer.discarding_updates():

@@ -14,9 +14,9 @@ from torch import Tensor
 from stages.adapters.magnitude import BothMagnitudes
 from stages.adapters.ops import fused_linear
 from stages.adapters.ops.frozen_matmul import NUM_PIECES
-from stages.adapters.ops.side_streams import used
-from stages.adapters.stacked.layer_group import Group, adapted_weight
-from stages.adapters.stacked.stacked_adapter import Together
+from stages.adapters.ops.side_streams import use_side_streams
+from stages.adapters.stacked.layer_group import LayerGroup, adapted_weight
+from stages.adapters.stacked.stacked_adapter import StackedAdapter
 from stages.models.nets.attention import differential, heads
 from stages.models.nets.attention.attention import CrossAttention, SelfAttention
 from stages.models.nets.attention.rotary import RotaryAngles
@@ -31,7 +31,7 @@ MANY = 8192
 THREADS = 8
 
 
-def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
+def compile_kernels(denoiser: Denoiser, layers: StackedAdapter) -> None:
     """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
 
     A kernel that is missed here is compiled where it is first used.
@@ -40,22 +40,22 @@ def compile_kernels(denoiser: Denoiser, layers: Together) -> None:
     if not joining:
         return
     smallest = min(joining, key=lambda group: group.weight_LOI.numel())
-    has_scale = bool(smallest.slot.magnitude.uses_weight_right)  # then rows are given lengths
+    has_scale = bool(smallest.slot.magnitude.needs_weight_right)  # then rows have magnitudes
     works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
     has_both = isinstance(smallest.slot.magnitude, BothMagnitudes)
-    if has_both or smallest.slot.magnitude.uses_left_weight:  # then columns are given lengths
+    if has_both or smallest.slot.magnitude.needs_left_weight:  # then columns have magnitudes
         works += _in_scales(smallest)
     if has_both:
         works += _passes(smallest)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
     on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-    with used(None), ThreadPoolExecutor(THREADS, initializer=on_device) as pool:
+    with use_side_streams(None), ThreadPoolExecutor(THREADS, initializer=on_device) as pool:
         for work in [pool.submit(one) for one in works]:
             work.result()
 
 
-def _norms(group: Group) -> None:
+def _norms(group: LayerGroup) -> None:
     """Forward and backward of a small group's own scales, on copies of what is trained."""
     group = replace(group, slot=deepcopy(group.slot))
     ready = group.compute(adapted_weight, joined=False)
@@ -64,7 +64,7 @@ def _norms(group: Group) -> None:
         torch.autograd.grad(scales, list(group.slot.leaves().values()))
 
 
-def _in_scales(group: Group) -> Iterator[Callable[[], object]]:
+def _in_scales(group: LayerGroup) -> Iterator[Callable[[], object]]:
     """Of tokens that need a gradient; and of the local condition, which needs none, of several clips and of one."""
     like = group.weight_LOI
     odd = (like.new_zeros(1, SIZE, ODD), like.new_zeros(1, ODD, ODD_LENGTH).mT)
@@ -76,26 +76,31 @@ def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
     from stages.adapters.ops.kernels import input_scale as kernels  # deferred: Triton comes with CUDA builds of torch
 
     scale_1I = torch.zeros(1, tokens_1MI.shape[-1], device=tokens_1MI.device)
-    kernels.in_scaled_backward(kernels.in_scaled(tokens_1MI, scale_1I), tokens_1MI, scale_1I, needs_tokens=needs_tokens)
+    kernels.scaled_inputs_backward(
+        kernels.scaled_inputs(tokens_1MI, scale_1I), tokens_1MI, scale_1I, needs_tokens=needs_tokens
+    )
 
 
-def _passes(group: Group) -> Iterator[Callable[[], object]]:
+def _passes(group: LayerGroup) -> Iterator[Callable[[], object]]:
     """Over the weights and over their transposes."""
     from stages.adapters.ops.kernels import weight_pass as passes  # deferred, as above
 
     matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
     pieces_1JI, factor_1I = matrix_1OI.new_zeros(1, NUM_PIECES * group.slot.rank, SIZE), matrix_1OI.new_zeros(1, SIZE)
-    if group.slot.rank <= passes.WIDEST:
+    if group.slot.rank <= passes.MAX_RANK:
         for one in (matrix_1OI, matrix_1OI.mT):
-            yield partial(passes.passed, one, pieces_1JI, factor_1I.float(), 1.0)
+            yield partial(passes.product_and_squares, one, pieces_1JI, factor_1I.float(), 1.0)
 
 
-def _products(group: Group, has_scale: bool) -> Iterator[Callable[[], object]]:
+def _products(group: LayerGroup, has_scale: bool) -> Iterator[Callable[[], object]]:
     """Forward and backward, with a bias and without, and gated."""
     rank, like = group.slot.rank, group.weight_LOI
     tokens = like.new_zeros(1, SIZE, SIZE)
     for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (MANY, True, True)):
-        joined, left = like.new_zeros(1, num_out + fused_linear.width_for(rank), SIZE), like.new_zeros(1, num_out, rank)
+        joined, left = (
+            like.new_zeros(1, num_out + fused_linear.num_factor_rows(rank), SIZE),
+            like.new_zeros(1, num_out, rank),
+        )
         scale = torch.zeros(1, num_out, device=like.device) if has_scale else None
         bias = like.new_zeros(joined.shape[:2]) if has_bias else None
         product, d_out = (like.new_zeros(1, SIZE, size) for size in (joined.shape[1], num_out // (2 if gated else 1)))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from stages.adapters.ops.frozen_matmul import can_have_kernels
-from stages.adapters.stacked.stacked_adapter import Together
+from stages.adapters.ops.frozen_matmul import has_triton
+from stages.adapters.stacked.stacked_adapter import StackedAdapter
 from stages.models.device import is_out_of_memory
 from stages.train.cuda_graph.compiled_blocks import CompiledNetwork, compiled
 from stages.train.cuda_graph.graph_steps import MAX_GRAPHS, GraphSteps
@@ -21,7 +21,7 @@ RECOMPUTES = "recomputes"
 
 def failures() -> tuple[type[Exception], ...]:
     """What compiling or recording raises where something does not allow it; torch's compiler raises the first."""
-    if not can_have_kernels():
+    if not has_triton():
         return RuntimeError, NotImplementedError
     from triton.errors import TritonError  # deferred: Triton comes with CUDA builds of torch
 
@@ -72,7 +72,7 @@ class Stepper:
             self.prepare(layers, self.buckets)
         return self
 
-    def prepare(self, layers: Together, buckets: LengthBuckets) -> None:
+    def prepare(self, layers: StackedAdapter, buckets: LengthBuckets) -> None:
         """Take the fast path from here on, unless this version of torch has not what it needs."""
         ordered = self.training.params.deterministic
         missing: tuple[type[Exception], ...] = (ImportError, AttributeError, TypeError, *failures())

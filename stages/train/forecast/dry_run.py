@@ -19,7 +19,7 @@ from stages import catalogue
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.kind import kind_named
 from stages.adapters.layer import AdaptedLayer
-from stages.adapters.stacked.stacked_adapter import Together
+from stages.adapters.stacked.stacked_adapter import StackedAdapter
 from stages.model_config import ModelConfig
 from stages.models.nets.attention.attention import replace_attention
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
@@ -177,7 +177,7 @@ def _step(network: Network, params: TrainParams, size: Size, checkpointing: bool
     )
 
 
-def _stacked(layers: Together | None) -> list[Tensor]:
+def _stacked(layers: StackedAdapter | None) -> list[Tensor]:
     """What the stacked layers are made of, apart from what is trained."""
     assert layers is not None, "the rehearsal stacks its layers"
     held = [tensor for group in layers.groups for tensor in (*group.slot.parameters(), *group.slot.buffers())]
@@ -221,7 +221,7 @@ def _frozen_values(network: Network) -> dict[str, int]:
 
 
 def _adapter_values(adapter: Adapter, params: TrainParams) -> dict[str, int]:
-    places, rank = adapter.places(), params.rank
+    places, rank = adapter.attachments(), params.rank
     stand_in = sum(parameter.numel() for parameter in adapter.named_parameters().values())
     if free_kind(params.adapter_type) == params.adapter_type or not kind_named(params.adapter_type).basis.singular:
         return {"trained_values": stand_in, "singular_values": 0}

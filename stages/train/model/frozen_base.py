@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stages.adapters.kind import kind_named
 from stages.adapters.layer_filter import selected
-from stages.adapters.singular_vectors import Bases, BasesFolder, bases_of
+from stages.adapters.singular_vectors import SingularVectorFolder, SingularVectors, leading_singular_vectors
 from stages.models.load_weights import load_conditioner, load_denoiser
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
@@ -62,11 +62,11 @@ class UnquantizedSingularVectors:
         ]
         singular = kind_named(spec.kind).basis.singular
         self.names = frozenset(selected(layers, spec.include, spec.exclude)) if singular else frozenset()
-        self.rank, self.cache = spec.rank, BasesFolder(job.work.shared / "bases")
+        self.rank, self.cache = spec.rank, SingularVectorFolder(job.work.shared / "bases")
 
-    def of(self, name: str, weight_OI: Tensor) -> Bases | None:
+    def of(self, name: str, weight_OI: Tensor) -> SingularVectors | None:
         """Of one layer; None where no adapter goes."""
         if name not in self.names:
             return None
-        found = bases_of(weight_OI, self.rank, self.cache)
-        return Bases(U_OK=found.U_OK[:, : self.rank].clone(), V_IK=found.V_IK[:, : self.rank].clone())
+        found = leading_singular_vectors(weight_OI, self.rank, self.cache)
+        return SingularVectors(U_OK=found.U_OK[:, : self.rank].clone(), V_IK=found.V_IK[:, : self.rank].clone())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stages.adapters.attach import Adapter
-from stages.adapters.stacked.layer_group import Part
-from stages.adapters.stacked.stacked_adapter import Together, together
+from stages.adapters.stacked.layer_group import StepPhase
+from stages.adapters.stacked.stacked_adapter import StackedAdapter, stack_adapter
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser, runs_inside_blocks, runs_once_for_all_blocks
 from stages.train.dataset.batch import Batch
@@ -27,12 +27,12 @@ class Network:
     denoiser: Denoiser
     conditioner: Conditioner
     adapter: Adapter
-    layers: Together | None = None
+    layers: StackedAdapter | None = None
     """The adapter's layers stacked by shape; None computes each layer's weight at each use."""
 
     def ready(self) -> AbstractContextManager[None]:
         """Within, adapted weights are computed once, for parameters as they are on entry."""
-        return nullcontext() if self.layers is None else self.layers.ready()
+        return nullcontext() if self.layers is None else self.layers.precomputed()
 
     def padded(self, batch: Batch) -> Tensor:
         """(B, L, D): prompts as the denoiser is given them, before its own layers, in its dtype."""
@@ -64,16 +64,16 @@ class Network:
         return predicted_BCT
 
 
-def stacked_layers(adapter: Adapter) -> Together:
+def stacked_layers(adapter: Adapter) -> StackedAdapter:
     """All layers of an adapter on a network, by the parts of a step that use them."""
-    return together(adapter, step_part)
+    return stack_adapter(adapter, step_phase)
 
 
-def step_part(name: str) -> Part:
+def step_phase(name: str) -> StepPhase:
     """Where in a step the layer of this name is used."""
     if runs_once_for_all_blocks(name):
-        return Part.AT_ONCE
-    return Part.BLOCKS if runs_inside_blocks(name) else Part.BEFORE
+        return StepPhase.BATCHED_BLOCKS
+    return StepPhase.IN_BLOCKS if runs_inside_blocks(name) else StepPhase.BEFORE_BLOCKS
 
 
 def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BPE: Tensor | None = None) -> Losses:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from stages.adapters.stacked.layer_group import Stacked
+from stages.adapters.stacked.layer_group import StackedParameter
 from stages.train.optim.update_rules import parts, whole
 
 
 class Average:
     """fp32, on the parameters' device; starts at the adapter's start (Polyak & Juditsky 1992, with forgetting)."""
 
-    def __init__(self, stacks: Sequence[Stacked]) -> None:
+    def __init__(self, stacks: Sequence[StackedParameter]) -> None:
         self.stacks = stacks
         self.trained = [stack.parameter.detach() for stack in stacks]
         self.values = [parameter.clone() for parameter in self.trained]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stages.adapters.stacked.layer_group import Stacked
+from stages.adapters.stacked.layer_group import StackedParameter
 from stages.train.optim.ema import Average
 from stages.train.optim.lr_schedule import ema_weight, learning_rate
 from stages.train.optim.update_rules import update_rule
@@ -29,7 +29,7 @@ class Optimizer:
         self,
         parameters: Mapping[str, nn.Parameter],
         params: TrainParams,
-        stacks: Sequence[Stacked] | None = None,
+        stacks: Sequence[StackedParameter] | None = None,
     ) -> None:
         """`stacks`: train these, of which `parameters` are views, instead; moments are known by the views' names."""
         self.params = params
@@ -124,6 +124,8 @@ class Optimizer:
             self.ema.load(averaged)
 
 
-def alone(parameters: Mapping[str, nn.Parameter]) -> list[Stacked]:
+def alone(parameters: Mapping[str, nn.Parameter]) -> list[StackedParameter]:
     """Every tensor for itself."""
-    return [Stacked(parameter=parameter, keys=(name,), bare=True) for name, parameter in parameters.items()]
+    return [
+        StackedParameter(parameter=parameter, keys=(name,), unstacked=True) for name, parameter in parameters.items()
+    ]

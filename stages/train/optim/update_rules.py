@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.adapters.stacked.layer_group import Stacked
+from stages.adapters.stacked.layer_group import StackedParameter
 from stages.errors import PackageMissing
 from stages.train.stage import TrainParams
 
@@ -42,7 +42,7 @@ class Rule(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def update_rule(params: TrainParams, stacks: Sequence[Stacked]) -> Rule:
+def update_rule(params: TrainParams, stacks: Sequence[StackedParameter]) -> Rule:
     """The rule a training asks for.
 
     Raises:
@@ -51,7 +51,7 @@ def update_rule(params: TrainParams, stacks: Sequence[Stacked]) -> Rule:
     return FusedAdamW(params, stacks) if params.optimizer == "adamw" else ThirdPartyOptimizer(params, stacks)
 
 
-def groups(params: TrainParams, stacks: Sequence[Stacked]) -> list[dict[str, Any]]:
+def groups(params: TrainParams, stacks: Sequence[StackedParameter]) -> list[dict[str, Any]]:
     """Tensors by their weight decay: one group, or magnitudes apart, which nothing pulls on."""
     kept = [stack.parameter for stack in stacks if not params.decay_magnitudes and is_magnitude(stack)]
     pulled = [stack.parameter for stack in stacks if params.decay_magnitudes or not is_magnitude(stack)]
@@ -59,7 +59,7 @@ def groups(params: TrainParams, stacks: Sequence[Stacked]) -> list[dict[str, Any
     return [group for group in both if group["params"]]
 
 
-def is_magnitude(stack: Stacked) -> bool:
+def is_magnitude(stack: StackedParameter) -> bool:
     """Whether a stack holds trained lengths rather than directions."""
     return stack.keys[0].rpartition(".")[2].startswith("magnitude")
 
@@ -71,7 +71,7 @@ class FusedAdamW:
     first use, which takes two seconds. It stands in only where its fused kernel takes no flag.
     """
 
-    def __init__(self, params: TrainParams, stacks: Sequence[Stacked]) -> None:
+    def __init__(self, params: TrainParams, stacks: Sequence[StackedParameter]) -> None:
         device = stacks[0].parameter.device
         self.stacks, self.guarded = stacks, device.type in _GUARDED_DEVICES
         self.capturable = device.type == "cuda"
@@ -169,7 +169,7 @@ class ThirdPartyOptimizer:
 
     capturable = False
 
-    def __init__(self, params: TrainParams, stacks: Sequence[Stacked]) -> None:
+    def __init__(self, params: TrainParams, stacks: Sequence[StackedParameter]) -> None:
         self.stacks = stacks
         self.unit = PRODIGY_UNIT if params.optimizer == "prodigy" else 1.0
         made = _class_of(params.optimizer)
@@ -237,12 +237,12 @@ def _class_of(name: str) -> Any:
     return {"prodigy": pytorch_optimizer.Prodigy, "lion": pytorch_optimizer.Lion}[name]
 
 
-def parts(value: Tensor, stack: Stacked) -> Sequence[Tensor]:
+def parts(value: Tensor, stack: StackedParameter) -> Sequence[Tensor]:
     """One entry per key; the count of steps is the same for all."""
-    return [value] * len(stack.keys) if stack.bare or value.dim() == 0 else value.unbind(0)
+    return [value] * len(stack.keys) if stack.unstacked or value.dim() == 0 else value.unbind(0)
 
 
-def whole(values: Sequence[Tensor], stack: Stacked) -> Tensor:
+def whole(values: Sequence[Tensor], stack: StackedParameter) -> Tensor:
     """What `parts` took apart, on the device of the stack."""
-    value = values[0] if stack.bare else torch.stack(list(values))
+    value = values[0] if stack.unstacked else torch.stack(list(values))
     return value.to(stack.parameter.device, copy=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.adapters import adapter_file
 from stages.adapters.attach import Adapter, attach
-from stages.adapters.singular_vectors import BasesCache
+from stages.adapters.singular_vectors import SingularVectorCache
 from stages.errors import AdapterMismatch
 from stages.train.dataset.batch import Batch
 from stages.train.model.network import Network
@@ -35,7 +35,7 @@ class Written:
     velocity_BCT: Tensor
 
 
-def check_outputs(network: Network, batch: Batch, files: Mapping[Path, Written], cache: BasesCache) -> None:
+def check_outputs(network: Network, batch: Batch, files: Mapping[Path, Written], cache: SingularVectorCache) -> None:
     """Take the trained adapter off, attach each file's in its place, and compare what the network computes.
 
     The network is left without an adapter. fp32 files must give the trained outputs to the bit.
@@ -48,7 +48,9 @@ def check_outputs(network: Network, batch: Batch, files: Mapping[Path, Written],
         found = adapter_file.read(file)
         # Its start is overwritten at once, so it must not draw from torch's own generator.
         rng = torch.Generator()
-        adapter = attach((network.denoiser, network.conditioner), found.spec, generator=rng, bases_cache=cache)
+        adapter = attach(
+            (network.denoiser, network.conditioner), found.spec, generator=rng, singular_vector_cache=cache
+        )
         adapter.load(found.tensors, file.name)
         change = _relative(outputs(replace(network, adapter=adapter), batch), written.velocity_BCT)
         adapter.detach()
@@ -72,7 +74,7 @@ def apart(adapter: Adapter) -> Iterator[None]:
     Stacked ones lie at any address, and where a factor lies decides in which order a product adds up: that moves the
     last bit (7.5e-8 was seen on an fp32 base).
     """
-    slots = [place.slot for place in adapter.places()]
+    slots = [place.slot for place in adapter.attachments()]
     held = [tensor for slot in slots for tensor in (*slot.parameters(), *slot.buffers())]
     stacked = [tensor.data for tensor in held]
     for tensor in held:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.adapters.stacked.layer_group import Stacked
+from stages.adapters.stacked.layer_group import StackedParameter
 from stages.train.optim.optimizer import Optimizer
 from stages.train.optim.update_rules import parts
 
@@ -40,7 +40,7 @@ def group_of(key: str) -> str:
     return found[1] if found else key
 
 
-def group_names(stacks: Sequence[Stacked]) -> list[str]:
+def group_names(stacks: Sequence[StackedParameter]) -> list[str]:
     """In the order of their first tensors."""
     return list(dict.fromkeys(group_of(key) for stack in stacks for key in stack.keys))
 
@@ -66,7 +66,7 @@ class NormProbe:
         return torch.stack([norms(each, self.optimizer.stacks) for each in found], 1)
 
 
-def norms(values: Sequence[Tensor], stacks: Sequence[Stacked]) -> Tensor:
+def norms(values: Sequence[Tensor], stacks: Sequence[StackedParameter]) -> Tensor:
     """(G,): of all tensors of each group together."""
     names = group_names(stacks)
     places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]

@@ -1,7 +1,8 @@
-"""One pass over a stack of weights for what norms of adapted rows need: of 16-bit ones both M F and sums of M^2 f.
+"""Triton kernels that read a stack of weights once: M F and sums of M^2 f in one pass, or the sums alone.
 
-A pass takes as long as the weights take to come from memory, so one for both saves the other. L layers of one shape, O
-rows of M, I its columns, K columns of F, N parts of a sum. Every sum is taken in a fixed order. Imported on CUDA only.
+A pass is bound by memory bandwidth, so computing both in one saves the other. Sums have a fixed order. Imported on CUDA
+only.
+Letters: L layers of one shape, O rows of M, I its columns, K columns of F, J rows of its pieces, N parts of a sum.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.adapters.ops.kernels.norms import _put, _tile, tile_width
+from stages.adapters.ops.kernels.norms import _load_tile, _store_tile, tile_width
 
 TILES = {"ROWS": 64, "COLUMNS": 64, "num_warps": 4, "num_stages": 4}
-"""However M lies. They take 82 KB of a multiprocessor's memory at most, so that smaller devices have room, too."""
-PROGRAMS = 2048
-"""Pieces of work to come near to: some sixteen for each multiprocessor of a large device, so that enough of the matrix
-is under way at once, and the last ones do not run alone for long."""
-MOST_PARTS = 8
-FEWEST_TILES = 4
-"""Of a part, so that loads of one are under way while others are worked on."""
-WIDEST = 32
-"""Largest rank: the sums of three pieces fill the registers of a multiprocessor beyond."""
+"""For either layout of M. They use at most 82 KB of a multiprocessor's shared memory, which smaller devices have."""
+TARGET_PROGRAMS = 2048
+"""Programs to aim for: some sixteen for each multiprocessor of a large device, so that enough loads are in flight and
+the last programs do not run alone for long."""
+MAX_PARTS = 8
+MIN_TILES_PER_PART = 4
+"""So that loads of one tile overlap with the products of others."""
+MAX_RANK = 32
+"""Above it the sums of three pieces exceed the registers of a multiprocessor."""
 
 
 @triton.jit
@@ -44,43 +45,43 @@ def _pass_kernel(
     weight = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
     for start in range(first, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        values = _tile(here, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
-        large = tl.dot(values, _tile(there, 1, num_columns, columns, thin, num_columns, rank))
-        small = tl.dot(values, _tile(there + offset, 1, num_columns, columns, thin, num_columns, rank))
-        least = tl.dot(values, _tile(there + 2 * offset, 1, num_columns, columns, thin, num_columns, rank))
-        # Added up here, not within the products: those would still read the tile while the next takes its place.
+        values = _load_tile(here, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
+        large = tl.dot(values, _load_tile(there, 1, num_columns, columns, thin, num_columns, rank))
+        small = tl.dot(values, _load_tile(there + offset, 1, num_columns, columns, thin, num_columns, rank))
+        least = tl.dot(values, _load_tile(there + 2 * offset, 1, num_columns, columns, thin, num_columns, rank))
+        # Summed here, not by the accumulator of tl.dot, which would still read the tile while the next is loaded.
         total += (least * step + small) * step + large
-        # Triton loads ahead by itself only what goes into products.
+        # Triton prefetches only operands of tl.dot by itself.
         ahead = columns + COLUMNS
         following = tl.load(factor + layer * num_columns + ahead, mask=ahead < last, other=0.0)
         sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
         weight = following
     place = layer * tl.num_programs(1) + part
-    _put(products + place * num_rows * rank, 1, num_rows, rows, thin, num_rows, rank, total)
+    _store_tile(products + place * num_rows * rank, 1, num_rows, rows, thin, num_rows, rank, total)
     tl.store(squares + place * num_rows + rows, tl.sum(sums, axis=1), mask=rows < num_rows)
 
 
-class Passed(NamedTuple):
-    """Sums over parts of M's columns, to be added up by who reads them."""
+class ProductAndSquares(NamedTuple):
+    """M F and sum over i of M_oi^2 f_i, both in N parts of M's columns, to be summed by the reader."""
 
     products_LNOK: Tensor
     squares_LNO: Tensor
 
 
 def num_parts(programs: int, num_tiles: int) -> int:
-    """Into how many parts the sums of so many programs are cut."""
+    """Number of parts to split sums into, for this many programs and tiles per sum."""
     parts = 1
-    while parts < MOST_PARTS and 2 * parts * programs <= PROGRAMS and num_tiles >= 2 * parts * FEWEST_TILES:
+    while parts < MAX_PARTS and 2 * parts * programs <= TARGET_PROGRAMS and num_tiles >= 2 * parts * MIN_TILES_PER_PART:
         parts *= 2
     return parts
 
 
-def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor, step: float) -> Passed:
-    """Parts of M F and of sum over i of M_oi^2 f_i; M may be a transposed view.
+def product_and_squares(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor, step: float) -> ProductAndSquares:
+    """M F and sum over i of M_oi^2 f_i, in parts; M may be a transposed view.
 
     Args:
         pieces_LJI: three 16-bit pieces of F, one below the other, contiguous (J = 3 K).
-        step: of a piece to the next (`_frozen.pieces_of`).
+        step: factor from a piece's scale to the next (`frozen_matmul.pieces_of`).
     """
     (layers, num_rows, num_columns), rank = matrix_LOI.shape, pieces_LJI.shape[1] // 3
     blocks, num_tiles = triton.cdiv(num_rows, TILES["ROWS"]), triton.cdiv(num_columns, TILES["COLUMNS"])
@@ -92,7 +93,7 @@ def passed(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tensor, step: floa
         matrix_LOI, pieces_LJI, factor_LI, products_LNKO, squares_LNO, num_rows, num_columns, rank, each, step,
         *matrix_LOI.stride(), WIDTH=tile_width(rank), **TILES,
     )  # fmt: skip
-    return Passed(products_LNKO.mT, squares_LNO)
+    return ProductAndSquares(products_LNKO.mT, squares_LNO)
 
 
 @triton.jit
@@ -106,7 +107,7 @@ def _squares_kernel(
     sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(first, tl.minimum(first + columns_each, num_columns), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        values = _tile(matrix + layer * matrix_l, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
+        values = _load_tile(matrix + layer * matrix_l, matrix_o, matrix_i, rows, columns, num_rows, num_columns)
         weight = tl.load(factor + layer * num_columns + columns, mask=columns < num_columns, other=0.0)
         sums += values.to(tl.float32) * values.to(tl.float32) * weight[None, :]
     place = parts + (layer * tl.num_programs(1) + part) * num_rows + rows
@@ -114,12 +115,12 @@ def _squares_kernel(
 
 
 def weighted_squares(matrix_LOI: Tensor, factor_LI: Tensor) -> Tensor:
-    """(L, O): sum over i of M_oi^2 F_i, in one pass over the matrix, which may be a transposed view."""
+    """Sum over i of M_oi^2 F_i, (L, O), in one pass over the matrix, which may be a transposed view."""
     layers, num_rows, num_columns = matrix_LOI.shape
     along: Any = matrix_LOI.stride(-1) == 1
     rows, columns = (16, 256) if along else (128, 32)
     blocks = triton.cdiv(num_rows, rows)
-    parts = max(1, min(PROGRAMS // (blocks * layers), triton.cdiv(num_columns, columns)))
+    parts = max(1, min(TARGET_PROGRAMS // (blocks * layers), triton.cdiv(num_columns, columns)))
     each = triton.cdiv(triton.cdiv(num_columns, parts), columns) * columns
     parts = triton.cdiv(num_columns, each)
     sums_LNO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
