@@ -131,7 +131,7 @@ def test_guidance_runs_both_halves_in_one_batch_against_the_empty_or_the_negativ
         empty = torch.zeros_like(negative) if context is None else context
         other = network(x, timestep, Conditioning(empty, made.global_BE))
         expected = other + 3 * (network(x, timestep, made) - other)
-        out = guided_velocity(network, x, timestep, made, guidance, negative_context_BSD=context)
+        out = guided_velocity(network, x, timestep, made, guidance, negative_context_BSE=context)
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
     assert batches == [2, 2, 4] * 2
 

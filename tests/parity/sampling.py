@@ -40,7 +40,7 @@ def sampled(family: Family, case: Case) -> Iterator[Comparison]:
 def _latents(family: Family, case: Case, schedule: Tensor, padding: Tensor | None) -> Tensor:
     made = conditioning(family, case.params["prompts"], case.params["seconds_total"])
     negative = case.params["negative_prompts"]
-    negative_context_BSD = negative_context(family, negative, made) if negative else None
+    negative_context_BSE = negative_context(family, negative, made) if negative else None
     guidance = Guidance(scale=case.params["cfg_scale"])
 
     def velocity(x: Tensor, timestep: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _latents(family: Family, case: Case, schedule: Tensor, padding: Tensor | Non
             timestep,
             made,
             guidance,
-            negative_context_BSD=negative_context_BSD,
+            negative_context_BSE=negative_context_BSE,
             padding_mask_BT=padding,
         )
 

@@ -117,7 +117,7 @@ def guided(family: Family, case: Case) -> Iterator[Comparison]:
                 tensors["t"],
                 made,
                 guidance,
-                negative_context_BSD=negative if how.get("negative") else None,
+                negative_context_BSE=negative if how.get("negative") else None,
                 inpaint_mask_B1T=tensors["inpaint_mask"],
                 masked_latents_BCT=tensors["inpaint_masked_input"],
                 padding_mask_BT=padding if how.get("padded", True) else None,

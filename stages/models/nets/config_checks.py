@@ -1,6 +1,6 @@
-"""Reading a model_config.json: every option is used, known to mean nothing here, or refused.
+"""Validation of model_config.json: every option is used, known to have no effect, or refused.
 
-Networks are sized by the config alone. An option that would change the result and is not built is an error.
+Networks are sized by the config alone. An unsupported option that would change the result is an error.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from stages.errors import UnsupportedModelConfig
 WITHOUT_EFFECT = frozenset(
     {"causal", "checkpointing", "freeze", "freeze_backbone", "mapping_style", "requires_grad", "use_flash"}
 )
-"""Options that published configs carry and that do not change what a frozen network computes."""
+"""Options in published configs that do not change what a frozen network computes."""
 
 
 def refuse_unknown(where: str, config: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise UnsupportedModelConfig for options that are set to something and that nobody here reads."""
+    """Raise UnsupportedModelConfig for options that are set and not in `known`."""
     unread = [
         f"{key} = {value!r}"
         for key, value in config.items()
@@ -30,15 +30,15 @@ def refuse_unknown(where: str, config: Mapping[str, Any], known: Collection[str]
 def require(
     where: str, config: Mapping[str, Any], key: str, allowed: Collection[object], default: object = None
 ) -> None:
-    """Raise UnsupportedModelConfig unless `config[key]` (or the default) is one of the values that are built."""
+    """Raise UnsupportedModelConfig unless `config[key]` (or the default) is one of the supported values."""
     value = config.get(key, default)
     if value not in allowed:
         shown = " or ".join(repr(one) for one in allowed)
-        raise UnsupportedModelConfig(where, f"{key} = {value!r}, only {shown} is built")
+        raise UnsupportedModelConfig(where, f"{key} = {value!r}, only {shown} is supported")
 
 
 def section(where: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A part of the config that must be there."""
+    """A required section of the config. Raises UnsupportedModelConfig if it is missing."""
     part = config.get(key)
     if not isinstance(part, Mapping):
         raise UnsupportedModelConfig(where, f"it has no section {key!r}")
@@ -46,10 +46,10 @@ def section(where: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any
 
 
 def single(where: str, config: Mapping[str, Any], key: str, default: object = None) -> Any:
-    """The one entry of a list-valued option: one resampling stage is built."""
+    """The only entry of a list-valued option. Raises UnsupportedModelConfig unless there is exactly one."""
     values = config.get(key, [default])
     if not isinstance(values, list | tuple) or len(values) != 1:
-        raise UnsupportedModelConfig(where, f"{key} = {values!r}, exactly one resampling stage is built")
+        raise UnsupportedModelConfig(where, f"{key} = {values!r}, exactly one entry is supported")
     return values[0]
 
 

@@ -1,4 +1,4 @@
-"""Parts that both networks are made of. W is the width of a token."""
+"""Gated feed-forward layers and small MLPs, shared by the diffusion transformer and the autoencoder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def sine(x: Tensor) -> Tensor:
-    """sin(pi x), the gate of the autoencoder's periodic layers."""
+    """sin(pi x), the gate activation of the autoencoder's last decoder layers."""
     return torch.sin(math.pi * x)
 
 
 class GatedProjection(nn.Module):
-    """a * act(g) with [a, g] = W x + b: value first, gate second (Shazeer 2020, arXiv:2002.05202)."""
+    """Gated linear unit, a * act(g) with [a, g] = W x + b: value first, gate second.
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
 
     def __init__(self, width: int, inner: int, activation: Activation) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class GatedProjection(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        # An adapted layer may do both at once.
+        # An adapted layer may fuse projection and gate.
         gated_silu: Activation | None = getattr(self.proj, "gated_silu", None)
         if gated_silu is not None and self.activation is F.silu:
             return gated_silu(x)
@@ -35,11 +38,11 @@ class GatedProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated projection to `inner`, then back to `width`."""
+    """Feed-forward layer of a transformer block: gated projection to `inner`, then back to `width`."""
 
     def __init__(self, width: int, inner: int, activation: Activation = F.silu) -> None:
         super().__init__()
-        # Position 1 holds nothing: published names count from the gated projection 0 to the output 2.
+        # Position 1 has no parameters: in published names the gated projection is 0 and the output projection 2.
         self.ff = nn.Sequential(GatedProjection(width, inner, activation), nn.Identity(), nn.Linear(inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,5 +50,5 @@ class FeedForward(nn.Module):
 
 
 def mlp(num_in: int, width: int, num_out: int, *, bias: bool = True) -> nn.Sequential:
-    """Linear, SiLU, Linear."""
+    """Two-layer MLP: Linear, SiLU, Linear."""
     return nn.Sequential(nn.Linear(num_in, width, bias=bias), nn.SiLU(), nn.Linear(width, num_out, bias=bias))

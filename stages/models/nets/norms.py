@@ -1,4 +1,4 @@
-"""Norms. D is the width of a token or of an attention head."""
+"""Normalisation layers: RMSNorm and dynamic tanh, over tokens or attention heads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * gamma in float32, returned in the dtype of x.
+    """Root-mean-square norm, y = x / sqrt(mean(x^2) + eps) * gamma, computed in float32, returned in the dtype of x.
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
@@ -19,12 +19,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Both sides are float32 copies: a 16-bit network keeps its norms exact.
+        # Input and gain are cast to float32: a 16-bit network keeps its norms exact.
         return F.rms_norm(x.float(), self.gamma.shape, self.gamma.float(), self.eps).to(x.dtype)
 
 
 class DynamicTanh(nn.Module):
-    """y = gamma * tanh(alpha * x) + beta, a norm without statistics (Zhu et al. 2025, arXiv:2503.10622)."""
+    """Dynamic tanh (DyT), y = gamma * tanh(alpha * x) + beta: a norm without statistics.
+
+    Source: Zhu et al. 2025, arXiv:2503.10622.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Self- and cross-attention, plain and differential, around one replaceable attention function.
+"""Self- and cross-attention, plain and differential, with QK-norm; kernels are replaceable per network.
 
-B batch, H heads, N queries, S keys, D features of a head, W width of a token (H * D).
+Shape letters: ARCHITECTURE.md. Fused projections end in O (all their parts side by side); W = H * D.
 """
 
 from __future__ import annotations
@@ -17,41 +17,45 @@ from stages.models.nets.attention.rotary import RotaryAngles
 
 
 def masked_attention(query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor:
-    """The product's attention: padding keys get no softmax mass at all. Torch's own kernels, any device."""
+    """Scaled dot-product attention in which padding keys get no softmax mass; PyTorch's own kernels, on any device."""
     mask = None if valid is None else (valid[:, None, None, :] if valid.dim() == 2 else valid[:, None])
     return F.scaled_dot_product_attention(query_BHND, key_BHSD, value_BHSD, attn_mask=mask)
 
 
 def replace_attention(network: nn.Module, function: AttentionFunction) -> None:
-    """Let every attention of `network` use `function`; `masked_attention` is what they are built with."""
+    """Make every attention layer of `network` call `function`; the default is `masked_attention`."""
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.attention = function
 
 
 def replace_differential_attention(network: nn.Module, function: DifferentialAttentionFunction | None) -> None:
-    """Let differential attention of `network` be one function; None, as it is built, attends with each map alone."""
+    """Make every differential attention layer of `network` compute both maps in one call of `function`.
+
+    Args:
+        function: None restores the default, which calls the attention function of the layer for both maps.
+    """
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.fused_differential = function if module.differential else None
 
 
 def replace_heads(network: nn.Module, make: HeadsFunction) -> None:
-    """Let every attention of `network` make its heads so; `eager_heads` is what they are built with."""
+    """Make every attention layer of `network` split its projections with `make`; the default is `eager_heads`."""
     for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.heads = make
 
 
 MakeNorm = Callable[[int], nn.Module]
-"""A norm over the D features of a head."""
+"""Builds the norm of queries or keys (QK-norm) over the D features of a head."""
 
 
 class SelfAttention(nn.Module):
-    """Attention of tokens among themselves, with rotary positions.
+    """Multi-head self-attention with rotary position embedding, optionally differential and optionally banded.
 
-    Differential attention subtracts a second map with its own queries and keys (after Ye et al. 2024, arXiv:2410.05258,
-    with weight 1 and neither lambda nor a norm of its own); the fused projection then holds q, k, v, q', k'.
+    Differential attention subtracts a second attention map with its own queries and keys (after Ye et al. 2024,
+    arXiv:2410.05258, but with weight 1: no lambda and no norm per head); `to_qkv` then holds q, k, v, q', k'.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class SelfAttention(nn.Module):
         differential: bool,
         window: tuple[int, int] | None = None,
     ) -> None:
-        """`window`: how many tokens before and after itself a query sees; None = all."""
+        """`window`: how many tokens before and after itself a query attends to; None = all."""
         super().__init__()
         self.num_heads, self.differential, self.window = num_heads, differential, window
         self.roles = (QUERY, KEY, VALUE, QUERY, KEY) if differential else (QUERY, KEY, VALUE)
@@ -76,12 +80,12 @@ class SelfAttention(nn.Module):
 
     @property
     def value_copies(self) -> int:
-        """How often the values are needed side by side."""
-        joint = self.fused_differential is not None and self.window is None
-        return 2 if self.differential and not joint else 1
+        """Copies of the value heads: one per map, unless one kernel computes both maps."""
+        fused = self.fused_differential is not None and self.window is None
+        return 2 if self.differential and not fused else 1
 
     def forward(self, token_BNW: Tensor, rotary: RotaryAngles, valid_BN: Tensor | None = None) -> Tensor:
-        """(B, N, W). `valid_BN` True where a token may be looked at."""
+        """(B, N, W). `valid_BN` is True where a token may be attended to; a banded layer ignores it."""
         norms = (self.q_norm, self.k_norm)
         projected_BNO = self.to_qkv(token_BNW)
         query, key, value = self.heads(projected_BNO, self.roles, self.num_heads, *norms, rotary, self.value_copies)
@@ -96,9 +100,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to the context, without positions and without a mask.
+    """Multi-head cross-attention to the context, without position embedding or mask.
 
-    Differential: queries q, q' and, in this order, k, k', v.
+    Differential: `to_q` holds q, q'; `to_kv` holds k, k', v.
     """
 
     def __init__(self, width: int, num_heads: int, make_norm: MakeNorm, *, differential: bool) -> None:
@@ -116,14 +120,18 @@ class CrossAttention(nn.Module):
 
     @property
     def value_copies(self) -> int:
-        """How often the values are needed side by side."""
+        """Copies of the value heads: one per map, unless one kernel computes both maps."""
         return 2 if self.differential and self.fused_differential is None else 1
 
-    def forward(self, token_BNW: Tensor, key_value_BSF: Tensor) -> Tensor:
-        """(B, N, W) from tokens (B, N, W) and what `to_kv` makes of the context, which no token changes."""
+    def forward(self, token_BNW: Tensor, key_value_BSO: Tensor) -> Tensor:
+        """(B, N, W).
+
+        Args:
+            key_value_BSO: `to_kv` of the context; the caller computes it, since it does not depend on the tokens.
+        """
         norms = (self.q_norm, self.k_norm)
         query = self.heads(self.to_q(token_BNW), self.query_roles, self.num_heads, *norms, None, self.value_copies)[0]
-        _, key, value = self.heads(key_value_BSF, self.context_roles, self.num_heads, *norms, None, self.value_copies)
+        _, key, value = self.heads(key_value_BSO, self.context_roles, self.num_heads, *norms, None, self.value_copies)
         assert query is not None and key is not None and value is not None, "the projections have all three"
         if self.fused_differential is not None:
             return self.to_out(self.fused_differential(query, key, value, None))
@@ -132,11 +140,11 @@ class CrossAttention(nn.Module):
 
 
 def difference(maps_BHND: Tensor) -> Tensor:
-    """The first map's heads minus the second's."""
+    """Heads of the first map minus those of the second."""
     first_BHND, second_BHND = maps_BHND.chunk(2, dim=1)
     return first_BHND - second_BHND
 
 
 def merged_heads(head_BHND: Tensor) -> Tensor:
-    """(B, N, H * D)."""
+    """Heads concatenated: (B, N, H * D)."""
     return head_BHND.transpose(1, 2).flatten(2)

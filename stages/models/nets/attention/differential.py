@@ -1,11 +1,10 @@
-"""Differential attention as one operation each way: both maps at once, with the gradient written out.
+"""Fused differential attention: a custom op that computes both maps at once, with its own backward.
 
-out = softmax(q1 k1^T / sqrt(D)) v - softmax(q2 k2^T / sqrt(D)) v, the values held once for both maps and the result
-with its heads merged, as the projection behind it takes them. On CUDA for narrow dtypes three kernels, opaque to
-torch's compiler, that give the same bits every time; elsewhere small operations of torch.
+out = softmax(q1 k1^T / sqrt(D)) v - softmax(q2 k2^T / sqrt(D)) v (after Ye et al. 2024, arXiv:2410.05258, with
+lambda 1), the values stored once for both maps and the output with its heads concatenated, ready for the output
+projection. On CUDA in 16 bits: three deterministic Triton kernels, opaque to torch.compile; elsewhere PyTorch ops.
 
-B batch, H heads, G = 2 H heads of the first map, then of the second, N queries, S keys, D features of a head,
-W = H * D.
+G = 2 H: heads of the first map, then of the second. W = H * D.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from torch import Tensor
 
 NAME = "sa3_trainer::differential_attention"
 LOG_2 = math.log(2)
-WIDTHS = (16, 32, 64, 128)
-"""Features of a head that the kernels are written for: their tiles are whole powers of two."""
+HEAD_WIDTHS = (16, 32, 64, 128)
+"""Features of a head that the kernels support: their tiles are powers of two."""
 
 
 def has_kernels_for_width(width: int) -> bool:
-    """Whether kernels are written for heads of so many features."""
-    return width in WIDTHS
+    """Whether the kernels support heads of `width` features."""
+    return width in HEAD_WIDTHS
 
 
 def has_kernels(query: Tensor) -> bool:
-    """Whether kernels take these heads (B, G, N, D), and the keys and values that go with them."""
+    """Whether the kernels support these query heads (B, G, N, D) on their device and in their dtype."""
     return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_kernels_for_width(query.shape[-1])
 
 
 def differential_attention(
     query_BGND: Tensor, key_BGSD: Tensor, value_BHSD: Tensor, valid_BS: Tensor | None = None
 ) -> Tensor:
-    """(B, N, W): the first map's result less the second's, heads merged.
+    """(B, N, W): a `DifferentialAttentionFunction` through the custom op.
 
     Args:
-        query_BGND, key_BGSD: heads of the first map, then of the second, already normed and rotated.
-        valid_BS: bool, True where a key may be seen, at least once in a row; None = everywhere.
+        query_BGND, key_BGSD: heads of the first map, then of the second, after QK-norm and rotary embedding.
+        valid_BS: bool, True where a key may be attended to, at least one per row; None = everywhere.
     """
     valid = None if valid_BS is None else valid_BS.contiguous()
     heads = (query_BGND.contiguous(), key_BGSD.contiguous(), value_BHSD.contiguous())
@@ -48,31 +47,33 @@ def differential_attention(
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, the first map's part of it, and log2 of the sum of exponents (B, H, N, 2) of either map."""
+    """The output, the output of the first map alone, and each map's log2-sum-exp of scores (B, H, N, 2)."""
     if has_kernels(query):
         from stages.models.nets.attention import (
-            differential_kernels as kernels,  # deferred: Triton comes with CUDA builds
+            differential_kernels as kernels,  # deferred: Triton comes with CUDA builds only
         )
 
         return kernels.forward(query, key, value, valid)
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = [_scores(one, other, valid, wide) for one, other in _maps(query, key)]
+    scores = [_scores(map_query, map_key, valid, wide) for map_query, map_key in _maps(query, key)]
     first, second = (_merged(score.softmax(dim=-1) @ value.to(wide)) for score in scores)
     lse_BHN2 = torch.stack([score.logsumexp(dim=-1) for score in scores], dim=-1) / LOG_2
     return (first - second).to(query.dtype), first.to(query.dtype), lse_BHN2
 
 
 def _maps(query_BGND: Tensor, key_BGSD: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Queries and keys of the first map, and of the second."""
+    """(queries, keys) of the first and of the second map."""
     return list(zip(query_BGND.chunk(2, dim=1), key_BGSD.chunk(2, dim=1), strict=True))
 
 
 def _scores(query_BHND: Tensor, key_BHSD: Tensor, valid_BS: Tensor | None, wide: torch.dtype) -> Tensor:
+    """Scaled scores (B, H, N, S), -inf where masked."""
     score_BHNS = query_BHND.to(wide) @ key_BHSD.to(wide).mT * query_BHND.shape[-1] ** -0.5
     return score_BHNS if valid_BS is None else score_BHNS.masked_fill(~valid_BS[:, None, None], -torch.inf)
 
 
 def _merged(head_BHND: Tensor) -> Tensor:
+    """Heads concatenated: (B, N, W)."""
     return head_BHND.transpose(1, 2).flatten(2)
 
 
@@ -86,26 +87,28 @@ def _backward(
     first: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values."""
+    """Gradients of queries, keys and values, from stored log-sum-exps as in FlashAttention (Dao et al. 2022,
+    arXiv:2205.14135, algorithm 4): delta is the row sum of d_out times the output of a map.
+    """
     if has_kernels(query):
         from stages.models.nets.attention import differential_kernels as kernels  # deferred, as above
 
         return kernels.backward(d_out.contiguous(), query, key, value, valid, (out, first, lse))
     wide = lse.dtype
     d_out, first, out = (
-        one.to(wide).unflatten(-1, (value.shape[1], -1)).transpose(1, 2) for one in (d_out, first, out)
+        tensor.to(wide).unflatten(-1, (value.shape[1], -1)).transpose(1, 2) for tensor in (d_out, first, out)
     )
-    d_share = d_out @ value.to(wide).mT
-    d_queries, d_keys, shares = [], [], []
+    d_probability = d_out @ value.to(wide).mT
+    d_queries, d_keys, probabilities = [], [], []
     signed = ((1, first), (-1, first - out))
-    for (one, other), (sign, part), size in zip(_maps(query, key), signed, lse.unbind(-1), strict=True):
-        share = torch.exp2(_scores(one, other, valid, wide) / LOG_2 - size[..., None])
-        delta = (d_out * part).sum(dim=-1, keepdim=True)
-        d_score = sign * share * (d_share - delta) * one.shape[-1] ** -0.5
-        d_queries.append(d_score @ other.to(wide))
-        d_keys.append(d_score.mT @ one.to(wide))
-        shares.append(share)
-    d_value = (shares[0] - shares[1]).mT @ d_out
+    for (map_query, map_key), (sign, map_out), map_lse in zip(_maps(query, key), signed, lse.unbind(-1), strict=True):
+        probability = torch.exp2(_scores(map_query, map_key, valid, wide) / LOG_2 - map_lse[..., None])
+        delta = (d_out * map_out).sum(dim=-1, keepdim=True)
+        d_score = sign * probability * (d_probability - delta) * map_query.shape[-1] ** -0.5
+        d_queries.append(d_score @ map_key.to(wide))
+        d_keys.append(d_score.mT @ map_query.to(wide))
+        probabilities.append(probability)
+    d_value = (probabilities[0] - probabilities[1]).mT @ d_out
     return (
         torch.cat(d_queries, dim=1).to(query.dtype),
         torch.cat(d_keys, dim=1).to(key.dtype),
@@ -141,7 +144,7 @@ def _backward_shapes(
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -151,4 +154,4 @@ def _gradients(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | Non
     return *_backward_op(d_out, *ctx.saved_tensors), None
 
 
-_forward_op.register_autograd(_gradients, setup_context=_keep)
+_forward_op.register_autograd(_gradients, setup_context=_save_for_backward)

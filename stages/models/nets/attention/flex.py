@@ -1,6 +1,6 @@
-"""Attention as torch's compiler writes it: for compiled networks on CUDA.
+"""FlexAttention, whose kernels torch.compile generates: deterministic attention for compiled networks on CUDA.
 
-Its backward adds up in a fixed order without the detour that the ordered form of the hand-written kernels takes.
+Its backward sums in a fixed order, without the slower deterministic mode that PyTorch's hand-written kernels need.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 _ONE_BLOCK = 1 << 30
-"""A block that holds every length: how the compiler knows that no block is left out."""
+"""A block size above every length: tells the compiler that no block is skipped."""
 
 
 class FlexAttention:
-    """An `AttentionFunction` for keys that all queries may see alike, `valid` (B, S); inside a compiled block."""
+    """An `AttentionFunction` for use inside a compiled block; its mask is per key, `valid` (B, S)."""
 
     def __init__(self, device: torch.device) -> None:
-        # Made anew in every block it would cost ten launches each.
+        # Built once: in every transformer block it would cost ten kernel launches.
         self.full_block_mask = BlockMask.from_kv_blocks(
             kv_num_blocks=torch.ones(1, 1, 1, dtype=torch.int32, device=device),
             kv_indices=torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=device),
@@ -31,8 +31,8 @@ class FlexAttention:
             out: Tensor = flex_attention(*heads, block_mask=self.full_block_mask)
             return out
 
-        def unseen_dropped(score: Tensor, item: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def mask_padding(score: Tensor, item: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return torch.where(valid[item, key], score, -float("inf"))
 
-        masked: Tensor = flex_attention(*heads, score_mod=unseen_dropped, block_mask=self.full_block_mask)
+        masked: Tensor = flex_attention(*heads, score_mod=mask_padding, block_mask=self.full_block_mask)
         return masked

@@ -1,9 +1,9 @@
-"""Queries, keys and values from a fused projection: split into heads, normed, turned, several maps side by side.
+"""Query, key and value heads from a fused projection: split, QK-norm, rotary embedding, the maps side by side.
 
-Two ways: of small operations, for any norm and device; and as one operation each way, with its gradient written out,
-for RMS norms (`fused_heads`), which on CUDA is one kernel and opaque to torch's compiler.
+Two implementations: `eager_heads` of PyTorch ops, for any norm and device; and `fused_heads` for RMSNorm, a custom op
+with its own backward, which on CUDA is one Triton kernel each way and opaque to torch.compile.
 
-B batch, N tokens, F features of all parts, H heads, D features of a head, R rotated features.
+O: output features of the fused projection, all its parts side by side.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NAME = "sa3_trainer::heads"
 
 
 class HeadsFunction(Protocol):
-    """Queries, keys and values (B, maps * H, N, D) of those parts; None where no part has that role.
+    """Queries, keys and values, (B, maps * H, N, D) each, from a fused projection; None where no part has that role.
 
     Args:
-        roles: of each part of the projection.
-        value_copies: how often the values stand side by side: once for every map of the keys, or once in all.
-        rotary: how queries and keys are rotated; None leaves them.
+        roles: QUERY, KEY or VALUE of each part of the projection, in its order.
+        rotary: rotary angles of queries and keys; None = no position embedding.
+        value_copies: how often the value heads are repeated side by side: once per map, or once for all maps.
     """
 
     def __call__(
@@ -51,30 +51,32 @@ def eager_heads(
     rotary: RotaryAngles | None,
     value_copies: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A `HeadsFunction` of small operations."""
+    """A `HeadsFunction` of PyTorch ops."""
     parts = split_heads(projected_BNO, len(roles), num_heads)
-    queries, keys, values = ([p for p, r in zip(parts, roles, strict=True) if r == role] for role in range(3))
+    queries, keys, values = (
+        [p for p, r in zip(parts, roles, strict=True) if r == role] for role in (QUERY, KEY, VALUE)
+    )
     values = values * value_copies
     query, key, value = (_side_by_side(maps) for maps in (queries, keys, values))
-    query = None if query is None else _turned(query_norm(query), rotary)
-    return query, None if key is None else _turned(key_norm(key), rotary), value
+    query = None if query is None else _rotated(query_norm(query), rotary)
+    return query, None if key is None else _rotated(key_norm(key), rotary), value
 
 
-def _turned(normed_BHND: Tensor, rotary: RotaryAngles | None) -> Tensor:
+def _rotated(normed_BHND: Tensor, rotary: RotaryAngles | None) -> Tensor:
     return normed_BHND if rotary is None else rotated(normed_BHND, rotary).to(normed_BHND.dtype)
 
 
 def _side_by_side(maps: Sequence[Tensor]) -> Tensor | None:
-    """Several maps as heads side by side, so that one call attends for all."""
+    """The heads of several maps concatenated, so that one attention call computes all of them."""
     if len(maps) < 2:
         return maps[0] if maps else None
     return torch.cat(list(maps), dim=1)
 
 
-def split_heads(token_BNF: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
-    """A fused projection as `num_parts` tensors (B, H, N, D); features of one part are head-major."""
-    batch, num_tokens, _ = token_BNF.shape
-    parts = token_BNF.view(batch, num_tokens, num_parts, num_heads, -1).unbind(dim=2)
+def split_heads(projected_BNO: Tensor, num_parts: int, num_heads: int) -> list[Tensor]:
+    """The parts of a fused projection, (B, H, N, D) each; the features of a part are head-major."""
+    batch, num_tokens, _ = projected_BNO.shape
+    parts = projected_BNO.view(batch, num_tokens, num_parts, num_heads, -1).unbind(dim=2)
     return [part.transpose(1, 2) for part in parts]
 
 
@@ -87,7 +89,7 @@ def fused_heads(
     rotary: RotaryAngles | None,
     value_copies: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A `HeadsFunction` for RMS norms with frozen gains; gradients reach the features only."""
+    """A `HeadsFunction` for RMSNorm with frozen gains: gradients flow to the projection only."""
     query_gamma, key_gamma, eps = norm_gains(query_norm, key_norm)
     cos_ND, sin_ND = (None, None) if rotary is None else rotary
     made = torch.ops.sa3_trainer.heads(
@@ -98,8 +100,8 @@ def fused_heads(
 
 
 def norm_gains(query_norm: nn.Module, key_norm: nn.Module) -> tuple[Tensor, Tensor, float]:
-    """What two RMS norms multiply by, and their eps."""
-    assert isinstance(query_norm, RMSNorm) and isinstance(key_norm, RMSNorm), "only RMS norms are fused"
+    """The gains of the RMSNorms of queries and keys, and their common eps."""
+    assert isinstance(query_norm, RMSNorm) and isinstance(key_norm, RMSNorm), "only RMSNorm is fused"
     return query_norm.gamma, key_norm.gamma, query_norm.eps
 
 
@@ -116,27 +118,27 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if features.is_cuda:
         from stages.models.nets.attention import (
-            heads_kernels as kernels,  # deferred: Triton comes with CUDA builds of torch
+            heads_kernels as kernels,  # deferred: Triton comes with CUDA builds only
         )
 
         return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_copies)
     rotary = None if cos is None or sin is None else RotaryAngles(cos, sin)
     norms = [lambda x, gamma=gamma: _normed(x, gamma, eps)[0] for gamma in (query_gamma, key_gamma)]
     made = eager_heads(features, roles, num_heads, norms[0], norms[1], rotary, value_copies)  # type: ignore[arg-type]
-    query, key, value = (_laid_out(features.new_empty(0) if one is None else one) for one in made)
+    query, key, value = (_own_memory(features.new_empty(0) if one is None else one) for one in made)
     return query, key, value
 
 
-def _laid_out(made: Tensor) -> Tensor:
-    """In memory of its own, as the kernel leaves it: an operation may not hand out what it was given."""
+def _own_memory(made: Tensor) -> Tensor:
+    """A contiguous copy, as the kernel would allocate it: a custom op must not return a view of its input."""
     return made.clone(memory_format=torch.contiguous_format)
 
 
 def _normed(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm of x in its dtype; before its gains in a wide one; and the factor that brought it there."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    size = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * size * gamma).to(x.dtype), wide * size, size
+    """RMSNorm of x: in its dtype; in at least float32 before the gains; and 1 / rms."""
+    wide_x = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse_rms = torch.rsqrt(wide_x.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide_x * inverse_rms * gamma).to(x.dtype), wide_x * inverse_rms, inverse_rms
 
 
 def _backward(
@@ -161,7 +163,7 @@ def _backward(
             d_query, d_key, d_value, features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_copies
         )
     rotary = None if cos is None or sin is None else RotaryAngles(cos, sin)
-    waiting = {
+    d_heads = {
         QUERY: list(d_query.split(num_heads, dim=1)) if QUERY in roles else [],
         KEY: list(d_key.split(num_heads, dim=1)) if KEY in roles else [],
     }
@@ -171,20 +173,21 @@ def _backward(
             d_parts.append(sum(d_value.split(num_heads, dim=1)))
         else:
             gamma = query_gamma if role == QUERY else key_gamma
-            d_parts.append(_before_norm(_turned_back(waiting[role].pop(0), rotary), part, gamma, eps))
+            d_parts.append(_norm_backward(_unrotated(d_heads[role].pop(0), rotary), part, gamma, eps))
     stacked = torch.stack([d_part.to(features.dtype).transpose(1, 2) for d_part in d_parts], dim=2)
     return stacked.reshape(features.shape)
 
 
-def _turned_back(d_out: Tensor, rotary: RotaryAngles | None) -> Tensor:
-    """The transpose of a rotation is the rotation by the opposite angle."""
+def _unrotated(d_out: Tensor, rotary: RotaryAngles | None) -> Tensor:
+    """Backward of the rotary embedding: the rotation by the opposite angle."""
     return d_out if rotary is None else rotated(d_out, RotaryAngles(rotary.cos_ND, -rotary.sin_ND))
 
 
-def _before_norm(d_out: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    _, normed, size = _normed(x, gamma, eps)
+def _norm_backward(d_out: Tensor, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """Gradient of RMSNorm by its input."""
+    _, normed, inverse_rms = _normed(x, gamma, eps)
     weighted = d_out.to(normed.dtype) * gamma
-    return size * (weighted - normed * (normed * weighted).mean(dim=-1, keepdim=True))
+    return inverse_rms * (weighted - normed * (normed * weighted).mean(dim=-1, keepdim=True))
 
 
 _INPUTS = (
@@ -217,7 +220,7 @@ def _backward_shapes(d_query: Tensor, d_key: Tensor, d_value: Tensor, features: 
     return torch.empty_like(features)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.num_heads, ctx.roles, ctx.eps, ctx.value_copies = inputs
     ctx.save_for_backward(*tensors)
 
@@ -227,4 +230,4 @@ def _gradients(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tup
     return _backward_op(d_query, d_key, d_value, *rest), *(None,) * 8
 
 
-_forward_op.register_autograd(_gradients, setup_context=_keep)
+_forward_op.register_autograd(_gradients, setup_context=_save_for_backward)

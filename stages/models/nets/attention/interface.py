@@ -1,7 +1,4 @@
-"""What an attention function takes and returns, for one map and for differential attention as a whole.
-
-B batch, N queries, S keys, D width of a head, H heads, G heads of both maps, W width of the model.
-"""
+"""Call signatures of replaceable attention functions: one attention map, and differential attention as a whole."""
 
 from __future__ import annotations
 
@@ -11,23 +8,29 @@ from torch import Tensor
 
 
 class AttentionFunction(Protocol):
-    """softmax(q k^T / sqrt(D)) v over the keys that may be seen.
+    """Scaled dot-product attention, softmax(q k^T / sqrt(D)) v, over the keys that are not masked.
 
     Args:
-        query_BHND, key_BHSD, value_BHSD: heads, already normed and rotated.
-        valid: bool, True where a key may be seen: (B, S), or (B, N, S) where that differs between queries; None = all.
+        query_BHND, key_BHSD, value_BHSD: heads after QK-norm and rotary embedding.
+        valid: bool, True where a key may be attended to: (B, S), or (B, N, S) for a mask per query; None = everywhere.
+
+    Returns:
+        (B, H, N, D).
     """
 
     def __call__(self, query_BHND: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, valid: Tensor | None) -> Tensor: ...
 
 
 class DifferentialAttentionFunction(Protocol):
-    """Differential attention whole: the first map's result less the second's, (B, N, W) with its heads merged.
+    """Differential attention in one call: the output of the first map minus that of the second.
 
     Args:
-        query_BGND, key_BGSD: heads of the first map, then of the second, normed and rotated.
-        value_BHSD: of both maps.
-        valid_BS: bool, True where a key may be seen; None = all.
+        query_BGND, key_BGSD: heads of the first map, then of the second, after QK-norm and rotary embedding.
+        value_BHSD: value heads, shared by both maps.
+        valid_BS: bool, True where a key may be attended to; None = everywhere.
+
+    Returns:
+        (B, N, W), heads concatenated.
     """
 
     def __call__(self, query_BGND: Tensor, key_BGSD: Tensor, value_BHSD: Tensor, valid_BS: Tensor | None) -> Tensor: ...

@@ -1,6 +1,6 @@
-"""SAME, the audio autoencoder: samples to latents and back.
+"""SAME, the audio autoencoder: waveform to latents and back, whole or in overlapping chunks.
 
-B batch, A audio channels, L samples, P samples of a patch, C latent channels, T latent frames, W width of a token.
+Patches are (B, audio channels times patch size, number of patches).
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ from stages.models.nets.autoencoder.resampling_blocks import (
 from stages.models.nets.config_checks import refuse_unknown, require, section
 
 MIN_SILENCE_FRAMES = 16
-"""Silence behind a clip, so that its latents are those of a clip inside a long, padded recording."""
+"""Silence appended to a clip at least, so that its latents equal those of the clip inside a long, padded recording."""
 
 
 @dataclass(frozen=True)
 class DecodeNoise:
-    """The two places where decoding draws noise; as published, both are on, in evaluation mode too."""
+    """Noise that decoding adds in two places; in the published models both are on, in evaluation mode too."""
 
     bottleneck: Noise = None
+    """Added to the latents, a thousandth of their standard deviation."""
     tokens: Noise = None
+    """Added to the learned tokens, times `mask_noise`."""
 
 
 NO_NOISE = DecodeNoise()
-"""No noise: the same latents give the same audio."""
+"""Deterministic decoding: the same latents give the same audio."""
 
 
 class Encoder(nn.Module):
-    """Patches to latent features."""
+    """Patches to features (B, C, T) before the bottleneck."""
 
     def __init__(self, config: ResamplingConfig) -> None:
         super().__init__()
-        # Keys are positions of the published layout, which counts transposes between them.
+        # Keys are positions in the published module list, which counts the transposes between them.
         self.layers = nn.ModuleDict({"0": Downsampling(config), "2": nn.Linear(config.width, config.latent_channels)})
 
     @property
@@ -53,12 +55,12 @@ class Encoder(nn.Module):
         """The downsampling transformer: nearly all of the work."""
         return cast(Downsampling, self.layers["0"])
 
-    def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
-        return self.layers["2"](self.downsampling(patch_BCL, token_noise)).transpose(1, 2)
+    def forward(self, patches: Tensor, token_noise: Noise) -> Tensor:
+        return self.layers["2"](self.downsampling(patches, token_noise)).transpose(1, 2)
 
 
 class Decoder(nn.Module):
-    """Latent features to patches."""
+    """Features (B, C, T) to patches."""
 
     def __init__(self, config: ResamplingConfig) -> None:
         super().__init__()
@@ -69,10 +71,9 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """The autoencoder of a model_config.json, of a whole model or of a stand-alone autoencoder file.
+    """SAME with a soft-norm bottleneck, from the model_config.json of a whole model or of an autoencoder alone.
 
-    Always used frozen: `encode` and `decode` take no gradients. Audio is float, (batch, channels, samples), at
-    `sample_rate` hertz.
+    Always frozen: `encode` and `decode` record no gradients. Audio is float, (B, A, X), at `sample_rate` hertz.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -109,56 +110,56 @@ class Autoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights; inputs are cast to it."""
+        """Dtype of the weights; inputs are cast to it."""
         return self.bottleneck.scaling_factor.dtype
 
     @torch.no_grad()
-    def encode(self, audio_BAL: Tensor, token_noise: Noise = None) -> Tensor:
-        """Latents (B, C, T) of whole signals, zero-padded to whole patches and to the encoder's chunk.
+    def encode(self, audio_BAX: Tensor, token_noise: Noise = None) -> Tensor:
+        """Latents (B, C, T) of whole signals, zero-padded to whole patches and to the encoder's attention chunk.
 
-        T is ceil(L / downsampling_ratio), with chunked attention rounded up to whole chunks.
+        T is ceil(X / downsampling_ratio), rounded up to whole chunks where attention is chunked.
 
         Args:
-            token_noise: for the learned tokens, off by default; a tensor has shape (B * T, 1, W).
+            token_noise: noise of the learned tokens, off by default; a tensor must have shape (B * T, 1, W).
         """
-        return self.bottleneck.encode(self.encoder(self.patched(audio_BAL.to(self.dtype)), token_noise))
+        return self.bottleneck.encode(self.encoder(self.patched(audio_BAX.to(self.dtype)), token_noise))
 
     @torch.no_grad()
     def decode(self, latents_BCT: Tensor, noise: DecodeNoise = NO_NOISE) -> Tensor:
-        """Audio (B, A, L). L is T * downsampling_ratio, with chunked attention rounded up to whole chunks.
+        """Audio (B, A, X). X is T * downsampling_ratio, rounded up to whole chunks where attention is chunked.
 
-        Noise tensors have the shapes (B, C, T) and (B * T', patches of a frame, W), T' being T after that rounding.
+        Noise tensors must have the shapes (B, C, T) and (B * T', patches per frame, W), where T' is T after rounding.
         """
         feature_BCT = self.bottleneck.decode(latents_BCT.to(self.dtype), noise.bottleneck)
-        audio_BAL = self.unpatched(self.decoder(feature_BCT, noise.tokens))
-        return audio_BAL.tanh() if self.soft_clip else audio_BAL
+        audio_BAX = self.unpatched(self.decoder(feature_BCT, noise.tokens))
+        return audio_BAX.tanh() if self.soft_clip else audio_BAX
 
-    def patched(self, audio_BAL: Tensor) -> Tensor:
-        """(B, A * P, patches): channel-major; the last patch is filled with zeros."""
-        audio_BAL = F.pad(audio_BAL, (0, -audio_BAL.shape[-1] % self.patch_size))
-        return audio_BAL.unflatten(-1, (-1, self.patch_size)).transpose(2, 3).flatten(1, 2)
+    def patched(self, audio_BAX: Tensor) -> Tensor:
+        """Patches of the signal, channel-major; the last is padded with zeros."""
+        audio_BAX = F.pad(audio_BAX, (0, -audio_BAX.shape[-1] % self.patch_size))
+        return audio_BAX.unflatten(-1, (-1, self.patch_size)).transpose(2, 3).flatten(1, 2)
 
-    def unpatched(self, patch_BCL: Tensor) -> Tensor:
+    def unpatched(self, patches: Tensor) -> Tensor:
         """The inverse of `patched`."""
-        return patch_BCL.unflatten(1, (self.audio_channels, self.patch_size)).transpose(2, 3).flatten(2)
+        return patches.unflatten(1, (self.audio_channels, self.patch_size)).transpose(2, 3).flatten(2)
 
     def encode_chunked(
         self,
-        audio_BAL: Tensor,
+        audio_BAX: Tensor,
         chunk_frames: int = CHUNK_FRAMES,
         overlap_frames: int = OVERLAP_FRAMES,
         token_noise: Noise = None,
     ) -> Tensor:
-        """Latents in bounded memory.
+        """Latents of long signals in bounded memory: overlapping chunks, joined by hard cuts.
 
-        From one chunk on T is floor(L / downsampling_ratio); a shorter signal is encoded as `encode` does.
+        T is floor(X / downsampling_ratio); a signal shorter than one chunk is encoded by `encode`.
         """
-        ratio, total = self.downsampling_ratio, audio_BAL.shape[-1]
+        ratio, total = self.downsampling_ratio, audio_BAX.shape[-1]
         if total < chunk_frames * ratio:
-            return self.encode(audio_BAL, token_noise)
-        out_BCT = audio_BAL.new_empty(audio_BAL.shape[0], self.latent_channels, total // ratio, dtype=self.dtype)
+            return self.encode(audio_BAX, token_noise)
+        out_BCT = audio_BAX.new_empty(audio_BAX.shape[0], self.latent_channels, total // ratio, dtype=self.dtype)
         for chunk in chunks(total, ratio, chunk_frames, overlap_frames):
-            piece = audio_BAL[..., chunk.start : chunk.start + chunk_frames * ratio]
+            piece = audio_BAX[..., chunk.start : chunk.start + chunk_frames * ratio]
             _write(out_BCT, self.encode(piece, token_noise), chunk)
         return out_BCT
 
@@ -169,27 +170,27 @@ class Autoencoder(nn.Module):
         overlap_frames: int = OVERLAP_FRAMES,
         noise: DecodeNoise = NO_NOISE,
     ) -> Tensor:
-        """Audio in bounded memory.
+        """Audio of long signals in bounded memory: overlapping chunks, joined by hard cuts.
 
-        From one chunk on L is T * downsampling_ratio; a shorter signal is decoded as `decode` does.
+        X is T * downsampling_ratio; a signal shorter than one chunk is decoded by `decode`.
         """
         ratio, total = self.downsampling_ratio, latents_BCT.shape[-1]
         if total < chunk_frames:
             return self.decode(latents_BCT, noise)
-        out_BAL = latents_BCT.new_empty(latents_BCT.shape[0], self.audio_channels, total * ratio, dtype=self.dtype)
+        out_BAX = latents_BCT.new_empty(latents_BCT.shape[0], self.audio_channels, total * ratio, dtype=self.dtype)
         for chunk in chunks(total, 1, chunk_frames, overlap_frames):
             piece = latents_BCT[..., chunk.start : chunk.start + chunk_frames]
-            _write(out_BAL, self.decode(piece, noise), chunk, ratio)
-        return out_BAL
+            _write(out_BAX, self.decode(piece, noise), chunk, ratio)
+        return out_BAX
 
-    def encode_clip(self, audio_AL: Tensor, token_noise: Noise = None) -> Tensor:
-        """Latents (C, ceil(L / downsampling_ratio)) of one clip, as if silence went on behind it."""
-        return self.encode_clips([audio_AL], token_noise=token_noise)[0]
+    def encode_clip(self, audio_AX: Tensor, token_noise: Noise = None) -> Tensor:
+        """Latents (C, ceil(X / downsampling_ratio)) of one clip, as if it were followed by endless silence."""
+        return self.encode_clips([audio_AX], token_noise=token_noise)[0]
 
     def encode_clips(
         self, audios: Sequence[Tensor], *, chunk_frames: int | None = None, token_noise: Noise = None
     ) -> list[Tensor]:
-        """`encode_clip` of several clips (A, L_i) in one batch; see `encode_batch`."""
+        """Latents of several clips (A, X_i), each as `encode_clip` gives them, from one batch; see `encode_batch`."""
         latents_BCT, num_frames = self.encode_batch(audios, chunk_frames=chunk_frames, token_noise=token_noise)
         return [latents_CT[:, :frames] for latents_CT, frames in zip(latents_BCT, num_frames, strict=True)]
 
@@ -200,27 +201,30 @@ class Autoencoder(nn.Module):
     def encode_batch(
         self, audios: Sequence[Tensor], *, chunk_frames: int | None = None, token_noise: Noise = None
     ) -> tuple[Tensor, list[int]]:
-        """Latents (B, C, T) of clips (A, L_i), and how many of each one's frames are its own.
+        """Latents (B, C, T) of clips (A, X_i), and the number of valid frames of each.
 
-        A clip's latents depend neither on its neighbours nor on how far the batch pads it: so much silence follows
-        every clip that nothing behind it, the end of the batch included, reaches its frames through local attention.
+        A clip's latents do not depend on its neighbours or on the padding of the batch: each clip is followed by more
+        silence than the encoder's local attention can see across.
 
         Args:
-            chunk_frames: encode in chunks of this many frames, for bounded memory; equal up to rounding.
+            chunk_frames: encode in chunks of this many frames, for bounded memory; the same up to rounding.
+
+        Raises:
+            ValueError: `chunk_frames` is not above the overlap, or no multiple of the attention chunk.
         """
         ratio = self.downsampling_ratio
         num_frames = [self.num_frames(audio.shape[-1]) for audio in audios]
         total = max(num_frames) + self.silence_frames
         if chunk_frames is not None:
             total = self._whole_chunks(total, chunk_frames)
-        padded_BAL = torch.stack([F.pad(audio, (0, total * ratio - audio.shape[-1])) for audio in audios])
+        padded_BAX = torch.stack([F.pad(audio, (0, total * ratio - audio.shape[-1])) for audio in audios])
         if chunk_frames is None:
-            return self.encode(padded_BAL, token_noise), num_frames
+            return self.encode(padded_BAX, token_noise), num_frames
         overlap_frames = 2 * self.silence_frames
-        return self.encode_chunked(padded_BAL, chunk_frames, overlap_frames, token_noise), num_frames
+        return self.encode_chunked(padded_BAX, chunk_frames, overlap_frames, token_noise), num_frames
 
     def _whole_chunks(self, num_frames: int, chunk_frames: int) -> int:
-        """`num_frames` rounded up so that chunks, overlapping by twice the silence, end exactly with the signal."""
+        """`num_frames` rounded up to whole hops, so that the last chunk ends exactly with the signal."""
         overlap = 2 * self.silence_frames
         if chunk_frames <= overlap or chunk_frames % self.frame_unit:
             rule = f"above {overlap} and a multiple of {self.frame_unit}"
@@ -230,7 +234,7 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a model_config.json that describes the autoencoder: a whole model's, or a stand-alone file's."""
+    """The autoencoder's section of the model_config.json of a whole model, or of an autoencoder alone."""
     model = section("model", config, "model")
     if "pretransform" in model and "config" in model["pretransform"] and "encoder" in model["pretransform"]["config"]:
         pretransform = model["pretransform"]
@@ -241,7 +245,7 @@ def autoencoder_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _write(out: Tensor, piece: Tensor, chunk: Chunk, unit: int = 1) -> None:
-    """Put a chunk's kept frames (of `unit` entries each) where they belong."""
+    """Copy the kept frames of a chunk (`unit` entries each) to their place in the result."""
     kept = slice(chunk.kept.start * unit, chunk.kept.stop * unit)
     start = (chunk.destination + chunk.kept.start) * unit
     out[..., start : start + kept.stop - kept.start] = piece[..., kept]

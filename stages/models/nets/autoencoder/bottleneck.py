@@ -1,7 +1,4 @@
-"""The autoencoder's bottleneck: a learned scale and bias, then division by one running standard deviation.
-
-B batch, C latent channels, T latent frames.
-"""
+"""The soft-norm bottleneck of the autoencoder."""
 
 from __future__ import annotations
 
@@ -15,11 +12,14 @@ from stages.models.nets.autoencoder.noise import Noise, unit_normals
 from stages.models.nets.config_checks import refuse_unknown, require
 
 REGULARISING_NOISE = 1e-3
-"""Of the normals added when decoding, in units of the running standard deviation."""
+"""Standard deviation of the noise added in decoding, in units of the running standard deviation."""
 
 
 class SoftNormBottleneck(nn.Module):
-    """z = (x * scaling_factor + bias) / running_std; decoding undoes the division alone."""
+    """z = (x * scale_c + bias_c) / running_std: learned per channel, normalised by one running scalar.
+
+    Decoding undoes the division only.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class SoftNormBottleneck(nn.Module):
         self.noise_regularize = bool(options.get("noise_regularize", False))
         self.scaling_factor = nn.Parameter(torch.ones(1, num_channels, 1))
         self.bias = nn.Parameter(torch.zeros(1, num_channels, 1))
-        # Empty, and part of every published file.
+        # Has no elements, but is part of every published checkpoint.
         self.noise_scaling_factor = nn.Parameter(torch.ones(1, 0, 1))
         self.running_std = nn.Parameter(torch.ones(1))
 
@@ -40,7 +40,7 @@ class SoftNormBottleneck(nn.Module):
         return (feature_BCT * self.scaling_factor + self.bias) / self.running_std
 
     def decode(self, latents_BCT: Tensor, noise: Noise) -> Tensor:
-        """What the decoder is given; with `noise`, a thousandth of it as in the published configuration."""
+        """Features for the decoder; `noise` is added, at a thousandth of their scale, if the config says so."""
         feature_BCT = latents_BCT * self.running_std
         normals = unit_normals(noise, tuple(latents_BCT.shape), latents_BCT) if self.noise_regularize else None
         return feature_BCT if normals is None else feature_BCT + REGULARISING_NOISE * self.running_std * normals

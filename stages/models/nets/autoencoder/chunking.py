@@ -1,33 +1,38 @@
-"""Long signals in overlapping chunks, joined by hard cuts: which part of which chunk goes where."""
+"""Overlapping chunks of a long signal, joined by hard cuts: which frames of which chunk go where."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CHUNK_FRAMES, OVERLAP_FRAMES = 128, 32
-"""Defaults of the published models."""
+"""Chunk and overlap of the published models, in latent frames."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk of a long signal. Starts are in input units (samples or frames), the rest in latent frames."""
+    """One chunk of a long signal; in latent frames unless stated otherwise."""
 
     start: int
+    """First input sample or frame."""
     kept: range
-    """Local frames that are written; later chunks overwrite earlier ones."""
+    """Frames of the chunk that are written to the result; later chunks overwrite earlier ones."""
     destination: int
-    """Frame of the result that local frame 0 stands for."""
+    """Frame of the result where frame 0 of the chunk lies."""
 
 
 def chunks(total: int, unit: int, chunk_frames: int, overlap_frames: int) -> list[Chunk]:
-    """The chunks of a signal of `total` units, at `unit` units per latent frame; `total` holds at least one chunk.
+    """The chunks of a signal.
 
-    A hop is a chunk less the overlap. When the last regular chunk does not end with the signal, one more is laid
-    against the end: its start need not lie on a frame, its destination does. Half the overlap is dropped at every
+    The hop is the chunk minus the overlap. If the last regular chunk does not end with the signal, one more is aligned
+    to the end: its start need not lie on a frame boundary, its destination does. Half the overlap is dropped at every
     inner edge.
 
+    Args:
+        total: length of the signal, in units (samples or frames).
+        unit: units per latent frame.
+
     Raises:
-        ValueError: an overlap that is not smaller than the chunk, or a signal shorter than a chunk.
+        ValueError: the overlap is not smaller than the chunk, or the signal is shorter than one chunk.
     """
     if not 0 <= overlap_frames < chunk_frames:
         raise ValueError(

@@ -1,12 +1,10 @@
-"""GPU kernels for what stands between the matrix products of the autoencoder's blocks, in Triton.
+"""Triton kernels for the element-wise steps and the attention between the matrix products of the autoencoder's blocks.
 
-Torch's own operations read and write every token a dozen times there; these do it once for each norm, once for the
-rotary rotary, once for the attention and once for the gate. They compute in float32 and round once, at the end. Lengths
-are arguments, not parts of a program: one compilation serves every batch.
+PyTorch's own ops read and write every token a dozen times there; these do so once per norm, once for the rotary
+embedding, once for the attention and once for the gate. They compute in float32 and round once, at the end. Lengths are
+run-time arguments, not compile-time constants: one compilation serves every batch.
 
-M tokens in all, B rows of N tokens that may see each other, W width of a token, H heads, D features of a head,
-R rotated features, Q queries and S keys of a program, F inner features. A fused projection holds q, k, v and, for a
-second map, q', k', each W wide.
+A fused projection (O output features) holds q, k, v and, for differential attention, q', k', each W wide.
 """
 
 from __future__ import annotations
@@ -20,45 +18,46 @@ from stages.models.nets.attention.rotary import RotaryAngles
 from stages.models.nets.norms import DynamicTanh
 
 BLOCK = 1024
-"""Elements of a program that works element by element."""
-TURNED_TOKENS = 32
+"""Elements per program of the element-wise kernels."""
+ROTATED_TOKENS = 32
+"""Tokens per program of the rotary kernel."""
 QUERIES = 64
-"""Of a program; with a window of 17 tokens on each side they see 98 keys, which fit 128."""
+"""Queries per program of the attention kernel; with a window of 17 tokens on each side they reach 98 keys: 128 fit."""
 
 
 def dynamic_tanh(x: Tensor, norm: DynamicTanh) -> Tensor:
-    """gamma tanh(alpha x) + beta of a contiguous tensor, in its dtype."""
+    """Dynamic tanh, gamma tanh(alpha x) + beta, of a contiguous tensor, in its dtype."""
     out = torch.empty_like(x)
     grid = (triton.cdiv(x.numel(), BLOCK),)
     _dynamic_tanh[grid](x, norm.alpha, norm.gamma, norm.beta, out, x.numel(), x.shape[-1], BLOCK)
     return out
 
 
-def gated_silu(both_MF: Tensor) -> Tensor:
-    """a silu(g) of a contiguous (..., 2 F) that holds a, then g."""
-    inner = both_MF.shape[-1] // 2
-    out = both_MF.new_empty(*both_MF.shape[:-1], inner)
-    _gated_silu[(out.numel() // inner, triton.cdiv(inner, BLOCK))](both_MF, out, inner, BLOCK)
+def gated_silu(value_and_gate_MO: Tensor) -> Tensor:
+    """SwiGLU gate, a silu(g), of a contiguous (..., 2 F) that holds a, then g."""
+    inner = value_and_gate_MO.shape[-1] // 2
+    out = value_and_gate_MO.new_empty(*value_and_gate_MO.shape[:-1], inner)
+    _gated_silu[(out.numel() // inner, triton.cdiv(inner, BLOCK))](value_and_gate_MO, out, inner, BLOCK)
     return out
 
 
-def turn_heads(
-    qkv_BNF: Tensor, q_norm: DynamicTanh, k_norm: DynamicTanh, rotary: RotaryAngles, num_heads: int, maps: int
+def norm_and_rotate_heads(
+    qkv_BNO: Tensor, q_norm: DynamicTanh, k_norm: DynamicTanh, rotary: RotaryAngles, num_heads: int, maps: int
 ) -> None:
-    """Apply the norm and the rotary embedding to queries and keys, in place; values stay.
+    """Apply the norm and the rotary embedding to queries and keys, in place; values are left alone.
 
     Args:
-        qkv_BNF: contiguous fused projection.
-        rotary: of positions 0 to N-1.
+        qkv_BNO: contiguous fused projection.
+        rotary: angles of positions 0 to N - 1.
         maps: 2 for differential attention, else 1.
     """
-    num_tokens, fused = qkv_BNF.shape[1:]
-    width, total = fused // (2 * maps + 1), qkv_BNF.numel() // fused
+    num_tokens, fused = qkv_BNO.shape[1:]
+    width, total = fused // (2 * maps + 1), qkv_BNO.numel() // fused
     head, rotated = width // num_heads, rotary.cos_ND.shape[-1]
-    grid = (triton.cdiv(total, TURNED_TOKENS), num_heads, 2 * maps)
+    grid = (triton.cdiv(total, ROTATED_TOKENS), num_heads, 2 * maps)
     norms = (q_norm.alpha, q_norm.gamma, q_norm.beta, k_norm.alpha, k_norm.gamma, k_norm.beta)
-    _turn_heads[grid](
-        qkv_BNF,
+    _norm_and_rotate_heads[grid](
+        qkv_BNO,
         *norms,
         rotary.cos_ND,
         rotary.sin_ND,
@@ -68,27 +67,27 @@ def turn_heads(
         fused,
         head,
         rotated // 2,
-        TURNED_TOKENS,
+        ROTATED_TOKENS,
     )
 
 
-def local_attention(qkv_BNF: Tensor, num_heads: int, maps: int, window: tuple[int, int] | None) -> Tensor:
-    """(B, N, W): softmax(q k^T / sqrt(D)) v, minus the second map's, heads side by side.
+def local_attention(qkv_BNO: Tensor, num_heads: int, maps: int, window: tuple[int, int] | None) -> Tensor:
+    """Banded (differential) attention, (B, N, W), heads concatenated.
 
     Args:
-        qkv_BNF: contiguous, queries and keys normed and turned.
-        window: how many tokens before and after itself a query sees, ends clipped; None = all of its row.
+        qkv_BNO: contiguous fused projection, after `norm_and_rotate_heads`.
+        window: how many tokens before and after itself a query attends to, ends clipped; None = the whole row.
     """
-    batch, num_tokens, fused = qkv_BNF.shape
+    batch, num_tokens, fused = qkv_BNO.shape
     before, after = (num_tokens, num_tokens) if window is None else window
     width = fused // (2 * maps + 1)
-    out_BNW = qkv_BNF.new_empty(batch, num_tokens, width)
+    out_BNW = qkv_BNO.new_empty(batch, num_tokens, width)
     num_blocks = triton.cdiv(num_tokens, QUERIES)
     keys = max(16, triton.next_power_of_2(min(num_tokens, QUERIES + before + after)))
     sizes = (width, fused, width // num_heads, QUERIES, keys, maps)
     scale = (width // num_heads) ** -0.5
     _local_attention[(num_blocks * batch, num_heads)](
-        qkv_BNF, out_BNW, num_tokens, num_blocks, before, after, scale, *sizes
+        qkv_BNO, out_BNW, num_tokens, num_blocks, before, after, scale, *sizes
     )
     return out_BNW
 
@@ -137,14 +136,14 @@ def _normed(
     gamma_ptr: tl.tensor,
     beta_ptr: tl.tensor,
 ) -> tl.tensor:
-    """(tokens, features) float32 through the norm."""
+    """Loads (tokens, features) and applies dynamic tanh, in float32."""
     x = tl.load(ptr + at + feature[None, :], mask=exists, other=0.0).to(tl.float32)
     gamma, beta = tl.load(gamma_ptr + feature).to(tl.float32), tl.load(beta_ptr + feature).to(tl.float32)
     return gamma[None, :] * _tanh(alpha * x) + beta[None, :]
 
 
 @triton.jit(do_not_specialize=["total", "num_tokens"])
-def _turn_heads(
+def _norm_and_rotate_heads(
     qkv_ptr: tl.tensor,
     q_alpha_ptr: tl.tensor,
     q_gamma_ptr: tl.tensor,
@@ -163,14 +162,14 @@ def _turn_heads(
     TOKENS: tl.constexpr,
 ) -> None:
     side = tl.program_id(2)  # q, k, q', k'
-    part = side + side // 2  # v stands between the maps
+    slot = side + side // 2  # v lies between the maps
     alpha_ptr, gamma_ptr, beta_ptr = q_alpha_ptr, q_gamma_ptr, q_beta_ptr
     if side % 2 == 1:
         alpha_ptr, gamma_ptr, beta_ptr = k_alpha_ptr, k_gamma_ptr, k_beta_ptr
     alpha = tl.load(alpha_ptr).to(tl.float32)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     exists = (token < total)[:, None]
-    at = token[:, None].to(tl.int64) * FUSED + part * WIDTH + tl.program_id(1) * HEAD
+    at = token[:, None].to(tl.int64) * FUSED + slot * WIDTH + tl.program_id(1) * HEAD
     low, high = tl.arange(0, HALF), HALF + tl.arange(0, HALF)
     angle = (token % num_tokens)[:, None] * (2 * HALF) + low[None, :]
     cos = tl.load(cos_ptr + angle, mask=exists, other=0.0)
@@ -181,9 +180,9 @@ def _turn_heads(
     dtype = qkv_ptr.dtype.element_ty
     tl.store(qkv_ptr + at + low[None, :], (first * cos - second * sin).to(dtype), mask=exists)
     tl.store(qkv_ptr + at + high[None, :], (second * cos + first * sin).to(dtype), mask=exists)
-    still = 2 * HALF + tl.arange(0, HEAD - 2 * HALF)
-    rest = _normed(qkv_ptr, at, still, exists, alpha, gamma_ptr, beta_ptr)
-    tl.store(qkv_ptr + at + still[None, :], rest.to(dtype), mask=exists)
+    passed = 2 * HALF + tl.arange(0, HEAD - 2 * HALF)
+    rest = _normed(qkv_ptr, at, passed, exists, alpha, gamma_ptr, beta_ptr)
+    tl.store(qkv_ptr + at + passed[None, :], rest.to(dtype), mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_blocks", "before", "after"])
@@ -203,22 +202,22 @@ def _local_attention(
     MAPS: tl.constexpr,
 ) -> None:
     row, block = (tl.program_id(0) // num_blocks).to(tl.int64), tl.program_id(0) % num_blocks
-    query_Q = block * QUERIES + tl.arange(0, QUERIES)
+    query_N = block * QUERIES + tl.arange(0, QUERIES)
     key_S = tl.maximum(block * QUERIES - before, 0) + tl.arange(0, KEYS)
     feature_D = tl.program_id(1) * HEAD + tl.arange(0, HEAD)
-    query_at = (row * num_tokens + query_Q)[:, None] * FUSED + feature_D[None, :]
+    query_at = (row * num_tokens + query_N)[:, None] * FUSED + feature_D[None, :]
     key_at = (row * num_tokens + key_S)[:, None] * FUSED + feature_D[None, :]
-    query_exists, key_exists = (query_Q < num_tokens)[:, None], (key_S < num_tokens)[:, None]
-    near = (key_S[None, :] >= query_Q[:, None] - before) & (key_S[None, :] <= query_Q[:, None] + after)
-    seen_QS = near & (key_S < num_tokens)[None, :]
+    query_exists, key_exists = (query_N < num_tokens)[:, None], (key_S < num_tokens)[:, None]
+    in_band = (key_S[None, :] >= query_N[:, None] - before) & (key_S[None, :] <= query_N[:, None] + after)
+    visible_NS = in_band & (key_S < num_tokens)[None, :]
     value_SD = tl.load(qkv_ptr + 2 * WIDTH + key_at, mask=key_exists, other=0.0)
-    out_QD = tl.zeros((QUERIES, HEAD), tl.float32)
-    for number in tl.static_range(MAPS):
-        query_QD = tl.load(qkv_ptr + 3 * number * WIDTH + query_at, mask=query_exists, other=0.0)
-        key_SD = tl.load(qkv_ptr + (3 * number + 1) * WIDTH + key_at, mask=key_exists, other=0.0)
-        score_QS = tl.where(seen_QS, tl.dot(query_QD, tl.trans(key_SD)) * scale, -1e30)
-        weight_QS = tl.exp(score_QS - tl.max(score_QS, axis=1)[:, None])
-        mixed_QD = tl.dot(weight_QS.to(value_SD.dtype), value_SD) / tl.sum(weight_QS, axis=1)[:, None]
-        out_QD += mixed_QD * (1 - 2 * number)
-    out_at = (row * num_tokens + query_Q)[:, None] * WIDTH + feature_D[None, :]
-    tl.store(out_ptr + out_at, out_QD.to(out_ptr.dtype.element_ty), mask=query_exists)
+    out_ND = tl.zeros((QUERIES, HEAD), tl.float32)
+    for map_index in tl.static_range(MAPS):
+        query_ND = tl.load(qkv_ptr + 3 * map_index * WIDTH + query_at, mask=query_exists, other=0.0)
+        key_SD = tl.load(qkv_ptr + (3 * map_index + 1) * WIDTH + key_at, mask=key_exists, other=0.0)
+        score_NS = tl.where(visible_NS, tl.dot(query_ND, tl.trans(key_SD)) * scale, -1e30)
+        probability_NS = tl.exp(score_NS - tl.max(score_NS, axis=1)[:, None])
+        map_out_ND = tl.dot(probability_NS.to(value_SD.dtype), value_SD) / tl.sum(probability_NS, axis=1)[:, None]
+        out_ND += map_out_ND * (1 - 2 * map_index)
+    out_at = (row * num_tokens + query_N)[:, None] * WIDTH + feature_D[None, :]
+    tl.store(out_ptr + out_at, out_ND.to(out_ptr.dtype.element_ty), mask=query_exists)

@@ -1,4 +1,4 @@
-"""Where a network's own random numbers come from: nowhere, the caller's tensor, or a generator."""
+"""Sources of the noise that a network adds itself: none, a given tensor, a generator, or torch's default generator."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 Noise = Tensor | torch.Generator | Literal["draw"] | None
-"""Unit normals: none at all, a tensor of exactly the shape needed, a generator to draw from, or torch's own draw."""
+"""Standard normal noise: None, a tensor of the exact shape, a generator, or "draw" for the default generator."""
 
 
 def unit_normals(noise: Noise, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-    """The normals for `shape`, in the dtype and on the device of `like`; None where there is to be no noise.
+    """Standard normal values of `shape`, in the dtype and on the device of `like`; None if `noise` is None.
 
     Raises:
-        ValueError: a tensor of another shape.
+        ValueError: `noise` is a tensor of another shape.
     """
     if noise is None:
         return None

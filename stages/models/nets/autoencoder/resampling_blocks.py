@@ -1,7 +1,7 @@
-"""The autoencoder's resampling stage: patches to latent frames, or back, by a transformer over interleaved tokens.
+"""The autoencoder's transformers that resample between patches and latent frames, over interleaved tokens.
 
-B batch, L patches, T latent frames, C channels, N tokens of width W, S stride (patches of a frame), G = S + 1 tokens.
-A frame's group holds its S patch tokens and its one frame token; the side that is not given starts as a learned token.
+Each latent frame has a group of stride + 1 tokens: those of its patches and one of its own. The tokens of the input are
+given, those of the output start as one learned token. In `_BTNW`, N counts the tokens of one frame's group.
 """
 
 from __future__ import annotations
@@ -27,50 +27,52 @@ FEED_FORWARD_MULTIPLE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplingConfig:
-    """One side of the autoencoder as its config describes it."""
+    """Options of the encoder or decoder section of a model_config.json."""
 
     audio_features: int
-    """Channels of a patch: audio channels times samples of a patch."""
+    """Values of a patch: audio channels times patch size."""
     width: int
     latent_channels: int
     stride: int
+    """Patches per latent frame."""
     depth: int
     head_width: int
     differential: bool
     num_sine_layers: int
+    """Upper bound of the last layers whose feed-forward gate is a sine; see `ResamplingBlock`."""
     mapping_kernel: int
     noise_scale: float
-    """Of the normals added to the learned tokens, in evaluation mode too (`mask_noise`)."""
+    """Standard deviation of the noise added to the learned tokens, in evaluation mode too (`mask_noise`)."""
     chunk_patches: int | None
-    """Patches that see each other; None with a sliding window."""
+    """Chunked attention: patches that attend to each other; None with a sliding window."""
     midpoint_shift: bool
-    """The second half of the layers uses chunks moved by half their length."""
+    """Chunked attention: the second half of the layers uses chunks shifted by half a chunk."""
     window_frames: tuple[int, int] | None
-    """Frames seen before and after; None with chunks."""
+    """Sliding-window attention: frames before and after; None with chunks."""
 
     @property
     def num_heads(self) -> int:
-        """Attention heads."""
+        """Attention heads of a block."""
         return self.width // self.head_width
 
     @property
     def pad_unit(self) -> int:
-        """Patches are padded to a multiple of this."""
+        """The number of patches is padded to a multiple of this."""
         return self.chunk_patches or self.stride
 
     @property
     def group(self) -> int:
-        """Tokens of one latent frame."""
+        """Tokens per latent frame."""
         return self.stride + 1
 
     @property
     def chunk_tokens(self) -> int | None:
-        """Tokens that see each other."""
+        """Tokens of an attention chunk; None with a sliding window."""
         return None if self.chunk_patches is None else self.chunk_patches // self.stride * self.group
 
     @property
     def reach_frames(self) -> int:
-        """An upper bound on how many frames ahead can influence a frame, through all layers together."""
+        """Upper bound of the look-ahead of all layers together, in latent frames."""
         if self.window_frames is not None:
             return self.depth * self.window_frames[1]
         return 2 * self.pad_unit // self.stride
@@ -100,7 +102,7 @@ _READ = frozenset(
 
 
 def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig:
-    """Read the `encoder` or `decoder` section; raises UnsupportedModelConfig for what is not built."""
+    """The options of an `encoder` or `decoder` section. Raises UnsupportedModelConfig for unsupported ones."""
     options = config["config"]
     require(where, config, "type", ("same", "taae_v2"))
     refuse_unknown(where, options, _READ)
@@ -123,11 +125,11 @@ def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig
         midpoint_shift=bool(options.get("chunk_midpoint_shift", False)),
         window_frames=tuple(window) if window else None,
     )
-    _refuse_odd_spans(where, read)
+    _check_attention_spans(where, read)
     return read
 
 
-def _refuse_odd_spans(where: str, read: ResamplingConfig) -> None:
+def _check_attention_spans(where: str, read: ResamplingConfig) -> None:
     if read.width % read.head_width:
         raise UnsupportedModelConfig(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
     if read.chunk_patches is None and read.window_frames is None:
@@ -139,7 +141,10 @@ def _refuse_odd_spans(where: str, read: ResamplingConfig) -> None:
 
 
 class ResamplingBlock(nn.Module):
-    """x <- x + Attn(norm x); x <- x + FF(norm x). Each block has its own table of rotary frequencies."""
+    """Pre-norm transformer block: x <- x + Attn(norm x); x <- x + FF(norm x), with DyT norms.
+
+    Each block has its own table of rotary frequencies, as in the published checkpoints.
+    """
 
     def __init__(self, config: ResamplingConfig, layer: int) -> None:
         super().__init__()
@@ -152,9 +157,9 @@ class ResamplingBlock(nn.Module):
             config.width, config.num_heads, DynamicTanh, differential=config.differential, window=window
         )
         self.ff_norm = DynamicTanh(config.width)
-        # Counted from the end, and one fewer than the option says: with 8 of 12 layers, layers 5 to 11.
-        periodic = config.depth - layer < config.num_sine_layers
-        self.ff = FeedForward(config.width, FEED_FORWARD_MULTIPLE * config.width, sine if periodic else F.silu)
+        # Counted from the end, and one fewer than the option says: 8 of 12 layers means layers 5 to 11.
+        has_sine = config.depth - layer < config.num_sine_layers
+        self.ff = FeedForward(config.width, FEED_FORWARD_MULTIPLE * config.width, sine if has_sine else F.silu)
         self.rope = RotaryEmbedding(config.head_width // 2)
 
     def forward(self, token_BNW: Tensor) -> Tensor:
@@ -163,17 +168,17 @@ class ResamplingBlock(nn.Module):
 
 
 RunBlock = Callable[[ResamplingBlock, Tensor], Tensor]
-"""(block, its tokens) to the next tokens."""
+"""(block, tokens_BNW) to the next tokens."""
 
 
 def run_block(block: ResamplingBlock, token_BNW: Tensor) -> Tensor:
-    """As it is."""
+    """The block's own forward."""
     out: Tensor = block(token_BNW)
     return out
 
 
 class WeightNormConv(nn.Module):
-    """Convolution over time that keeps the length, with w = g v / |v| per output channel.
+    """Length-preserving 1-d convolution with weight normalisation, w = g v / |v| per output channel.
 
     Source: Salimans & Kingma 2016, arXiv:1602.07868.
     """
@@ -184,16 +189,16 @@ class WeightNormConv(nn.Module):
         self.weight_v = nn.Parameter(torch.zeros(num_out, num_in, kernel))
         self.bias = nn.Parameter(torch.zeros(num_out))
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
+    def forward(self, signal: Tensor) -> Tensor:
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(1, 2), keepdim=True))
-        if weight.shape[-1] == 1 and x_BCL.is_cuda:
-            # cuDNN rounds a float32 convolution's inputs to 19 bits unless told not to; a product is exact.
-            return F.linear(x_BCL.transpose(1, 2), weight[..., 0], self.bias).transpose(1, 2)
-        return F.conv1d(x_BCL, weight, self.bias, padding=weight.shape[-1] // 2)
+        if weight.shape[-1] == 1 and signal.is_cuda:
+            # cuDNN rounds the inputs of a float32 convolution to TF32 (19 bits) unless told not to; F.linear does not.
+            return F.linear(signal.transpose(1, 2), weight[..., 0], self.bias).transpose(1, 2)
+        return F.conv1d(signal, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
 class ResamplingTransformer(nn.Module):
-    """Mapping convolution, learned token and transformer; `Downsampling` and `Upsampling` order the tokens."""
+    """Mapping convolution, learned token and transformer blocks, shared by `Downsampling` and `Upsampling`."""
 
     def __init__(self, config: ResamplingConfig, mapping: WeightNormConv) -> None:
         super().__init__()
@@ -204,57 +209,57 @@ class ResamplingTransformer(nn.Module):
         self.run_block: RunBlock = run_block
 
     def new_tokens_for(self, batch: int, num_frames: int, num_new: int, noise: Noise) -> Tensor:
-        """(B, T, num_new, W): the learned token, plus `mask_noise` times normals of shape (B * T, num_new, W)."""
+        """(B, T, num_new, W): the learned token plus `mask_noise` times noise of shape (B * T, num_new, W)."""
         token = self.new_tokens.expand(batch * num_frames, num_new, self.config.width)
         if self.config.noise_scale > 0:
             normals = unit_normals(noise, tuple(token.shape), token)
             token = token if normals is None else token + self.config.noise_scale * normals
         return token.unflatten(0, (batch, num_frames))
 
-    def transformed(self, token_BNW: Tensor) -> Tensor:
-        """(B, N, W) through all layers, in chunks or windows."""
+    def through_blocks(self, token_BNW: Tensor) -> Tensor:
+        """(B, N, W) tokens through all blocks, with chunked or sliding-window attention."""
         size = self.config.chunk_tokens
         if size is None:
-            return self._through(self.transformers, token_BNW)
+            return self._run_blocks(self.transformers, token_BNW)
         half = len(self.transformers) // 2 if self.config.midpoint_shift else len(self.transformers)
-        token_BNW = self._through_chunks(self.transformers[:half], token_BNW, size)
+        token_BNW = self._run_chunks(self.transformers[:half], token_BNW, size)
         if not self.config.midpoint_shift:
             return token_BNW
-        # The outer half chunks are doubled, so that the moved chunks are whole; the copies take part and are dropped.
+        # The outer half chunks are repeated, so that shifted chunks are whole; the copies take part and are dropped.
         shift = size // 2
-        doubled = torch.cat([token_BNW[:, :shift], token_BNW, token_BNW[:, -shift:]], dim=1)
-        return self._through_chunks(self.transformers[half:], doubled, size)[:, shift:-shift]
+        extended_BNW = torch.cat([token_BNW[:, :shift], token_BNW, token_BNW[:, -shift:]], dim=1)
+        return self._run_chunks(self.transformers[half:], extended_BNW, size)[:, shift:-shift]
 
-    def _through(self, blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
+    def _run_blocks(self, blocks: Iterable[nn.Module], token_BNW: Tensor) -> Tensor:
         for block in blocks:
             token_BNW = self.run_block(cast(ResamplingBlock, block), token_BNW)
         return token_BNW
 
-    def _through_chunks(self, blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
-        """Through blocks that see `size` tokens at a time; rotary positions count within a chunk."""
-        folded = token_BNW.reshape(-1, size, token_BNW.shape[-1])
-        return self._through(blocks, folded).reshape(token_BNW.shape)
+    def _run_chunks(self, blocks: Iterable[nn.Module], token_BNW: Tensor, size: int) -> Tensor:
+        """Chunked attention: N is a multiple of `size`, and rotary positions restart in each chunk."""
+        chunks_BNW = token_BNW.reshape(-1, size, token_BNW.shape[-1])
+        return self._run_blocks(blocks, chunks_BNW).reshape(token_BNW.shape)
 
 
 class Downsampling(ResamplingTransformer):
-    """Patches (B, C, L) to frame tokens (B, T, W): groups of [S patches, 1 new], the new one is kept."""
+    """Patches to frame tokens (B, T, W): groups of [patches, 1 new token], of which the new one is kept."""
 
     def __init__(self, config: ResamplingConfig) -> None:
         super().__init__(config, WeightNormConv(config.audio_features, config.width, config.mapping_kernel))
 
-    def forward(self, patch_BCL: Tensor, token_noise: Noise) -> Tensor:
-        # Padding comes before the mapping: silence is the mapping's bias, not zero.
-        patch_BCL = F.pad(patch_BCL, (0, -patch_BCL.shape[-1] % self.config.pad_unit))
-        patch_BTSW = self.mapping(patch_BCL).transpose(1, 2).unflatten(1, (-1, self.config.stride))
-        batch, num_frames = patch_BTSW.shape[:2]
+    def forward(self, patches: Tensor, token_noise: Noise) -> Tensor:
+        # Padded before the mapping: silence becomes the mapping's bias, not zero.
+        patches = F.pad(patches, (0, -patches.shape[-1] % self.config.pad_unit))
+        patch_BTNW = self.mapping(patches).transpose(1, 2).unflatten(1, (-1, self.config.stride))
+        batch, num_frames = patch_BTNW.shape[:2]
         new_BT1W = self.new_tokens_for(batch, num_frames, 1, token_noise)
-        group_BTGW = torch.cat([patch_BTSW, new_BT1W], dim=2)
-        token_BNW = self.transformed(group_BTGW.flatten(1, 2))
+        group_BTNW = torch.cat([patch_BTNW, new_BT1W], dim=2)
+        token_BNW = self.through_blocks(group_BTNW.flatten(1, 2))
         return token_BNW.unflatten(1, (num_frames, -1))[:, :, -1]
 
 
 class Upsampling(ResamplingTransformer):
-    """Frame tokens (B, T, W) to patches (B, C, L): groups of [1 frame, S new], the new ones are kept."""
+    """Frame tokens (B, T, W) to patches: groups of [1 frame, new tokens], of which the new ones are kept."""
 
     def __init__(self, config: ResamplingConfig) -> None:
         super().__init__(config, WeightNormConv(config.width, config.audio_features, config.mapping_kernel))
@@ -262,8 +267,8 @@ class Upsampling(ResamplingTransformer):
     def forward(self, frame_BTW: Tensor, token_noise: Noise) -> Tensor:
         frame_BTW = F.pad(frame_BTW, (0, 0, 0, -frame_BTW.shape[1] % (self.config.pad_unit // self.config.stride)))
         batch, num_frames = frame_BTW.shape[:2]
-        new_BTSW = self.new_tokens_for(batch, num_frames, self.config.stride, token_noise)
-        group_BTGW = torch.cat([frame_BTW[:, :, None], new_BTSW], dim=2)
-        token_BNW = self.transformed(group_BTGW.flatten(1, 2))
-        patch_BLW = token_BNW.unflatten(1, (num_frames, -1))[:, :, 1:].flatten(1, 2)
-        return self.mapping(patch_BLW.transpose(1, 2))
+        new_BTNW = self.new_tokens_for(batch, num_frames, self.config.stride, token_noise)
+        group_BTNW = torch.cat([frame_BTW[:, :, None], new_BTNW], dim=2)
+        token_BNW = self.through_blocks(group_BTNW.flatten(1, 2))
+        patch_BNW = token_BNW.unflatten(1, (num_frames, -1))[:, :, 1:].flatten(1, 2)
+        return self.mapping(patch_BNW.transpose(1, 2))

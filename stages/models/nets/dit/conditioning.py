@@ -1,6 +1,6 @@
-"""From prompt hidden states and a duration to what the diffusion transformer is conditioned on.
+"""The conditioner: prompt hidden states and a duration to the inputs of the diffusion transformer.
 
-B batch, L prompt tokens (the config's max_length), S = L + 1 context tokens, D conditioning width.
+P is the config's max_length; S = P + 1 context tokens.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from stages.models.nets.config_checks import refuse_unknown, require, section
 from stages.models.nets.dit.fourier_features import FourierFeatures
 
 DURATION_FEATURES = 256
+"""Fourier features of the duration."""
 
 
 class Conditioning(NamedTuple):
-    """What one batch is conditioned on."""
+    """Conditioning inputs of a batch."""
 
     context_BSE: Tensor
-    """Prompt tokens, then one token for the duration: for cross-attention."""
+    """Prompt tokens, then one token for the duration: keys and values of cross-attention."""
     global_BE: Tensor
-    """The duration: for the modulation of every layer."""
+    """The duration embedding: drives the adaLN modulation of every block."""
 
 
 class LearnedPadding(nn.Module):
-    """The vector that stands where a prompt has no token."""
+    """The learned embedding of padding positions of a prompt."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class LearnedPadding(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """Features of a number in [0, 1], then a linear layer (at position 1 of the published layout)."""
+    """(B, E): Fourier features of a number in [0, 1], then a linear layer (position 1 of the published module list)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class NumberEmbedding(nn.Module):
 
 
 class NumberConditioner(nn.Module):
-    """(B, D) from numbers, clamped to the config's range."""
+    """(B, E) embeddings of numbers, clamped to the config's range and scaled to [0, 1]."""
 
     def __init__(self, width: int, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class NumberConditioner(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """The trained parts of the conditioning: padding vector and duration embedding. The text encoder is not in it."""
+    """The trained parts of the conditioning: padding vector and duration embedding, without the text encoder."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -77,63 +78,64 @@ class Conditioner(nn.Module):
 
     @property
     def padding_vector(self) -> Tensor:
-        """(D,), what the checkpoint learned for positions without a token."""
+        """(E,), the learned embedding of padding positions."""
         prompt = self.conditioners["prompt"]
         assert isinstance(prompt, LearnedPadding)
         return prompt.padding_embedding
 
     def padded_prompts(self, hidden: Sequence[Tensor], *, learned_padding: bool = True) -> Tensor:
-        """(B, L, D): each prompt's hidden states of its valid tokens (n_i, D), then the padding vector.
+        """(B, P, E): the hidden states of each prompt's valid tokens, then the padding vector.
 
         Args:
-            learned_padding: False puts zeros there instead, as negative prompts have it.
+            hidden: per prompt (n_i, E), n_i at most P.
+            learned_padding: False pads with zeros instead, as for negative prompts.
 
         Raises:
-            ValueError: hidden states of another width, or more than L tokens.
+            ValueError: hidden states of another width, or more than P tokens.
         """
-        filling = self.padding_vector if learned_padding else torch.zeros_like(self.padding_vector)
-        rows = [self._padded(states, filling) for states in hidden]
+        padding = self.padding_vector if learned_padding else torch.zeros_like(self.padding_vector)
+        rows = [self._padded(states, padding) for states in hidden]
         return torch.stack(rows)
 
     def write_padded_prompts(self, prompts_BPE: Tensor, hidden: Sequence[Tensor]) -> None:
-        """`padded_prompts` into memory that is there already."""
+        """Writes `padded_prompts` of `hidden` into an existing tensor."""
         for row, states in zip(prompts_BPE, hidden, strict=True):
             row[: len(states)].copy_(states, non_blocking=True)
             row[len(states) :].copy_(self.padding_vector.expand(len(row) - len(states), -1))
 
-    def _padded(self, states: Tensor, filling: Tensor) -> Tensor:
+    def _padded(self, states: Tensor, padding: Tensor) -> Tensor:
         num_tokens, width = states.shape
         if width != self.width or num_tokens > self.max_length:
             raise ValueError(
                 f"hidden states must be (at most {self.max_length}, {self.width}); got {tuple(states.shape)}. "
                 "The prompts were encoded by another text encoder: encode them again with this model."
             )
-        rest = filling.expand(self.max_length - num_tokens, width)
-        return torch.cat([states.to(filling.device), rest])
+        rest = padding.expand(self.max_length - num_tokens, width)
+        return torch.cat([states.to(padding.device), rest])
 
     def forward(self, prompts_BPE: Tensor, seconds_total_B: Tensor) -> Conditioning:
-        """Context and global vector; `seconds_total_B` in seconds, int or float, clamped to the config's range."""
+        """Context and global vector. `seconds_total_B`: seconds, int or float, clamped to the config's range."""
         dtype = self.padding_vector.dtype
-        duration_BD = self.conditioners["seconds_total"](seconds_total_B.to(prompts_BPE.device), dtype)
-        common = torch.promote_types(prompts_BPE.dtype, duration_BD.dtype)
-        context_BSE = torch.cat([prompts_BPE.to(common), duration_BD[:, None].to(common)], dim=1)
-        return Conditioning(context_BSE, duration_BD)
+        duration_BE = self.conditioners["seconds_total"](seconds_total_B.to(prompts_BPE.device), dtype)
+        result_dtype = torch.promote_types(prompts_BPE.dtype, duration_BE.dtype)
+        context_BSE = torch.cat([prompts_BPE.to(result_dtype), duration_BE[:, None].to(result_dtype)], dim=1)
+        return Conditioning(context_BSE, duration_BE)
 
 
 def prompt_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The prompt conditioner's options: `max_length`, `subfolder` of the text encoder."""
+    """Options of the prompt conditioner: `max_length`, `subfolder` of the text encoder. Raises UnsupportedModelConfig."""
     return _conditioners(config["model"]["conditioning"], config["model"]["diffusion"])[0]
 
 
 def _conditioners(
     conditioning: Mapping[str, Any], diffusion: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Options of the prompt and of the duration conditioner; refuses any other set or routing."""
+    """Options of the prompt and of the duration conditioner. Raises UnsupportedModelConfig for any other conditioners."""
     where = "conditioning"
-    kinds = [(entry["id"], entry["type"]) for entry in conditioning["configs"]]
-    if kinds != [("prompt", "t5gemma"), ("seconds_total", "number")]:
+    given = [(entry["id"], entry["type"]) for entry in conditioning["configs"]]
+    if given != [("prompt", "t5gemma"), ("seconds_total", "number")]:
         raise UnsupportedModelConfig(
-            where, f"conditioners {kinds}, only a t5gemma prompt and a number seconds_total are built"
+            where, f"conditioners {given}, only a t5gemma prompt and a number seconds_total are supported"
         )
     routes = (
         ("cross_attention_cond_ids", ["prompt", "seconds_total"]),

@@ -1,6 +1,6 @@
-"""Shifts of the timestep towards noise, by length: for training timesteps and for sampling schedules.
+"""Timestep shifts: move timesteps towards noise, more for longer clips, in training and in sampling schedules.
 
-All keep 0 and 1. Timesteps and numbers of frames broadcast against each other.
+All shifts keep 0 and 1. Timesteps and numbers of frames broadcast against each other.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from stages.models.nets.config_checks import refuse_unknown, require
 
 DEFAULT_SAMPLING_SHIFT: Mapping[str, Any] = {"type": "logsnr", "rate": 0.0}
-"""What base models without an option of their own sample with; independent of the length."""
+"""Sampling shift of base models whose config has none; independent of the length."""
 
 
 def shifted(timestep: Tensor, num_frames: Tensor, options: Mapping[str, Any] | None) -> Tensor:
-    """The timesteps as `options` shifts them, float32.
+    """The shifted timesteps, float32.
 
     Args:
         timestep: in [0, 1], 1 = noise.
-        num_frames: effective length of each item, in latent frames.
-        options: a config's `distribution_shift_options`: `type` full (also when it is missing), flux, logsnr or none,
-            and that type's own settings. None leaves the timesteps alone.
+        num_frames: effective length of each clip, in latent frames.
+        options: a config's `distribution_shift_options`: `type` (full if missing, flux, logsnr or none) and the
+            settings of that type. None leaves the timesteps alone.
 
     Raises:
-        UnsupportedModelConfig: another type, or a setting that the type does not have.
+        UnsupportedModelConfig: unknown type, or a setting that the type does not have.
     """
     if options is None:
         return timestep.float()
@@ -50,12 +50,12 @@ def full(
     max_length: float = 4096,
     use_sine: bool = False,
 ) -> Tensor:
-    """e^mu t / (1 + (e^mu - 1) t), mu linear in the clamped length.
+    """Resolution-dependent shift, e^mu t / (1 + (e^mu - 1) t), with mu linear in the clamped length.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
 
     Args:
-        use_sine: afterwards t <- sin(pi t / 2).
+        use_sine: then map t to sin(pi t / 2).
     """
     fraction = (num_frames.clamp(min_length, max_length) - min_length) / (max_length - min_length)
     moved = _odds_scaled(timestep, (base_shift + (max_shift - base_shift) * fraction).exp())
@@ -71,7 +71,7 @@ def flux(
     min_length: float = 256,
     max_length: float = 4096,
 ) -> Tensor:
-    """alpha t / (1 + (alpha - 1) t), log alpha linear in the log of the clamped length."""
+    """Config type `flux`: alpha t / (1 + (alpha - 1) t), with log alpha linear in the log of the clamped length."""
     span = math.log(max_length) - math.log(min_length)
     fraction = (num_frames.clamp(min_length, max_length).log() - math.log(min_length)) / span
     log_alpha = math.log(alpha_min) + (math.log(alpha_max) - math.log(alpha_min)) * fraction
@@ -87,7 +87,7 @@ def logsnr(
     rate: float = 0.0,
     logsnr_end: float = 2.0,
 ) -> Tensor:
-    """The t whose log signal-to-noise ratio falls linearly from `logsnr_end` to one that depends on the length."""
+    """The timestep whose log-SNR is linear in t: `logsnr_end` at t = 0, a value that depends on the length at t = 1."""
     start = anchor_logsnr - rate * torch.log2(num_frames / anchor_length)
     moved = torch.sigmoid(-(logsnr_end - timestep * (logsnr_end - start)))
     moved = torch.where(timestep <= 0, torch.zeros_like(moved), moved)
@@ -95,12 +95,12 @@ def logsnr(
 
 
 def none(timestep: Tensor, num_frames: Tensor) -> Tensor:
-    """Unchanged."""
+    """No shift."""
     return timestep.expand(torch.broadcast_shapes(timestep.shape, num_frames.shape))
 
 
 def _odds_scaled(timestep: Tensor, factor: Tensor) -> Tensor:
-    """t with its odds t / (1 - t) multiplied by `factor`."""
+    """t with its odds, t / (1 - t), multiplied by `factor`."""
     return factor * timestep / (1 + (factor - 1) * timestep)
 
 

@@ -1,7 +1,6 @@
-"""The diffusion transformer: noised latents, timestep and conditioning to a velocity.
+"""The diffusion transformer (DiT): noised latents, timestep and conditioning to a velocity.
 
-B batch, C latent channels, T latent frames, M memory tokens, N = M + T tokens of width W, S context tokens,
-D conditioning width, L = C + 1 local channels (the inpaint mask, then the given latents).
+N counts memory tokens, then frames. The local condition has E = C + 1 channels: inpaint mask, then given latents.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MIN_ROTATED = 32
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The sizes of a diffusion transformer."""
+    """Sizes of a diffusion transformer."""
 
     latent_channels: int
     width: int
@@ -73,12 +72,12 @@ _READ = frozenset(
 
 
 def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """Read the diffusion section of a model_config.json; raises UnsupportedModelConfig for what is not built."""
+    """Sizes from the diffusion section of a model_config.json. Raises UnsupportedModelConfig for unsupported options."""
     diffusion = section("model", section("whole", config, "model"), "diffusion")
     where, options = "diffusion", section("diffusion", diffusion, "config")
     require(where, diffusion, "type", ("dit",))
     refuse_unknown(where, options, _READ)
-    _require_built_options(where, options)
+    _require_supported_options(where, options)
     attention, norm, feed_forward = (options.get(key, {}) for key in ("attn_kwargs", "norm_kwargs", "ff_kwargs"))
     refuse_unknown(where, attention, ("qk_norm", "qk_norm_eps", "differential"))
     refuse_unknown(where, norm, ("force_fp32", "eps"))
@@ -100,7 +99,7 @@ def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
-def _require_built_options(where: str, options: Mapping[str, Any]) -> None:
+def _require_supported_options(where: str, options: Mapping[str, Any]) -> None:
     require(where, options, "global_cond_type", ("adaLN",))
     require(where, options, "timestep_features_type", ("expo",))
     require(where, options, "timestep_features_logsnr", (False,), False)
@@ -111,10 +110,11 @@ def _require_built_options(where: str, options: Mapping[str, Any]) -> None:
 
 
 class TransformerBlock(nn.Module):
-    """Modulated self-attention, cross-attention, the local condition, modulated feed-forward; each added to its input.
+    """Residual self-attention, cross-attention, local condition and feed-forward, modulated by adaLN.
 
-    Modulation is adaLN (Peebles & Xie 2023, arXiv:2212.09748): scale and shift before a branch, a gate behind it, from
-    one vector for all layers plus this layer's own offset. The gate is sigmoid(1 - gate).
+    adaLN (Peebles & Xie 2023, arXiv:2212.09748) scales and shifts the input of self-attention and feed-forward and
+    gates their output. Its six parameters are one vector, shared by all blocks, plus a learned offset per block; gates
+    are sigmoid(1 - gate).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -133,58 +133,64 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         token_BNW: Tensor,
-        key_value_BSF: Tensor,
-        modulation_B1W6: Tensor,
+        key_value_BSO: Tensor,
+        modulation_B1O: Tensor,
         local_BTW: Tensor,
         rotary: RotaryAngles,
         valid_BN: Tensor | None,
     ) -> Tensor:
-        """The next tokens; keys, values and local condition are this layer's own, made for all layers beforehand."""
-        parts = (self.to_scale_shift_gate + modulation_B1W6).chunk(6, dim=-1)
+        """The next tokens (B, N, W).
+
+        Args:
+            key_value_BSO, local_BTW: this block's projections of context and local condition; they do not depend on
+                the tokens and are computed for all blocks beforehand (`TokenTransformer.apply_each`).
+            modulation_B1O: adaLN parameters shared by all blocks, O = 6 W.
+        """
+        parts = (self.to_scale_shift_gate + modulation_B1O).chunk(6, dim=-1)
         scale, shift, gate, ff_scale, ff_shift, ff_gate = parts
         attended = self.self_attn(self.pre_norm(token_BNW) * (1 + scale) + shift, rotary, valid_BN)
         token_BNW = token_BNW + torch.sigmoid(1 - gate) * attended
-        token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), key_value_BSF)
-        # Memory tokens get exact zeros, not what the layers make of zeros.
+        token_BNW = token_BNW + self.cross_attn(self.cross_attend_norm(token_BNW), key_value_BSO)
+        # Memory tokens get exact zeros, not the projection of zeros.
         num_memory = token_BNW.shape[1] - local_BTW.shape[1]
         token_BNW = token_BNW + F.pad(local_BTW, (0, 0, num_memory, 0))
-        moved = self.ff(self.ff_norm(token_BNW) * (1 + ff_scale) + ff_shift)
-        return token_BNW + torch.sigmoid(1 - ff_gate) * moved
+        transformed = self.ff(self.ff_norm(token_BNW) * (1 + ff_scale) + ff_shift)
+        return token_BNW + torch.sigmoid(1 - ff_gate) * transformed
 
 
 _IN_BLOCKS = re.compile(r"transformer\.layers\.\d+\.")
-_AT_ONCE = re.compile(_IN_BLOCKS.pattern + r"(cross_attn\.to_kv|to_local_embed)\b")
+_TOKEN_INDEPENDENT = re.compile(_IN_BLOCKS.pattern + r"(cross_attn\.to_kv|to_local_embed)\b")
 
 
 def runs_once_for_all_blocks(name: str) -> bool:
-    """Whether the layer of this name is one of those that `TokenTransformer.each` runs for all blocks."""
-    return _AT_ONCE.search(name) is not None
+    """Whether the layer of this name is one that `TokenTransformer.apply_each` runs for all blocks at once."""
+    return _TOKEN_INDEPENDENT.search(name) is not None
 
 
 def runs_inside_blocks(name: str) -> bool:
-    """Whether it is one of those that `TokenTransformer.run_block` runs."""
+    """Whether the layer of this name is one that `TokenTransformer.run_block` runs."""
     return _IN_BLOCKS.search(name) is not None and not runs_once_for_all_blocks(name)
 
 
 ApplyEach = Callable[[Sequence[nn.Module], Tensor], Sequence[Tensor] | Tensor]
-"""The same input through several modules."""
+"""(modules, input) to the output of each module."""
 RunBlock = Callable[..., Tensor]
-"""(block, *its inputs) to its output."""
+"""(block, *inputs) to its output."""
 
 
 def apply_each(modules: Sequence[nn.Module], tokens: Tensor) -> Sequence[Tensor]:
-    """One after the other."""
+    """The outputs of the modules, computed one after the other."""
     return [module(tokens) for module in modules]
 
 
 def run_block(block: nn.Module, *inputs: Any) -> Tensor:
-    """As it is."""
+    """The block's own forward."""
     out: Tensor = block(*inputs)
     return out
 
 
 class TokenTransformer(nn.Module):
-    """Frames (B, T, C) to frames, through all blocks, with memory tokens in front."""
+    """The transformer over memory tokens and frames: (B, T, C) to (B, T, C)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -196,38 +202,38 @@ class TokenTransformer(nn.Module):
         self.rotary_pos_emb = RotaryEmbedding(max(config.width // config.num_heads // 2, MIN_ROTATED))
         self.global_cond_embedder = mlp(config.width, config.width, 6 * config.width)
         self.checkpointing = False
-        """Recompute each block in the backward pass instead of keeping what it made: less memory, a third more time."""
+        """Gradient checkpointing: recompute each block in the backward pass; less memory, a third more time."""
         self.apply_each: ApplyEach = apply_each
         self.run_block: RunBlock = run_block
         self.checkpoint_options: dict[str, Any] = {}
 
     def forward(
-        self, frame_BTC: Tensor, context_BSW: Tensor, global_BW: Tensor, local_BTL: Tensor, valid_BT: Tensor | None
+        self, frame_BTC: Tensor, context_BSW: Tensor, global_BW: Tensor, local_BTE: Tensor, valid_BT: Tensor | None
     ) -> Tensor:
         token_BTW = self.project_in(frame_BTC)
         batch, num_memory = token_BTW.shape[0], self.memory_tokens.shape[0]
-        memory_BMW = self.memory_tokens.to(token_BTW.dtype).expand(batch, -1, -1)
-        token_BNW = torch.cat([memory_BMW, token_BTW], dim=1)
+        memory_BNW = self.memory_tokens.to(token_BTW.dtype).expand(batch, -1, -1)
+        token_BNW = torch.cat([memory_BNW, token_BTW], dim=1)
         valid_BN = None if valid_BT is None else F.pad(valid_BT, (num_memory, 0), value=True)
-        modulation_B1W6 = self.global_cond_embedder(global_BW)[:, None]
+        modulation_B1O = self.global_cond_embedder(global_BW)[:, None]
         rotary = self.rotary_pos_emb(token_BNW.shape[1])
         blocks = cast(list[TransformerBlock], list(self.layers))
-        key_values = self.apply_each([block.cross_attn.to_kv for block in blocks], context_BSW)
-        locals_BTW = self.apply_each([block.to_local_embed for block in blocks], local_BTL)
-        # One for each, so that their gradients are added up at once, and not in every block, where the next one waits.
-        modulations = modulation_B1W6.expand(len(blocks), -1, -1, -1).unbind()
-        for block, *own in zip(blocks, key_values, modulations, locals_BTW, strict=True):
-            token_BNW = self._through(block, token_BNW, *own, rotary, valid_BN)
+        cross_key_values = self.apply_each([block.cross_attn.to_kv for block in blocks], context_BSW)
+        local_conditions = self.apply_each([block.to_local_embed for block in blocks], local_BTE)
+        # One view per block: autograd sums their gradients in one operation instead of one by one between the blocks.
+        modulations = modulation_B1O.expand(len(blocks), -1, -1, -1).unbind()
+        for block, *own in zip(blocks, cross_key_values, modulations, local_conditions, strict=True):
+            token_BNW = self._run(block, token_BNW, *own, rotary, valid_BN)
         return self.project_out(token_BNW[:, num_memory:])
 
-    def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self.run_block, layer, *inputs, use_reentrant=False, **self.checkpoint_options)
         return self.run_block(layer, *inputs)
 
 
 class DiffusionTransformer(nn.Module):
-    """Velocity of rectified flow. Tensor names and their order are those of the published checkpoints."""
+    """Predicts the velocity of rectified flow. Tensor names and their order are those of the published checkpoints."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -241,7 +247,7 @@ class DiffusionTransformer(nn.Module):
         self.postprocess_conv = nn.Conv1d(config.latent_channels, config.latent_channels, 1, bias=False)
 
     def timestep_embedding(self, timestep_B: Tensor) -> Tensor:
-        """(B, W) of a timestep in the network's dtype: published models were trained with it rounded so."""
+        """(B, W). `timestep_B` is in the network's dtype: published models were trained with it rounded to that."""
         return self.to_timestep_embed(fourier_features(timestep_B, self.num_timestep_features))
 
     def forward(
@@ -249,23 +255,23 @@ class DiffusionTransformer(nn.Module):
         noised_BCT: Tensor,
         timestep_B: Tensor,
         conditioning: Conditioning,
-        local_BLT: Tensor,
+        local_BET: Tensor,
         padding_mask_BT: Tensor | None,
     ) -> Tensor:
-        """(B, C, T); every floating input already in the network's dtype."""
+        """(B, C, T) velocity; all floating-point inputs must be in the network's dtype."""
         global_BW = self.to_global_embed(conditioning.global_BE) + self.timestep_embedding(timestep_B)
         context_BSW = self.to_cond_embed(conditioning.context_BSE)
         frame_BCT = noised_BCT + self.preprocess_conv(noised_BCT)
-        local_BTL, frame_BTC = local_BLT.transpose(1, 2), frame_BCT.transpose(1, 2)
-        out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTL, padding_mask_BT)
+        local_BTE, frame_BTC = local_BET.transpose(1, 2), frame_BCT.transpose(1, 2)
+        out_BTC = self.transformer(frame_BTC, context_BSW, global_BW, local_BTE, padding_mask_BT)
         out_BCT = out_BTC.transpose(1, 2)
         return out_BCT + self.postprocess_conv(out_BCT)
 
 
 class Denoiser(nn.Module):
-    """The diffusion transformer as callers meet it: any dtype in, the network's own inside and out.
+    """The diffusion transformer with inputs of any dtype, cast to the network's own, in which it also answers.
 
-    Its parameter names start with `model.`, as the published names of adapters do.
+    Parameter names start with `model.`, as in published adapter files.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -276,7 +282,7 @@ class Denoiser(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights; asked of a tensor that no adapter touches."""
+        """Dtype of the frozen weights, read from a tensor that no adapter replaces."""
         return self.model.transformer.memory_tokens.dtype
 
     def forward(
@@ -289,25 +295,31 @@ class Denoiser(nn.Module):
         padding_mask_BT: Tensor | None = None,
         dropped_B: Tensor | None = None,
     ) -> Tensor:
-        """Velocity noise - data, (B, C, T), where x_t = (1 - t) data + t noise.
+        """The predicted velocity noise - data, (B, C, T), where x_t = (1 - t) data + t noise.
+
+        Source: rectified flow, Liu et al. 2022, arXiv:2209.03003, with time reversed: t = 1 is noise.
 
         Args:
-            timestep_B: in [0, 1], 1 = noise, float32.
+            timestep_B: float32 in [0, 1], 1 = noise.
             inpaint_mask_B1T: 1 where the latent is given, 0 where it is to be generated; None = nothing is given.
             masked_latents_BCT: latents times that mask.
-            padding_mask_BT: bool, True = real; padding can not reach real frames. None = all real.
-            dropped_B: bool, True = this item is denoised without its context (prompt and duration token).
+            padding_mask_BT: bool, True = valid frame; padding cannot influence valid frames. None = all valid.
+            dropped_B: bool, True = this clip's context (prompt and duration token) is zeroed, as training for
+                classifier-free guidance needs.
+
+        Raises:
+            ValueError: only one of `inpaint_mask_B1T` and `masked_latents_BCT` is given.
         """
         dtype = self.dtype
         context_BSE = conditioning.context_BSE.to(dtype)
         if dropped_B is not None:
             context_BSE = context_BSE.masked_fill(dropped_B[:, None, None], 0)
         cast = Conditioning(context_BSE, conditioning.global_BE.to(dtype))
-        local_BLT = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
-        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BLT, padding_mask_BT)
+        local_BET = self._local(noised_BCT, inpaint_mask_B1T, masked_latents_BCT)
+        return self.model(noised_BCT.to(dtype), timestep_B.to(dtype), cast, local_BET, padding_mask_BT)
 
     def _local(self, like_BCT: Tensor, mask_B1T: Tensor | None, given_BCT: Tensor | None) -> Tensor:
-        """(B, 1 + C, T): mask, then given latents."""
+        """The local condition, (B, E, T): inpaint mask, then given latents; zeros where nothing is given."""
         if (mask_B1T is None) != (given_BCT is None):
             raise ValueError("give the inpaint mask and the masked latents together, or neither")
         if mask_B1T is None or given_BCT is None:
