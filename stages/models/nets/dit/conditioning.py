@@ -123,14 +123,14 @@ class Conditioner(nn.Module):
 
 
 def prompt_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Options of the prompt conditioner: `max_length`, `subfolder` of the text encoder. Raises UnsupportedModelConfig."""
+    """Options of the prompt conditioner: `max_length`, `subfolder`. Raises UnsupportedModelConfig."""
     return _conditioners(config["model"]["conditioning"], config["model"]["diffusion"])[0]
 
 
 def _conditioners(
     conditioning: Mapping[str, Any], diffusion: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Options of the prompt and of the duration conditioner. Raises UnsupportedModelConfig for any other conditioners."""
+    """Options of the prompt and of the duration conditioner. Raises UnsupportedModelConfig for any others."""
     where = "conditioning"
     given = [(entry["id"], entry["type"]) for entry in conditioning["configs"]]
     if given != [("prompt", "t5gemma"), ("seconds_total", "number")]:

@@ -72,7 +72,7 @@ _READ = frozenset(
 
 
 def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """Sizes from the diffusion section of a model_config.json. Raises UnsupportedModelConfig for unsupported options."""
+    """Sizes from the diffusion section of a model_config.json. Raises UnsupportedModelConfig."""
     diffusion = section("model", section("whole", config, "model"), "diffusion")
     where, options = "diffusion", section("diffusion", diffusion, "config")
     require(where, diffusion, "type", ("dit",))
