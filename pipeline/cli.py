@@ -209,7 +209,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
     from pipeline.report import Report, plan_json, plan_lines
-    from pipeline.request.notices import remarks
+    from pipeline.request.notices import notices
     from pipeline.request.pre_encoded import import_source
     from pipeline.request.recipe import read_recipe
     from pipeline.request.resolve import resolve_inputs
@@ -219,9 +219,9 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
         taken = _import_defaults(folder)
         request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
-        decided = decide(request, Store(request.store), resolve_inputs(request, make=False))
+        decided = decide(request, Store(request.store), resolve_inputs(request, fetch=False))
         check_packages(request, decided)
-        for line in remarks(request):
+        for line in notices(request):
             Report().say(line)
         print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
 
@@ -252,7 +252,7 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     clip = flags.pop("clip")
     with reported_errors("explain", as_json=as_json):
         request = read_recipe(data, flags, recipe, check_files=True)
-        findings = explained(request, Store(request.store), resolve_inputs(request, make=False), clip)
+        findings = explained(request, Store(request.store), resolve_inputs(request, fetch=False), clip)
         lines = explained_lines(findings)
         print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))
 

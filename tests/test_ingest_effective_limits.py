@@ -76,7 +76,7 @@ def planned(root: Path, **flags) -> list[tuple[str, str | None]]:
     asked = recipe(root, **flags)
     return [
         (run.state.value, run.fingerprint)
-        for run in plan(asked, Store(asked.store), resolve_inputs(asked, make=False)).runs
+        for run in plan(asked, Store(asked.store), resolve_inputs(asked, fetch=False)).runs
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_compression_ratio_below_that_of_a_finished_ingest_still_refuses_it(tm
 
 def test_plan_says_that_a_limit_is_exceeded(root):
     asked = recipe(root, max_clips=1)
-    (run, *_) = plan(asked, Store(asked.store), resolve_inputs(asked, make=False)).runs
+    (run, *_) = plan(asked, Store(asked.store), resolve_inputs(asked, fetch=False)).runs
     assert (run.state.value, run.reason) == ("MISS", "max_clips 2000 -> 1")
 
 

@@ -1,4 +1,4 @@
-"""Addresses fetched from a real server that stalls, truncates, lies, redirects in circles, and can or cannot resume."""
+"""Downloads from a real server that stalls, truncates, lies, redirects in circles, and can or cannot resume."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 
 from pipeline.cli_errors import error_json
 from pipeline.errors import FetchFailed
-from pipeline.request.download import Fetch, Patience, Wanted
+from pipeline.request.download import Download, Downloader, RetryPolicy
 from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import resolve_inputs
 from tests.small_datasets import clips, zipped
 
-HASTE = Patience(timeout_seconds=0.4, attempts=3, pause_seconds=0.01)
+IMPATIENT = RetryPolicy(timeout_seconds=0.4, attempts=3, pause_seconds=0.01)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve_stalls(self, content: bytes) -> None:
         """As `breaks`, but it goes quiet instead."""
-        self.part_of(content, then=lambda: time.sleep(2 * HASTE.timeout_seconds))
+        self.part_of(content, then=lambda: time.sleep(2 * IMPATIENT.timeout_seconds))
 
     def part_of(self, content: bytes, then: object) -> None:
         tag, start = '"v1"', 0
@@ -172,11 +172,11 @@ def zip_bytes(tmp_path, server) -> bytes:
 def fetch(server: Server, tmp_path: Path, path: str, said: list[str] | None = None, **changes: object) -> Path:
     values = {"max_bytes": 10**8, "fault": lambda file: None, **changes}
     address = f"http://127.0.0.1:{server.server_port}/{path}"
-    wanted = Wanted(field="audio_data_url", url=address, suffix=".zip", **values)
+    download = Download(field="audio_data_url", url=address, suffix=".zip", **values)
     folder = tmp_path / "sources"
     folder.mkdir(exist_ok=True)
     say = said.append if said is not None else lambda line: None
-    return Fetch(wanted=wanted, folder=folder, say=say, patience=HASTE).file()
+    return Downloader(download=download, folder=folder, say=say, retry=IMPATIENT).run()
 
 
 @pytest.mark.parametrize("manner", ["plain", "good", "breaks", "stalls", "hops/3"])
@@ -188,21 +188,21 @@ def test_the_whole_file_arrives_whatever_the_server_does_on_the_way(server, tmp_
     assert not {name for name in left if ".part" in name or ".tmp" in name}
 
 
-def test_a_broken_download_goes_on_where_it_broke(server, tmp_path, zip_bytes):
+def test_a_broken_download_is_resumed_where_it_broke(server, tmp_path, zip_bytes):
     fetch(server, tmp_path, "breaks/clips.zip")
     starts = [headers.get("Range") for _, headers in server.seen]
     assert starts == [None, *(f"bytes={len(zip_bytes) // 3 * part + part}-" for part in (1, 2))]
 
 
-def test_a_second_run_goes_on_from_what_the_first_one_left(server, tmp_path, zip_bytes):
+def test_a_second_run_resumes_the_download_of_the_first(server, tmp_path, zip_bytes):
     address = "breaks/clips.zip"
-    with pytest.raises(FetchFailed, match=r"bytes of it are kept. Run the same command again to go on"):
-        Fetch(wanted=Wanted(field="f", url=f"http://127.0.0.1:{server.server_port}/{address}", suffix=".zip",
+    with pytest.raises(FetchFailed, match=r"bytes are kept. Run the same command again to resume"):
+        Downloader(download=Download(field="f", url=f"http://127.0.0.1:{server.server_port}/{address}", suffix=".zip",
                             max_bytes=10**8, fault=lambda file: None), folder=made(tmp_path / "sources"),
-              patience=Patience(timeout_seconds=0.4, attempts=1)).file()  # fmt: skip
+              retry=RetryPolicy(timeout_seconds=0.4, attempts=1)).run()  # fmt: skip
     said: list[str] = []
     assert fetch(server, tmp_path, address, said).read_bytes() == zip_bytes
-    assert any("going on at" in line for line in said)
+    assert any("resuming at" in line for line in said)
 
 
 def made(folder: Path) -> Path:
@@ -210,36 +210,36 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def test_a_file_that_changed_between_two_attempts_is_not_stitched_together(server, tmp_path, zip_bytes):
-    fetch_once = Patience(timeout_seconds=0.4, attempts=1)
-    wanted = Wanted(field="f", url=f"http://127.0.0.1:{server.server_port}/breaks/clips.zip", suffix=".zip",
+def test_a_file_that_changed_between_two_attempts_is_downloaded_from_the_start(server, tmp_path, zip_bytes):
+    once = RetryPolicy(timeout_seconds=0.4, attempts=1)
+    download = Download(field="f", url=f"http://127.0.0.1:{server.server_port}/breaks/clips.zip", suffix=".zip",
                     max_bytes=10**8, fault=lambda file: None)  # fmt: skip
     folder = made(tmp_path / "sources")
     with pytest.raises(FetchFailed):
-        Fetch(wanted=wanted, folder=folder, patience=fetch_once).file()
+        Downloader(download=download, folder=folder, retry=once).run()
     part_facts = next((folder / "addresses").glob("*.part.json"))
     part_facts.write_text(json.dumps({"etag": '"v0"', "last_modified": None}))
     said: list[str] = []
     assert fetch(server, tmp_path, "breaks/clips.zip", said).read_bytes() == zip_bytes
-    assert any("from the beginning" in line for line in said)
+    assert any("starting over" in line for line in said)
 
 
 @pytest.mark.parametrize(
     ("manner", "words"),
     [
-        ("stops/clips.zip", "the connection ended after .* 3 times over"),
-        ("overstates/clips.zip", "the connection ended after|nothing came for"),
-        ("drips/clips.zip", "only .* bytes came in 0.4 s"),
+        ("stops/clips.zip", "the connection ended after .* \\(3 attempts\\)"),
+        ("overstates/clips.zip", "the connection ended after|nothing was received for"),
+        ("drips/clips.zip", "only .* bytes were received in 0.4 s"),
         ("circle/clips.zip", "redirects in circles"),
         ("hops/9", "more than 5 times"),
         ("away/clips.zip", "file:///etc/hostname' is not allowed"),
-        ("wrongrange/clips.zip", "another part than was asked for|ended after"),
+        ("wrongrange/clips.zip", "another range than the one requested|ended after"),
         ("gone/clips.zip", "404 Not Found"),
-        ("busy/clips.zip", "503 Service Unavailable, 3 times over"),
+        ("busy/clips.zip", "503 Service Unavailable \\(3 attempts\\)"),
         ("endless/clips.zip", "over the limit of 1,000,000 bytes"),
     ],
 )
-def test_what_cannot_be_fetched_is_an_error_that_says_why(server, tmp_path, zip_bytes, manner, words):
+def test_a_failed_download_is_an_error_that_says_why(server, tmp_path, zip_bytes, manner, words):
     with pytest.raises(FetchFailed, match=words) as caught:
         fetch(server, tmp_path, manner, max_bytes=10**6)
     (entry,) = error_json(caught.value)["detail"]
@@ -247,42 +247,42 @@ def test_what_cannot_be_fetched_is_an_error_that_says_why(server, tmp_path, zip_
     assert not list((tmp_path / "sources").glob("*.zip"))
 
 
-def test_a_size_beyond_the_limit_is_refused_before_it_is_fetched(server, tmp_path, zip_bytes):
+def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(server, tmp_path, zip_bytes):
     with pytest.raises(FetchFailed, match="over the limit of 100 bytes"):
         fetch(server, tmp_path, "good/clips.zip", max_bytes=100)
 
 
 def test_a_server_that_is_not_there_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    wanted = Wanted(field="f", url="http://127.0.0.1:9/x.zip", suffix=".zip", max_bytes=1, fault=lambda file: None)
+    download = Download(field="f", url="http://127.0.0.1:9/x.zip", suffix=".zip", max_bytes=1, fault=lambda file: None)
     with pytest.raises(FetchFailed, match=r"the connection broke .* Run the same command again"):
-        Fetch(wanted=wanted, folder=made(tmp_path / "s"), patience=HASTE).file()
+        Downloader(download=download, folder=made(tmp_path / "s"), retry=IMPATIENT).run()
 
 
-def test_another_digest_than_was_promised_is_not_kept(server, tmp_path, zip_bytes):
+def test_a_file_of_another_digest_is_not_kept(server, tmp_path, zip_bytes):
     with pytest.raises(FetchFailed, match=f"its sha256 is {hashlib.sha256(zip_bytes).hexdigest()}"):
         fetch(server, tmp_path, "good/clips.zip", sha256="0" * 64)
     assert not [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
 
 
-def test_an_unchanged_file_is_asked_about_and_not_fetched_again(server, tmp_path, zip_bytes):
+def test_an_unchanged_file_is_not_downloaded_again(server, tmp_path, zip_bytes):
     said: list[str] = []
     first = fetch(server, tmp_path, "good/clips.zip", said)
     assert fetch(server, tmp_path, "good/clips.zip", said) == first
-    assert "not fetched again" in said[-1]
+    assert "not downloaded again" in said[-1]
     server.content = zip_bytes + b"more"
     second = fetch(server, tmp_path, "good/clips.zip", said)
     assert second.read_bytes() == zip_bytes + b"more"
     assert "has changed since" in said[-1]
 
 
-def test_a_server_without_tags_is_fetched_from_each_time(server, tmp_path, zip_bytes):
+def test_a_server_without_etags_is_downloaded_from_each_time(server, tmp_path, zip_bytes):
     for _ in range(2):
         fetch(server, tmp_path, "plain/clips.zip")
     assert len(server.seen) == 2
 
 
-def test_what_follows_a_question_mark_is_told_to_the_server_and_nobody_else(server, tmp_path, zip_bytes):
+def test_the_query_of_a_url_is_neither_printed_nor_stored(server, tmp_path, zip_bytes):
     said: list[str] = []
     fetch(server, tmp_path, "good/clips.zip?token=secret", said)
     assert server.seen[0][0].endswith("?token=secret")
@@ -296,7 +296,7 @@ def test_what_follows_a_question_mark_is_told_to_the_server_and_nobody_else(serv
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """Making the tiny model would take longer than all of this."""
-    monkeypatch.setattr("pipeline.request.resolve.weights_folder", lambda recipe, make: (None, "not needed here"))
+    monkeypatch.setattr("pipeline.request.resolve.weights_folder", lambda recipe, fetch: (None, "not needed here"))
 
 
 def recipe(server: Server, tmp_path: Path, manner: str, **fields: object):
@@ -304,37 +304,37 @@ def recipe(server: Server, tmp_path: Path, manner: str, **fields: object):
     return read_recipe(address, {"model": "tiny-base", "store": str(tmp_path / "store"), **fields})
 
 
-def test_a_request_for_an_address_ingests_what_lies_there(server, tmp_path, zip_bytes):
-    found = resolve_inputs(recipe(server, tmp_path, "good"), make=True)
+def test_a_request_with_a_url_ingests_the_downloaded_zip(server, tmp_path, zip_bytes):
+    found = resolve_inputs(recipe(server, tmp_path, "good"), fetch=True)
     assert [member.name for member in found.source.members] == ["a.txt", "a.wav", "b.txt", "b.wav"]
     assert found.source.path.parent == tmp_path / "store" / "shared" / "sources"
 
 
-def test_a_plan_does_not_fetch_unless_the_store_holds_the_digest(server, tmp_path, zip_bytes):
+def test_a_plan_downloads_nothing_and_finds_a_zip_of_the_store_by_its_digest(server, tmp_path, zip_bytes):
     asked = recipe(server, tmp_path, "good")
-    found = resolve_inputs(asked, make=False)
+    found = resolve_inputs(asked, fetch=False)
     assert found.why_no_source.startswith("unknown until fetched") and not found.source.fingerprint
     assert server.seen == [] and not (tmp_path / "store").exists()
-    fetched = resolve_inputs(asked, make=True).source.fingerprint
+    fetched = resolve_inputs(asked, fetch=True).source.fingerprint
     count = len(server.seen)
     by_digest = recipe(server, tmp_path, "good", audio_sha256=hashlib.sha256(zip_bytes).hexdigest())
-    assert resolve_inputs(by_digest, make=False).source.fingerprint == fetched
-    assert resolve_inputs(by_digest, make=True).source.fingerprint == fetched
+    assert resolve_inputs(by_digest, fetch=False).source.fingerprint == fetched
+    assert resolve_inputs(by_digest, fetch=True).source.fingerprint == fetched
     assert len(server.seen) == count, "the server was not asked"
 
 
-def test_what_is_no_zip_is_not_kept(server, tmp_path):
-    with pytest.raises(FetchFailed, match="what came is no zip: it is not a zip"):
-        resolve_inputs(recipe(server, tmp_path, "page"), make=True)
+def test_a_download_that_is_no_zip_is_not_kept(server, tmp_path):
+    with pytest.raises(FetchFailed, match="the downloaded file is no zip: it is not a zip"):
+        resolve_inputs(recipe(server, tmp_path, "page"), fetch=True)
     assert not [path for path in (tmp_path / "store" / "shared").rglob("*") if path.is_file()]
 
 
 def test_a_zip_cut_by_a_server_that_understates_its_length_is_not_kept(server, tmp_path, zip_bytes):
     with pytest.raises(FetchFailed, match="is no zip: it is a zip that is cut short"):
-        resolve_inputs(recipe(server, tmp_path, "understates"), make=True)
+        resolve_inputs(recipe(server, tmp_path, "understates"), fetch=True)
 
 
-def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_path, monkeypatch):
+def test_an_adapter_is_downloaded_the_same_way_and_checked(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "pipeline.request.resolve.check_request", lambda recipe, weights, lora: None
     )  # tested elsewhere
@@ -343,12 +343,12 @@ def test_an_adapter_is_fetched_the_same_way_and_checked_to_be_one(server, tmp_pa
     fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
     address = f"http://127.0.0.1:{server.server_port}"
     asked = read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/good/x.safetensors"})
-    assert resolve_inputs(asked, make=False).why_no_lora.startswith("unknown until fetched")
-    found = resolve_inputs(asked, make=True)
+    assert resolve_inputs(asked, fetch=False).why_no_lora.startswith("unknown until fetched")
+    found = resolve_inputs(asked, fetch=True)
     assert found.lora_checkpoint.read_bytes() == server.content
     assert found.lora_digest == f"sha256:{hashlib.sha256(server.content).hexdigest()}"
     with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* no safetensors"):
-        resolve_inputs(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), make=True)
+        resolve_inputs(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), fetch=True)
 
 
 @pytest.mark.parametrize("source", ["zip", "data"])
@@ -362,6 +362,6 @@ def test_the_digest_of_a_local_zip_is_checked_too(tmp_path, source):
     data = str(path) if source == "zip" else f"data:application/zip;base64,{base64.b64encode(content).decode()}"
     fields = {"model": "tiny-base", "store": str(tmp_path / "store")}
     right = read_recipe(data, {**fields, "audio_sha256": hashlib.sha256(content).hexdigest()})
-    assert resolve_inputs(right, make=True).source.members
+    assert resolve_inputs(right, fetch=True).source.members
     with pytest.raises(RecipeError, match="audio_sha256: the file's sha256 is"):
-        resolve_inputs(read_recipe(data, {**fields, "audio_sha256": "0" * 64}), make=True)
+        resolve_inputs(read_recipe(data, {**fields, "audio_sha256": "0" * 64}), fetch=True)

@@ -48,7 +48,7 @@ def root(first_run, tmp_path) -> Path:
 def explained(root: Path, clip: str | None = "low", found: ResolvedInputs | None = None, **flags) -> dict[str, Finding]:
     asked = recipe(root, **flags)
     store = Store(asked.store)
-    return {one.what: one for one in explain(asked, store, found or resolve_inputs(asked, make=False), clip)}
+    return {one.what: one for one in explain(asked, store, found or resolve_inputs(asked, fetch=False), clip)}
 
 
 def states(findings: dict[str, Finding]) -> list[str]:
@@ -75,7 +75,7 @@ def test_another_precision_is_named_as_the_field_that_changed(root):
 
 
 def test_another_autoencoder_is_named_with_the_models_both_came_from(root):
-    found = resolve_inputs(recipe(root), make=False)
+    found = resolve_inputs(recipe(root), fetch=False)
     weights = replace(found.weights, digests={**found.weights.digests, "autoencoder": "e" * 64})
     reason = explained(root, found=replace(found, weights=weights))["latents"].reason
     assert f"autoencoder {found.weights.digests['autoencoder'][:8]} (tiny-base) -> eeeeeeee (tiny-base)" in reason
@@ -128,7 +128,7 @@ def test_a_vanished_shard_counts_as_clips_to_encode_in_the_plan(root):
     assert Registry(shard.parent / "registry-parquet.sqlite").shards()
     shard.unlink()
     asked = recipe(root)
-    runs = plan(asked, Store(asked.store), resolve_inputs(asked, make=False), "encode").runs
+    runs = plan(asked, Store(asked.store), resolve_inputs(asked, fetch=False), "encode").runs
     assert runs[1].state.value == "RESUME"
     assert runs[1].reason.endswith("2 of 2 clips to encode")
 

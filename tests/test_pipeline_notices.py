@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.execution.runner import run_until
 from pipeline.report import Report
-from pipeline.request.notices import remarks
+from pipeline.request.notices import notices
 from pipeline.request.recipe import read_recipe
 from tests import small_datasets
 
@@ -28,7 +28,7 @@ CAPPED = "duration 380 s is beyond the model's native 120.0 s: 120.0 s is used"
     ],
 )
 def test_a_duration_beyond_the_native_length_is_said_to_be_capped(model, duration, said):
-    assert list(remarks(read_recipe("clips.zip", {"model": model, "duration": duration}))) == said
+    assert list(notices(read_recipe("clips.zip", {"model": model, "duration": duration}))) == said
 
 
 def test_every_run_says_it_also_one_with_nothing_to_do(tmp_path):

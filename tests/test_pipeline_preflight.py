@@ -35,7 +35,7 @@ def asked(place, **flags: object) -> Recipe:
 
 
 def planned(recipe: Recipe, last: str = "train") -> Plan:
-    return plan(recipe, Store(recipe.store), resolve_inputs(recipe, make=True), last)
+    return plan(recipe, Store(recipe.store), resolve_inputs(recipe, fetch=True), last)
 
 
 def without_packages(monkeypatch) -> None:

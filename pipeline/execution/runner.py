@@ -25,8 +25,8 @@ from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
 from pipeline.report import Report
-from pipeline.request.notices import remarks
-from pipeline.request.preflight import check_places
+from pipeline.request.notices import notices
+from pipeline.request.preflight import check_writable_folders
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Outcome, Workspace
@@ -54,13 +54,13 @@ def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = Fal
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
-    check_places(recipe, output=last == "train")
+    check_writable_folders(recipe, output=last == "train")
     store = Store(recipe.store)
-    found = resolve_inputs(recipe, make=True, say=report.say, progress=report.progress_of("fetch"))
+    found = resolve_inputs(recipe, fetch=True, say=report.say, progress=report.progress_of("fetch"))
     report.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, found, last)
     check_packages(recipe, decided)
-    for line in remarks(recipe):
+    for line in notices(recipe):
         report.say(line)
     report.show_plan(decided)
     with stop_requests() as stop:

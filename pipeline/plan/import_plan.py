@@ -7,7 +7,7 @@ from dataclasses import replace
 from cache.store import Store
 from pipeline.plan.changes import miss_reason
 from pipeline.plan.plan import Plan, StageRun, State, stage_named, stage_run, with_state
-from pipeline.request.pre_encoded import _refuse_without_effect, import_params
+from pipeline.request.pre_encoded import check_import_fields, import_params
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.encode.stage import IMPORT
@@ -19,7 +19,7 @@ def import_plan(recipe: Recipe, store: Store, resolved: ResolvedInputs, last: st
     Raises:
         RecipeError: a field is set that could have no effect on a pre-encoded folder.
     """
-    _refuse_without_effect(recipe, last)
+    check_import_fields(recipe, last)
     digests = resolved.weights.digests if resolved.weights else {}
     run = StageRun(
         stage=IMPORT,

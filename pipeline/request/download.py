@@ -1,10 +1,10 @@
-"""Files at http(s) addresses, fetched into the store: resumed, bounded, checked, kept by content.
+"""Downloads of http(s) URLs into the store: resumed, limited in size, checked, and named by content.
 
-    <folder>/<sha256, 32 digits>.zip     content, whole; what an address led to once
-    <folder>/addresses/<key>.json        what an address led to last, and how to ask whether it still does
-    <folder>/addresses/<key>.part        what has come so far; `.part.json` beside it names the version it is of
+    <folder>/<sha256, 32 digits>.zip     a downloaded file
+    <folder>/addresses/<key>.json        what a URL gave the last time, and the validators to ask whether it changed
+    <folder>/addresses/<key>.part        an incomplete download; `.part.json` beside it holds its validators
 
-Light: standard library only. Ranges and their conditions are those of RFC 9110 (13 and 14).
+Light: standard library only. Ranges and conditional requests follow RFC 9110 (sections 13 and 14).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from pipeline.errors import FetchFailed
 from pipeline.request.redirects import opener
 
 _CHUNK_BYTES = 1 << 18
-_SLOWEST_BYTES = 1 << 12
-"""Per time-out, at least: a server that drips byte by byte counts as stalled."""
-_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_MIN_BYTES_PER_TIMEOUT = 1 << 12
+"""A server slower than this counts as stalled, even though it never times out."""
+_RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for."""
+class Download:
+    """One file to download."""
 
     field: str
     """The request's field, for messages."""
@@ -45,25 +45,26 @@ class Wanted:
     suffix: str
     max_bytes: int
     fault: Callable[[Path], str | None]
-    """Says what is wrong with a fetched file, or None."""
+    """Says what is wrong with a downloaded file, or None."""
     sha256: str | None = None
+    """The digest it must have, if last."""
 
     @property
     def key(self) -> str:
-        """Name of the address; it may hold a signature, so it is not kept in the clear."""
+        """Name of the URL in the store; a URL may hold a secret signature, so it is not stored in the clear."""
         return hashlib.sha256(self.url.encode()).hexdigest()
 
     @property
     def shown(self) -> str:
-        """The address for messages: what follows `?` may be a secret."""
+        """The URL for messages, without user names, passwords and the query, which may be a secret."""
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a silent or failing server is waited for."""
+class RetryPolicy:
+    """Time-out and number of attempts for a silent or failing server."""
 
     timeout_seconds: float = 30.0
     attempts: int = 5
@@ -71,117 +72,123 @@ class Patience:
     """Before the second attempt; doubled before each further one."""
 
 
-class _Broken(Exception):
-    """The connection failed in a way that another attempt may mend."""
+class _Retryable(Exception):
+    """A failure that another attempt may not have."""
 
 
 @dataclass(kw_only=True)
-class Fetch:
-    """One address on its way into the store."""
+class Downloader:
+    """Downloads one file into a folder of the store."""
 
-    wanted: Wanted
+    download: Download
     folder: Path
     say: Callable[[str], None] = lambda line: None
     progress: Callable[..., None] = lambda done, total, note="": None
-    patience: Patience = field(default_factory=Patience)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
-    def file(self) -> Path:
-        """The content, fetched unless the store holds what the address leads to.
+    def run(self) -> Path:
+        """Download the file unless the store holds the current content of the URL; returns its path.
 
         Raises:
-            FetchFailed: what came so far is kept for the next run, unless it is wrong.
+            FetchFailed: an incomplete download is kept for the next run, unless its content is wrong.
         """
-        known = self._known()
+        last = self._last_result()
         why = ""
-        for attempt in range(self.patience.attempts):
+        for attempt in range(self.retry.attempts):
             if attempt:
-                self.say(f"{self.wanted.field}: {why}; trying again")
-                time.sleep(self.patience.pause_seconds * 2 ** (attempt - 1))
+                self.say(f"{self.download.field}: {why}; retrying")
+                time.sleep(self.retry.pause_seconds * 2 ** (attempt - 1))
             try:
-                return self._attempt(known)
-            except _Broken as broken:
-                why = str(broken)
-        size = self._part.stat().st_size if self._part.is_file() else 0
-        kept = f"{size:,} bytes of it are kept. " if size else ""
-        self._fail(f"{why}, {self.patience.attempts} times over", f"{kept}Run the same command again to go on.")
+                return self._attempt(last)
+            except _Retryable as failure:
+                why = str(failure)
+        size = self._partial_file.stat().st_size if self._partial_file.is_file() else 0
+        kept = f"{size:,} bytes are kept. " if size else ""
+        self._fail(f"{why} ({self.retry.attempts} attempts)", f"{kept}Run the same command again to resume.")
 
-    def _known(self) -> dict[str, Any] | None:
-        """What the address led to the last time, if the store still holds it."""
-        known = _read(self._facts)
-        if known is None or not self._content(known["sha256"]).is_file():
+    def _last_result(self) -> dict[str, Any] | None:
+        """What the URL gave the last time, if the store still holds the file."""
+        last = _read_json(self._result_file)
+        if last is None or not self._content(last["sha256"]).is_file():
             return None
-        return known if self._content(known["sha256"]).stat().st_size == known["num_bytes"] else None
+        return last if self._content(last["sha256"]).stat().st_size == last["num_bytes"] else None
 
-    def _attempt(self, known: dict[str, Any] | None) -> Path:
-        part = _read(self._part_facts) if self._part.is_file() else None
-        condition = _if_range(part) if part else None
-        start = self._part.stat().st_size if condition else 0
+    def _attempt(self, last: dict[str, Any] | None) -> Path:
+        """One request: a range where a partial file can be resumed, else conditional on the last result."""
+        partial = _read_json(self._validators_file) if self._partial_file.is_file() else None
+        condition = _if_range(partial) if partial else None
+        start = self._partial_file.stat().st_size if condition else 0
         headers = {"User-Agent": "sa3-trainer", "Accept-Encoding": "identity"}
         if start:
             headers |= {"Range": f"bytes={start}-", "If-Range": str(condition)}
-        elif known:
-            headers |= _if_changed(known)
+        elif last:
+            headers |= _if_changed(last)
         try:
-            request = urllib.request.Request(self.wanted.url, headers=headers)
-            with opener().open(request, timeout=self.patience.timeout_seconds) as response:
-                self._receive(response, start, known)
+            request = urllib.request.Request(self.download.url, headers=headers)
+            with opener().open(request, timeout=self.retry.timeout_seconds) as response:
+                self._receive(response, start, last)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 304 and known:
-                return self._unchanged(known)
-            self._refused(error)
+            if error.code == 304 and last:
+                return self._unchanged(last)
+            self._raise_for_status(error)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._broken(error)
-        return self._finished()
+            self._raise_for_failure(error)
+        return self._commit()
 
-    def _unchanged(self, known: dict[str, Any]) -> Path:
-        self.say(f"{self.wanted.field}: {self.wanted.shown} is what it was on {known['fetched']}; not fetched again")
-        content = self._content(known["sha256"])
-        if self.wanted.sha256 not in (None, known["sha256"]):
-            self._fail(f"its sha256 is {known['sha256']}, not {self.wanted.sha256}", _ASK)
+    def _unchanged(self, last: dict[str, Any]) -> Path:
+        """The file in the store, after the server said that the URL still gives it."""
+        unchanged = f"{self.download.shown} is unchanged since {last['fetched']}"
+        self.say(f"{self.download.field}: {unchanged}; not downloaded again")
+        content = self._content(last["sha256"])
+        if self.download.sha256 not in (None, last["sha256"]):
+            self._fail(f"its sha256 is {last['sha256']}, not {self.download.sha256}", _WRONG_DIGEST)
         return content
 
-    def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
+    def _raise_for_status(self, error: urllib.error.HTTPError) -> NoReturn:
+        """Raise for an error status: retryable, or final."""
         if error.code == 416:
-            self._forget_part()
-            raise _Broken("the server does not have the rest of what came before")
-        words = f"the server answers {error.code} {error.reason}"
-        if error.code in _TRY_AGAIN:
-            raise _Broken(words)
-        self._fail(words, "Check the address, and whether it has expired or needs a login.")
+            self._discard_partial()
+            raise _Retryable("the server no longer has the rest of the file")
+        why = f"the server answers {error.code} {error.reason}"
+        if error.code in _RETRIED_STATUSES:
+            raise _Retryable(why)
+        self._fail(why, "Check the URL, and whether it has expired or needs a login.")
 
-    def _broken(self, error: Exception) -> NoReturn:
+    def _raise_for_failure(self, error: Exception) -> NoReturn:
+        """Raise for a failed connection: retryable, or final."""
         reason = getattr(error, "reason", error)
         if isinstance(error, http.client.InvalidURL | ValueError) or isinstance(reason, ssl.SSLCertVerificationError):
-            self._fail(str(reason), "Check the address.")
+            self._fail(str(reason), "Check the URL.")
         if isinstance(reason, TimeoutError):
-            raise _Broken(f"nothing came for {self.patience.timeout_seconds:g} s") from error
-        raise _Broken(f"the connection broke ({reason or type(reason).__name__})") from error
+            raise _Retryable(f"nothing was received for {self.retry.timeout_seconds:g} s") from error
+        raise _Retryable(f"the connection broke ({reason or type(reason).__name__})") from error
 
-    def _receive(self, response: http.client.HTTPResponse, start: int, known: dict[str, Any] | None) -> None:
-        """Write what comes behind what there is."""
+    def _receive(self, response: http.client.HTTPResponse, start: int, last: dict[str, Any] | None) -> None:
+        """Append the response to the partial file, or start it over where the server sends the whole file."""
         if response.status == 206 and _range_start(response) != start:
-            self._forget_part()
-            raise _Broken("the server sent another part than was asked for")
+            self._discard_partial()
+            raise _Retryable("the server sent another range than the one requested")
         resumes = response.status == 206
         if start and not resumes:
-            self.say(f"{self.wanted.field}: the file has changed, or the server cannot resume; from the beginning")
+            self.say(f"{self.download.field}: the file has changed, or the server cannot resume; starting over")
         elif resumes:
-            self.say(f"{self.wanted.field}: going on at {start:,} bytes")
+            self.say(f"{self.download.field}: resuming at {start:,} bytes")
         else:
-            again = f"has changed since {known['fetched']}; fetching it again" if known else "fetching"
-            self.say(f"{self.wanted.field}: {self.wanted.shown}: {again}")
+            what = f"has changed since {last['fetched']}; downloading it again" if last else "downloading"
+            self.say(f"{self.download.field}: {self.download.shown}: {what}")
         start = start if resumes else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         self._check_size(total or 0, start)
-        version = {"etag": response.headers.get("ETag"), "last_modified": response.headers.get("Last-Modified")}
-        atomic_write_bytes(self._part_facts, json.dumps(version).encode())
+        validators = {"etag": response.headers.get("ETag"), "last_modified": response.headers.get("Last-Modified")}
+        atomic_write_bytes(self._validators_file, json.dumps(validators).encode())
         self._copy(response, start, total)
 
     def _copy(self, response: http.client.HTTPResponse, start: int, total: int | None) -> None:
+        """Write the body into the partial file from byte `start` on."""
         done, since, before = start, time.monotonic(), start
-        with self._part.open("r+b" if start else "wb") as file:
+        with self._partial_file.open("r+b" if start else "wb") as file:
             file.truncate(start)
             file.seek(start)
             while chunk := response.read1(_CHUNK_BYTES):
@@ -189,72 +196,78 @@ class Fetch:
                 done += len(chunk)
                 self._check_size(done, done)
                 self.progress(done, max(total or 0, done), "bytes")
-                if time.monotonic() - since > self.patience.timeout_seconds:
-                    if done - before < _SLOWEST_BYTES:
-                        raise _Broken(f"only {done - before:,} bytes came in {self.patience.timeout_seconds:g} s")
+                if time.monotonic() - since > self.retry.timeout_seconds:
+                    if done - before < _MIN_BYTES_PER_TIMEOUT:
+                        raise _Retryable(
+                            f"only {done - before:,} bytes were received in {self.retry.timeout_seconds:g} s"
+                        )
                     since, before = time.monotonic(), done
         if total is not None and done < total:
-            raise _Broken(f"the connection ended after {done:,} of {total:,} bytes")
+            raise _Retryable(f"the connection ended after {done:,} of {total:,} bytes")
 
-    def _check_size(self, num_bytes: int, there: int) -> None:
-        if num_bytes > self.wanted.max_bytes:
-            self._forget_part()
-            limit = f"over the limit of {self.wanted.max_bytes:,} bytes"
-            self._fail(f"it is {num_bytes:,} bytes or more, {limit}", "Raise the limit if it is what you want.")
+    def _check_size(self, num_bytes: int, num_received: int) -> None:
+        """Fail when the file is larger than allowed, or than the free disk space."""
+        if num_bytes > self.download.max_bytes:
+            self._discard_partial()
+            limit = f"over the limit of {self.download.max_bytes:,} bytes"
+            self._fail(f"it is {num_bytes:,} bytes or more, {limit}", "Raise the limit if this is the right file.")
         free = shutil.disk_usage(self.folder).free
-        if num_bytes - there > free:
+        if num_bytes - num_received > free:
             self._fail(
-                f"it needs {num_bytes - there:,} bytes more and {free:,} are free in {self.folder}", "Make room."
+                f"it needs {num_bytes - num_received:,} bytes more and {free:,} are free in {self.folder}",
+                "Free some disk space.",
             )
 
-    def _finished(self) -> Path:
-        """Check the whole file, give it its name by content, and note what the address led to."""
-        with self._part.open("rb") as file:
+    def _commit(self) -> Path:
+        """Check the complete file, name it by content, and record what the URL gave."""
+        with self._partial_file.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        version = _read(self._part_facts) or {}
-        if self.wanted.sha256 not in (None, digest):
-            self._forget_part()
-            self._fail(f"its sha256 is {digest}, not {self.wanted.sha256}; it was not kept", _ASK)
-        if wrong := self.wanted.fault(self._part):
-            self._forget_part()
-            self._fail(f"what came {wrong}; it was not kept", "Open the address in a browser to see what it leads to.")
-        num_bytes = self._part.stat().st_size
-        self._part.replace(self._content(digest))
+        validators = _read_json(self._validators_file) or {}
+        if self.download.sha256 not in (None, digest):
+            self._discard_partial()
+            self._fail(f"its sha256 is {digest}, not {self.download.sha256}; it was not kept", _WRONG_DIGEST)
+        if wrong := self.download.fault(self._partial_file):
+            self._discard_partial()
+            self._fail(
+                f"the downloaded file {wrong}; it was not kept", "Open the URL in a browser to see what it gives."
+            )
+        num_bytes = self._partial_file.stat().st_size
+        self._partial_file.replace(self._content(digest))
         fetched = datetime.now(UTC).isoformat(timespec="seconds")
-        facts = {"sha256": digest, "num_bytes": num_bytes, "fetched": fetched, **version}
-        atomic_write_bytes(self._facts, json.dumps(facts).encode())
-        self._forget_part()
+        result = {"sha256": digest, "num_bytes": num_bytes, "fetched": fetched, **validators}
+        atomic_write_bytes(self._result_file, json.dumps(result).encode())
+        self._discard_partial()
         return self._content(digest)
 
     def _content(self, digest: str) -> Path:
-        return self.folder / f"{digest[:32]}{self.wanted.suffix}"
+        return self.folder / f"{digest[:32]}{self.download.suffix}"
 
     @property
-    def _facts(self) -> Path:
-        return self.folder / "addresses" / f"{self.wanted.key[:32]}.json"
+    def _result_file(self) -> Path:
+        return self.folder / "addresses" / f"{self.download.key[:32]}.json"
 
     @property
-    def _part(self) -> Path:
-        return self._facts.with_suffix(".part")
+    def _partial_file(self) -> Path:
+        return self._result_file.with_suffix(".part")
 
     @property
-    def _part_facts(self) -> Path:
-        return self._facts.with_suffix(".part.json")
+    def _validators_file(self) -> Path:
+        return self._result_file.with_suffix(".part.json")
 
-    def _forget_part(self) -> None:
-        for path in (self._part, self._part_facts):
+    def _discard_partial(self) -> None:
+        for path in (self._partial_file, self._validators_file):
             with suppress(FileNotFoundError):
                 path.unlink()
 
     def _fail(self, why: str, remedy: str) -> NoReturn:
-        raise FetchFailed(self.wanted.field, self.wanted.shown, why, remedy)
+        raise FetchFailed(self.download.field, self.download.shown, why, remedy)
 
 
-_ASK = "Ask whoever gave you the address which of the two is right."
+_WRONG_DIGEST = "Ask whoever gave you the URL which of the two is right."
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """A small JSON object of ours; None when it is not there or not whole."""
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object of the store; None when it is missing or damaged."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -262,18 +275,19 @@ def _read(file: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _if_range(version: dict[str, Any]) -> str | None:
-    """What the rest must belong to; a weak tag does not promise the same bytes."""
-    etag = version.get("etag")
-    return etag if etag and not etag.startswith("W/") else version.get("last_modified")
+def _if_range(validators: dict[str, Any]) -> str | None:
+    """Validator for If-Range; a weak ETag does not promise the same bytes, so it is not used."""
+    etag = validators.get("etag")
+    return etag if etag and not etag.startswith("W/") else validators.get("last_modified")
 
 
-def _if_changed(version: dict[str, Any]) -> dict[str, str]:
-    names = {"If-None-Match": version.get("etag"), "If-Modified-Since": version.get("last_modified")}
+def _if_changed(validators: dict[str, Any]) -> dict[str, str]:
+    """Headers of a conditional request."""
+    names = {"If-None-Match": validators.get("etag"), "If-Modified-Since": validators.get("last_modified")}
     return {name: value for name, value in names.items() if value}
 
 
 def _range_start(response: http.client.HTTPResponse) -> int | None:
-    """First byte of a partial answer, from `Content-Range: bytes 100-199/200`."""
+    """First byte of a partial response, from `Content-Range: bytes 100-199/200`."""
     first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isdigit() else None

@@ -1,4 +1,4 @@
-"""Published weights through huggingface_hub: its cache, its offline mode, its token."""
+"""Downloads of published weights through huggingface_hub: its cache, offline mode and token. Light."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ CHECKPOINT_FILES = ("model_config.json", "model.safetensors")
 
 
 def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
-    """A base model's snapshot in the hub's own cache; None when it is not there and must not be downloaded now.
+    """A base model's snapshot in the hub's own cache; None when it is not there and `download` is off.
 
     Raises: as `snapshot`.
     """
-    assert spec.repo is not None, "asked of published models only"
+    assert spec.repo is not None, "only published models have a repository"
     config = ModelConfig(catalogue.family_of(spec.name).model_config(spec.name))
     wanted = (*CHECKPOINT_FILES, f"{config.text_encoder_folder}/*")
     return snapshot(spec.repo, wanted, download=download)
 
 
 def snapshot(repo: str, wanted: Sequence[str], *, download: bool) -> Path | None:
-    """The wanted files of a repository; the last pattern may name a folder.
+    """The folder of a repository's snapshot that has files for all patterns.
+
+    Args:
+        wanted: glob patterns.
+        download: also over the network; otherwise None when the hub's cache has no complete snapshot.
 
     Raises:
         WeightsNotFound: with what to type next: accept the licence, log in, go online, or pass --weights.
@@ -35,18 +39,19 @@ def snapshot(repo: str, wanted: Sequence[str], *, download: bool) -> Path | None
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _whole(Path(snapshot_download(repo, allow_patterns=list(wanted), local_files_only=True)), wanted)
-    except (LocalEntryNotFoundError, _NotWhole):
+        return _complete(Path(snapshot_download(repo, allow_patterns=list(wanted), local_files_only=True)), wanted)
+    except (LocalEntryNotFoundError, _Incomplete):
         return _downloaded(repo, wanted) if download else None
 
 
-class _NotWhole(Exception):
-    """A snapshot folder without all its files, as an interrupted download leaves it."""
+class _Incomplete(Exception):
+    """A snapshot folder lacks files, as an interrupted download leaves it."""
 
 
-def _whole(folder: Path, wanted: Sequence[str]) -> Path:
+def _complete(folder: Path, wanted: Sequence[str]) -> Path:
+    """The folder, if it has files for all patterns. Raises: _Incomplete."""
     if not all(any(folder.glob(pattern)) for pattern in wanted):
-        raise _NotWhole
+        raise _Incomplete
     return folder
 
 
@@ -59,7 +64,7 @@ def _downloaded(repo: str, wanted: Sequence[str]) -> Path:
         raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy)
     by_hand = f"Or download the folder elsewhere and pass it with --weights (`hf download {repo} --local-dir DIR`)."
     try:
-        return _whole(Path(snapshot_download(repo, allow_patterns=list(wanted))), wanted)
+        return _complete(Path(snapshot_download(repo, allow_patterns=list(wanted))), wanted)
     except GatedRepoError as error:
         accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`, then run again."
         raise WeightsNotFound(repo, "its licence is not accepted by this account", f"{accept} {by_hand}") from error
@@ -67,5 +72,5 @@ def _downloaded(repo: str, wanted: Sequence[str]) -> Path:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         why = f"the hub could not be reached or refused ({first})"
         raise WeightsNotFound(repo, why, f"Run again later. {by_hand}") from error
-    except _NotWhole as error:
+    except _Incomplete as error:
         raise WeightsNotFound(repo, f"the repository gave no {', '.join(wanted)}", by_hand) from error

@@ -1,4 +1,4 @@
-"""Where the files a request names lie on this disk: paths, file://, data: and http(s) addresses."""
+"""Finds the data and the adapter file of a request: paths, file://, data: and http(s) URLs. Light."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from cache.atomic_files import atomic_write_bytes
 from cache.digest_cache import DigestCache
 from cache.store import Store
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
-from pipeline.request.download import Fetch, Wanted
-from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_address, local_path
+from pipeline.request.download import Download, Downloader
+from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_url, local_path
 from pipeline.request.recipe import Recipe
 from stages.errors import SourceUnreadable
 from stages.ingest.source.archive import opened_zip
 from stages.safetensors_header import NotSafetensors, read_header
 
-Place = tuple[Path | None, str]
-"""The file or folder, or None and why it is not known yet."""
+Located = tuple[Path | None, str]
+"""The local file or folder; or None, and why it is not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Finds, and fetches if it may."""
+class InputLocator:
+    """Finds the files of one recipe, and downloads those that are URLs."""
 
     recipe: Recipe
     digest_cache: DigestCache
-    make: bool
-    """Fetch addresses and write data: zips into the store; a plan does neither."""
+    fetch: bool
+    """Download URLs and write data: zips into the store; plan does neither."""
     say: Callable[[str], None]
     progress: Callable[..., None]
 
-    def audio(self) -> Place:
+    def audio(self) -> Located:
         """The zip or folder of the dataset.
 
         Raises:
-            SourceNotFound, FetchFailed, RecipeError: nothing there, or not what audio_sha256 says.
+            SourceNotFound, FetchFailed, RecipeError: it does not exist, or its digest is not audio_sha256.
         """
         text, digest = self.recipe.source, _digest(self.recipe.values["audio_sha256"])
-        if is_address(text):
+        if is_url(text):
             limit = self.recipe.values["max_total_bytes"]
-            wanted = Wanted(
+            download = Download(
                 field="audio_data_url", url=text, suffix=".zip", max_bytes=limit, fault=_zip_fault, sha256=digest
             )
-            return self._fetched(wanted)
+            return self._downloaded(download)
         if text.startswith("data:"):
             return self._data(text, digest)
         path = local_path(text)
@@ -55,18 +55,18 @@ class Places:
         self._check_digest("audio_sha256", path, digest)
         return path, ""
 
-    def lora(self) -> Place:
-        """The adapter file to continue from, if there is one."""
+    def lora(self) -> Located:
+        """The adapter file to continue from, if the recipe names one. Raises: as `audio`."""
         given, digest = self.recipe.values["lora_checkpoint_url"], _digest(self.recipe.values["lora_checkpoint_sha256"])
         if given is None:
             return None, ""
-        if is_address(given):
+        if is_url(given):
             limit = self.recipe.values["max_member_bytes"]
-            wanted = Wanted(
+            download = Download(
                 field="lora_checkpoint_url", url=given, suffix=".safetensors", max_bytes=limit, fault=_lora_fault,
                 sha256=digest,
             )  # fmt: skip
-            return self._fetched(wanted)
+            return self._downloaded(download)
         path = local_path(given)
         if not path.is_file():
             raise SourceNotFound(f"lora_checkpoint_url {given}", NO_CHECKPOINT, GIVE_CHECKPOINT)
@@ -77,29 +77,29 @@ class Places:
     def _folder(self) -> Path:
         return self.recipe.store / "shared" / "sources"
 
-    def _fetched(self, wanted: Wanted) -> Place:
-        held = self._held(wanted.sha256, wanted.suffix)
-        if held is not None:
-            self.say(f"{wanted.field}: the file of that sha256 is in the store; {wanted.shown} is not asked")
-            return held, ""
-        if not self.make:
-            return None, f"unknown until fetched: {wanted.shown}"
+    def _downloaded(self, download: Download) -> Located:
+        stored = self._stored(download.sha256, download.suffix)
+        if stored is not None:
+            self.say(f"{download.field}: the store has the file of this sha256; {download.shown} is not downloaded")
+            return stored, ""
+        if not self.fetch:
+            return None, f"unknown until fetched: {download.shown}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.recipe.store).lock("fetch", wanted.key):
-            return Fetch(wanted=wanted, folder=self._folder, say=self.say, progress=self.progress).file(), ""
+        with Store(self.recipe.store).lock("fetch", download.key):
+            return Downloader(download=download, folder=self._folder, say=self.say, progress=self.progress).run(), ""
 
-    def _held(self, digest: str | None, suffix: str) -> Path | None:
-        """The file of this digest, if the store has it and it is whole."""
+    def _stored(self, digest: str | None, suffix: str) -> Path | None:
+        """The file of this digest, if the store has it undamaged."""
         path = self._folder / f"{(digest or '')[:32]}{suffix}"
         if digest is None or not path.is_file():
             return None
         return path if self.digest_cache.digest(path) == f"sha256:{digest}" else None
 
-    def _data(self, text: str, digest: str | None) -> Place:
-        """A data: zip, written into the store under the name of its content."""
+    def _data(self, text: str, digest: str | None) -> Located:
+        """The zip inside a data: URL, written into the store and named by content."""
         head, _, body = text.partition(",")
         if head not in ("data:application/zip;base64", "data:application/x-zip-compressed;base64"):
-            raise SourceNotFound(head[:80], "a data: address must begin with data:application/zip;base64,", GIVE_DATA)
+            raise SourceNotFound(head[:80], "a data: URL must begin with data:application/zip;base64,", GIVE_DATA)
         try:
             content = base64.b64decode(body, validate=True)
         except ValueError as error:
@@ -109,7 +109,7 @@ class Places:
             raise _wrong_digest("audio_sha256", found)
         path = self._folder / f"{found[:32]}.zip"
         if not path.is_file():
-            if not self.make:
+            if not self.fetch:
                 return None, "unknown until it is run: plan does not write the data: zip into the store"
             atomic_write_bytes(path, content)
         return path, ""

@@ -1,4 +1,4 @@
-"""What a person should know of a request that is right, whether or not anything is left to do."""
+"""Notices about a valid request that is not carried out to the letter. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pipeline.request.recipe import Recipe
 
 
-def remarks(recipe: Recipe) -> Iterator[str]:
-    """One line per thing that is done otherwise than the words of the request say."""
+def notices(recipe: Recipe) -> Iterator[str]:
+    """One line per field whose value is not used as given."""
     seconds, native = recipe.values["duration"], recipe.model.max_seconds
     if seconds is not None and seconds > native:
         yield f"duration {seconds:g} s is beyond the model's native {native:.1f} s: {native:.1f} s is used"

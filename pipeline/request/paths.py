@@ -1,4 +1,4 @@
-"""What a request names by path or address, and what of it is plainly not there. Light: looks, fetches nothing."""
+"""Paths and URLs of a request, and an early check that local files exist. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ GIVE_DATA = "Give the path of a .zip or a folder of clips with a .txt caption be
 GIVE_CHECKPOINT = "Give the .safetensors file of an adapter to continue from, or leave it out to start a new one."
 
 
-def is_address(text: str) -> bool:
-    """Whether it must be fetched."""
+def is_url(text: str) -> bool:
+    """Whether it must be downloaded."""
     return text.startswith(("http://", "https://"))
 
 
 def local_path(text: str) -> Path:
-    """Of a path or a file:// address."""
+    """The path that a path or a file:// URL names."""
     return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
 
 
 def missing_files(values: Mapping[str, Any]) -> list[FieldError]:
-    """One entry per field that names a file of this disk that is not there.
+    """One error per field that names a local file or folder that does not exist.
 
     Args:
-        values: by field name; those that are wrong in themselves left out.
+        values: by field name, without the fields that are invalid on their own.
     """
     return [
         FieldError(loc=(name,), type="file_missing", msg=f"{why}. {remedy}".removesuffix("."), input=values[name])
-        for name, why, remedy in _found(values)
+        for name, why, remedy in _missing(values)
     ]
 
 
-def _found(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(field, what is wrong with it, what to give)."""
+def _missing(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(field, what is wrong, what to give instead)."""
     data, checkpoint = values.get("audio_data_url"), values.get("lora_checkpoint_url")
-    if data is not None and not is_address(data) and not data.startswith("data:") and not local_path(data).exists():
+    if data is not None and not is_url(data) and not data.startswith("data:") and not local_path(data).exists():
         yield "audio_data_url", NO_DATA, GIVE_DATA
-    if checkpoint is not None and not is_address(checkpoint) and not local_path(checkpoint).is_file():
+    if checkpoint is not None and not is_url(checkpoint) and not local_path(checkpoint).is_file():
         yield "lora_checkpoint_url", NO_CHECKPOINT, GIVE_CHECKPOINT

@@ -1,4 +1,4 @@
-"""The reference's pre-encoded folder in place of clips, and out of an encode artifact. Light: standard library only."""
+"""Import and export of the reference's pre-encoded folders: options and checks. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
 from stages.encode.stage import ImportParams
 
-WITHOUT_EFFECT = ("trigger_phrase", "encode_precision", "caption_template", "long_clips", "resampler", "audio_sha256")
-"""Fields that decide what is encoded from clips and captions; a pre-encoded folder is taken as it is."""
+ENCODING_FIELDS = ("trigger_phrase", "encode_precision", "caption_template", "long_clips", "resampler", "audio_sha256")
+"""Fields that change what is encoded, and so have no effect on latents that are imported."""
 
 
 def import_source(data: str | None, folder: Path | None) -> str | None:
-    """What the recipe's data is: the folder of --import, which takes the place of DATA.
+    """The recipe's data: DATA, or the folder of --import in its place.
 
     Raises:
-        RecipeError: both are given, or the folder is none.
+        RecipeError: both are given, or --import is not a folder.
     """
     if folder is None:
         return data
     if data is not None:
-        raise _wrong("import", "data_twice", "takes the place of DATA; give one of them", str(folder))
+        raise _option_error("import", "data_twice", "takes the place of DATA; give one of them", str(folder))
     if not folder.is_dir():
-        raise _wrong("import", "not_a_folder", "must be a folder with .npy and .json files", str(folder))
+        raise _option_error("import", "not_a_folder", "must be a folder with .npy and .json files", str(folder))
     return str(folder)
 
 
@@ -36,25 +36,33 @@ def import_params(recipe: Recipe) -> ImportParams:
     return params_of(ImportParams, recipe.values, native_samples=recipe.model.native_samples)
 
 
-def _refuse_without_effect(recipe: Recipe, last: str) -> None:
+def check_import_fields(recipe: Recipe, last: str) -> None:
+    """Refuse fields that have no effect on an imported folder.
+
+    Args:
+        last: the last stage that runs.
+
+    Raises:
+        RecipeError: naming each field.
+    """
     why = "has no effect on an imported folder, whose latents and prompts are taken as they are; leave it out"
-    given = [name for name in WITHOUT_EFFECT if recipe.values[name] != DEFAULTS[name]]
+    given = [name for name in ENCODING_FIELDS if recipe.values[name] != DEFAULTS[name]]
     errors = [FieldError(loc=(name,), type="without_effect", msg=why, input=recipe.values[name]) for name in given]
     if last == "train" and not recipe.values["pre_encode"]:
-        said = "must be on: an imported folder holds latents and no audio"
-        errors.append(FieldError(loc=("pre_encode",), type="without_audio", msg=said))
+        must_be_on = "must be on: an imported folder holds latents and no audio"
+        errors.append(FieldError(loc=("pre_encode",), type="without_audio", msg=must_be_on))
     if errors:
         raise RecipeError(errors)
 
 
 def check_export(folder: Path | None) -> None:
-    """Refuse a folder that holds something, before anything runs. Raises: RecipeError."""
+    """Check that the folder of --export is new or empty, before anything runs. Raises: RecipeError."""
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise _wrong("export", "not_empty", "must be a new or empty folder", str(folder))
+        raise _option_error("export", "not_empty", "must be a new or empty folder", str(folder))
 
 
 def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[Path, ...]:
-    """Write the artifact as a pre-encoded folder; returns its files."""
+    """Write an encode artifact as a pre-encoded folder; returns its files."""
     from stages.encode.pre_encoded.exporting import (
         export_folder,  # deferred: arrays only when there is something to write
     )
@@ -62,5 +70,5 @@ def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[
     return tuple(export_folder(artifact, Store(recipe.store).shared, recipe.model, folder, say))
 
 
-def _wrong(field: str, type: str, msg: str, given: str) -> RecipeError:
+def _option_error(field: str, type: str, msg: str, given: str) -> RecipeError:
     return RecipeError([FieldError(loc=(field,), type=type, msg=msg, input=given)])

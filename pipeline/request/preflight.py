@@ -1,4 +1,4 @@
-"""What a recipe asks, held against the files it names: from headers alone, before anything runs."""
+"""Checks a recipe against the headers of its weights and adapter file, before anything runs. Light: no arrays."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stages.records import AdapterSpec
 
 
 def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) -> None:
-    """Refuse, all at once, what the model's layers and the adapter to start from do not allow.
+    """Check the recipe against the model's layers and the adapter file to continue from; all errors at once.
 
     Raises:
         RecipeError: naming each field.
-        WeightsNotFound: the folder holds another model.
+        WeightsNotFound: the weights are those of another model.
     """
     if weights is not None:
         check_model(recipe, weights)
@@ -34,7 +34,7 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
 
 
 def check_model(recipe: Recipe, weights: Weights) -> None:
-    """Refuse a folder that plainly holds another model than the one named."""
+    """Check that the weights are those of the recipe's model, by the sizes in their config. Raises: WeightsNotFound."""
     spec, sizes = recipe.model, weights.sizes
     facts = {
         "sample rate": (sizes.sample_rate_hz, spec.sample_rate_hz),
@@ -51,12 +51,14 @@ def check_model(recipe: Recipe, weights: Weights) -> None:
 
 
 def _dropout_errors(recipe: Recipe) -> Iterator[FieldError]:
+    """Adapter kinds on a singular basis have no dropout."""
     kind, dropout = recipe.values["adapter_type"], recipe.values["adapter_dropout"]
     if dropout > 0 and kind_named(kind).basis.singular:
         yield FieldError(loc=("adapter_dropout",), type="value_error", msg=f"{kind} has no dropout", input=dropout)
 
 
 def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
+    """A rank that the layers do not allow, or a filter that matches no layer."""
     values = recipe.values
     spec = AdapterSpec(
         kind=values["adapter_type"],
@@ -75,43 +77,44 @@ def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
 
 
 def _lora_errors(recipe: Recipe, file: Path) -> Iterator[FieldError]:
-    """An adapter file of another kind, rank or layers; the train stage compares every tensor."""
-    here = ("lora_checkpoint_url",)
+    """Errors where the adapter file's own settings differ; the train stage compares every tensor."""
+    loc = ("lora_checkpoint_url",)
     try:
         config: Any = json.loads(file_metadata(file).get("lora_config", "null"))
     except (WeightsNotFound, ValueError):
-        yield FieldError(loc=here, type="not_an_adapter", msg="is not a readable .safetensors file", input=str(file))
+        yield FieldError(loc=loc, type="not_an_adapter", msg="is not a readable .safetensors file", input=str(file))
         return
     if not isinstance(config, dict):
-        yield FieldError(loc=here, type="not_an_adapter", msg="names no lora_config in its header", input=str(file))
+        yield FieldError(loc=loc, type="not_an_adapter", msg="names no lora_config in its header", input=str(file))
         return
-    for field, there in config.items():
-        asked = recipe.values.get(field)
-        if field in _COMPARED and not _agree(field, there, asked):
-            message = f"is {there!r} in {file.name}: train with that, or start without the file"
-            yield FieldError(loc=(field,), type="differs_from_file", msg=message, input=asked)
+    for field, in_file in config.items():
+        value = recipe.values.get(field)
+        if field in _COMPARED and not _agree(field, in_file, value):
+            message = f"is {in_file!r} in {file.name}: train with that, or start without the file"
+            yield FieldError(loc=(field,), type="differs_from_file", msg=message, input=value)
 
 
 _COMPARED = ("adapter_type", "rank", "alpha", "include", "exclude")
+"""Entries of an adapter file's lora_config that must equal the field of the same name."""
 
 
-def _agree(field: str, there: Any, asked: Any) -> bool:
-    if field == "alpha" and asked is None:
+def _agree(field: str, in_file: Any, value: Any) -> bool:
+    if field == "alpha" and value is None:
         return True
     if field == "adapter_type":
-        # The old name may stand for either magnitude; only the tensors tell, and the train stage looks.
-        return there == "dora" or there == ("dora-rows" if asked == "dora" else asked)
-    return bool((list(asked) if isinstance(asked, tuple) else asked) == there)
+        # The legacy name may stand for either magnitude: only the tensors tell, and the train stage compares those.
+        return in_file == "dora" or in_file == ("dora-rows" if value == "dora" else value)
+    return bool((list(value) if isinstance(value, tuple) else value) == in_file)
 
 
-def check_places(recipe: Recipe, *, output: bool) -> None:
-    """Refuse a store or an output folder that cannot be written, before hours of work end there.
+def check_writable_folders(recipe: Recipe, *, output: bool) -> None:
+    """Check that the store and, if `output`, the output folder can be written, before hours of work depend on it.
 
     Raises:
         FolderNotWritable: naming the flag.
     """
-    places = {"store": recipe.store, **({"output": recipe.output} if output else {})}
-    for flag, folder in places.items():
+    folders = {"store": recipe.store, **({"output": recipe.output} if output else {})}
+    for flag, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"

@@ -1,4 +1,4 @@
-"""Redirects that are followed: a few, and never to a place that is less safe. Light: standard library only."""
+"""Opens http(s) URLs, following a few redirects and never one from https to http. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from http.client import HTTPMessage
 from typing import IO
 from urllib.parse import urlsplit
 
-MOST = 5
+MAX_REDIRECTS = 5
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = MOST
+    """Follows redirects within http(s), but not from https to http."""
+
+    max_redirections = MAX_REDIRECTS
     max_repeats = 2
-    inf_msg = f"and redirects in circles, or more than {MOST} times; "
+    inf_msg = f"and redirects in circles, or more than {MAX_REDIRECTS} times; "
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -29,7 +31,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @lru_cache(maxsize=1)
 def opener() -> urllib.request.OpenerDirector:
-    """What opens http(s) addresses and nothing else; proxies as the environment says."""
+    """An opener for http(s) URLs only, with the proxies of the environment."""
     opened = urllib.request.OpenerDirector()
     for handler in (
         *(urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()),

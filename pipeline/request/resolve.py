@@ -1,4 +1,4 @@
-"""Find what a recipe names: the data, the weights, the adapter to continue from. Looks and digests; loads nothing."""
+"""Resolves the data, the weights and the adapter file of a recipe, with their digests. Light: loads no arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cache.digest_cache import DigestCache
 from cache.fingerprint import digest_file, fingerprint
 from cache.store import Store
 from pipeline.request.hub import hub_folder
-from pipeline.request.locate import Places
+from pipeline.request.locate import InputLocator
 from pipeline.request.preflight import check_request
 from pipeline.request.recipe import Recipe
 from stages import catalogue
@@ -26,42 +26,45 @@ class ResolvedInputs:
 
     source: Source
     weights: Weights | None
-    """None while the weights are not there yet (`why_no_weights` says what brings them)."""
+    """None while they are not on this machine yet."""
     why_no_weights: str = ""
+    """Why, and what brings them: a download, or making the bundled ones."""
     lora_checkpoint: Path | None = None
     lora_digest: str | None = None
     why_no_source: str = ""
-    """Why the data is not known yet: it lies at an address that plan does not fetch."""
+    """Why `source` is unknown: it is a URL, and plan downloads nothing."""
     why_no_lora: str = ""
+    """Likewise for the adapter file."""
 
 
 def resolve_inputs(
     recipe: Recipe,
     *,
-    make: bool,
+    fetch: bool,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[..., None] = lambda done, total, note="": None,
 ) -> ResolvedInputs:
-    """Look at the data and the weights of a recipe.
+    """Find and digest the data, the weights and the adapter file of a recipe, and check that they go together.
 
     Args:
-        make: fetch addresses, and write what ships with the project (tiny-base) into the store if it is not there
-            yet; plan does neither.
-        say, progress: told about what is fetched.
+        fetch: download URLs, and write the weights bundled with the project (tiny-base) into the store; plan does
+            neither.
+        say, progress: called about downloads.
 
     Raises:
         SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
+        RecipeError: the recipe does not fit the model or the adapter file.
     """
     digest_cache = (
-        DigestCache(recipe.store / "digests.sqlite") if make else ReadOnlyDigestCache(recipe.store / "digests.sqlite")
+        DigestCache(recipe.store / "digests.sqlite") if fetch else ReadOnlyDigestCache(recipe.store / "digests.sqlite")
     )
-    places = Places(recipe=recipe, digest_cache=digest_cache, make=make, say=say, progress=progress)
-    path, why_no_source = places.audio()
+    locator = InputLocator(recipe=recipe, digest_cache=digest_cache, fetch=fetch, say=say, progress=progress)
+    path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
     source = open_source(path, digest_cache, recipe.ingest_params().limits) if path else unknown
-    folder, why = weights_folder(recipe, make=make)
+    folder, why = weights_folder(recipe, fetch=fetch)
     weights = open_folder(recipe.model.name, folder, digest_cache) if folder else None
-    lora, why_no_lora = places.lora()
+    lora, why_no_lora = locator.lora()
     check_request(recipe, weights, lora)
     return ResolvedInputs(
         source=source,
@@ -74,39 +77,39 @@ def resolve_inputs(
     )
 
 
-def _made_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> None:
-    """Make a shipped checkpoint unless another process was faster; what a killed one left is cleared away first."""
+def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> None:
+    """Write bundled weights unless another process was faster; leftovers of a killed one are removed first."""
     with store.lock("weights", fingerprint("shipped weights", {"folder": folder.name})):
-        for left in folder.parent.glob(f"{folder.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
         if not (folder / "model_config.json").is_file():
             family.make(folder)
 
 
 class ReadOnlyDigestCache(DigestCache):
-    """Recalls and adds nothing: what a plan looks with."""
+    """A digest cache that adds nothing: plan leaves the store as it is."""
 
     def put(self, path: Path, what: str, value: str) -> None:
-        """Leave the store as it is."""
-        return
+        """Do nothing."""
 
 
-def weights_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
-    """The checkpoint folder, or None with what will bring it."""
+def weights_folder(recipe: Recipe, *, fetch: bool) -> tuple[Path | None, str]:
+    """The checkpoint folder; None, with the reason, while it is not on this machine."""
     if recipe.weights is not None:
         return recipe.weights, ""
     spec = recipe.model
     if spec.repo is None:
-        return _shipped_folder(recipe, make=make)
-    folder = hub_folder(spec, download=make)
+        return _bundled_folder(recipe, fetch=fetch)
+    folder = hub_folder(spec, download=fetch)
     return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
-def _shipped_folder(recipe: Recipe, *, make: bool) -> tuple[Path | None, str]:
+def _bundled_folder(recipe: Recipe, *, fetch: bool) -> tuple[Path | None, str]:
+    """The folder in the store of weights that ship with the project."""
     family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
     if not (folder / "model_config.json").is_file():
-        if not make:
+        if not fetch:
             return None, f"the weights of {recipe.model.name} are made on first use"
-        _made_once(family, folder, Store(recipe.store))
+        _write_once(family, folder, Store(recipe.store))
     return folder, ""
