@@ -12,11 +12,11 @@ from cache.manifest import read_rows
 from stages import catalogue
 from stages.adapters import adapter_file
 from stages.errors import PackageMissing, Stopped
-from stages.train.optim.optimizer import Optimizer, alone
+from stages.train.optim.optimizer import Optimizer, single_stacks
 from stages.train.record.layer_norms import EVERY, LayerRow, group_names, group_of, norms
 from stages.train.record.metrics import ClipRow, StepRow
 from tests.small_training import Bench
-from tests.test_train_optimizer import loss_of, parameters, params, same, values
+from tests.test_train_optimizer import loss_of, parameters, params, same, take_step, values
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_an_accumulated_step_has_a_row_for_every_clip_it_saw(bench):
 def test_a_gradient_above_the_limit_is_scaled_to_it_and_its_direction_kept():
     tensors = parameters()
     optimizer = Optimizer(tensors, params(gradient_clip=0.5))
-    norm = optimizer.update(loss_of(tensors))
+    norm = take_step(optimizer, loss_of(tensors))
     gradients = {name: tensor.cos() for name, tensor in parameters().items()}
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor.grad, gradients[name].detach() * 0.5 / norm, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_a_gradient_below_the_limit_stays_to_the_bit():
     for tensors, changes in ((clipped, {"gradient_clip": 100.0}), (plain, {})):
         optimizer = Optimizer(tensors, params(**changes))
         for _ in range(3):
-            optimizer.update(loss_of(tensors))
+            take_step(optimizer, loss_of(tensors))
     assert same(values(clipped), values(plain))
 
 
@@ -98,7 +98,7 @@ def test_weight_decay_pulls_on_magnitudes_unless_told_not_to(pulled):
     tensors = {names[name]: tensor for name, tensor in parameters().items()}
     before = values(tensors)
     optimizer = Optimizer(tensors, params(weight_decay=0.5, decay_magnitudes=pulled))
-    optimizer.update(sum((tensor * 0).sum() for tensor in tensors.values()))
+    take_step(optimizer, sum((tensor * 0).sum() for tensor in tensors.values()))
     torch.testing.assert_close(tensors["layers.0.lora_A"].detach(), before["layers.0.lora_A"] * (1 - 1e-2 * 0.5))
     factor = 1 - 1e-2 * 0.5 if pulled else 1
     torch.testing.assert_close(tensors["layers.0.magnitude"].detach(), before["layers.0.magnitude"] * factor)
@@ -112,8 +112,8 @@ def test_the_average_is_the_textbook_s():
     optimizer = Optimizer(tensors, params(ema_decay=0.5))
     expected = values(tensors)
     for step in range(4):
-        optimizer.prepare(step)
-        optimizer.update(loss_of(tensors))
+        optimizer.begin_step(step)
+        take_step(optimizer, loss_of(tensors))
         kept = min(0.5, (1 + step) / (10 + step))
         expected = {name: kept * expected[name] + (1 - kept) * tensors[name].detach() for name in expected}
     for name, found in optimizer.ema.state().items():
@@ -123,10 +123,10 @@ def test_the_average_is_the_textbook_s():
 def test_a_refused_update_does_not_move_the_average():
     tensors = parameters()
     optimizer = Optimizer(tensors, params(ema_decay=0.5))
-    optimizer.prepare(0)
-    optimizer.update(loss_of(tensors))
+    optimizer.begin_step(0)
+    take_step(optimizer, loss_of(tensors))
     before = optimizer.ema.state()
-    optimizer.update(loss_of(tensors) * float("nan"))
+    take_step(optimizer, loss_of(tensors) * float("nan"))
     assert same(optimizer.ema.state(), before)
 
 
@@ -158,15 +158,15 @@ def test_a_rule_from_the_library_goes_on_from_its_own_state_to_the_same_bit(name
     whole, stopped = parameters(), parameters()
     optimizer = Optimizer(whole, params(optimizer=name))
     for _ in range(6):
-        optimizer.update(loss_of(whole))
+        take_step(optimizer, loss_of(whole))
     first = Optimizer(stopped, params(optimizer=name))
     for _ in range(3):
-        first.update(loss_of(stopped))
+        take_step(first, loss_of(stopped))
     state, resumed = first.state(), {key: torch.nn.Parameter(tensor) for key, tensor in values(stopped).items()}
     second = Optimizer(resumed, params(optimizer=name))
     second.load(state)
     for _ in range(3):
-        second.update(loss_of(resumed))
+        take_step(second, loss_of(resumed))
     assert same(values(resumed), values(whole))
     assert same(second.state(), optimizer.state())
 
@@ -176,9 +176,9 @@ def test_a_rule_from_the_library_refuses_an_update_that_is_not_finite(name):
     pytest.importorskip("pytorch_optimizer")
     tensors = parameters()
     optimizer = Optimizer(tensors, params(optimizer=name))
-    optimizer.update(loss_of(tensors))
+    take_step(optimizer, loss_of(tensors))
     before = values(tensors)
-    optimizer.update(loss_of(tensors) * float("inf"))
+    take_step(optimizer, loss_of(tensors) * float("inf"))
     assert same(values(tensors), before)
 
 
@@ -187,9 +187,9 @@ def test_prodigy_tells_the_rate_it_has_found():
     tensors = parameters()
     optimizer = Optimizer(tensors, params(optimizer="prodigy", learning_rate=1e-4))
     for step in range(20):
-        optimizer.prepare(step)
-        optimizer.update(loss_of(tensors))
-    found = optimizer.rule.rule.param_groups[0]["d"]
+        optimizer.begin_step(step)
+        take_step(optimizer, loss_of(tensors))
+    found = optimizer.rule.optimizer.param_groups[0]["d"]
     assert found > 1e-6
     assert optimizer.rule.effective_rate() == found
 
@@ -198,7 +198,7 @@ def test_lion_moves_every_value_by_the_rate():
     pytest.importorskip("pytorch_optimizer")
     tensors = parameters()
     before = values(tensors)
-    Optimizer(tensors, params(optimizer="lion", weight_decay=0.0)).update(loss_of(tensors))
+    take_step(Optimizer(tensors, params(optimizer="lion", weight_decay=0.0)), loss_of(tensors))
     for name, tensor in tensors.items():
         torch.testing.assert_close((tensor.detach() - before[name]).abs(), torch.full_like(tensor, 1e-2))
 
@@ -227,7 +227,7 @@ def test_a_tensor_belongs_to_its_block_or_its_part_of_the_network(key, group):
 def test_norms_of_a_group_are_over_all_its_tensors():
     names = {"a": "model.layers.0.lora_A", "b": "model.layers.1.lora_A"}
     tensors = {names[name]: tensor for name, tensor in parameters().items()}
-    stacks = alone(tensors)
+    stacks = single_stacks(tensors)
     assert group_names(stacks) == ["model.layers.0", "model.layers.1"]
     expected = torch.stack([tensor.detach().norm() for tensor in tensors.values()])
     torch.testing.assert_close(norms([tensor.detach() for tensor in tensors.values()], stacks), expected)
@@ -278,8 +278,8 @@ def test_a_step_without_options_is_the_step_it_was():
     plain = parameters()
     reference = torch.optim.AdamW(plain.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=True)
     for step in range(3):
-        optimizer.prepare(step)
-        optimizer.update(loss_of(tensors))
+        optimizer.begin_step(step)
+        take_step(optimizer, loss_of(tensors))
         reference.zero_grad()
         loss_of(plain).backward()
         reference.step()

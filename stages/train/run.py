@@ -135,7 +135,7 @@ def summarised(training: Training, examples: Examples, seconds: float, started: 
     """Look back on a finished training."""
     training.history.flush()
     network, average = training.network, training.optimizer.ema
-    with average.in_place() if average is not None else nullcontext():
+    with average.swapped_in() if average is not None else nullcontext():
         averaged = None if average is None else Evaluation(tuple(evaluated(training, examples)))
     return Summary(
         spec=network.adapter.spec,

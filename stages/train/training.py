@@ -39,9 +39,9 @@ class Training:
         scale = loss_scale(batch, self.network.denoiser.dtype)
         parts = microbatches(batch, paired=self.params.optimal_transport)
         with self.layer_norms_recorded():
-            self.optimizer.clear()
+            self.optimizer.zero_grad()
             found = [self.learn(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
-            norm = self.optimizer.finish(torch.stack([loss for _, loss in found]).sum(), scale)
+            norm = self.optimizer.apply_gradients(torch.stack([loss for _, loss in found]).sum(), scale)
         self.history.append(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
         self.step += 1
 
@@ -75,7 +75,7 @@ class Training:
     @contextmanager
     def layer_norms_recorded(self) -> Iterator[None]:
         """Around an update: looks at the layers, if that is due."""
-        self.optimizer.prepare(self.step)
+        self.optimizer.begin_step(self.step)
         look = NormProbe(self.optimizer) if is_due(self.step) else None
         yield
         if look is not None:

@@ -106,7 +106,7 @@ class GraphSteps:
         self.pool = None
         self.gradients: list[Tensor] = []
         self.training.optimizer.gradients = []
-        self.training.optimizer.clear()
+        self.training.optimizer.zero_grad()
 
     def advance(self, batch: Batch) -> bool:
         """One update from a batch on the CPU; does not wait for the device.
@@ -222,14 +222,14 @@ class GraphSteps:
 
         def work() -> tuple[Tensor, Tensor, Tensor | None]:
             if finishes:
-                training.optimizer.clear()
+                training.optimizer.zero_grad()
             with training.network.ready():
                 loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BPE)
                 # What the gradient of loss * weight begins with.
                 loss.backward(weight)
             if not finishes:
                 return loss.detach(), figures_3B, None
-            norm = training.optimizer.finish(loss.detach(), weight if self.scaled else 1.0)
+            norm = training.optimizer.apply_gradients(loss.detach(), weight if self.scaled else 1.0)
             return loss.detach(), figures_3B, norm
 
         if not finishes:
@@ -238,7 +238,7 @@ class GraphSteps:
         gradients = [unowned(gradient) for gradient in training.optimizer.gradients] if finishes else []
         if finishes:
             # Other recordings may have their memory, which held by every recording would come to gigabytes.
-            training.optimizer.clear()
+            training.optimizer.zero_grad()
         return Recording(
             placed=placed,
             figures_3B=figures_3B,
@@ -260,7 +260,7 @@ class GraphSteps:
         training = self.training
         loss, scale = (torch.ones((), device=training.device) for _ in range(2))
         with training.optimizer.discarding_updates():
-            graph, norm = self.told(lambda: training.optimizer.finish(loss, scale if self.scaled else 1.0))
+            graph, norm = self.told(lambda: training.optimizer.apply_gradients(loss, scale if self.scaled else 1.0))
         return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
 
     def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:

@@ -1,4 +1,4 @@
-"""From losses to an update of the adapter's fp32 parameters; one that is not finite is refused without waiting."""
+"""Optimiser of the fp32 adapter parameters, which skips non-finite updates without waiting for the device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from stages.adapters.stacked.layer_group import StackedParameter
-from stages.train.optim.ema import Average
+from stages.train.optim.ema import AdapterEma
 from stages.train.optim.lr_schedule import ema_weight, learning_rate
 from stages.train.optim.update_rules import update_rule
 from stages.train.stage import TrainParams
 
-_TINY = 1e-6
-"""Keeps a gradient of zero from being divided by."""
+_EPS = 1e-6
+"""Added to the norm of a gradient before dividing by it."""
 
 
 class Optimizer:
-    """Gradients of one or several backward passes, clipped if asked, handed to the rule and followed by the average.
+    """Takes the gradients of one or several backward passes, clips them, and applies update rule and EMA.
 
-    Once a loss or gradient is not finite, `broken` is set and no later update is applied: parameters, moments and
-    average stay as they were before that step, however late the host looks.
+    Once a loss or gradient is not finite, the flag `non_finite` is set on the device and no later update is applied:
+    parameters, moments and average stay as they were before that step, however late the host looks at the flag.
     """
 
     def __init__(
@@ -31,47 +31,42 @@ class Optimizer:
         params: TrainParams,
         stacks: Sequence[StackedParameter] | None = None,
     ) -> None:
-        """`stacks`: train these, of which `parameters` are views, instead; moments are known by the views' names."""
+        """An optimiser of these parameters.
+
+        Args:
+            parameters: by the keys of an adapter file, under which moments are saved.
+            stacks: stacked tensors of which `parameters` are views; these are trained in their place.
+        """
         self.params = params
-        self.stacks = alone(parameters) if stacks is None else list(stacks)
+        self.stacks = single_stacks(parameters) if stacks is None else list(stacks)
         self.trained = [stack.parameter for stack in self.stacks]
         device = self.trained[0].device
         self.rule = update_rule(params, self.stacks)
-        self.ema = None if params.ema_decay is None else Average(self.stacks)
+        self.ema = None if params.ema_decay is None else AdapterEma(self.stacks)
         self.non_finite = torch.zeros((), dtype=torch.bool, device=device)
         self.gradients: list[Tensor] = []
-        """Of the last update, as applied; in the order of `trained`."""
+        """Gradients of the last update, as applied; in the order of `trained`."""
         self.num_updates = 0
-        """Made so far by this process. What was made must not be made again, whatever fails after it."""
-        self._refuses = False
+        """Updates made by this process; one that was made must not be made again, whatever fails after it."""
+        self._discards = False
 
-    def prepare(self, step: int) -> None:
-        """Before a step, counted from 0: its learning rate, and how far the average moves."""
+    def begin_step(self, step: int) -> None:
+        """Set learning rate and EMA weight of a step, counted from 0."""
         self.rule.set_rate(learning_rate(self.params, step))
         if self.ema is not None and self.params.ema_decay is not None:
             self.ema.set_weight(ema_weight(self.params.ema_decay, step))
 
-    def update(self, loss: Tensor, scale: float = 1.0) -> Tensor:
-        """One step along the gradient of `loss`; returns the norm of that gradient, a 0-d tensor on the device.
-
-        Args:
-            scale: the backward pass runs on loss * scale; gradients are divided by it.
-        """
-        self.clear()
-        (loss * scale).backward()
-        return self.finish(loss.detach(), scale)
-
-    def clear(self) -> None:
-        """Forget the gradients of the last step; they are kept until here so that they can be looked at."""
+    def zero_grad(self) -> None:
+        """Drop the gradients of the last step; until then they can be inspected."""
         for parameter in self.trained:
             parameter.grad = None
 
-    def finish(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """Apply the gradients that backward passes have left; returns their norm before clipping.
+    def apply_gradients(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Apply the gradients that backward passes have left; returns their norm before clipping, a 0-d tensor.
 
         Args:
-            loss: what they belong to, looked at only for being finite.
-            scale: what the loss was multiplied by.
+            loss: of those passes; only checked for being finite.
+            scale: what the loss was multiplied by before them; gradients are divided by it.
         """
         for parameter in self.trained:
             if parameter.grad is None:
@@ -82,50 +77,50 @@ class Optimizer:
         elif scale != 1.0:
             torch._foreach_mul_(self.gradients, 1.0 / scale)
         norm = nn.utils.get_total_norm(self.gradients)
-        # In place: a captured step writes to the flag that the host looks at.
-        # A number less itself is 0, or NaN where it is not finite; a NaN equals nothing.
+        # In place: a captured graph writes to the flag that the host reads.
+        # x - x is 0, or NaN where x is not finite; and NaN is unequal to everything.
         self.non_finite.logical_or_((norm - norm) != (loss - loss))
         if self.params.gradient_clip is not None:
-            torch._foreach_mul_(self.gradients, (self.params.gradient_clip / (norm + _TINY)).clamp(max=1.0))
+            torch._foreach_mul_(self.gradients, (self.params.gradient_clip / (norm + _EPS)).clamp(max=1.0))
         self.rule.step(self.non_finite)
         if self.ema is not None:
-            self.ema.follow(self.non_finite)
-        self.num_updates += not self._refuses
+            self.ema.update(self.non_finite)
+        self.num_updates += not self._discards
         return norm
 
     def clear_non_finite(self) -> None:
-        """Forget that an update was refused: the state is good."""
+        """Accept updates again after a non-finite one was skipped: the state is that before it."""
         self.non_finite.zero_()
 
     @contextmanager
     def discarding_updates(self) -> Iterator[None]:
-        """Within, every update is made in full but for its effect: parameters, moments, average stay as they are.
+        """Within, every update is computed in full but not applied: parameters, moments and average stay as they are.
 
-        An update that was refused before, and that nobody has looked at yet, stays refused.
+        A flag set before stays set afterwards.
         """
-        before, self._refuses = self.non_finite.clone(), True
+        before, self._discards = self.non_finite.clone(), True
         self.non_finite.fill_(True)
         try:
             yield
         finally:
             self.non_finite.copy_(before)
-            self._refuses = False
+            self._discards = False
 
     def state(self) -> dict[str, Tensor]:
-        """CPU copies of what the rule and the average remember."""
+        """CPU copies of the state of rule and EMA."""
         averaged = {} if self.ema is None else self.ema.state()
         return self.rule.state() | {f"average.{name}": tensor for name, tensor in averaged.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take everything back, exactly as `state` gave it."""
+        """Restore what `state` returned, to the bit."""
         averaged = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
         self.rule.load({name: state[name] for name in state if not name.startswith("average.")})
         if self.ema is not None:
             self.ema.load(averaged)
 
 
-def alone(parameters: Mapping[str, nn.Parameter]) -> list[StackedParameter]:
-    """Every tensor for itself."""
+def single_stacks(parameters: Mapping[str, nn.Parameter]) -> list[StackedParameter]:
+    """Each tensor as a stack of its own."""
     return [
         StackedParameter(parameter=parameter, keys=(name,), unstacked=True) for name, parameter in parameters.items()
     ]

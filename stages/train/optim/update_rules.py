@@ -1,7 +1,4 @@
-"""How a gradient becomes an update: torch's AdamW, or what a library of optimisers offers.
-
-A rule has `step(broken)`, which leaves everything as it is once `broken` is set, `set_rate`, `state` and `load`.
-"""
+"""Update rules: AdamW by torch's fused kernel, or an optimiser of the package pytorch-optimizer."""
 
 from __future__ import annotations
 
@@ -15,52 +12,54 @@ from stages.adapters.stacked.layer_group import StackedParameter
 from stages.errors import PackageMissing
 from stages.train.stage import TrainParams
 
-_GUARDED_DEVICES = ("cpu", "cuda")
-"""Where torch's fused AdamW takes a flag, on the device, that makes it leave everything as it is."""
+_FUSED_DEVICES = ("cpu", "cuda")
+"""Devices on which torch's fused AdamW takes `found_inf`, a flag in device memory that makes it change nothing."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 PRODIGY_UNIT = 1e-4
-"""The learning rate at which prodigy takes its own estimate as it is."""
+"""The learning rate at which prodigy uses its own estimate unscaled."""
 
 
-class Rule(Protocol):
-    """What an optimiser does with gradients."""
+class UpdateRule(Protocol):
+    """Turns gradients into updates of parameters."""
 
     capturable: bool
-    """Whether a step can be recorded for the device: no look from the host decides anything."""
+    """Whether a step can be captured in a CUDA graph: nothing in it depends on a value that the host reads."""
 
-    def step(self, broken: Tensor) -> None: ...
+    def step(self, non_finite: Tensor) -> None:
+        """Update every parameter; change nothing where the 0-d bool `non_finite` is True."""
 
-    def set_rate(self, rate: float) -> None: ...
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
 
     def effective_rate(self) -> float:
-        """Of the last step, by which updates were multiplied."""
+        """What updates of the last step were multiplied by."""
 
     def state(self) -> dict[str, Tensor]: ...
 
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def update_rule(params: TrainParams, stacks: Sequence[StackedParameter]) -> Rule:
-    """The rule a training asks for.
+def update_rule(params: TrainParams, stacks: Sequence[StackedParameter]) -> UpdateRule:
+    """The update rule that params ask for.
 
     Raises:
-        PackageMissing: it is of a library that is not there.
+        PackageMissing: its package is not installed.
     """
     return FusedAdamW(params, stacks) if params.optimizer == "adamw" else ThirdPartyOptimizer(params, stacks)
 
 
-def groups(params: TrainParams, stacks: Sequence[StackedParameter]) -> list[dict[str, Any]]:
-    """Tensors by their weight decay: one group, or magnitudes apart, which nothing pulls on."""
-    kept = [stack.parameter for stack in stacks if not params.decay_magnitudes and is_magnitude(stack)]
-    pulled = [stack.parameter for stack in stacks if params.decay_magnitudes or not is_magnitude(stack)]
-    both = [{"params": pulled, "weight_decay": params.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+def param_groups(params: TrainParams, stacks: Sequence[StackedParameter]) -> list[dict[str, Any]]:
+    """Parameter groups by weight decay: one, or two where magnitudes are not decayed."""
+    undecayed = [stack.parameter for stack in stacks if not params.decay_magnitudes and is_magnitude(stack)]
+    decayed = [stack.parameter for stack in stacks if params.decay_magnitudes or not is_magnitude(stack)]
+    both = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in both if group["params"]]
 
 
 def is_magnitude(stack: StackedParameter) -> bool:
-    """Whether a stack holds trained lengths rather than directions."""
+    """Whether a stack holds trained magnitudes (DoRA, BoRA) rather than factors."""
     return stack.keys[0].rpartition(".")[2].startswith("magnitude")
 
 
@@ -68,57 +67,56 @@ class FusedAdamW:
     """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all tensors.
 
     The kernel of `torch.optim.AdamW(fused=True)` is called here directly: that class imports torch's compiler on its
-    first use, which takes two seconds. It stands in only where its fused kernel takes no flag.
+    first use, which takes two seconds. It is used only on devices where its fused kernel takes no flag.
     """
 
     def __init__(self, params: TrainParams, stacks: Sequence[StackedParameter]) -> None:
         device = stacks[0].parameter.device
-        self.stacks, self.guarded = stacks, device.type in _GUARDED_DEVICES
+        self.stacks, self.is_fused = stacks, device.type in _FUSED_DEVICES
         self.capturable = device.type == "cuda"
         self.betas, self.eps = params.betas, params.eps
-        # On the device, so that a recorded step reads what the host has written there.
+        # On the device, so that a captured graph reads what the host has written there.
         self.rate: float | Tensor = params.learning_rate
         if self.capturable:
             self.rate = torch.tensor(params.learning_rate, device=device)
-        self.groups = groups(params, stacks)
+        self.groups = param_groups(params, stacks)
         self.moments: dict[Tensor, dict[str, Tensor]] = {}
         """`step`, `exp_avg` and `exp_avg_sq` of every parameter that has been updated."""
-        self.unguarded: torch.optim.AdamW | None = None
-        if not self.guarded:
-            self.unguarded = torch.optim.AdamW(self.groups, lr=self.rate, betas=self.betas, eps=self.eps)
-            self.moments = self.unguarded.state
-        self.set_to = params.learning_rate
+        self.fallback: torch.optim.AdamW | None = None
+        if not self.is_fused:
+            self.fallback = torch.optim.AdamW(self.groups, lr=self.rate, betas=self.betas, eps=self.eps)
+            self.moments = self.fallback.state
+        self.current_rate = params.learning_rate
 
     def set_rate(self, rate: float) -> None:
-        """Of the next step."""
-        if rate == self.set_to:
+        if rate == self.current_rate:
             return
-        self.set_to = rate
+        self.current_rate = rate
         if isinstance(self.rate, Tensor):
             self.rate.fill_(rate)
         else:
             self.rate = rate
 
     def effective_rate(self) -> float:
-        return self.set_to
+        return self.current_rate
 
-    def step(self, broken: Tensor) -> None:
-        if self.unguarded is None:
-            found_inf = broken.float()
+    def step(self, non_finite: Tensor) -> None:
+        if self.fallback is None:
+            found_inf = non_finite.float()
             for group in self.groups:
                 self._update(group["params"], group["weight_decay"], found_inf)
-        elif not bool(broken):
-            for group in self.unguarded.param_groups:
+        elif not bool(non_finite):
+            for group in self.fallback.param_groups:
                 group["lr"] = self.rate
-            self.unguarded.step()
+            self.fallback.step()
 
     @torch.no_grad()
     def _update(self, parameters: Sequence[nn.Parameter], weight_decay: float, found_inf: Tensor) -> None:
-        """What torch's class does with one group of parameters; nothing changes where `found_inf` is 1."""
+        """What torch's class does with one parameter group; nothing changes where `found_inf` is 1."""
         moments = [self._moments_of(parameter) for parameter in parameters]
         steps = [each["step"] for each in moments]
         torch._foreach_add_(steps, 1)
-        update: Any = torch._fused_adamw_  # its overloads leave out a rate that may be either
+        update: Any = torch._fused_adamw_  # mypy: neither overload takes a rate that may be a float or a tensor
         update(
             list(parameters),
             [parameter.grad for parameter in parameters],
@@ -138,7 +136,7 @@ class FusedAdamW:
         torch._foreach_sub_(steps, [found_inf] * len(steps))
 
     def _moments_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Those of one parameter; zeros before its first update."""
+        """Moments of one parameter; zeros before its first update."""
         if parameter not in self.moments:
             zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
             self.moments[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
@@ -149,51 +147,53 @@ class FusedAdamW:
         held: dict[str, Tensor] = {}
         for stack in self.stacks:
             for moment, value in self.moments.get(stack.parameter, {}).items():
-                for name, one in zip(stack.keys, parts(value, stack), strict=True):
+                for name, one in zip(stack.keys, split_by_key(value, stack), strict=True):
                     held[f"{moment}.{name}"] = one.detach().to("cpu", copy=True)
         return held
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments back, exactly as `state` gave them."""
+        """Restore the moments that `state` returned, to the bit."""
         for stack in self.stacks:
             if f"step.{stack.keys[0]}" in state:
                 moments = {
-                    moment: whole([state[f"{moment}.{name}"] for name in stack.keys], stack) for moment in _MOMENTS
+                    moment: join_keys([state[f"{moment}.{name}"] for name in stack.keys], stack) for moment in _MOMENTS
                 }
-                step = state[f"step.{stack.keys[0]}"].to(stack.parameter.device if self.guarded else "cpu", copy=True)
+                step = state[f"step.{stack.keys[0]}"].to(stack.parameter.device if self.is_fused else "cpu", copy=True)
                 self.moments[stack.parameter] = {"step": step, **moments}
 
 
 class ThirdPartyOptimizer:
-    """An optimiser of the package pytorch-optimizer; the host looks at every step whether it may be made."""
+    """An optimiser of the package pytorch-optimizer; the host reads `non_finite` at every step."""
 
     capturable = False
 
     def __init__(self, params: TrainParams, stacks: Sequence[StackedParameter]) -> None:
         self.stacks = stacks
-        self.unit = PRODIGY_UNIT if params.optimizer == "prodigy" else 1.0
-        made = _class_of(params.optimizer)
-        # Lion's second beta is another thing than Adam's, so each keeps its own.
+        self.rate_unit = PRODIGY_UNIT if params.optimizer == "prodigy" else 1.0
+        kind = _class_of(params.optimizer)
+        # Lion's second beta means something else than Adam's, so lion keeps its own defaults.
         betas = {"betas": params.betas} if params.optimizer == "prodigy" else {}
-        self.rule = made(groups(params, stacks), lr=params.learning_rate / self.unit, weight_decouple=True, **betas)
+        self.optimizer = kind(
+            param_groups(params, stacks), lr=params.learning_rate / self.rate_unit, weight_decouple=True, **betas
+        )
 
     def set_rate(self, rate: float) -> None:
-        """Of the next step; for prodigy a factor of the rate that it finds itself."""
-        for group in self.rule.param_groups:
-            group["lr"] = rate / self.unit
+        """Set the learning rate of the next step; for prodigy a factor of the rate that it estimates itself."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate / self.rate_unit
 
     def effective_rate(self) -> float:
-        """For prodigy the factor times what it has found (Mishchenko & Defazio 2023, arXiv:2306.06101, d_k)."""
-        group = self.rule.param_groups[0]
+        """The learning rate; for prodigy times its estimate d_k (Mishchenko & Defazio 2023, arXiv:2306.06101)."""
+        group = self.optimizer.param_groups[0]
         return float(group["lr"] * group.get("d", 1.0))
 
-    def step(self, broken: Tensor) -> None:
-        if not bool(broken):
-            self.rule.step()
+    def step(self, non_finite: Tensor) -> None:
+        if not bool(non_finite):
+            self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the rule remembers: `state.<stack>.<name>` and, for numbers, `group.<group>.<name>`."""
-        held = self.rule.state_dict()
+        """The optimiser's state: `state.<stack>.<name>` and, for numbers, `group.<group>.<name>`."""
+        held = self.optimizer.state_dict()
         found = {
             f"state.{index}.{name}": as_tensor(value)
             for index, entry in held["state"].items()
@@ -208,24 +208,25 @@ class ThirdPartyOptimizer:
         return found | numbers
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        held = self.rule.state_dict()
+        """Restore what `state` returned."""
+        held = self.optimizer.state_dict()
         for name, value in state.items():
-            room, index, leaf = name.split(".", 2)
-            place = held["state"].setdefault(int(index), {}) if room == "state" else held["param_groups"][int(index)]
-            place[leaf] = value.item() if is_number(value) else value.clone()
-        self.rule.load_state_dict(held)
+            section, index, leaf = name.split(".", 2)
+            groups = held["param_groups"]
+            target = held["state"].setdefault(int(index), {}) if section == "state" else groups[int(index)]
+            target[leaf] = value.item() if is_number(value) else value.clone()
+        self.optimizer.load_state_dict(held)
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A CPU copy; numbers in 64 bits, so that they come back as they were."""
+    """A CPU copy; numbers become 0-d tensors of 64 bits, so that they come back unchanged."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
 def is_number(value: Tensor) -> bool:
-    """Whether `as_tensor` made it of a number: parameters and what goes with them have 32 bits."""
+    """Whether `as_tensor` made it from a number: tensors of the optimiser have 32 bits."""
     return value.dim() == 0 and value.dtype in (torch.float64, torch.int64)
 
 
@@ -237,12 +238,12 @@ def _class_of(name: str) -> Any:
     return {"prodigy": pytorch_optimizer.Prodigy, "lion": pytorch_optimizer.Lion}[name]
 
 
-def parts(value: Tensor, stack: StackedParameter) -> Sequence[Tensor]:
-    """One entry per key; the count of steps is the same for all."""
+def split_by_key(value: Tensor, stack: StackedParameter) -> Sequence[Tensor]:
+    """One tensor per key of the stack; a 0-d value, such as the count of steps, is the same for all."""
     return [value] * len(stack.keys) if stack.unstacked or value.dim() == 0 else value.unbind(0)
 
 
-def whole(values: Sequence[Tensor], stack: StackedParameter) -> Tensor:
-    """What `parts` took apart, on the device of the stack."""
+def join_keys(values: Sequence[Tensor], stack: StackedParameter) -> Tensor:
+    """The inverse of `split_by_key`, on the device of the stack."""
     value = values[0] if stack.unstacked else torch.stack(list(values))
     return value.to(stack.parameter.device, copy=True)

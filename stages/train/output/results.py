@@ -41,7 +41,7 @@ def leave_adapters(
     if average is not None:
         note = {**metadata, "ema_decay": str(training.params.ema_decay)}
         files = write_adapters(directory, average.state(), spec, note, precision, AVERAGE)
-        with average.in_place():
+        with average.swapped_in():
             velocity_BCT = outputs(network, batch)
         written |= {file: Written(dtype, velocity_BCT) for file, dtype in files.items()}
     return written

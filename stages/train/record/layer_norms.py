@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.adapters.stacked.layer_group import StackedParameter
 from stages.train.optim.optimizer import Optimizer
-from stages.train.optim.update_rules import parts
+from stages.train.optim.update_rules import split_by_key
 
 EVERY = 100
 """Steps from one look to the next, the first among them."""
@@ -70,7 +70,7 @@ def norms(values: Sequence[Tensor], stacks: Sequence[StackedParameter]) -> Tenso
     """(G,): of all tensors of each group together."""
     names = group_names(stacks)
     places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
-    each = [one for value, stack in zip(values, stacks, strict=True) for one in parts(value, stack)]
+    each = [one for value, stack in zip(values, stacks, strict=True) for one in split_by_key(value, stack)]
     squares = [torch.linalg.vector_norm(one).square() for one in each]
     total = torch.zeros(len(names), device=squares[0].device)
     return total.index_add(0, torch.tensor(places, device=total.device), torch.stack(squares)).sqrt()
