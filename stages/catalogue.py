@@ -16,18 +16,18 @@ from stages.records import ModelSpec
 _STAGES = Path(__file__).parent
 
 
-def names(room: str) -> list[str]:
-    """Modules of `stages/<room>` by name, without importing them: `--help` must not load torch."""
-    return sorted(module.name for module in iter_modules([str(_STAGES.joinpath(*room.split(".")))]))
+def names(package: str) -> list[str]:
+    """Names of the modules of `stages.<package>`, without importing them: `--help` must not load torch."""
+    return sorted(module.name for module in iter_modules([str(_STAGES.joinpath(*package.split(".")))]))
 
 
-def load(room: str, name: str) -> ModuleType:
-    """Import one member of a room."""
-    return import_module(f"stages.{room}.{name}")
+def load(package: str, name: str) -> ModuleType:
+    """Imports one module of `stages.<package>`."""
+    return import_module(f"stages.{package}.{name}")
 
 
 def adapter_kinds() -> list[str]:
-    """Adapter kinds as users write them: `dora_rows.py` is `dora-rows`."""
+    """Adapter kinds as users type them: `dora_rows.py` is `dora-rows`."""
     return [name.replace("_", "-") for name in names("adapters.kinds")]
 
 

@@ -1,4 +1,4 @@
-"""The shape of every stage: what it is given, where it may write, what it hands back. Light: standard library only."""
+"""The interface of a stage: its declaration, inputs, workspace and outcome. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Stage(Generic[P]):
-    """A kind of work: input artifacts and params in, one artifact out, named by a fingerprint of all of them."""
+    """Declaration of a stage: it turns input artifacts and params into one artifact, named by a fingerprint of them."""
 
     name: str
     version: int
-    """Bump when the same inputs should give a different result; an entry in CHANGELOG.md."""
+    """To be raised, with an entry in CHANGELOG.md, when the same inputs should give another result."""
     params: type[P]
-    """Everything that changes the result: hashed whole."""
+    """The dataclass of everything that changes the result; all of it is hashed."""
     inputs: tuple[str, ...]
     """Names of the stages whose artifacts it may read."""
     entry: str
@@ -30,13 +30,13 @@ class Stage(Generic[P]):
     components: tuple[str, ...] = ()
     """Parts of the checkpoint it reads; their digests are hashed."""
     excluded_from_identity: Callable[[P], tuple[str, ...]] = lambda params: ()
-    """Params that an unfinished run may change and still go on: they name the artifact, not the run."""
-
+    """Names of params that may differ when an unfinished run is continued: in the artifact's fingerprint, but
+    not in the run's identity."""
     exceeds_request: Callable[[Path, P], bool] = lambda directory, params: False
-    """Whether an unfinished run's folder holds more than these params ask for: this request must leave it be."""
+    """True when an unfinished run's folder holds more than these params ask for, so that this run must not use it."""
 
     def load(self) -> Callable[[Inputs, P, Workspace], Outcome]:
-        """The stage's function; this import is what may load torch."""
+        """The stage's function. Only this import may load torch."""
         module, function = self.entry.split(":")
         return getattr(import_module(module), function)
 
@@ -93,18 +93,18 @@ class Artifact:
     fingerprint: str
     directory: Path
     facts: Mapping[str, Any]
-    """What the receipt records about it: counts, the window found, losses. JSON values."""
+    """Results recorded in the receipt, as JSON values: counts, the window found, losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One file of the dataset, before anything is known about its content."""
+    """One file of the dataset, before its content is examined."""
 
     name: str
     """Path inside the zip or folder, with forward slashes."""
     num_bytes: int
     digest: str | None
-    """`sha256:...` of its bytes; None when it could not be read (then `fault` says why)."""
+    """`sha256:...` of its bytes; None when it could not be read, for the reason in `fault`."""
     fault: str | None = None
     packed_bytes: int | None = None
     """Its size inside the zip; None in a folder."""
@@ -118,20 +118,20 @@ class Source:
     kind: str
     """`zip` or `folder`."""
     fingerprint: str
-    """Over the members' sorted (name, digest): never the path or a date."""
+    """Of the members' sorted (name, digest); not of the path or a date."""
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A checkpoint folder in the published layout, looked at but not loaded."""
+    """A checkpoint folder in the published layout, whose tensors are not loaded."""
 
     model: str
     folder: Path
     config: Mapping[str, Any]
     """The parsed model_config.json."""
     digests: Mapping[str, str]
-    """Per component: `autoencoder`, `transformer`, `conditioner`, `text_encoder`."""
+    """By component: `autoencoder`, `transformer`, `conditioner`, `text_encoder`."""
 
     @property
     def sizes(self) -> ModelConfig:
@@ -141,7 +141,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a stage may read."""
+    """Everything a stage may read."""
 
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     source: Source | None = None
@@ -151,31 +151,31 @@ class Inputs:
 
 
 class Progress(Protocol):
-    """Called by a stage as its work moves on."""
+    """Callback of a stage for its progress."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(kw_only=True)
 class Workspace:
-    """The only place a stage writes and the only way it talks."""
+    """Where a stage writes its files, and how it reports to the caller; it does neither in any other way."""
 
     directory: Path
-    """Becomes the artifact when the stage returns; after a stop, holds what the stage left here."""
+    """Becomes the artifact when the stage returns; after a stop, keeps what was written for the next run."""
     shared: Path
-    """Root of what runs share by content: `prepared/`, `latents/`, `prompts/`; files are written aside and renamed."""
+    """Root of the content-addressed files that runs share: `prepared/`, `latents/`, `prompts/`; written atomically."""
     resources: Resources = field(default_factory=Resources)
     continued_from: Path | None = None
-    """An earlier, shorter artifact of the same run identity, to go on from."""
+    """An earlier, shorter artifact of the same run identity, to be continued."""
     progress: Progress = lambda done, total, note="": None
     say: Callable[[str], None] = lambda line: None
-    """One line for a person: a decision taken, a fallback, a warning."""
+    """Prints one line for the user: a decision, a fallback, a warning."""
     should_stop: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a stage hands back; its files lie in the workspace."""
+    """The result of a stage, apart from its files in the workspace."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that later stages, plan and status read without opening the manifest."""
+    """JSON values that later stages, plan and status can read without opening the manifest."""

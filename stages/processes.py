@@ -1,4 +1,4 @@
-"""How processes of our own begin, and what they are told by environment variables. Light: standard library only."""
+"""Signals and lifetime of worker processes; temporary environment variables. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -11,27 +11,23 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 
-def init_worker(parent: int) -> None:
-    """First act of each process that works for another: leave Ctrl-C to it, and do not outlive it.
-
-    Args:
-        parent: number of the process worked for.
-    """
-    # A terminal sends Ctrl-C to every process; the parent alone decides, and lets begun work finish.
+def init_worker(parent_pid: int) -> None:
+    """Initializer of a worker process: ignores Ctrl-C, and exits when the parent process is gone."""
+    # A terminal sends Ctrl-C to every process; only the parent reacts, and lets started work finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.name == "posix":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        # Elsewhere a process keeps its parent's number after the parent is gone.
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        # On other systems getppid does not change when the parent is gone.
+        threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
 
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Within, processes begin deaf to Ctrl-C, which cannot end one before it has settled in; ours hears it."""
+    """Starts child processes with SIGINT blocked, so that Ctrl-C cannot end one before `init_worker` has run."""
     if os.name != "posix":
         yield
         return
-    resource_tracker.ensure_running()  # Python's own process beside them, whose start unblocks the signal
+    resource_tracker.ensure_running()  # starting this helper process of Python would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -39,16 +35,16 @@ def sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(parent: int) -> None:
-    """End this process with its parent: one that was killed cannot say so, and idle workers hold memory."""
-    while os.getppid() == parent:
+def _exit_with_parent(parent_pid: int) -> None:
+    """Ends this process when its parent is gone: a killed parent cannot stop its workers, and they hold memory."""
+    while os.getppid() == parent_pid:
         time.sleep(0.5)
     os._exit(1)
 
 
 @contextmanager
 def temporary_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within, environment variables have these values: for libraries that read them whenever they are called."""
+    """Sets environment variables during the block, for libraries that read them at every call."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -17,15 +17,15 @@ NUM_SAMPLES = 30_000
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("prepared") / "clip.flac"
-    audio_NC = np.random.default_rng(0).uniform(-0.9, 0.9, (NUM_SAMPLES, 2)).astype(np.float32)
-    soundfile.write(path, audio_NC, 44100, subtype="PCM_24")
+    audio_XA = np.random.default_rng(0).uniform(-0.9, 0.9, (NUM_SAMPLES, 2)).astype(np.float32)
+    soundfile.write(path, audio_XA, 44100, subtype="PCM_24")
     return path
 
 
 def test_a_clip_is_two_rows_of_float32(clip):
-    audio_CN = read_prepared(clip)
-    assert audio_CN.shape == (2, NUM_SAMPLES)
-    assert audio_CN.dtype == np.float32 and audio_CN.flags.c_contiguous
+    audio_AX = read_prepared(clip)
+    assert audio_AX.shape == (2, NUM_SAMPLES)
+    assert audio_AX.dtype == np.float32 and audio_AX.flags.c_contiguous
 
 
 @given(bounds=st.tuples(st.integers(0, NUM_SAMPLES), st.integers(0, NUM_SAMPLES + 10_000)).map(sorted))
@@ -49,9 +49,9 @@ def test_a_damaged_file_is_no_audio(clip, tmp_path):
 
 
 def test_a_clip_read_into_its_place_is_the_clip(clip):
-    out_NC = np.full((20_000, 2), np.nan, np.float32)
-    read_prepared_into(clip, out_NC)
-    assert np.array_equal(out_NC.T, read_prepared(clip, 0, 20_000))
+    out_XA = np.full((20_000, 2), np.nan, np.float32)
+    read_prepared_into(clip, out_XA)
+    assert np.array_equal(out_XA.T, read_prepared(clip, 0, 20_000))
 
 
 def test_a_place_larger_than_the_clip_is_an_error_and_so_is_a_file_that_is_gone(clip, tmp_path):

@@ -1,4 +1,4 @@
-"""What libraries that read environment variables are told, and that others are not."""
+"""Signals of worker processes, and temporary environment variables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_variable_that_the_library_took_away_itself_is_no_error(monkeypatch):
     assert "SA3_NEW" not in os.environ
 
 
-def test_ctrl_c_cannot_end_a_process_that_has_not_settled_in():
+def test_ctrl_c_cannot_end_a_process_that_has_not_been_initialised():
     script = (
         "import os; print(1, flush=True); input()\n"
         "from stages.processes import init_worker; init_worker(os.getppid()); print(2, flush=True)"
@@ -42,13 +42,13 @@ def test_ctrl_c_cannot_end_a_process_that_has_not_settled_in():
     assert process.returncode == 0
 
 
-def test_ctrl_c_while_processes_begin_is_heard_by_ours():
+def test_ctrl_c_while_processes_start_reaches_the_parent():
     with pytest.raises(KeyboardInterrupt), sigint_blocked():
         os.kill(os.getpid(), signal.SIGINT)  # another thread may take it at once, this one does afterwards
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()) & {signal.SIGINT}
 
 
-def test_ctrl_c_while_a_finished_command_tidies_up_is_answered_by_no_traceback(tmp_path):
+def test_ctrl_c_while_a_finished_command_tidies_up_prints_no_traceback(tmp_path):
     script = (
         "import atexit, os, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored in the background
