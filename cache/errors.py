@@ -8,7 +8,6 @@ CacheError
 ├── ItemNotFound           the shard that should hold an item is gone
 ├── ManifestDamaged        a manifest cannot be read
 ├── ManifestMismatch       a manifest's columns are not those of the row type
-├── ArtifactNotFound       no finished artifact of that name
 ├── ArtifactDamaged        an artifact's files do not match its receipt
 ├── ReceiptDamaged         a receipt cannot be read
 ├── SharedFileListDamaged  an artifact's list of shared files cannot be read
@@ -104,15 +103,6 @@ class ManifestMismatch(CacheError):
         super().__init__(
             f"{file} does not have the columns of {row_type}:\n{lines}\n"
             f"If another version wrote it, delete the folder {file.parent} and run the same command again."
-        )
-
-
-class ArtifactNotFound(CacheError):
-    """No finished artifact of that name."""
-
-    def __init__(self, stage: str, fingerprint: str) -> None:
-        super().__init__(
-            f"the store holds no finished {stage} {fingerprint[:16]}. Run `sa3-trainer {stage}` on the dataset first."
         )
 
 

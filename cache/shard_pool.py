@@ -111,10 +111,6 @@ class ShardPool:
         """
         return self._reader_for(location).read(location.row, start, stop)
 
-    def verify(self, location: Location) -> None:
-        """Reads an item and compares it with its checksum. Raises what `read` raises."""
-        self._reader_for(location).verify(location.row)
-
     def verify_shard(self, name: str) -> int:
         """Checks every item of one shard, and that its name matches its keys; returns its number of items.
 

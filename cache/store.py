@@ -25,7 +25,7 @@ from pathlib import Path
 from platform import node
 
 from cache.atomic_files import atomic_write_bytes, fsync_directory, fsync_file, remove_stale_temporaries, write_failure
-from cache.errors import ArtifactDamaged, ArtifactNotFound, LockHeld, ReceiptDamaged
+from cache.errors import ArtifactDamaged, LockHeld, ReceiptDamaged
 from cache.fingerprint import digest_file
 from cache.receipt import FileEntry, Receipt, read_receipt
 
@@ -87,13 +87,6 @@ class Store:
         faults = _size_faults(directory, receipt)
         if faults:
             raise ArtifactDamaged(directory, faults)
-        return receipt
-
-    def get(self, stage: str, fingerprint: str) -> Receipt:
-        """The receipt of a finished artifact. Raises: ArtifactNotFound, and what `find` raises."""
-        receipt = self.find(stage, fingerprint)
-        if receipt is None:
-            raise ArtifactNotFound(stage, fingerprint)
         return receipt
 
     def faults(self, receipt: Receipt) -> list[str]:

@@ -76,7 +76,8 @@ def test_a_killed_commit_leaves_whole_artifacts_only_and_the_next_writer_goes_on
     with store.lock("train", writers.IDENTITY):
         receipt = Receipt(stage="train", fingerprint=name, identity=writers.IDENTITY, version=1)
         store.commit("train", name, scratch, receipt)
-    assert store.faults(store.get("train", name)) == []
+    committed = store.find("train", name)
+    assert committed is not None and store.faults(committed) == []
     assert temporaries(tmp_path) == []
 
 

@@ -1,4 +1,4 @@
-"""A pool finds what its shards hold, whatever happens to the folder or the registry."""
+"""A shard pool finds every item of its shards, whatever happens to the folder or the registry."""
 
 from __future__ import annotations
 
@@ -78,16 +78,15 @@ def test_what_is_written_is_located_and_read(pool):
     for location in locations:
         assert np.array_equal(pool.read(location), values_of(location.item_key))
         assert np.array_equal(pool.read(location, 2, 4), values_of(location.item_key)[2:4])
-        pool.verify(location)
 
 
-def test_an_empty_shelf_locates_nothing_and_creates_nothing(pool):
+def test_an_empty_pool_locates_nothing_and_creates_nothing(pool):
     assert pool.locate(KEYS) == {}
     assert pool.shards() == {}
     assert not pool.folder.exists()
 
 
-def test_the_same_items_give_the_same_shard_on_another_shelf(pool, tmp_path):
+def test_the_same_items_give_the_same_shard_on_another_pool(pool, tmp_path):
     other = ShardPool(tmp_path / "elsewhere", pool.format)
     assert pool.write(items_of(*KEYS), {"a": "b"}) == other.write(items_of(*KEYS), {"a": "b"})
     (name,) = pool.shards()
@@ -100,7 +99,7 @@ def test_the_shards_name_depends_on_keys_and_their_order_only(pool):
     assert pool.write(items_of(*KEYS[:2], seed=1), {"more": "metadata"})[0].shard in names
 
 
-def test_a_whole_shard_stays_and_its_own_items_are_returned(pool):
+def test_an_intact_shard_stays_and_its_own_items_are_returned(pool):
     first = pool.write(items_of(*KEYS[:2]), {})
     before = (pool.folder / first[0].shard).stat()
     again = afresh(pool).write(items_of(*KEYS[:2], seed=1), {})
@@ -122,7 +121,7 @@ def test_a_shard_that_another_writer_finishes_first_is_the_one_that_counts(pool,
     assert np.array_equal(pool.read(locations[1]), values_of(KEYS[1], seed=1))
 
 
-def test_a_damaged_shard_is_said_and_made_anew_when_its_items_are_written_again(pool):
+def test_a_damaged_shard_is_reported_and_replaced_when_its_items_are_written_again(pool):
     locations = pool.write(items_of(*KEYS), {})
     path, told = pool.folder / locations[0].shard, []
     flip_a_bit(path, path.read_bytes().index(values_of(KEYS[4]).tobytes()))
@@ -197,9 +196,8 @@ def test_swapped_shards_are_noticed_by_name_and_by_item(pool):
 )
 def test_a_location_that_the_shard_does_not_confirm_is_refused(pool, change):
     (location, _) = pool.write(items_of(*KEYS[:2]), {})
-    for use in (pool.read, pool.verify):
-        with pytest.raises(ShardReplaced, match="verify --repair"):
-            use(replace(location, **change))
+    with pytest.raises(ShardReplaced, match="verify --repair"):
+        pool.read(replace(location, **change))
 
 
 def test_a_shard_that_is_gone_says_what_to_type(pool):
@@ -209,17 +207,18 @@ def test_a_shard_that_is_gone_says_what_to_type(pool):
         afresh(pool).read(location)
 
 
-def test_a_flipped_bit_is_met_by_check_and_by_the_first_whole_read(pool):
+def test_a_flipped_bit_is_noticed_by_the_first_whole_read_and_by_verify_shard(pool):
     locations = pool.write(items_of(*KEYS), {})
     path = pool.folder / locations[0].shard
     flip_a_bit(path, path.read_bytes().index(values_of(KEYS[4]).tobytes()))
-    for use in (afresh(pool).verify, afresh(pool).read):
-        with pytest.raises(ShardDamaged, match=str(path)):
-            use(locations[4])
-        use(locations[3])
+    with pytest.raises(ShardDamaged, match=str(path)):
+        pool.read(locations[4])
+    pool.read(locations[3])
+    with pytest.raises(ShardDamaged, match=str(path)):
+        afresh(pool).verify_shard(path.name)
 
 
-def test_a_shelf_is_sent_to_another_process_by_its_folder(pool):
+def test_a_pool_is_sent_to_another_process_by_its_folder(pool):
     (location,) = pool.write(items_of(KEYS[2]), {})
     assert np.array_equal(pickle.loads(pickle.dumps(pool)).read(location), values_of(KEYS[2]))
 

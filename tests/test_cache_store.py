@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from cache.errors import ArtifactDamaged, ArtifactNotFound, LockHeld, ReceiptDamaged, WriteFailed
+from cache.errors import ArtifactDamaged, LockHeld, ReceiptDamaged, WriteFailed
 from cache.receipt import Receipt
 from cache.store import RECEIPT, Store, file_sizes
 
@@ -52,9 +52,8 @@ def test_a_committed_artifact_is_found_with_its_files_listed(store):
     assert store.faults(receipt) == []
 
 
-def test_an_artifact_that_does_not_exist_says_what_to_type(store):
-    with pytest.raises(ArtifactNotFound, match="Run `sa3-trainer encode`"):
-        store.get("encode", NAME)
+def test_an_artifact_that_does_not_exist_is_not_found(store):
+    assert store.find("encode", NAME) is None
 
 
 def test_a_folder_without_a_receipt_does_not_exist_and_gives_way(store):
