@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and dead writers' temporaries are swept."""
+"""A file gets its name when it is complete, and temporary files of dead writers are removed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_final_name_appears_only_when_all_is_written(tmp_path):
     assert names(tmp_path / "new") == ["a.bin"]
 
 
-def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     atomic_write_bytes(tmp_path / "a.bin", b"old")
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.bin") as file:
         file.write(b"new")
@@ -50,7 +50,7 @@ def test_an_error_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_file_that_must_stay_stays_even_when_it_came_while_ours_was_written(tmp_path):
+def test_an_existing_file_is_kept_even_when_it_appeared_while_ours_was_written(tmp_path):
     with atomic_write(tmp_path / "a.bin", keep_existing=True) as file:
         file.write(b"second")
         (tmp_path / "a.bin").write_bytes(b"first")
@@ -84,25 +84,25 @@ def test_a_write_that_fails_says_which_file_why_and_how_much_room_is_left(tmp_pa
     assert names(tmp_path) == []
 
 
-def test_a_folder_that_refuses_is_the_same_error(tmp_path):
+def test_a_folder_that_cannot_be_written_to_gives_the_same_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteFailed, match="could not be written"):
         atomic_write_bytes(tmp_path / "file" / "a.bin", b"x")
 
 
-def test_the_next_writer_sweeps_what_a_dead_one_left(tmp_path, dead_pid):
+def test_the_next_writer_removes_what_a_dead_one_left(tmp_path, dead_pid):
     temporary_of(tmp_path, dead_pid)
     atomic_write_bytes(tmp_path / "other.bin", b"x")
     assert names(tmp_path) == ["other.bin"]
 
 
-def test_an_earlier_process_that_had_our_pid_is_dead(tmp_path):
+def test_an_earlier_process_with_our_pid_is_dead(tmp_path):
     assert remove_stale_temporaries(tmp_path) == []
     left = temporary_of(tmp_path, os.getpid())
     assert remove_stale_temporaries(tmp_path) == [left]
 
 
-def test_a_living_writers_temporary_stays(tmp_path):
+def test_the_temporary_file_of_a_live_writer_is_kept(tmp_path):
     theirs = temporary_of(tmp_path, os.getppid())
     with atomic_write(tmp_path / "b.bin") as file:
         file.write(b"x")
@@ -118,14 +118,14 @@ def test_a_pid_of_another_machine_says_nothing_so_age_decides(tmp_path, dead_pid
     assert young.exists()
 
 
-def test_files_that_are_not_ours_are_not_swept(tmp_path):
+def test_files_of_other_programs_are_not_removed(tmp_path):
     for name in ("song.tmp", "a.bin.1234.tmp"):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (1, 1))
     assert remove_stale_temporaries(tmp_path) == []
 
 
-def test_a_temporary_swept_from_under_its_writer_is_an_error_and_no_file(tmp_path):
+def test_a_temporary_file_removed_while_it_is_written_is_an_error_and_no_file(tmp_path):
     with pytest.raises(WriteFailed), atomic_write(tmp_path / "a.bin") as file:
         file.write(b"x")
         next(tmp_path.glob("*.tmp")).unlink()

@@ -1,4 +1,4 @@
-"""Writers are killed (SIGKILL) at random moments, or run out of disk: the archive never believes half a thing."""
+"""Writers are killed (SIGKILL) at random moments, or run out of disk space: the store never counts a partial result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def temporaries(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kills", KILLS)
-def test_a_killed_commit_leaves_whole_artifacts_only_and_the_next_writer_goes_on(tmp_path, kills):
+def test_a_killed_commit_leaves_complete_artifacts_only_and_the_next_writer_continues(tmp_path, kills):
     store = Store(tmp_path)
     for _ in range(kills):
         kill_within(0.15, "artifacts", tmp_path)
@@ -97,9 +97,9 @@ def test_a_killed_manifest_is_the_old_one_or_the_new_one(tmp_path, kills):
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("format", formats())
-def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, format, kills):
-    undisturbed, killed, num_items = tmp_path / "undisturbed", tmp_path / "killed", 10 * kills
-    writers.shards(undisturbed, format, num_items)
+def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path, format, kills):
+    uninterrupted, killed, num_items = tmp_path / "uninterrupted", tmp_path / "killed", 10 * kills
+    writers.shards(uninterrupted, format, num_items)
     for _ in range(kills):
         kill_within(0.06, "shards", killed, format, num_items)
         for name in ShardPool(killed, format).shards():
@@ -109,16 +109,16 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     ShardPool(killed, format).write(
         [("z", writers.values_of(writers.key_of(1)))], {}
     )  # a writer of something else sweeps
-    ShardPool(undisturbed, format).write([("z", writers.values_of(writers.key_of(1)))], {})
+    ShardPool(uninterrupted, format).write([("z", writers.values_of(writers.key_of(1)))], {})
 
     assert temporaries(killed) == []
     suffix = load(format).SUFFIX
     contents = [
-        {path.name: path.read_bytes() for path in folder.glob(f"*{suffix}")} for folder in (undisturbed, killed)
+        {path.name: path.read_bytes() for path in folder.glob(f"*{suffix}")} for folder in (uninterrupted, killed)
     ]
     assert contents[0] == contents[1]
     keys = [writers.key_of(number) for number in range(num_items)]
-    assert ShardPool(killed, format).locate(keys) == ShardPool(undisturbed, format).locate(keys)
+    assert ShardPool(killed, format).locate(keys) == ShardPool(uninterrupted, format).locate(keys)
 
 
 @pytest.mark.parametrize("format", formats())
@@ -146,7 +146,7 @@ def test_several_processes_write_overlapping_items_at_once_without_harm(tmp_path
     assert temporaries(tmp_path) == []
 
 
-def test_a_second_holder_is_refused_with_pid_and_command_of_the_first_until_that_one_is_killed(tmp_path):
+def test_a_lock_names_pid_and_command_of_its_holder_until_that_one_is_killed(tmp_path):
     store = Store(tmp_path)
     with running("holding", tmp_path) as holder:
         with pytest.raises(LockHeld) as caught, store.lock("train", writers.IDENTITY):
@@ -204,7 +204,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_memo_that_cannot_be_written_says_so_and_remembers_in_memory(tmp_path):
+def test_a_digest_cache_that_cannot_be_written_says_so_and_caches_in_memory(tmp_path):
     pytest.importorskip("resource")
     program = """
 import os, resource, sys
@@ -226,7 +226,7 @@ print(digest_cache.get(clip, "name"))
     assert recalled == "value"
 
 
-def test_several_processes_share_a_memo(tmp_path):
+def test_several_processes_share_a_digest_cache(tmp_path):
     paths = [tmp_path / f"{number}.wav" for number in range(10)]
     for path in paths:
         path.write_bytes(b"x")
@@ -236,7 +236,7 @@ def test_several_processes_share_a_memo(tmp_path):
         "-W",
         "error",
         str(PROGRAM),
-        "remembering",
+        "caching_digests",
         str(tmp_path / "memo.sqlite"),
         *map(str, paths),
     ]

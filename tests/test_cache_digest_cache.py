@@ -1,4 +1,4 @@
-"""A digest is remembered for exactly the state of the file it was taken from."""
+"""A digest is cached for exactly the state of the file it was computed from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG_AGO = 1_600_000_000
 
 @pytest.fixture
 def digest_cache(tmp_path):
-    return DigestCache(tmp_path / "memo" / "memo.sqlite", say=pytest.fail)
+    return DigestCache(tmp_path / "cache" / "digests.sqlite", say=pytest.fail)
 
 
 @pytest.fixture
@@ -31,24 +31,24 @@ def write(path, content, when=LONG_AGO):
     os.utime(path, (when, when))
 
 
-def remember(digest_cache, path, value="value"):
+def cache_value(digest_cache, path, value="value"):
     digest_cache.get(path, "name")
     digest_cache.put(path, "name", value)
 
 
-def test_what_is_remembered_is_recalled_by_name_of_what(digest_cache, clip):
-    remember(digest_cache, clip)
+def test_a_cached_value_is_found_by_its_kind(digest_cache, clip):
+    cache_value(digest_cache, clip)
     assert digest_cache.get(clip, "name") == "value"
     assert digest_cache.get(clip, "another name") is None
 
 
 def test_looking_creates_no_file(digest_cache, clip, tmp_path):
     assert digest_cache.get(clip, "name") is None
-    assert not (tmp_path / "memo").exists()
+    assert not (tmp_path / "cache").exists()
 
 
-def test_another_process_recalls_it(digest_cache, clip):
-    remember(digest_cache, clip)
+def test_another_process_finds_it(digest_cache, clip):
+    cache_value(digest_cache, clip)
     assert pickle.loads(pickle.dumps(digest_cache)).get(clip, "name") == "value"
 
 
@@ -62,9 +62,9 @@ def folder(tmp_path):
     return root
 
 
-def test_what_lies_below_a_folder_is_fetched_at_once_and_judged_as_ever(digest_cache, folder, monkeypatch):
+def test_prefetch_takes_one_query_and_changes_no_result(digest_cache, folder, monkeypatch):
     for path in (folder / "a.wav", folder / "deep" / "b.wav", folder.with_suffix(".wav")):
-        remember(digest_cache, path, path.name)
+        cache_value(digest_cache, path, path.name)
     digest_cache.prefetch(folder, "name")
     asked: list[str] = []
     query_all = digest_cache._database.query
@@ -82,47 +82,47 @@ def test_what_lies_below_a_folder_is_fetched_at_once_and_judged_as_ever(digest_c
     assert len(asked) == 2
 
 
-def test_what_is_remembered_after_it_was_fetched_is_recalled_too(digest_cache, folder):
+def test_a_value_cached_after_prefetch_is_found_too(digest_cache, folder):
     digest_cache.prefetch(folder, "name")
-    remember(digest_cache, folder / "unseen.wav", "seen now")
+    cache_value(digest_cache, folder / "unseen.wav", "seen now")
     assert digest_cache.get(folder / "unseen.wav", "name") == "seen now"
     assert pickle.loads(pickle.dumps(digest_cache)).get(folder / "unseen.wav", "name") == "seen now"
 
 
 def test_another_size_is_another_file(digest_cache, clip):
-    remember(digest_cache, clip)
+    cache_value(digest_cache, clip)
     write(clip, b"longer than before")
     assert digest_cache.get(clip, "name") is None
 
 
 def test_another_mtime_is_another_file(digest_cache, clip):
-    remember(digest_cache, clip)
+    cache_value(digest_cache, clip)
     write(clip, b"other", when=LONG_AGO + 1)
     assert digest_cache.get(clip, "name") is None
 
 
 def test_another_inode_is_another_file(digest_cache, clip):
-    remember(digest_cache, clip)
+    cache_value(digest_cache, clip)
     other = clip.with_name("other.wav")
     write(other, b"other")  # the same size and mtime
     other.replace(clip)
     assert digest_cache.get(clip, "name") is None
 
 
-def test_a_file_touched_within_two_seconds_is_not_remembered(digest_cache, clip):
+def test_a_file_touched_within_two_seconds_is_not_cached(digest_cache, clip):
     write(clip, b"first", when=time.time() - RACY_SECONDS / 2)
-    remember(digest_cache, clip)
+    cache_value(digest_cache, clip)
     assert digest_cache.get(clip, "name") is None
 
 
-def test_a_file_changed_while_it_was_read_is_not_remembered(digest_cache, clip):
+def test_a_file_changed_while_it_was_read_is_not_cached(digest_cache, clip):
     digest_cache.get(clip, "name")
     write(clip, b"other", when=LONG_AGO + 1)  # reading took long: the change is no longer young when it ends
     digest_cache.put(clip, "name", "digest of a mixture")
     assert digest_cache.get(clip, "name") is None
 
 
-def test_a_file_young_when_it_was_read_is_not_remembered_however_long_reading_took(digest_cache, clip, monkeypatch):
+def test_a_file_young_when_it_was_read_is_not_cached_however_long_reading_took(digest_cache, clip, monkeypatch):
     write(clip, b"first", when=time.time())
     digest_cache.get(clip, "name")
     monkeypatch.setattr(time, "time", lambda now=time.time: now() + 60)
@@ -140,20 +140,20 @@ def test_digest_reads_an_unchanged_file_once(digest_cache, clip, monkeypatch):
     assert len(reads) == 2
 
 
-def test_a_flipped_bit_inside_a_value_is_not_believed(digest_cache, clip, tmp_path):
-    remember(digest_cache, clip, "sha256:0000")
-    file = tmp_path / "memo" / "memo.sqlite"
+def test_a_flipped_bit_inside_a_value_is_noticed(digest_cache, clip, tmp_path):
+    cache_value(digest_cache, clip, "sha256:0000")
+    file = tmp_path / "cache" / "digests.sqlite"
     content = file.read_bytes()
     assert content.count(b"sha256:0000") == 1
     file.write_bytes(content.replace(b"sha256:0000", b"sha256:0001"))
     assert pickle.loads(pickle.dumps(digest_cache)).get(clip, "name") is None
 
 
-def test_a_path_that_is_not_utf8_is_remembered(digest_cache, tmp_path):
+def test_a_path_that_is_not_utf8_is_cached(digest_cache, tmp_path):
     odd = tmp_path / os.fsdecode(b"cl\xffp.wav")
     try:
         write(odd, b"first")
     except (OSError, UnicodeError):
         pytest.skip("this file system has UTF-8 names only")
-    remember(digest_cache, odd)
+    cache_value(digest_cache, odd)
     assert digest_cache.get(odd, "name") == "value"

@@ -1,4 +1,4 @@
-"""A database may be lost without harm: damage is said, set aside, and the database made anew."""
+"""A damaged database is renamed, reported and recreated; its content may be lost without harm."""
 
 from __future__ import annotations
 
@@ -16,82 +16,84 @@ ADD = "INSERT OR REPLACE INTO words VALUES (?)"
 ALL = "SELECT word FROM words ORDER BY word"
 
 
-class Told(list):
+class Messages(list):
     def __call__(self, line):
         self.append(line)
 
 
 @pytest.fixture
-def told():
-    return Told()
+def messages():
+    return Messages()
 
 
-def database_at(path, told, version=1):
-    return DisposableDatabase(path, SCHEMA, version, told)
+def database_at(path, messages, version=1):
+    return DisposableDatabase(path, SCHEMA, version, messages)
 
 
-def test_what_is_entered_is_found_by_the_next(tmp_path, told):
-    database_at(tmp_path / "l.sqlite", told).execute([(ADD, [("rain",), ("sea",)])])
-    assert database_at(tmp_path / "l.sqlite", told).query(ALL) == [("rain",), ("sea",)]
-    assert told == []
+def test_stored_rows_are_found_by_the_next_process(tmp_path, messages):
+    database_at(tmp_path / "l.sqlite", messages).execute([(ADD, [("rain",), ("sea",)])])
+    assert database_at(tmp_path / "l.sqlite", messages).query(ALL) == [("rain",), ("sea",)]
+    assert messages == []
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"not a database, but long enough to be looked at" * 200, b"SQLite format 3\0"]
 )
-def test_a_damaged_file_is_recreated_with_a_message(tmp_path, told, content):
+def test_a_damaged_file_is_recreated_with_a_message(tmp_path, messages, content):
     file = tmp_path / "l.sqlite"
     file.write_bytes(content)
-    database = database_at(file, told)
+    database = database_at(file, messages)
     database.execute([(ADD, [("rain",)])])
     assert database.query(ALL) == [("rain",)]
     if content:
-        assert len(told) == 1 and "l.sqlite is damaged" in told[0] and "renamed to l.sqlite.damaged" in told[0]
+        assert (
+            len(messages) == 1 and "l.sqlite is damaged" in messages[0] and "renamed to l.sqlite.damaged" in messages[0]
+        )
         assert (tmp_path / "l.sqlite.damaged").read_bytes() == content
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_bytes_are_flipped_the_database_works_and_never_raises(tmp_path, data):
-    file, told = tmp_path / "l.sqlite", Told()
+    file, messages = tmp_path / "l.sqlite", Messages()
     file.unlink(missing_ok=True)
-    database_at(file, told).execute([(ADD, [(f"word {n}",) for n in range(300)])])
+    database_at(file, messages).execute([(ADD, [(f"word {n}",) for n in range(300)])])
     content = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 20))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
 
-    database = database_at(file, told)
+    database = database_at(file, messages)
     database.query(ALL)
     database.execute([(ADD, [("after",)])])
     assert ("after",) in database.query(ALL)
 
 
-def test_a_file_of_another_version_is_renamed(tmp_path, told):
-    database_at(tmp_path / "l.sqlite", told, version=1).execute([(ADD, [("rain",)])])
-    newer = database_at(tmp_path / "l.sqlite", told, version=2)
+def test_a_file_of_another_version_is_renamed(tmp_path, messages):
+    database_at(tmp_path / "l.sqlite", messages, version=1).execute([(ADD, [("rain",)])])
+    newer = database_at(tmp_path / "l.sqlite", messages, version=2)
     assert newer.query(ALL) == []
-    assert "has version 1, this program writes 2" in told[0]
+    assert "has version 1, this program writes 2" in messages[0]
 
 
-def test_damage_that_comes_while_it_is_open_is_healed(tmp_path, told):
-    database = database_at(tmp_path / "l.sqlite", told)
+def test_damage_while_it_is_open_is_repaired(tmp_path, messages):
+    database = database_at(tmp_path / "l.sqlite", messages)
     database.execute([(ADD, [("rain",)])])
     (tmp_path / "l.sqlite").write_bytes(b"x" * 8192)
     assert database.query(ALL) == []
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_another_process_that_made_it_anew_is_noticed(tmp_path, told):
-    first, second = database_at(tmp_path / "l.sqlite", told), database_at(tmp_path / "l.sqlite", told)
+def test_a_file_recreated_by_another_process_is_noticed(tmp_path, messages):
+    first, second = database_at(tmp_path / "l.sqlite", messages), database_at(tmp_path / "l.sqlite", messages)
     first.execute([(ADD, [("rain",)])])
     second.discard("was looked at")
     second.execute([(ADD, [("sea",)])])
     assert first.query(ALL) == [("sea",)]
 
 
-def test_a_deleted_file_is_begun_again(tmp_path, told):
-    database = database_at(tmp_path / "l.sqlite", told)
+def test_a_deleted_file_is_recreated(tmp_path, messages):
+    database = database_at(tmp_path / "l.sqlite", messages)
     database.execute([(ADD, [("rain",)])])
     (tmp_path / "l.sqlite").unlink()
     assert database.query(ALL) == []
@@ -99,33 +101,33 @@ def test_a_deleted_file_is_begun_again(tmp_path, told):
     assert database.query(ALL) == [("sea",)]
 
 
-def test_a_file_that_cannot_be_used_is_replaced_by_memory_with_a_message(tmp_path, told):
+def test_a_file_that_cannot_be_used_is_replaced_by_memory_with_a_message(tmp_path, messages):
     (tmp_path / "l.sqlite").mkdir()
-    database = database_at(tmp_path / "l.sqlite", told)
+    database = database_at(tmp_path / "l.sqlite", messages)
     database.execute([(ADD, [("rain",)])])
     assert database.query(ALL) == [("rain",)]
-    assert len(told) == 1 and "in memory only" in told[0]
+    assert len(messages) == 1 and "in memory only" in messages[0]
 
 
-def test_a_damaged_file_that_cannot_be_renamed_is_replaced_by_memory_with_a_message(tmp_path, told):
+def test_a_damaged_file_that_cannot_be_renamed_is_replaced_by_memory_with_a_message(tmp_path, messages):
     (tmp_path / "l.sqlite").write_bytes(b"noise" * 2000)
     (tmp_path / "l.sqlite.damaged").mkdir()  # in the way
-    database = database_at(tmp_path / "l.sqlite", told)
+    database = database_at(tmp_path / "l.sqlite", messages)
     database.execute([(ADD, [("rain",)])])
     assert database.query(ALL) == [("rain",)]
-    assert len(told) == 1 and "cannot be renamed" in told[0] and "in memory only" in told[0]
+    assert len(messages) == 1 and "cannot be renamed" in messages[0] and "in memory only" in messages[0]
 
 
-def test_changes_are_made_all_or_none(tmp_path, told):
-    database = database_at(tmp_path / "l.sqlite", told)
+def test_changes_are_made_all_or_none(tmp_path, messages):
+    database = database_at(tmp_path / "l.sqlite", messages)
     with pytest.raises(sqlite3.IntegrityError):
         database.execute([("INSERT INTO words VALUES (?)", [("rain",), ("rain",)])])
     assert database.query(ALL) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_opens_its_own_connection(tmp_path, told):
-    database = database_at(tmp_path / "l.sqlite", told)
+def test_a_forked_process_opens_its_own_connection(tmp_path, messages):
+    database = database_at(tmp_path / "l.sqlite", messages)
     database.execute([(ADD, [("parent",)])])
     pid = os.fork()
     if pid == 0:

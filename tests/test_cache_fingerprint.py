@@ -1,4 +1,4 @@
-"""Names are made of content, and of nothing else."""
+"""Fingerprints and digests depend on content, and on nothing else."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_one_and_one_point_zero_and_true_are_three_names():
     ],
     ids=repr,
 )
-def test_what_could_mean_different_things_is_refused_with_its_place(value):
+def test_what_could_mean_different_things_is_refused_with_its_path(value):
     with pytest.raises(CannotFingerprint, match=r"^params\.layers\[1\] cannot be fingerprinted: .*Use str"):
         fingerprint("t", {"params": {"layers": [0, value]}})
 

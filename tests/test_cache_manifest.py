@@ -1,4 +1,4 @@
-"""Rows read back as they were written, from the same bytes for the same rows; anything else is an error naming it."""
+"""Rows read back as written, and the same rows give the same bytes; anything else is an error that names it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_other_parquet_programs_read_it(file):
     assert pq.read_table(file).column("count").to_pylist() == list(range(20))
 
 
-def test_every_column_that_does_not_fit_is_listed(file):
+def test_every_column_that_does_not_match_is_listed(file):
     write_rows(file, ROWS, Row)
     with pytest.raises(ManifestMismatch) as caught:
         read_rows(file, Other)
@@ -115,7 +115,7 @@ def test_every_column_that_does_not_fit_is_listed(file):
     )
 
 
-def test_a_column_that_may_hold_none_does_not_fit_one_that_may_not(file):
+def test_a_nullable_column_does_not_match_one_that_is_not(file):
     pq.write_table(pa.table({"name": ["a"]}), file)  # nullable, as most programs write
 
     @dataclass
@@ -137,7 +137,7 @@ def test_a_column_that_may_hold_none_does_not_fit_one_that_may_not(file):
         ({"name": "\ud800"}, "name: .*surrogates"),
     ],
 )
-def test_a_row_that_does_not_fit_its_own_type_is_named_and_nothing_is_written(file, change, words):
+def test_a_row_with_values_of_another_type_is_named_and_nothing_is_written(file, change, words):
     with pytest.raises(ManifestMismatch, match=words):
         write_rows(file, [ROWS[0], replace(ROWS[1], **change)], Row)
     assert list(file.parent.iterdir()) == []
@@ -167,14 +167,14 @@ def test_a_changed_byte_is_noticed_before_the_library_sees_it(file, monkeypatch)
         read_rows(file, Row)
 
 
-def test_there_being_no_manifest_is_not_damage(file):
+def test_a_missing_manifest_is_not_damage(file):
     with pytest.raises(FileNotFoundError):
         read_rows(file, Row)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_flipped_bit_or_a_cut_is_noticed_or_harmless(file, data):
+def test_a_flipped_bit_or_a_truncation_is_noticed_or_harmless(file, data):
     write_rows(file, ROWS, Row)
     content = bytearray(file.read_bytes())
     position = data.draw(st.integers(0, len(content) - 1))

@@ -1,4 +1,4 @@
-"""A checksum between the last page and the footer guards what Parquet leaves unguarded, and disturbs no reader."""
+"""A checksum between the last page and the footer covers what Parquet leaves unprotected, and disturbs no reader."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def plain():
     return file
 
 
-def test_a_file_of_another_program_has_no_seal_and_passes(plain):
+def test_a_file_of_another_program_has_no_checksum_and_passes(plain):
     verify_checksum(plain)
 
 
-@pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
-def test_a_sealed_file_passes_and_reads_as_before(plain, guarded):
-    insert_checksum(plain, guarded)
+@pytest.mark.parametrize("scope", [FOOTER_ONLY, WHOLE_FILE])
+def test_a_file_with_a_checksum_passes_and_reads_as_before(plain, scope):
+    insert_checksum(plain, scope)
     verify_checksum(plain)
     assert pq.read_table(plain).equals(TABLE)
 
 
-@pytest.mark.parametrize("guarded", [FOOTER_ONLY, WHOLE_FILE])
-def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
-    insert_checksum(plain, guarded)
+@pytest.mark.parametrize("scope", [FOOTER_ONLY, WHOLE_FILE])
+def test_every_flipped_byte_covered_is_noticed(plain, scope):
+    insert_checksum(plain, scope)
     whole = plain.getvalue()
-    footer_start = whole.index(guarded) + len(guarded)
+    footer_start = whole.index(scope) + len(scope)
     missed = []
     for position in range(len(whole)):
         changed = bytearray(whole)
@@ -45,13 +45,13 @@ def test_every_flipped_byte_of_what_is_guarded_is_noticed(plain, guarded):
             missed.append(position)
         except ValueError:
             pass
-    mark = range(footer_start - len(guarded), footer_start)  # without its mark it is a file of another program
+    mark = range(footer_start - len(scope), footer_start)  # without its mark it is a file of another program
     length = range(len(whole) - 8, len(whole) - 4)  # a wrong one leads past the mark; then it is no Parquet file at all
-    first = 0 if guarded == WHOLE_FILE else footer_start
+    first = 0 if scope == WHOLE_FILE else footer_start
     assert [position for position in missed if position >= first and position not in {*mark, *length}] == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff\xff\xff\x7fPAR1", b"no Parquet file at all"])
-def test_a_file_without_a_whole_footer_is_refused(content):
+def test_a_file_with_an_incomplete_footer_is_refused(content):
     with pytest.raises(ValueError, match="it is truncated, or no Parquet file"):
         verify_checksum(io.BytesIO(content))

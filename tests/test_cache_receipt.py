@@ -34,7 +34,7 @@ def test_a_receipt_reads_back_as_it_was_written():
     assert Receipt.from_json(RECEIPT.to_json(), FILE) == RECEIPT
 
 
-def test_its_text_is_for_people_too():
+def test_its_text_is_readable():
     assert json.loads(RECEIPT.to_json())["facts"]["num_clips"] == 2
     assert '\n "stage": "encode"' in RECEIPT.to_json()
 

@@ -1,4 +1,4 @@
-"""The registry repeats what shards say, and can always be made anew."""
+"""The registry repeats what shards hold, and can be rebuilt at any time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def registry(tmp_path):
     return Registry(tmp_path / "registry.sqlite", say=pytest.fail)
 
 
-def test_what_is_entered_is_found(registry):
+def test_an_added_item_is_found(registry):
     registry.add("s1", (100, 5), [location("a"), location("b", row=1)])
     assert registry.find(["b", "nothing"]) == {"b": location("b", row=1)}
     assert registry.shards() == {"s1": (100, 5)}
@@ -29,7 +29,7 @@ def test_thousands_of_keys_are_found_at_once(registry):
     assert registry.find(keys) == {key: location(key, row=row) for row, key in enumerate(keys)}
 
 
-def test_entering_a_shard_again_replaces_what_was_known_of_it(registry):
+def test_adding_a_shard_again_replaces_its_items(registry):
     registry.add("s1", (100, 5), [location("a"), location("b", row=1)])
     registry.add("s1", (90, 6), [location("b")])
     assert registry.find(["a", "b"]) == {"b": location("b")}
@@ -45,12 +45,12 @@ def test_an_item_in_two_shards_is_found_in_the_first_by_name_and_survives_its_lo
     assert registry.shards() == {"s3": (1, 1)}
 
 
-def test_a_damaged_row_empties_the_registry_with_a_said_line(tmp_path):
-    told = []
+def test_a_damaged_row_empties_the_registry_with_a_message(tmp_path):
+    messages = []
     Registry(tmp_path / "registry.sqlite").add("s1", (100, 5), [location("a")])
     content = (tmp_path / "registry.sqlite").read_bytes()
     (tmp_path / "registry.sqlite").write_bytes(content.replace(b"0badf00d", b"0badf00e"))
-    registry = Registry(tmp_path / "registry.sqlite", say=told.append)
+    registry = Registry(tmp_path / "registry.sqlite", say=messages.append)
     assert registry.find(["a"]) is None
-    assert "holds a damaged row" in told[0]
+    assert "holds a damaged row" in messages[0]
     assert registry.find(["a"]) == {} and registry.shards() == {}

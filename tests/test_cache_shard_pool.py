@@ -32,7 +32,7 @@ def pool(request, tmp_path):
     return ShardPool(tmp_path / "latents", request.param, say=pytest.fail)
 
 
-def afresh(pool):
+def reopened(pool):
     """The same folder, as another process sees it."""
     return ShardPool(pool.folder, pool.format, say=pytest.fail)
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_located_and_read(pool):
     locations = pool.write(items_of(*KEYS[:3]), {"made": "here"})
     assert [location.item_key for location in locations] == KEYS[:3]
     assert [location.row for location in locations] == [0, 1, 2]
-    assert afresh(pool).locate([*KEYS]) == dict(zip(KEYS, locations, strict=False))
+    assert reopened(pool).locate([*KEYS]) == dict(zip(KEYS, locations, strict=False))
     for location in locations:
         assert np.array_equal(pool.read(location), values_of(location.item_key))
         assert np.array_equal(pool.read(location, 2, 4), values_of(location.item_key)[2:4])
@@ -102,14 +102,14 @@ def test_the_shards_name_depends_on_keys_and_their_order_only(pool):
 def test_an_intact_shard_stays_and_its_own_items_are_returned(pool):
     first = pool.write(items_of(*KEYS[:2]), {})
     before = (pool.folder / first[0].shard).stat()
-    again = afresh(pool).write(items_of(*KEYS[:2], seed=1), {})
+    again = reopened(pool).write(items_of(*KEYS[:2], seed=1), {})
     assert again == first
     assert (pool.folder / first[0].shard).stat() == before
     assert np.array_equal(pool.read(again[0]), values_of(KEYS[0]))
 
 
 def test_a_shard_that_another_writer_finishes_first_is_the_one_that_counts(pool, monkeypatch):
-    rival, write = afresh(pool), pool._format.write
+    rival, write = reopened(pool), pool._format.write
 
     def beaten(path, items, metadata):
         monkeypatch.setattr(pool._format, "write", write)
@@ -123,12 +123,12 @@ def test_a_shard_that_another_writer_finishes_first_is_the_one_that_counts(pool,
 
 def test_a_damaged_shard_is_reported_and_replaced_when_its_items_are_written_again(pool):
     locations = pool.write(items_of(*KEYS), {})
-    path, told = pool.folder / locations[0].shard, []
+    path, messages = pool.folder / locations[0].shard, []
     flip_a_bit(path, path.read_bytes().index(values_of(KEYS[4]).tobytes()))
-    again = ShardPool(pool.folder, pool.format, say=told.append).write(items_of(*KEYS), {})
-    assert len(told) == 1 and "is damaged" in told[0] and "replaced now" in told[0]
+    again = ShardPool(pool.folder, pool.format, say=messages.append).write(items_of(*KEYS), {})
+    assert len(messages) == 1 and "is damaged" in messages[0] and "replaced now" in messages[0]
     assert again == locations
-    assert afresh(pool).verify_shard(locations[0].shard) == 6
+    assert reopened(pool).verify_shard(locations[0].shard) == 6
 
 
 def test_shards_that_come_and_go_are_noticed(pool, tmp_path):
@@ -145,13 +145,15 @@ def test_shards_that_come_and_go_are_noticed(pool, tmp_path):
 @pytest.mark.parametrize("harm", ["delete", "cut", "noise", "flip"])
 def test_a_harmed_registry_is_filled_again_from_the_shards(pool, harm):
     locations = pool.write(items_of(*KEYS), {})
-    registry, told = pool.folder / f"registry-{pool.format}.sqlite", []
+    registry, messages = pool.folder / f"registry-{pool.format}.sqlite", []
     content = registry.read_bytes()
     checksum = locations[0].checksum.encode()
     changed = {"cut": content[:5000], "noise": b"noise" * 3000, "flip": content.replace(checksum, checksum[:-1] + b"x")}
     registry.unlink() if harm == "delete" else registry.write_bytes(changed[harm])
-    assert ShardPool(pool.folder, pool.format, say=told.append).locate(KEYS) == dict(zip(KEYS, locations, strict=True))
-    assert len(told) == (0 if harm == "delete" else 1)
+    assert ShardPool(pool.folder, pool.format, say=messages.append).locate(KEYS) == dict(
+        zip(KEYS, locations, strict=True)
+    )
+    assert len(messages) == (0 if harm == "delete" else 1)
 
 
 def test_an_item_in_two_shards_is_found_wherever_it_is_left(pool):
@@ -174,7 +176,7 @@ def test_a_new_shard_that_is_damaged_is_an_error_naming_it(pool):
     path = pool.folder / location.shard
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ShardDamaged, match=location.shard):
-        afresh(pool).locate(KEYS)
+        reopened(pool).locate(KEYS)
 
 
 def test_swapped_shards_are_noticed_by_name_and_by_item(pool):
@@ -184,11 +186,11 @@ def test_swapped_shards_are_noticed_by_name_and_by_item(pool):
     paths[1].rename(paths[0])
     (pool.folder / "aside").rename(paths[1])
     with pytest.raises(ShardDamaged, match="its name does not match the keys"):
-        afresh(pool).verify_shard(one.shard)
+        reopened(pool).verify_shard(one.shard)
     with pytest.raises(ShardDamaged, match="its name does not match the keys"):
-        afresh(pool).locate(KEYS)
+        reopened(pool).locate(KEYS)
     with pytest.raises(ShardReplaced, match="row 0 is not item"):
-        afresh(pool).read(one)
+        reopened(pool).read(one)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_shard_that_is_gone_says_what_to_type(pool):
     (location,) = pool.write(items_of(KEYS[0]), {})
     (pool.folder / location.shard).unlink()
     with pytest.raises(ItemNotFound, match="Run `sa3-trainer encode`"):
-        afresh(pool).read(location)
+        reopened(pool).read(location)
 
 
 def test_a_flipped_bit_is_noticed_by_the_first_whole_read_and_by_verify_shard(pool):
@@ -215,7 +217,7 @@ def test_a_flipped_bit_is_noticed_by_the_first_whole_read_and_by_verify_shard(po
         pool.read(locations[4])
     pool.read(locations[3])
     with pytest.raises(ShardDamaged, match=str(path)):
-        afresh(pool).verify_shard(path.name)
+        reopened(pool).verify_shard(path.name)
 
 
 def test_a_pool_is_sent_to_another_process_by_its_folder(pool):

@@ -1,4 +1,4 @@
-"""What is particular to one latent format: other programs read its files, and it reads theirs."""
+"""What is specific to one latent format: other programs can read its files, and it reads theirs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_other_hdf5_programs_read_our_shards(flat):
         ({"compression": "snappy", "data_page_version": "2.0"}, "several items"),
     ],
 )
-def test_a_parquet_shard_written_differently_is_read_all_the_same_and_said(ours, options, why):
+def test_a_parquet_shard_written_differently_is_read_with_a_warning(ours, options, why):
     reader = parquet.Reader(rewritten(ours, **options))
     with pytest.warns(UserWarning, match=f"{why}.*crops read whole items"):
         assert reader.keys == tuple(key for key, _ in ITEMS)
@@ -106,7 +106,7 @@ def test_a_wrong_footer_is_noticed_before_the_library_sees_it(ours, monkeypatch)
         parquet.Reader(ours).read(0)
 
 
-def test_an_item_changed_together_with_its_checksum_breaks_the_seal(ours):
+def test_an_item_changed_together_with_its_checksum_breaks_the_digest(ours):
     table = pq.read_table(ours)
     changed = table.set_column(2, table.schema.field("checksum"), [["00000000"] * 4])
     other = ours.with_name("forged.parquet")
@@ -121,7 +121,7 @@ def test_a_parquet_file_that_is_no_shard_says_what_it_holds(tmp_path):
         parquet.Reader(tmp_path / "x.parquet").read(0)
 
 
-def test_a_chunked_hdf5_shard_is_read_through_the_library_and_said(flat):
+def test_a_chunked_hdf5_shard_is_read_through_the_library_with_a_warning(flat):
     other = flat.with_name("chunked.h5")
     with h5py.File(flat) as source, h5py.File(other, "w") as target:
         for name in ("offsets", "keys", "checksums"):
@@ -135,7 +135,7 @@ def test_a_chunked_hdf5_shard_is_read_through_the_library_and_said(flat):
         reader.verify(row)
 
 
-def test_an_hdf5_shard_is_of_the_format_whose_headers_carry_checksums(flat):
+def test_an_hdf5_shard_is_of_the_format_whose_headers_have_checksums(flat):
     assert flat.read_bytes()[:9] == b"\x89HDF\r\n\x1a\n\x02"  # superblock version 2
     with h5py.File(flat) as file:
         assert file["values"].chunks is None and file["values"].id.get_offset() is not None

@@ -1,4 +1,4 @@
-"""An artifact exists when its receipt does; one writer per identity."""
+"""An artifact exists when its receipt does; one writer at a time per run identity."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def everything_in(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_looking_creates_nothing(store):
+def test_reading_creates_nothing(store):
     assert store.find("encode", NAME) is None
     assert store.receipts() == []
     assert store.sizes().total == 0
@@ -56,7 +56,7 @@ def test_an_artifact_that_does_not_exist_is_not_found(store):
     assert store.find("encode", NAME) is None
 
 
-def test_a_folder_without_a_receipt_does_not_exist_and_gives_way(store):
+def test_a_folder_without_a_receipt_does_not_exist_and_is_replaced(store):
     home = store.directory("encode", NAME)
     home.mkdir(parents=True)
     (home / "left.bin").write_bytes(b"half of a deletion")
@@ -100,7 +100,7 @@ def test_a_full_disk_commits_nothing_and_keeps_the_scratch(store, monkeypatch):
     assert store.find("encode", NAME) is not None
 
 
-def test_an_artifact_that_is_there_already_stays(store):
+def test_an_existing_artifact_is_kept(store):
     first = commit(store, NAME, facts={"run": 1})
     assert commit(store, NAME, content=b"ROWS", facts={"run": 2}) == first
     assert store.find("encode", NAME) == first
@@ -122,7 +122,7 @@ def test_a_receipt_of_something_else_cannot_commit(store):
         store.commit("encode", NAME, store.scratch("encode", NAME), receipt_of(OTHER))
 
 
-def test_a_missing_or_cut_file_is_noticed_by_a_look(store):
+def test_a_missing_or_truncated_file_is_noticed_by_find(store):
     commit(store, NAME)
     home = store.directory("encode", NAME)
     (home / "manifest.parquet").write_bytes(b"row")
@@ -133,7 +133,7 @@ def test_a_missing_or_cut_file_is_noticed_by_a_look(store):
     assert str(home) in str(caught.value)
 
 
-def test_a_flipped_bit_or_a_stranger_is_noticed_by_a_thorough_look(store):
+def test_a_flipped_bit_or_an_extra_file_is_noticed_by_faults(store):
     receipt = commit(store, NAME)
     home = store.directory("encode", NAME)
     (home / "manifest.parquet").write_bytes(b"rowz")
@@ -152,7 +152,7 @@ def test_swapped_artifacts_are_noticed(store):
         store.find("encode", OTHER)
 
 
-def test_a_damaged_receipt_is_an_error_naming_it_unless_someone_listens(store):
+def test_a_damaged_receipt_is_an_error_naming_it_unless_there_is_a_callback(store):
     kept = commit(store, NAME)
     commit(store, OTHER)
     damaged = store.directory("encode", OTHER) / RECEIPT
@@ -223,7 +223,7 @@ def test_sizes_are_given_per_artifact_pool_and_unfinished_run(store):
     assert file_sizes(store.shared) == {"latents/a.h5": 5}
 
 
-def test_a_second_holder_in_the_same_process_is_refused_too(store):
+def test_a_second_lock_in_the_same_process_is_refused_too(store):
     with (
         store.lock("encode", NAME),
         pytest.raises(LockHeld, match=f"process {os.getpid()}"),
@@ -234,7 +234,7 @@ def test_a_second_holder_in_the_same_process_is_refused_too(store):
         pass
 
 
-def test_a_hold_is_freed_by_an_error_and_names_nobody_then(store):
+def test_a_lock_is_released_by_an_error_and_names_no_holder_then(store):
     with pytest.raises(KeyboardInterrupt), store.lock("encode", NAME):
         (holder,) = (json.loads(path.read_text()) for path in (store.root / "locks").glob("*.json"))
         assert set(holder) == {"pid", "host", "since", "command"}
@@ -244,7 +244,7 @@ def test_a_hold_is_freed_by_an_error_and_names_nobody_then(store):
         pass
 
 
-def test_a_holder_whose_name_cannot_be_read_is_still_refused(store):
+def test_a_lock_whose_holder_cannot_be_read_still_refuses(store):
     with store.lock("encode", NAME):
         next((store.root / "locks").glob("*.json")).write_text("{")
         with pytest.raises(LockHeld, match="another process"), store.lock("encode", NAME):

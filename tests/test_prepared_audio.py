@@ -36,7 +36,7 @@ def test_a_part_is_that_part_of_the_whole(clip, bounds):
     assert np.array_equal(read_prepared(clip, start, stop), read_prepared(clip)[:, start:stop])
 
 
-def test_a_file_that_is_gone_says_how_it_comes_back(tmp_path):
+def test_a_missing_file_says_how_to_make_it_again(tmp_path):
     with pytest.raises(PreparedAudioMissing, match=r"is gone. Run `sa3-trainer ingest`"):
         read_prepared(tmp_path / "gone.flac")
 
@@ -48,13 +48,13 @@ def test_a_damaged_file_is_no_audio(clip, tmp_path):
         read_prepared(broken)
 
 
-def test_a_clip_read_into_its_place_is_the_clip(clip):
+def test_a_clip_read_into_an_array_is_the_clip(clip):
     out_XA = np.full((20_000, 2), np.nan, np.float32)
     read_prepared_into(clip, out_XA)
     assert np.array_equal(out_XA.T, read_prepared(clip, 0, 20_000))
 
 
-def test_a_place_larger_than_the_clip_is_an_error_and_so_is_a_file_that_is_gone(clip, tmp_path):
+def test_an_array_longer_than_the_clip_is_an_error_and_so_is_a_missing_file(clip, tmp_path):
     with pytest.raises(PreparedAudioMissing, match=f"it ends after {NUM_SAMPLES} of {NUM_SAMPLES + 1} samples"):
         read_prepared_into(clip, np.empty((NUM_SAMPLES + 1, 2), np.float32))
     with pytest.raises(PreparedAudioMissing, match="is gone"):

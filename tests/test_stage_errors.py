@@ -1,4 +1,4 @@
-"""What errors of the workshop tell people to do next."""
+"""The remedies that errors of the stages suggest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from stages.errors import LossNotFinite
 
 
-def test_a_training_that_broke_is_told_what_makes_its_steps_smaller():
-    told = str(LossNotFinite(7, ["a", "b"], "gradient"))
-    assert "the gradient is not finite at step 7, on clips a, b." in told
-    assert [flag for flag in ("--learning-rate", "--alpha", "--gradient-clip") if flag not in told] == []
+def test_a_diverged_training_is_told_what_makes_its_steps_smaller():
+    message = str(LossNotFinite(7, ["a", "b"], "gradient"))
+    assert "the gradient is not finite at step 7, on clips a, b." in message
+    assert [flag for flag in ("--learning-rate", "--alpha", "--gradient-clip") if flag not in message] == []
 
 
 @pytest.mark.parametrize(("precision", "said"), [("fp16", True), ("bf16", False), ("fp32", False), (None, False)])

@@ -16,7 +16,7 @@ IDENTITY = "c" * 64
 
 
 def artifacts(root: str) -> None:
-    """Commit one artifact after another, each under the same hold."""
+    """Commits one artifact after the other while holding the same lock."""
     from cache.receipt import Receipt
     from cache.store import Store
 
@@ -36,7 +36,7 @@ def artifacts(root: str) -> None:
 
 
 def manifests(file: str) -> None:
-    """Write two manifests in turn under one name."""
+    """Writes two manifests in turn under one name."""
     from cache.manifest import write_rows
     from stages.records import PromptRow
 
@@ -51,7 +51,7 @@ def manifests(file: str) -> None:
 
 
 def shards(folder: str, format: str, num_items: str, first: str = "0", per_shard: str = "3") -> None:
-    """Write small shards of the items `first` to `num_items`, in order, skipping what is there, as encoding does."""
+    """Writes small shards of the items `first` to `num_items`, in order, skipping what is there, as encoding does."""
     from cache.shard_pool import ShardPool
 
     pool = ShardPool(Path(folder), format)
@@ -63,8 +63,8 @@ def shards(folder: str, format: str, num_items: str, first: str = "0", per_shard
         pool.write([(key, values_of(key)) for key in missing[start : start + int(per_shard)]], {"made": "to be killed"})
 
 
-def remembering(file: str, *paths: str) -> None:
-    """Remember every path in a digest_cache, many times over, and recall what others remembered."""
+def caching_digests(file: str, *paths: str) -> None:
+    """Stores every path in a digest cache, many times, and reads what others stored."""
     from cache.digest_cache import DigestCache
 
     digest_cache = DigestCache(Path(file))
@@ -73,12 +73,12 @@ def remembering(file: str, *paths: str) -> None:
         for path in paths:
             known = digest_cache.get(Path(path), "name")
             if known not in (None, f"value of {path}"):
-                raise SystemExit(f"{path} is remembered as {known}")
+                raise SystemExit(f"{path} is cached as {known}")
             digest_cache.put(Path(path), "name", f"value of {path}")
 
 
 def holding(root: str) -> None:
-    """Hold an identity until killed."""
+    """Holds a lock until killed."""
     import time
 
     from cache.store import Store
@@ -94,7 +94,7 @@ def key_of(number: int) -> str:
 
 
 def values_of(key: str):  # type: ignore[no-untyped-def]  # numpy is imported only by those who need it
-    """An item of a length and content that follow from its key."""
+    """The values of an item, determined by its key."""
     import numpy as np
 
     number = int(key, 16)
@@ -102,10 +102,10 @@ def values_of(key: str):  # type: ignore[no-untyped-def]  # numpy is imported on
 
 
 def ready() -> None:
-    """Tell the test that the work begins."""
+    """Tells the test that the work begins."""
     print("ready", flush=True)
 
 
 if __name__ == "__main__":
-    programs: list[Callable[..., None]] = [artifacts, manifests, shards, remembering, holding]
+    programs: list[Callable[..., None]] = [artifacts, manifests, shards, caching_digests, holding]
     {program.__name__: program for program in programs}[sys.argv[1]](*sys.argv[2:])

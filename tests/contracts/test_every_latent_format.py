@@ -1,4 +1,4 @@
-"""What every latent format promises. A new file in cache/shards is held to all of it."""
+"""The contract of every latent format; a new file in cache/shards is held to all of it."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_any_crop_is_the_slice_of_the_item(format, path, data):
     assert np.array_equal(reader.read(row, start, stop), items[row][1][start:stop])
 
 
-def test_bits_that_are_no_numbers_are_kept_as_they_are(format, path):
+def test_nan_payloads_are_kept(format, path):
     values = np.array([[0x7E01, 0xFE00, 0x8000, 0x7C00]], "uint16").view("float16")  # NaNs, -0, inf
     format.write(path, [("k", values)], {})
     assert format.Reader(path).read(0).tobytes() == values.tobytes()
 
 
-def test_what_is_read_can_be_written_to(format, path):
+def test_read_arrays_are_writable(format, path):
     format.write(path, items_of(), {})
     values = format.Reader(path).read(0)
     values[:] = 0
@@ -106,7 +106,7 @@ def test_a_crop_reads_its_own_bytes_and_no_others(format, path, monkeypatch):
     assert sum(counted) == 50 * items[0][1].strides[0]
 
 
-def test_a_crop_is_right_whatever_lies_around_it(format, path):
+def test_a_crop_does_not_depend_on_its_surroundings(format, path):
     items = items_of((50, 400, 30))
     format.write(path, items, {})
     kept = slice(100, 150)
@@ -144,7 +144,7 @@ def test_the_same_items_give_the_same_bytes_in_any_process(format, path, tmp_pat
     assert other.read_bytes() == path.read_bytes()
 
 
-def test_a_sealed_shard_never_changes(format, path):
+def test_a_shard_never_changes(format, path):
     format.write(path, items_of(), {})
     before = path.read_bytes()
     format.write(path, items_of(seed=1), {})
@@ -168,7 +168,7 @@ def test_a_sealed_shard_never_changes(format, path):
         ([("a", np.zeros((2, 3), "float32")), ("b", np.zeros((2, 4), "float32"))], "one dtype and width"),
     ],
 )
-def test_items_that_make_no_shard_are_refused_and_nothing_is_written(format, path, items, words):
+def test_items_that_do_not_form_a_shard_are_refused_and_nothing_is_written(format, path, items, words):
     with pytest.raises(ValueError, match=words):
         format.write(path, items, {})
     assert list(path.parent.iterdir()) == []
@@ -265,7 +265,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(format, path, data):
 
 @WITH_FILES
 @given(data=st.data())
-def test_a_cut_shard_is_damaged(format, path, data):
+def test_a_truncated_shard_is_damaged(format, path, data):
     path.unlink(missing_ok=True)
     format.write(path, items_of((3, 2), channels=4), {})
     content = path.read_bytes()
@@ -274,7 +274,7 @@ def test_a_cut_shard_is_damaged(format, path, data):
         format.Reader(path).read(0)
 
 
-def test_a_shard_cut_after_it_was_opened_is_damaged(format, path):
+def test_a_shard_truncated_after_it_was_opened_is_damaged(format, path):
     format.write(path, items_of(), {})
     reader = format.Reader(path)
     reader.read(0)
@@ -295,7 +295,7 @@ def test_a_shard_that_is_not_there_is_not_damaged(format, path):
         format.Reader(path).read(0)
 
 
-def test_a_reader_that_nobody_holds_closes_its_file(format, path):
+def test_a_garbage_collected_reader_closes_its_file(format, path):
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
     format.write(path, items_of(), {})
