@@ -116,18 +116,21 @@ def test_the_encoder_half_has_one_name_whichever_file_layout_holds_it(folder):
     assert digests(folder) == before
 
 
-class CountingCache(dict):
-    """Remembers; counts what had to be read."""
+class MemoryCache:
+    """A digest cache in memory."""
+
+    def __init__(self):
+        self.values = {}
 
     def get(self, path, what):
-        return self.get((path, what))
+        return self.values.get((path, what))
 
     def put(self, path, what, value):
-        self[path, what] = value
+        self.values[path, what] = value
 
 
-def test_digests_are_remembered_and_not_read_again(folder, monkeypatch):
-    digest_cache = CountingCache()
+def test_cached_digests_are_not_computed_again(folder, monkeypatch):
+    digest_cache = MemoryCache()
     first = open_folder("tiny-base", folder, digest_cache)
     monkeypatch.setattr("stages.models.checkpoint_folder._tensors_digest", lambda *args: pytest.fail("read again"))
     assert open_folder("tiny-base", folder, digest_cache).digests == first.digests
