@@ -17,7 +17,7 @@ import pytest
 
 from cache.errors import LockHeld
 from cache.store import Store
-from pipeline.execution.locks import UPKEEP, turn, upkeep
+from pipeline.execution.locks import MAINTENANCE, maintenance_lock, run_lock
 from pipeline.maintenance.verify import artifact_damages, row_damages
 from pipeline.plan.stage_run import StageRun, State
 from stages.encode.stage import STAGE, EncodeParams
@@ -70,7 +70,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 @contextmanager
 def nobody_begins(store: Store) -> Iterator[None]:
     """Runs that want to begin wait until the block is left."""
-    with store.lock(*UPKEEP):
+    with store.lock(*MAINTENANCE):
         yield
 
 
@@ -145,14 +145,15 @@ def run_of(identity: str, autoencoder: str = "same") -> StageRun:
 
 def test_encodings_with_another_autoencoder_do_not_wait_for_each_other(store):
     said: list[str] = []
-    with turn(store, run_of("a" * 64), said.append, lambda: False):
-        with turn(store, run_of("b" * 64, "other"), said.append, lambda: False):
+    with run_lock(store, run_of("a" * 64), said.append, lambda: False):
+        with run_lock(store, run_of("b" * 64, "other"), said.append, lambda: False):
             pass
         refused = pytest.raises(Stopped, match="while waiting for process")
-        with refused, turn(store, run_of("b" * 64), said.append, lambda: True):
+        with refused, run_lock(store, run_of("b" * 64), said.append, lambda: True):
             pass
     assert len(said) == 1
     assert f"process {os.getpid()}" in said[0] and "since" in said[0]
+    assert said[0].endswith("which is encoding with the same autoencoder; Ctrl-C ends the wait")
 
 
 def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
@@ -166,12 +167,16 @@ def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
             holder.__exit__(None, None, None)
         return False
 
-    with turn(store, run_of("a" * 64), lambda line: None, stop):
+    with run_lock(store, run_of("a" * 64), lambda line: None, stop):
         assert len(looks) == 3
         with pytest.raises(LockHeld), store.lock("encode", "a" * 64):
             pass
 
 
-def test_upkeep_and_a_beginning_run_exclude_each_other(store):
-    with upkeep(store, lambda line: None), pytest.raises(Stopped), upkeep(store, lambda line: None, lambda: True):
+def test_maintenance_and_a_beginning_run_exclude_each_other(store):
+    with (
+        maintenance_lock(store, lambda line: None),
+        pytest.raises(Stopped),
+        maintenance_lock(store, lambda line: None, lambda: True),
+    ):
         pass

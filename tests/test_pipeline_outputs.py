@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.outputs import copy_outputs, goes_on
+from pipeline.execution.outputs import continues, copy_outputs
 from pipeline.plan.stage_run import StageRun, State
 from pipeline.request.recipe import read_recipe
 from stages.contract import Artifact
@@ -32,7 +32,7 @@ def run_of(**params) -> StageRun:
 @pytest.mark.parametrize("changed", [{}, {"number_of_steps": 20}, {"export_precision": "fp32"}, {"times": "now"}])
 def test_a_longer_training_goes_on_from_the_same_run(changed):
     params = {name: value for name, value in changed.items() if name != "times"}
-    assert goes_on(config(), config(**changed), run_of(**params))
+    assert continues(config(), config(**changed), run_of(**params))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_a_longer_training_goes_on_from_the_same_run(changed):
 )
 def test_a_shorter_or_another_training_does_not(changed):
     params = {name: value for name, value in changed.items() if name not in ("made_from", "weights")}
-    assert not goes_on(config(), config(**changed), run_of(**params))
+    assert not continues(config(), config(**changed), run_of(**params))
 
 
 def test_a_schedule_that_depends_on_the_steps_is_another_training_with_more_of_them():
     before, now = (config(schedule="cosine", number_of_steps=steps) for steps in (10, 20))
-    assert not goes_on(before, now, run_of(schedule="cosine", number_of_steps=20))
+    assert not continues(before, now, run_of(schedule="cosine", number_of_steps=20))
 
 
 def copied(root: Path, adapter: bytes, found: dict) -> list[str]:

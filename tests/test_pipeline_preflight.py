@@ -8,7 +8,8 @@ import pytest
 
 from cache.store import Store
 from pipeline.errors import RecipeError
-from pipeline.execution.runner import environment, run_until
+from pipeline.execution.records import environment
+from pipeline.execution.runner import run_until
 from pipeline.plan import packages
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import plan

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.execution.runner import Done, run_until
+from pipeline.execution.runner import RunResult, run_until
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
@@ -82,12 +82,12 @@ def root(first_run, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def request(root: Path, data: Path, **flags) -> Done:
+def request(root: Path, data: Path, **flags) -> RunResult:
     places = {"store": str(root / "artifacts"), "output": str(root / "output")}
     return run_until("train", read_recipe(str(data), {**FLAGS, **places, **flags}), Report())
 
 
-def states(done: Done) -> dict[str, str]:
+def states(done: RunResult) -> dict[str, str]:
     return {run.stage.name: run.state.value for run in done.plan.runs}
 
 
@@ -176,4 +176,4 @@ def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_is_named(root, 
     assert averaged in done.files
     assert averaged.read_bytes() != outputs(root)
     request(root, root / "clips.zip")
-    assert "clips_ema.safetensors is of an earlier training" in capsys.readouterr().err
+    assert "clips_ema.safetensors is from an earlier training" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from cache.shard_pool import ShardPool
 from cache.shards import load
 from cache.store import Store
 from pipeline.cli import app
-from pipeline.execution.runner import Done, run_until
+from pipeline.execution.runner import RunResult, run_until
 from pipeline.maintenance.gc import gc
 from pipeline.maintenance.repair import repair
 from pipeline.maintenance.verify import Damage, verify
@@ -66,12 +66,12 @@ def encoded(monkeypatch) -> list[int]:
     return seen
 
 
-def request(root: Path, last: str = "train", **flags) -> Done:
+def request(root: Path, last: str = "train", **flags) -> RunResult:
     places = {"store": str(root / "artifacts"), "output": str(root / "output")}
     return run_until(last, read_recipe(str(root / "clips.zip"), {**FLAGS, **places, **flags}), Report())
 
 
-def states(done: Done) -> list[str]:
+def states(done: RunResult) -> list[str]:
     return [run.state.value for run in done.plan.runs]
 
 

@@ -1,6 +1,7 @@
-"""Waits for a turn: one writer per run, one encoding per autoencoder, nobody while the store is being tidied up.
+"""Locks that runs wait for: one writer per run, one encoding per autoencoder, no removal while a run begins.
 
-A run that finds another one at work says who that is and since when, and waits; Ctrl-C ends the waiting.
+A run that has to wait says which process holds the lock and since when. Ctrl-C ends the wait.
+Light: standard library only.
 """
 
 from __future__ import annotations
@@ -15,53 +16,61 @@ from cache.store import Store
 from pipeline.plan.stage_run import StageRun
 from stages.errors import Stopped
 
-LOOK_EVERY_SECONDS = 0.25
-UPKEEP = ("upkeep", fingerprint("upkeep", {}))
-"""Held by gc, evict and `verify --repair` while they look and remove."""
+POLL_SECONDS = 0.25
+MAINTENANCE = ("upkeep", fingerprint("upkeep", {}))
+"""The lock held by gc, evict and `verify --repair` while they look and remove."""
 
 
 @contextmanager
-def turn(store: Store, run: StageRun, say: Callable[[str], None], stop: Callable[[], bool]) -> Iterator[None]:
-    """Hold all that a stage's run needs while it works.
+def run_lock(store: Store, run: StageRun, say: Callable[[str], None], stop: Callable[[], bool]) -> Iterator[None]:
+    """Holds the locks of a stage's run.
 
-    Two encodings with one autoencoder go one after the other: what their datasets share is encoded once.
+    Two encodings with the same autoencoder take turns, so that clips they have in common are encoded once.
 
     Raises:
-        Stopped: asked to, while waiting.
+        Stopped: `stop` returned True during the wait.
     """
-    with ExitStack() as held:
-        held.enter_context(_waited(store, run.stage.name, str(run.identity), say, stop))
+    with ExitStack() as locks:
+        locks.enter_context(_lock(store, run.stage.name, str(run.identity), "making the same result", say, stop))
         if run.stage.name == "encode":
             shared = fingerprint("encoding", {"autoencoder": run.components["autoencoder"]})
-            held.enter_context(_waited(store, "encode", shared, say, stop))
+            locks.enter_context(_lock(store, "encode", shared, "encoding with the same autoencoder", say, stop))
         yield
 
 
 @contextmanager
-def upkeep(store: Store, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Nobody removes anything while the block lasts: for a run that begins, and for upkeep itself.
-
-    A run notes what it needs inside such a block, so upkeep sees it, or it sees what upkeep left.
-    """
-    with _waited(store, *UPKEEP, say, stop):
-        yield
-
-
-@contextmanager
-def _waited(
-    store: Store, stage: str, identity: str, say: Callable[[str], None], stop: Callable[[], bool]
+def maintenance_lock(
+    store: Store, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    with ExitStack() as held:
-        said = ""
+    """Holds the lock under which files are removed.
+
+    A run that begins records what it needs while holding it. So maintenance either sees that record, or has finished
+    before the run looks at the store.
+    """
+    with _lock(store, *MAINTENANCE, "starting a run or cleaning up this store", say, stop):
+        yield
+
+
+@contextmanager
+def _lock(
+    store: Store, stage: str, identity: str, activity: str, say: Callable[[str], None], stop: Callable[[], bool]
+) -> Iterator[None]:
+    """Waits for a lock and holds it; each new holder is reported once.
+
+    Args:
+        activity: what a process that holds this lock is doing.
+    """
+    with ExitStack() as locks:
+        reported = ""
         while True:
             try:
-                held.enter_context(store.lock(stage, identity))
+                locks.enter_context(store.lock(stage, identity))
                 break
             except LockHeld as error:
-                if error.holder != said:
-                    say(f"waiting for {error.holder}, which is at work on {error.what}; Ctrl-C ends the waiting")
-                    said = error.holder
+                if error.holder != reported:
+                    say(f"waiting for {error.holder}, which is {activity}; Ctrl-C ends the wait")
+                    reported = error.holder
             if stop():
-                raise Stopped(f"while waiting for {said}")
-            time.sleep(LOOK_EVERY_SECONDS)
+                raise Stopped(f"while waiting for {reported}")
+            time.sleep(POLL_SECONDS)
         yield

@@ -1,4 +1,7 @@
-"""What a training leaves in the output folder, and what may be replaced there without a word."""
+"""Copies a training's files to the output folder, and warns before replacing another training's.
+
+Light: standard library only.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from stages.contract import Artifact
 
 
 def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, ...]:
-    """Copy the adapter and its config to the output folder; a copy that is already the same is left alone.
+    """Copy the adapter and its config to the output folder; return the copies. An identical copy is left alone.
 
-    Files of the same run with as many steps or fewer are what this one goes on from: they give way without a word.
+    Files of the same run with as many steps or fewer are replaced without a message, since this run continued them.
     """
     recipe.output.mkdir(parents=True, exist_ok=True)
     pairs = {"adapter.safetensors": f"{recipe.name}.safetensors", "config.json": f"{recipe.name}.json"}
@@ -25,40 +28,40 @@ def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callabl
     if (artifact.directory / "adapter_ema.safetensors").exists():
         pairs["adapter_ema.safetensors"] = averaged.name
     elif averaged.exists():
-        say(f"{averaged} is of an earlier training: this one keeps no average (ema_decay)")
+        say(f"{averaged} is from an earlier training: this one has no moving average (--ema-decay)")
     configs = (_config(recipe.output / pairs["config.json"]), _config(artifact.directory / "config.json"))
-    tell = None if goes_on(*configs, run) else say
-    return tuple(_copied(artifact.directory / made, recipe.output / name, tell) for made, name in pairs.items())
+    warn = None if continues(*configs, run) else say
+    return tuple(_copied(artifact.directory / source, recipe.output / name, warn) for source, name in pairs.items())
 
 
-def goes_on(before: Mapping[str, Any], now: Mapping[str, Any], run: StageRun) -> bool:
-    """Whether two configs are of one run, and the second of no fewer steps."""
-    free = run.stage.excluded_from_identity(run.params)
-    names = [field.name for field in fields(run.params) if field.name not in free]
-    return _named(before, names) == _named(now, names) and before["number_of_steps"] <= now["number_of_steps"]
+def continues(before: Mapping[str, Any], now: Mapping[str, Any], run: StageRun) -> bool:
+    """Whether two configs are of the same run, and the second has no fewer steps."""
+    left_out = run.stage.excluded_from_identity(run.params)
+    names = [field.name for field in fields(run.params) if field.name not in left_out]
+    return _run_facts(before, names) == _run_facts(now, names) and before["number_of_steps"] <= now["number_of_steps"]
 
 
-def _named(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """What names the run of a config: its params, its weights, and what it was trained on."""
+def _run_facts(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What identifies the run of a config: its params, its weights, and the artifact it was trained on."""
     dataset = config.get("dataset")
-    made_from = dataset.get("artifact") if isinstance(dataset, dict) else None
-    return {name: config.get(name) for name in (*names, "weights_digests")} | {"made from": made_from}
+    trained_on = dataset.get("artifact") if isinstance(dataset, dict) else None
+    return {name: config.get(name) for name in (*names, "weights_digests")} | {"trained on": trained_on}
 
 
 def _config(file: Path) -> Mapping[str, Any]:
-    """Nothing where there is no config, or no readable one."""
+    """A config.json; empty where there is none, or no valid one."""
     try:
-        found = json.loads(file.read_bytes())
+        config = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("number_of_steps"), int) else {}
+    return config if isinstance(config, dict) and isinstance(config.get("number_of_steps"), int) else {}
 
 
-def _copied(made: Path, target: Path, say: Callable[[str], None] | None) -> Path:
-    content = made.read_bytes()
+def _copied(source: Path, target: Path, warn: Callable[[str], None] | None) -> Path:
+    content = source.read_bytes()
     before = target.read_bytes() if target.is_file() else None
     if before != content:
-        if before is not None and say is not None:
-            say(f"{target} is replaced: it held another training (--name keeps both)")
+        if before is not None and warn is not None:
+            warn(f"{target} is replaced: it was from another training (give each its own --name to keep both)")
         atomic_write_bytes(target, content)
     return target

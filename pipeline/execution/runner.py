@@ -1,91 +1,107 @@
-"""Walks a plan: holds the writer's place, opens the workspace, loads the stage, runs it, commits what it made."""
+"""Executes a plan: locks each run, runs its stage in a scratch folder, commits the artifact.
+
+Light: a stage's own imports are loaded when it runs.
+"""
 
 from __future__ import annotations
 
-import platform
-import signal
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from cache import run_metadata
 from cache.receipt import Receipt
 from cache.shared_files import write_shared_files
 from cache.store import Store
-from pipeline.execution.locks import turn, upkeep
+from pipeline.execution.locks import maintenance_lock, run_lock
 from pipeline.execution.outputs import copy_outputs
+from pipeline.execution.records import now, receipt_of, unfinished_run
+from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.plan.import_plan import import_plan
 from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
-from pipeline.report import Report
 from pipeline.request.notices import notices
 from pipeline.request.preflight import check_writable_folders
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
-from stages.contract import Artifact, Inputs, Outcome, Workspace
+from stages.contract import Artifact, Inputs, Workspace
 from stages.errors import DatasetFaults
 from stages.references import shared_file_sizes
 
-_VERSIONED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
-_OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
-"""Packages that change last bits where they are there."""
+
+class Observer(Protocol):
+    """Receives what a run reports as it goes; `pipeline.report.Report` prints it."""
+
+    def say(self, line: str) -> None:
+        """One line of text."""
+
+    def show_plan(self, plan: Plan) -> None:
+        """The plan, before anything runs."""
+
+    def progress_of(self, stage: str) -> Callable[..., None]:
+        """The function that a stage calls as `progress(done, total, note)`."""
+
+    def end_progress(self) -> None:
+        """No further progress of this stage."""
+
+    def finished(self, run: StageRun, receipt: Receipt, *, hit: bool) -> None:
+        """A stage's artifact exists; `hit`: it did before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """What a request led to."""
+class RunResult:
+    """What a request produced."""
 
     plan: Plan
     artifacts: Mapping[str, Artifact]
+    """By stage."""
     files: tuple[Path, ...] = ()
-    """What was copied to the output folder."""
+    """Files copied to the output folder."""
 
 
-def run_until(last: str, recipe: Recipe, report: Report, *, imported: bool = False) -> Done:
-    """Do what is needed for the artifact of stage `last`, and nothing more.
+def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool = False) -> RunResult:
+    """Run what is needed for the artifact of stage `last`, and nothing more.
 
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
     check_writable_folders(recipe, output=last == "train")
     store = Store(recipe.store)
-    found = resolve_inputs(recipe, fetch=True, say=report.say, progress=report.progress_of("fetch"))
-    report.end_progress()
-    decided = (import_plan if imported else plan)(recipe, store, found, last)
+    resolved = resolve_inputs(recipe, fetch=True, say=observer.say, progress=observer.progress_of("fetch"))
+    observer.end_progress()
+    decided = (import_plan if imported else plan)(recipe, store, resolved, last)
     check_packages(recipe, decided)
     for line in notices(recipe):
-        report.say(line)
-    report.show_plan(decided)
-    with stop_requests() as stop:
-        walk = Walk(recipe=recipe, store=store, found=found, report=report, stop=stop)
+        observer.say(line)
+    observer.show_plan(decided)
+    with stop_signals() as stop:
+        execution = Execution(recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop)
         for run in decided.runs:
-            walk.finish(run)
-    files = copy_outputs(decided.runs[-1], walk.artifacts["train"], recipe, report.say) if last == "train" else ()
-    return Done(plan=decided, artifacts=walk.artifacts, files=files)
+            execution.finish(run)
+    trained = execution.artifacts.get("train")
+    files = copy_outputs(decided.runs[-1], trained, recipe, observer.say) if trained else ()
+    return RunResult(plan=decided, artifacts=execution.artifacts, files=files)
 
 
 @dataclass(kw_only=True)
-class Walk:
-    """One pass through a plan, stage by stage."""
+class Execution:
+    """One execution of a plan, stage by stage."""
 
     recipe: Recipe
     store: Store
-    found: ResolvedInputs
-    report: Report
+    resolved: ResolvedInputs
+    observer: Observer
     stop: StopFlag
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    """What is there so far, by stage."""
+    """Artifacts so far, by stage."""
 
     def finish(self, run: StageRun) -> None:
-        """Have one stage's artifact, by finding it or by making it."""
-        receipt = self.known(run) or self.made(run)
+        """Look up one stage's artifact, or make it."""
+        receipt = self.existing(run) or self.make(run)
         run_metadata.remove_orphan(self.store, scratch_folder(run, self.store).name)
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
@@ -93,108 +109,77 @@ class Walk:
             directory=self.store.directory(receipt.stage, receipt.fingerprint),
             facts=receipt.facts,
         )
-        self.report.finished(run, receipt, hit=run.state is State.HIT)
+        self.observer.finished(run, receipt, hit=run.state is State.HIT)
 
-    def known(self, run: StageRun) -> Receipt | None:
-        """The receipt of the artifact, if it is finished and what it names is there."""
-        assert run.fingerprint is not None, "weights are found before a plan is walked"
+    def existing(self, run: StageRun) -> Receipt | None:
+        """The receipt of the artifact, if it is finished and the shared files it references exist."""
+        assert run.fingerprint is not None, "weights are found before a plan is executed"
         receipt = self.store.find(run.stage.name, run.fingerprint)
         if receipt is None or (run.stage.name == ON_DEMAND_STAGE and run.state is State.HIT):
             return receipt
         return None if missing_files(run, self.store) else receipt
 
-    def made(self, run: StageRun) -> Receipt:
-        """Run the stage as the only writer of its run, and commit."""
-        with turn(self.store, run, self.report.say, self.stop.is_set):
-            with upkeep(self.store, self.report.say, self.stop.is_set):
-                # Another process may have finished it between the look-up and the hold.
-                if (known := self.known(run)) is not None:
-                    return known
+    def make(self, run: StageRun) -> Receipt:
+        """Run the stage as the only writer of its run, and commit the artifact."""
+        with run_lock(self.store, run, self.observer.say, self.stop.is_set):
+            with maintenance_lock(self.store, self.observer.say, self.stop.is_set):
+                # Another process may have finished it between the look-up and the lock.
+                if (receipt := self.existing(run)) is not None:
+                    return receipt
                 work, started = self.workspace(run), now()
-            with self.refusals_noted(run, work):
+            with self.problems_recorded(run, work):
                 outcome = run.stage.load()(self.inputs(run), run.params, work)
-            self.report.end_progress()
-            return self.committed(run, work, receipt_of(run, outcome, started))
+            self.observer.end_progress()
+            return self.commit(run, work, receipt_of(run, outcome, started))
 
     @contextmanager
-    def refusals_noted(self, run: StageRun, work: Workspace) -> Iterator[None]:
-        """Write down that the data was refused: such a run is not gone on with, it begins anew once that is mended."""
+    def problems_recorded(self, run: StageRun, work: Workspace) -> Iterator[None]:
+        """Records how many problems a dataset was refused for, so that plan and status report a refusal."""
         try:
             yield
         except DatasetFaults as error:
-            refused = replace(note_of(run, work.directory.name), num_problems=len(error.faults))
+            refused = replace(unfinished_run(run, work.directory.name), num_problems=len(error.faults))
             run_metadata.write(self.store, refused)
             raise
 
-    def committed(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
-        """Make the workspace the artifact, in place of one whose shared files were lost."""
+    def commit(self, run: StageRun, work: Workspace, receipt: Receipt) -> Receipt:
+        """Make the workspace the artifact; it replaces one whose shared files were lost."""
         name, fingerprint = receipt.stage, receipt.fingerprint
-        if needs := shared_file_sizes(name, work.directory, receipt.facts, self.store.shared):
-            write_shared_files(work.directory, needs)
+        if sizes := shared_file_sizes(name, work.directory, receipt.facts, self.store.shared):
+            write_shared_files(work.directory, sizes)
         self.store.drop(name, fingerprint)
-        sealed = self.store.commit(name, fingerprint, work.directory, receipt)
+        committed = self.store.commit(name, fingerprint, work.directory, receipt)
         run_metadata.remove(self.store, work.directory.name)
-        return sealed
+        return committed
 
     def workspace(self, run: StageRun) -> Workspace:
-        """Where a stage writes: a folder named after its run, so that running again is resuming."""
+        """The stage's workspace: its folder is named after the run, so that running again resumes it."""
         scratch = scratch_folder(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
-        run_metadata.write(self.store, note_of(run, scratch.name))
+        run_metadata.write(self.store, unfinished_run(run, scratch.name))
         return Workspace(
             directory=scratch,
             shared=self.store.shared,
             resources=self.recipe.resources,
-            continued_from=_earlier(run, self.store),
-            progress=self.report.progress_of(run.stage.name),
-            say=self.report.say,
+            continued_from=_shorter_artifact(run, self.store),
+            progress=self.observer.progress_of(run.stage.name),
+            say=self.observer.say,
             should_stop=self.stop.is_set,
         )
 
     def inputs(self, run: StageRun) -> Inputs:
-        """What a stage may read."""
-        lora = self.found.lora_checkpoint
+        """What the stage may read."""
+        lora = self.resolved.lora_checkpoint
         return Inputs(
-            artifacts={name: made for name, made in self.artifacts.items() if name in run.inputs},
-            source=self.found.source,
-            weights=self.found.weights,
+            artifacts={name: artifact for name, artifact in self.artifacts.items() if name in run.inputs},
+            source=self.resolved.source,
+            weights=self.resolved.weights,
             files={"lora_checkpoint": lora} if lora else {},
         )
 
 
-def note_of(run: StageRun, name: str) -> run_metadata.UnfinishedRun:
-    """What is known of a run while it is unfinished."""
-    return run_metadata.UnfinishedRun(
-        name=name,
-        stage=run.stage.name,
-        fingerprint=str(run.fingerprint),
-        identity=str(run.identity),
-        params=run.record["params"],
-        inputs=dict(run.inputs),
-        components=dict(run.components),
-        began=now(),
-    )
-
-
-def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
-    """What a finished stage will be known by; the store adds the files."""
-    return Receipt(
-        stage=run.stage.name,
-        fingerprint=str(run.fingerprint),
-        identity=str(run.identity),
-        version=run.stage.version,
-        params=run.record["params"],
-        inputs=dict(run.inputs),
-        components=dict(run.components),
-        facts=dict(outcome.facts),
-        environment=environment(),
-        started=started,
-        finished=now(),
-    )
-
-
-def _earlier(run: StageRun, store: Store) -> Path | None:
-    """The longest finished artifact of the same run identity that is shorter than what is asked for."""
+def _shorter_artifact(run: StageRun, store: Store) -> Path | None:
+    """The folder of the longest finished artifact of the same run that has no more steps than requested."""
     if not run.stage.excluded_from_identity(run.params):
         return None
     shorter = [
@@ -206,46 +191,3 @@ def _earlier(run: StageRun, store: Store) -> Path | None:
         return None
     longest = max(shorter, key=lambda receipt: int(receipt.params["number_of_steps"]))
     return store.directory(run.stage.name, longest.fingerprint)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine: recorded, never hashed."""
-    versions = {name: metadata.version(name) for name in _VERSIONED}
-    for name in _OPTIONAL:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), **versions}
-
-
-def now() -> str:
-    """UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class StopFlag:
-    """Raised by the first Ctrl-C or SIGTERM; a stage asks it between pieces of work."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def handle(self, number: int, frame: object) -> None:
-        """First signal: ask to stop at the next safe point. Second: stop now; the receipt law keeps the store whole."""
-        if self._set:
-            raise KeyboardInterrupt
-        self._set = True
-        print("\nstopping at the next safe point; once more to stop at once", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopFlag]:
-    """Turn Ctrl-C and SIGTERM into a flag while stages run."""
-    flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

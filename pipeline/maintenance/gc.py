@@ -18,7 +18,7 @@ from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.registry import Registry
 from cache.store import Store, folder_bytes
 from pipeline.errors import FieldError, NothingToEvict, RecipeError, StillNeeded, StoreNotFound
-from pipeline.execution.locks import upkeep
+from pipeline.execution.locks import maintenance_lock
 from pipeline.maintenance.gc_policy import (
     PREPARED,
     UNFINISHED_DAYS,
@@ -158,7 +158,7 @@ def _looked(store: Store, say: Callable[[str], None], *, dry_run: bool) -> Itera
     if dry_run or not store.root.is_dir():
         yield inventory(store)
         return
-    with upkeep(store, say):
+    with maintenance_lock(store, say):
         yield inventory(store)
 
 

@@ -20,7 +20,7 @@ from cache.receipt import Receipt
 from cache.registry import Registry
 from cache.shard_salvage import ShardFault, salvage
 from cache.store import RECEIPT, Store, file_sizes
-from pipeline.execution.locks import upkeep
+from pipeline.execution.locks import maintenance_lock
 from pipeline.maintenance.verify import Damage
 from stages.plural import pluralized
 
@@ -31,7 +31,7 @@ def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) 
     Raises:
         WriteFailed: there is no room to save the sound items of a damaged shard; it is left as it is.
     """
-    with upkeep(store, say):
+    with maintenance_lock(store, say):
         return [f"{damage.path}: {_REPAIRS[damage.kind](store, damage)}" for damage in damages]
 
 

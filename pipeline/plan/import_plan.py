@@ -1,4 +1,4 @@
-"""The plan of an import: encode reads a pre-encoded folder in place of prepared audio. Light."""
+"""The plan of an import: encode reads a pre-encoded folder in place of prepared audio. Light: standard library only."""
 
 from __future__ import annotations
 

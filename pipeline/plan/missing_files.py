@@ -1,4 +1,7 @@
-"""Finished results whose shared files are missing: the stage runs again and makes only those. Light."""
+"""Finished results whose shared files are missing: the stage runs again and makes only those.
+
+Light: standard library only.
+"""
 
 from __future__ import annotations
 

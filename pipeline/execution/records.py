@@ -1,0 +1,70 @@
+"""What the store records about a run: metadata while it is unfinished, then its receipt.
+
+Light: standard library only.
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from cache.receipt import Receipt
+from cache.run_metadata import UnfinishedRun
+from pipeline.plan.stage_run import StageRun
+from stages.contract import Outcome
+
+_REQUIRED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
+_OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
+"""Packages that may change the last bits of a result where they are installed."""
+
+
+def unfinished_run(run: StageRun, name: str) -> UnfinishedRun:
+    """Metadata of a run that begins.
+
+    Args:
+        name: of its scratch folder.
+    """
+    return UnfinishedRun(
+        name=name,
+        stage=run.stage.name,
+        fingerprint=str(run.fingerprint),
+        identity=str(run.identity),
+        params=run.record["params"],
+        inputs=dict(run.inputs),
+        components=dict(run.components),
+        began=now(),
+    )
+
+
+def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
+    """The receipt of a finished stage; the store adds the list of files."""
+    return Receipt(
+        stage=run.stage.name,
+        fingerprint=str(run.fingerprint),
+        identity=str(run.identity),
+        version=run.stage.version,
+        params=run.record["params"],
+        inputs=dict(run.inputs),
+        components=dict(run.components),
+        facts=dict(outcome.facts),
+        environment=environment(),
+        started=started,
+        finished=now(),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions of packages, and the machine: recorded, never hashed."""
+    versions = {name: metadata.version(name) for name in _REQUIRED}
+    for name in _OPTIONAL:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), **versions}
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
