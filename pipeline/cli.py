@@ -1,4 +1,4 @@
-"""The command line: options only, no logic. Nothing heavy is imported before a stage must run."""
+"""Commands and options of `sa3-trainer`; no logic. Light: each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ DATA_HELP = f"{DATA.help} (field {DATA.name})"
 
 
 def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Callable[..., None]:
-    """Give a command the data argument, --recipe and one flag per field; values stay as typed until all are checked.
+    """Give a command the argument DATA, --recipe, --json and one flag per field.
+
+    Values of flags are passed on as typed, so that all of them are validated together.
 
     Args:
-        more: further options, which come among the flags.
+        command: called with data, recipe, json and the other flags by name.
+        more: options that only some commands have.
     """
 
     def called(data: str | None, recipe: Path | None, json: bool, **flags: Any) -> None:
@@ -63,7 +66,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 _IMPORT_HELP = "a folder of the reference's pre-encoding tool (.npy, .json, silence.npy), in place of DATA"
-_EXPORT_HELP = "write the latents as such a folder too; it must be new or empty"
+_EXPORT_HELP = "also write the latents as such a folder, which must be new or empty"
 IMPORT = _parameter(
     "import_folder", Annotated[Path | None, typer.Option("--import", metavar="DIR", help=_IMPORT_HELP)], None
 )
@@ -83,6 +86,7 @@ def with_interchange(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flag(field: Field) -> inspect.Parameter:
+    """The flag of one field; text and numbers stay as typed."""
     name = f"--{field.name.replace('_', '-')}"
     if field.kind == "bool":
         option = typer.Option(f"{name}/--no-{name[2:]}", help=_help(field), show_default=False)
@@ -93,6 +97,7 @@ def _flag(field: Field) -> inspect.Parameter:
 
 
 def _help(field: Field) -> str:
+    """Help text with choices, optional package and default."""
     choices = f": {', '.join(field.values)}" if field.choices else ""
     extra = f" ({extra_in_words(field)})" if field.needs else ""
     default = {False: "off", True: "on"}[field.default] if field.kind == "bool" else field.default
@@ -106,6 +111,7 @@ def _range(name: str) -> str:
 
 
 def _metavar(field: Field) -> str:
+    """`1..256` where both bounds are known, else the type."""
     limits = field.limits
     if "ge" in limits and "le" in limits:
         return f"{limits['ge']}..{limits['le']}"
@@ -120,7 +126,7 @@ def _run(
     flags: dict[str, Any],
     defaults: dict[str, Any] | None = None,
 ) -> None:
-    """One of the commands that make something, up to the stage of its name; `run` up to train."""
+    """Run all stages up to the one named like the command; `run` up to train."""
     from pipeline.execution.runner import run_until
     from pipeline.report import Report
     from pipeline.request.pre_encoded import check_export, export, import_source
@@ -132,9 +138,9 @@ def _run(
     with reported_errors(command, as_json=as_json):
         report = Report()
         check_export(target)
-        taken = _import_defaults(folder) | (defaults or {})
+        defaults = _import_defaults(folder) | (defaults or {})
         request = read_recipe(
-            import_source(data, folder), flags, recipe, taken, trains=last == "train", check_files=True
+            import_source(data, folder), flags, recipe, defaults, trains=last == "train", check_files=True
         )
         done = run_until(last, request, report, imported=folder is not None)
         for file in done.files:
@@ -151,14 +157,14 @@ def _run(
 
 
 def _import_defaults(folder: Path | None) -> dict[str, Any]:
-    """Latents that are there already are trained on as they are."""
+    """Imported latents are what a training uses."""
     return {} if folder is None else {"pre_encode": True}
 
 
 @app.command()
 @with_import
 def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Ingest, encode and train: the whole main job. What is done already is not done again.
+    """Ingest, encode and train; results that the store already holds are reused.
 
     Example: sa3-trainer run clips.zip --model tiny-base --pre-encode --number-of-steps 500
     """
@@ -178,9 +184,9 @@ def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 @app.command()
 @with_interchange
 def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Turn clips into latents and prompts into embeddings; what the store holds is not encoded again.
+    """Turn clips into latents and prompts into embeddings; those that the store already holds are reused.
 
-    --import DIR takes over latents that the reference's pre-encoding tool made; `train --import DIR` trains on them.
+    --import DIR reads latents made by the reference's pre-encoding tool; `train --import DIR` trains on them.
 
     Example: sa3-trainer encode clips.zip --model tiny-base --export pre-encoded
     """
@@ -190,7 +196,7 @@ def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 @app.command()
 @with_import
 def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Fit an adapter on cached latents (encoding first what is missing).
+    """Train an adapter on cached latents, encoding the missing ones first.
 
     Example: sa3-trainer train clips.zip --model tiny-base --rank 8
     """
@@ -200,7 +206,7 @@ def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str,
 @app.command()
 @with_import
 def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Say what `run` would do, and why; touches nothing.
+    """Show what `run` would do, and why; changes nothing.
 
     Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
@@ -216,8 +222,8 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
 
     folder = flags.pop("import_folder")
     with reported_errors("plan", as_json=as_json):
-        taken = _import_defaults(folder)
-        request = read_recipe(import_source(data, folder), flags, recipe, taken, trains=True, check_files=True)
+        source, defaults = import_source(data, folder), _import_defaults(folder)
+        request = read_recipe(source, flags, recipe, defaults, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
         decided = decide(request, Store(request.store), resolve_inputs(request, fetch=False))
         check_packages(request, decided)
@@ -239,7 +245,7 @@ def with_clip(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @with_clip
 def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Say why a clip is a hit or a miss, down to the field that changed; touches nothing.
+    """Show why a clip is a hit or a miss, down to the field that changed; changes nothing.
 
     Example: sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
     """
@@ -270,13 +276,13 @@ def status(
     from pipeline.maintenance.status import status_json, status_lines
 
     with reported_errors("status", as_json=as_json):
-        place = Store(store)
-        print(json.dumps(status_json(place), ensure_ascii=False) if as_json else "\n".join(status_lines(place)))
+        opened = Store(store)
+        print(json.dumps(status_json(opened), ensure_ascii=False) if as_json else "\n".join(status_lines(opened)))
 
 
 @app.command()
 def example(out: Annotated[Path, typer.Argument(help="where to write the zip")]) -> None:
-    """Write the example dataset: short clips synthesised here, with captions.
+    """Write the example dataset: short synthesised clips with captions.
 
     Example: sa3-trainer example example.zip
     """
@@ -295,15 +301,15 @@ def bench(
     batch_size: Annotated[list[int], typer.Option(help=f"{_range('batch_size')}; repeatable")] = [1],  # noqa: B006
     gradient_checkpointing: Annotated[list[str], typer.Option(help="off or on; repeatable")] = ["off"],  # noqa: B006
     deterministic: Annotated[list[str], typer.Option(help="on or off; repeatable")] = ["on"],  # noqa: B006
-    rank: Annotated[int, typer.Option(help=f"of the adapter, {_range('rank')}")] = TrainParams.rank,
-    steps: Annotated[int, typer.Option(help="timed steps of each way")] = 10,
+    rank: Annotated[int, typer.Option(help=f"adapter rank, {_range('rank')}")] = TrainParams.rank,
+    steps: Annotated[int, typer.Option(help="timed steps per case")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's default")] = 0,
     out: Annotated[Path, typer.Option(help="JSON file with all figures")] = Path("bench.json"),
 ) -> None:
-    """Time training steps on this machine, fast and plain path side by side, on random weights.
+    """Time training steps with random weights, compiled and uncompiled side by side.
 
-    Beside time and memory stands what a training would have estimated of them.
+    Measured time and memory are shown beside a training's own estimates.
 
     Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
     """

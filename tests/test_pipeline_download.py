@@ -324,13 +324,13 @@ def test_a_plan_downloads_nothing_and_finds_a_zip_of_the_store_by_its_digest(ser
 
 
 def test_a_download_that_is_no_zip_is_not_kept(server, tmp_path):
-    with pytest.raises(FetchFailed, match="the downloaded file is no zip: it is not a zip"):
+    with pytest.raises(FetchFailed, match="the downloaded file is not usable: it is not a zip"):
         resolve_inputs(recipe(server, tmp_path, "page"), fetch=True)
     assert not [path for path in (tmp_path / "store" / "shared").rglob("*") if path.is_file()]
 
 
 def test_a_zip_cut_by_a_server_that_understates_its_length_is_not_kept(server, tmp_path, zip_bytes):
-    with pytest.raises(FetchFailed, match="is no zip: it is a zip that is cut short"):
+    with pytest.raises(FetchFailed, match="is not usable: it is a zip that is cut short"):
         resolve_inputs(recipe(server, tmp_path, "understates"), fetch=True)
 
 
@@ -347,7 +347,7 @@ def test_an_adapter_is_downloaded_the_same_way_and_checked(server, tmp_path, mon
     found = resolve_inputs(asked, fetch=True)
     assert found.lora_checkpoint.read_bytes() == server.content
     assert found.lora_digest == f"sha256:{hashlib.sha256(server.content).hexdigest()}"
-    with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* no safetensors"):
+    with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* not a safetensors"):
         resolve_inputs(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), fetch=True)
 
 

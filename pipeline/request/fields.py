@@ -73,39 +73,39 @@ class RequestFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A dataclass with declarations, and what its fields have in common unless they say otherwise."""
+class Declarations:
+    """A dataclass that declares fields, and the attributes its fields have unless they declare others."""
 
-    declarations: type
+    params: type
     stage: str
     section: str
     hashed: bool
 
 
 CHECKSUMS, RESOURCES = "Checksums of the inputs", "Resources"
-SOURCES = (
-    Source(declarations=RequestFields, stage="", section=CHECKSUMS, hashed=False),
-    Source(declarations=IngestParams, stage="ingest", section="Captions and audio", hashed=True),
-    Source(declarations=TrainParams, stage="train", section="Training", hashed=True),
-    Source(declarations=EncodeParams, stage="encode", section="Latents", hashed=True),
-    Source(declarations=Resources, stage="", section=RESOURCES, hashed=False),
+DECLARATIONS = (
+    Declarations(params=RequestFields, stage="", section=CHECKSUMS, hashed=False),
+    Declarations(params=IngestParams, stage="ingest", section="Captions and audio", hashed=True),
+    Declarations(params=TrainParams, stage="train", section="Training", hashed=True),
+    Declarations(params=EncodeParams, stage="encode", section="Latents", hashed=True),
+    Declarations(params=Resources, stage="", section=RESOURCES, hashed=False),
 )
 HOSTED_SECTION = "Fields of the hosted trainer"
 SECTIONS = (*(HOSTED_SECTION, "Captions and audio", CHECKSUMS, "Training", "Latents", LIMITS, PATHS, RESOURCES),)
 """Headings of docs/fields.md, in the order of --help."""
 
 
-def collected(sources: Sequence[Source] = SOURCES) -> tuple[Field, ...]:
+def collected(declarations: Sequence[Declarations] = DECLARATIONS) -> tuple[Field, ...]:
     """Every field of the request that these dataclasses declare, in the order of --help."""
-    found = [_placed(field, source) for source in sources for field in declared_fields(source.declarations)]
+    found = [_completed(field, group) for group in declarations for field in declared_fields(group.params)]
     return tuple(sorted((field for field in found if field.help), key=_position))
 
 
-def _placed(field: Field, source: Source) -> Field:
-    """The field with what it takes over from the dataclass that declares it."""
-    section = HOSTED_SECTION if field.name in HOSTED else field.section or source.section
-    hashed = source.hashed if field.hashed is None else field.hashed
-    return replace(field, stage=field.stage or source.stage, section=section, hashed=hashed)
+def _completed(field: Field, group: Declarations) -> Field:
+    """The field with the attributes that its dataclass gives it."""
+    section = HOSTED_SECTION if field.name in HOSTED else field.section or group.section
+    hashed = group.hashed if field.hashed is None else field.hashed
+    return replace(field, stage=field.stage or group.stage, section=section, hashed=hashed)
 
 
 def _position(field: Field) -> tuple[int, int]:
@@ -119,7 +119,7 @@ DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in FIELDS}
 
 
 def params_of(kind: type[P], values: Mapping[str, Any], **given: Any) -> P:
-    """The params dataclass that a request's values make.
+    """A params dataclass filled from a request: a param takes the value of the field declared under its name.
 
     Args:
         values: the validated request, by field name.

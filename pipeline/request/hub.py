@@ -1,4 +1,4 @@
-"""Downloads of published weights through huggingface_hub: its cache, offline mode and token. Light."""
+"""Published weights through huggingface_hub: its cache, offline mode and token. Light: imports it on use."""
 
 from __future__ import annotations
 

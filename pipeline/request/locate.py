@@ -1,4 +1,4 @@
-"""Finds the data and the adapter file of a request: paths, file://, data: and http(s) URLs. Light."""
+"""Finds the data and the adapter file of a request: paths, file://, data: and http(s) URLs. Light: no arrays."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ class InputLocator:
         return self.recipe.store / "shared" / "sources"
 
     def _downloaded(self, download: Download) -> Located:
+        """The file of a URL: from the store by its digest, else downloaded where that is allowed."""
         stored = self._stored(download.sha256, download.suffix)
         if stored is not None:
             self.say(f"{download.field}: the store has the file of this sha256; {download.shown} is not downloaded")
@@ -115,10 +116,13 @@ class InputLocator:
         return path, ""
 
     def _check_digest(self, field: str, path: Path, digest: str | None) -> None:
+        """Compare a local file with the digest of the request. Raises: RecipeError."""
         if digest is None:
             return
         if not path.is_file():
-            raise RecipeError([FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; it has none")])
+            raise RecipeError(
+                [FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; only a zip has a digest")]
+            )
         found = self.digest_cache.digest(path).removeprefix("sha256:")
         if found != digest:
             raise _wrong_digest(field, found)
@@ -129,6 +133,7 @@ def _wrong_digest(field: str, found: str) -> RecipeError:
 
 
 def _digest(given: str | None) -> str | None:
+    """64 lower-case hex digits."""
     return given.lower().removeprefix("sha256:") if given else None
 
 
@@ -137,12 +142,12 @@ def _zip_fault(path: Path) -> str | None:
         with opened_zip(path):
             return None
     except SourceUnreadable as error:
-        return f"is no zip: {error.why}"
+        return f"is not usable: {error.why}"
 
 
 def _lora_fault(path: Path) -> str | None:
     try:
         read_header(path)
     except NotSafetensors:
-        return "is no safetensors file"
+        return "is not a safetensors file"
     return None

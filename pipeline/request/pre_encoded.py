@@ -63,9 +63,7 @@ def check_export(folder: Path | None) -> None:
 
 def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[Path, ...]:
     """Write an encode artifact as a pre-encoded folder; returns its files."""
-    from stages.encode.pre_encoded.exporting import (
-        export_folder,  # deferred: arrays only when there is something to write
-    )
+    from stages.encode.pre_encoded.exporting import export_folder  # deferred: arrays
 
     return tuple(export_folder(artifact, Store(recipe.store).shared, recipe.model, folder, say))
 

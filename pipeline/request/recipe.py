@@ -1,4 +1,7 @@
-"""Reads a request: recipe TOML and flags in, a validated `Recipe` with the params of every stage out. Light."""
+"""Reads a request: recipe TOML and flags in, a validated `Recipe` with params of every stage out.
+
+Light: arrays and pydantic are imported on use.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,7 @@ def _file_error(file: Path, type: str, msg: str) -> RecipeError:
 
 
 def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> dict[str, Any]:
-    """Values of all fields, the data included."""
+    """Values of all fields, `DATA` included. Raises: RecipeError."""
     errors, values = validated_fields(given)
     errors += conflicts(values)
     if trains:
@@ -140,9 +143,9 @@ def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> 
 
 def source_name(source: str) -> str:
     """Name of the data, for the output files: without the folder, the `.zip` and the query of a URL."""
-    address = urlsplit(source) if source.startswith(("http://", "https://", "file://")) else None
+    url = urlsplit(source) if source.startswith(("http://", "https://", "file://")) else None
     if source.startswith("data:"):
         return ""
-    path = Path(unquote(address.path) if address else source)
+    path = Path(unquote(url.path) if url else source)
     # A dot in a folder's name does not begin a suffix.
     return path.stem if path.suffix.lower() == ".zip" else path.name or path.resolve().name

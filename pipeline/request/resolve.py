@@ -1,4 +1,4 @@
-"""Resolves the data, the weights and the adapter file of a recipe, with their digests. Light: loads no arrays."""
+"""Resolves the data, the weights and the adapter file of a recipe, with their digests. Light: no arrays."""
 
 from __future__ import annotations
 
