@@ -1,4 +1,4 @@
-"""Which device works, in which precision, and what to say when it is not what was asked for."""
+"""Picks devices and precisions that work here, and recognises out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; `auto` takes CUDA, then MPS, then the CPU."""
+    """The device of a name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceNotFound: this machine, or this build of PyTorch, does not have it.
+    """
     if name != "auto":
-        return _present(torch.device(name))
+        return _existing(torch.device(name))
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _present(device: torch.device) -> torch.device:
-    """Raises DeviceNotFound where this machine, or this build of torch, has none."""
+def _existing(device: torch.device) -> torch.device:
+    """The device itself. Raises DeviceNotFound."""
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceNotFound(str(device), f"torch sees {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -43,25 +47,26 @@ def _present(device: torch.device) -> torch.device:
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads of torch; 0 leaves torch's own choice."""
+    """Set the CPU threads of PyTorch; 0 keeps its default."""
     if threads > 0:
         torch.set_num_threads(threads)
 
 
 FEW_THREADS_WIDTH = 256
+"""Width of a transformer up to which one CPU thread trains fastest."""
 
 
 def training_threads(threads: int, width: int) -> int:
-    """CPU threads to train with: those asked for, else one for networks this narrow, else as torch chooses (0).
+    """CPU threads for training: `threads` unless 0, else 1 for narrow networks, else 0 (PyTorch's default).
 
-    The operations of a narrow network are too short to be shared out: measured on tiny-base on two busy cores, a step
-    takes 54 ms with one thread and 485 ms with two, which spend the time waiting for each other.
+    The operations of a narrow network are too short to parallelise: on tiny-base on two busy cores, a step takes 54 ms
+    with one thread and 485 ms with two, which spend the time waiting for each other.
     """
     return 1 if threads == 0 and width <= FEW_THREADS_WIDTH else threads
 
 
 def usable_dtype(wanted: torch.dtype, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
-    """`wanted` where the device multiplies in it, else float32, with a line that says so."""
+    """`wanted` if the device can multiply in it, else float32, reported by `say`."""
     try:
         probe = torch.ones(8, 8, device=device, dtype=wanted)
         torch.nn.functional.linear(probe, probe)
@@ -71,39 +76,39 @@ def usable_dtype(wanted: torch.dtype, device: torch.device, say: Callable[[str],
     return wanted
 
 
-_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
-"""x86-64 processors that have any of these multiply in that precision."""
+_NATIVE_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
+"""x86-64 instruction sets that multiply natively in a precision; any one is enough."""
 
 
 def slow_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies in `dtype` by way of float32; False too where torch cannot tell.
+    """Whether this CPU emulates `dtype` through float32, and so is slower in it; False also where that is unknown.
 
-    A step of a 512-wide network, one thread: bf16 takes 0.6 of the time of fp32 where the processor has it, 1.4 times
+    A step of a 512-wide network on one thread: bf16 takes 0.6 of the time of fp32 with native instructions, 1.4 times
     as long with AVX-512 alone, 19 times with AVX2. fp16 took 14 times as long on a processor without it.
     """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if device.type != "cpu" or known.get("architecture") != "x86_64":
         return False
-    return dtype in _INSTRUCTIONS and not any(known.get(name) for name in _INSTRUCTIONS[dtype])
+    return dtype in _NATIVE_INSTRUCTIONS and not any(known.get(name) for name in _NATIVE_INSTRUCTIONS[dtype])
 
 
-_SAID_OF_MEMORY = re.compile(
+_OUT_OF_MEMORY_MESSAGE = re.compile(
     r"out of memory|can(no|')t allocate memory|not enough memory|bad_alloc|could not create a primitive$",
     re.IGNORECASE | re.MULTILINE,
 )
-"""By torch's allocators, and by the library of the CPU's products, which says no more than that."""
+"""Messages of PyTorch's allocators, and of oneDNN, which reports nothing more specific."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: where torch has no exception of its own for that, as on the CPU, by what it says."""
+    """Whether an error means that memory ran out: by its type, or by the message of a RuntimeError, as on CPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _SAID_OF_MEMORY.search(str(error).strip()) is not None
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_MESSAGE.search(str(error).strip()) is not None
 
 
 @contextmanager
 def explain_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
-    """Within, work other than a step. Raises: OutOfMemory, saying that it was this work that did not fit."""
+    """Within the context, an out-of-memory error is raised as OutOfMemory, which names `what` was being done."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

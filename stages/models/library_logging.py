@@ -1,4 +1,4 @@
-"""What libraries report while they are imported, and nobody here can act on. Light: standard library only."""
+"""Silences warnings of third-party libraries at import that users cannot act on. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 def quiet_torchao() -> None:
-    """Before importing it, or transformers, which does where it is installed.
+    """Hide import-time warnings of torchao; call before importing it, or transformers, which imports it.
 
-    It warns of compiled kernels that do not load on this machine, none of which is called, and torch of how it
-    registers its classes. Errors still come through.
+    torchao warns about compiled kernels that cannot be loaded here and are never called, and PyTorch about how torchao
+    registers its classes. Errors are still shown.
     """
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to frozen networks: strict, memory-mapped, straight to the device and dtype asked for."""
+"""Loads frozen networks from a checkpoint folder: strict, memory-mapped, straight to a device and dtype."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_denoiser(weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
-    """The diffusion transformer, frozen, in eval mode.
+    """Load the diffusion transformer, frozen, in eval mode.
 
     Raises:
         WeightsMismatch: listing every missing, extra and misshapen tensor.
@@ -42,14 +42,14 @@ def load_denoiser(weights: Weights, device: str | torch.device = "cpu", dtype: t
 def load_conditioner(
     weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Conditioner:
-    """The trained parts of the conditioning, frozen, in eval mode. Raises as `load_denoiser`."""
+    """Load the trained parts of the conditioning, frozen, in eval mode. Raises as `load_denoiser`."""
     return _load(weights, Conditioner, CONDITIONER, device, dtype)
 
 
 def load_autoencoder(
     weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Autoencoder:
-    """The autoencoder of a whole model or of a stand-alone autoencoder folder, frozen, in eval mode.
+    """Load the autoencoder of a whole model or of a folder that holds only one, frozen, in eval mode.
 
     Raises as `load_denoiser`.
     """
@@ -57,7 +57,7 @@ def load_autoencoder(
 
 
 def load_text_encoder(weights: Weights, device: str | torch.device = "cpu") -> TextEncoder:
-    """The text encoder, in the dtype it is stored in. Raises WeightsNotFound, WeightsMismatch."""
+    """Load the text encoder, in the dtype it is stored in. Raises WeightsNotFound, WeightsMismatch."""
     options = prompt_config(weights.config)
     return TextEncoder(weights.folder / weights.sizes.text_encoder_folder, options["max_length"], device)
 
@@ -74,12 +74,12 @@ def _load(
     file = weights.folder / WEIGHTS_FILE
     if not file.is_file():
         raise WeightsNotFound(
-            str(weights.folder), f"it holds no {WEIGHTS_FILE}", "Download the model again, or mend --weights."
+            str(weights.folder), f"it holds no {WEIGHTS_FILE}", "Download the model again, or correct --weights."
         )
     with safe_open(file, framework="pt", device=str(device)) as stored:
         shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 - not a mapping
         sources = tensor_sources(str(file), network, shapes, prefix)
-        tensors = {name: _as(stored.get_tensor(source), dtype) for name, source in sources.items()}
+        tensors = {name: _cast(stored.get_tensor(source), dtype) for name, source in sources.items()}
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -87,15 +87,16 @@ def _load(
 def tensor_sources(
     where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str
 ) -> dict[str, str]:
-    """Which stored tensor fills which tensor of `network`, by the network's names.
+    """The name in the file of each tensor of `network`.
 
     Args:
-        shapes: of every tensor of the file, by its name there.
-        prefix: of this component's names in a whole model's file; a stand-alone autoencoder has none.
+        where: the file, for the message.
+        shapes: shape of every tensor of the file, by its name there.
+        prefix: prefix of this component's names in the file of a whole model; an autoencoder alone has none.
 
     Raises:
-        WeightsMismatch: unless the component's part of the file and the network cover each other exactly. A tensor
-            that belongs to no component counts as extra.
+        WeightsMismatch: unless the component's part of the file and the network have the same tensors. One that
+            belongs to no component counts as extra.
     """
     if prefix == AUTOENCODER and not any(name.startswith(prefix) for name in shapes):
         prefix = ""
@@ -115,7 +116,7 @@ def tensor_sources(
 
 
 def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
-    """Stored name per wanted name, and the stored names that fill nothing; exact names win over shortened ones."""
+    """Stored name per wanted name, and stored names without a match; exact matches win over shortened names."""
     sources: dict[str, str] = {}
     extra = []
     for name in sorted(stored, key=lambda name: name not in wanted):
@@ -128,9 +129,10 @@ def _resolved(stored: Iterable[str], wanted: Mapping[str, object]) -> tuple[dict
 
 
 def known_name(name: str, known: Container[str]) -> str | None:
-    """The known name that a stored name stands for: itself, or itself without one dotted component.
+    """The network's name of a stored tensor: the same, or the same without one dotted component.
 
-    Older files carry one more level. The first component stays; of the others the first that can be left out is.
+    Older files have one more level of nesting. The first component is kept; of the others, the first whose removal
+    gives a known name is removed.
     """
     if name in known:
         return name
@@ -139,6 +141,6 @@ def known_name(name: str, known: Container[str]) -> str | None:
     return next((candidate for candidate in shortened if candidate in known), None)
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Buffers are cast like weights: the rounding of rotary frequencies in 16 bits is part of the published models."""
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts buffers like weights: 16-bit rotary frequencies are part of the published models."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

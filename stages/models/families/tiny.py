@@ -1,8 +1,9 @@
-"""tiny-base: the embedded default, in the published layout with few channels.
+"""tiny-base, the default model that ships with the project: the published layout with few channels.
 
-It goes through the same loader as any checkpoint folder. Its weights are random, made from a seed into the store on
-first use: the same on every machine, since they come from a counter-based generator's raw words by exact arithmetic.
-Light at import; making the folder needs numpy, torch and transformers.
+It goes through the same loader as any checkpoint folder. Its weights are random, generated from a seed into the store
+on first use: the same bytes on every machine, from the raw output of a counter-based generator by exact arithmetic.
+
+Light: standard library only at import; writing the folder needs numpy, torch and transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stages.models.library_logging import quiet_torchao
 from stages.records import ModelSpec
 
 VERSION = 1
-"""Bump when the folder made below changes; it names the folder."""
+"""Part of the folder's name; bump when the content of the folder changes."""
 
 SEED = 20_260_101
 LATENT_CHANNELS = 32
@@ -43,12 +44,12 @@ MODELS = (
 
 
 def folder_name() -> str:
-    """Where in the store's shared weights this version lies."""
+    """Name of the checkpoint folder of this version, in the store's `shared/weights`."""
     return f"tiny-base-v{VERSION}"
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint folder; written aside and renamed, so a folder that exists is whole."""
+    """Write the checkpoint folder, atomically: written under another name, then renamed."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / TEXT_FOLDER).mkdir(parents=True)
@@ -58,7 +59,7 @@ def make(folder: Path) -> None:
     try:
         aside.replace(folder)
     except OSError:
-        # Another process made it first: theirs holds the same bytes.
+        # Another process was first: its folder holds the same bytes.
         if not (folder / "model_config.json").is_file():
             raise
         shutil.rmtree(aside)
@@ -190,7 +191,7 @@ def _text_encoder_config() -> dict[str, Any]:
 
 
 def _vocabulary() -> dict[str, int]:
-    """Special tokens, every byte, and the printable ASCII characters (a space is U+2581)."""
+    """Token ids of special tokens, every byte, and the printable ASCII characters (a space is U+2581)."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     characters = ["▁", *(chr(code) for code in range(33, 127))]
     return {
@@ -290,7 +291,7 @@ def _random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _values(name: str, shape: tuple[int, ...]) -> Any:
-    """One tensor's start: gains one, shifts zero, products scaled by their fan-in, with the exceptions listed below."""
+    """Initial values of one tensor: gains 1, shifts 0, matrices by fan-in, with the exceptions listed below."""
     import numpy as np
 
     if name.endswith("inv_freq"):
@@ -319,10 +320,10 @@ _CONSTANT = {
     "*norm.weight": 0.0,
     "*.bias": 0.0,
 }
-"""Tensors of one value; the first pattern counts. The text encoder's RMS weights count from one, so they start at zero.
+"""Constant tensors; the first matching pattern counts. The text encoder's RMS gains are stored minus one, hence zero.
 
-The autoencoder's large attention gains and mapping norm let the sound, not the learned token, decide its latents; its
-scaling factor brings the example's latents to about unit variance, as a trained softnorm does.
+Large attention gains and mapping norms of the autoencoder let the audio, not the learned token, decide its latents; its
+scaling factor gives the example's latents about unit variance, as a trained soft-norm does.
 """
 
 _GAIN = {
@@ -337,11 +338,11 @@ _GAIN = {
     "*process_conv.weight": 0.5,
     "*project_out.weight": 0.5,
 }
-"""Random tensors that start wider or narrower than variance 1 / fan-in."""
+"""Factors on the standard deviation of random tensors, which is otherwise fan-in ** -0.5."""
 
 
 def _bound(shape: tuple[int, ...]) -> float:
-    """Half width of a uniform start of variance 1 / fan-in (the last dimensions but the first)."""
+    """Bound of a uniform distribution of variance 1 / fan-in, the product of all dimensions but the first."""
     fan_in = 1
     for size in shape[1:]:
         fan_in *= size

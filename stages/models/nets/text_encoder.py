@@ -1,6 +1,6 @@
-"""The frozen text encoder (T5Gemma), through the transformers library.
+"""The frozen text encoder: tokenizer and encoder of T5Gemma, through the transformers library.
 
-B prompts, L token positions (the prompt conditioner's max_length), D hidden width.
+P is the max_length of the prompt conditioner.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.library_logging import quiet_torchao
 
-_OTHER_HALF = ("decoder.", "model.decoder.", "lm_head.")
-"""A file may hold the whole encoder-decoder; only the encoder is wanted."""
+_DECODER_PREFIXES = ("decoder.", "model.decoder.", "lm_head.")
+"""Prefixes of tensors to ignore: a file may hold the whole encoder-decoder."""
 
 
 class TextEncoder:
-    """Tokenizer and encoder half of a T5Gemma folder, in the dtype it is stored in.
+    """Tokenizer and encoder of a T5Gemma folder, in the dtype they are stored in.
 
-    Not an nn.Module of ours, so that nothing casts it, saves it or puts an adapter on it.
+    Not an nn.Module, so that nothing casts it, saves it or attaches an adapter to it.
     """
 
     def __init__(self, folder: Path, max_length: int, device: str | torch.device = "cpu") -> None:
-        """Read the folder; needs no network.
+        """Load the folder; needs no network access.
 
         Raises:
-            WeightsNotFound: there is no such folder.
-            WeightsMismatch: the file does not cover the encoder.
+            WeightsNotFound: the folder or its config.json is missing.
+            WeightsMismatch: the tensors of the file are not those of the encoder.
         """
         if not (folder / "config.json").is_file():
             remedy = "Download the whole model folder again; the text encoder is a sub-folder of it."
@@ -46,39 +46,39 @@ class TextEncoder:
         self.width: int = self.encoder.config.encoder.hidden_size
 
     def hidden_states(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Per prompt the last hidden states of its valid tokens, (number of tokens, D), in the encoder's dtype.
+        """Last hidden states of the valid tokens of each prompt, (n_i, E), in the encoder's dtype.
 
-        Tokens beyond `max_length` are cut off (`num_tokens` tells); an empty prompt may have no token at all.
+        Tokens beyond `max_length` are cut off (see `num_tokens`); an empty prompt may have no token at all.
         """
-        input_ids_BL, mask_BL = self.tokens(prompts)
-        filled = [row for row, mask_L in enumerate(mask_BL.tolist()) if any(mask_L)]
+        input_ids_BP, mask_BP = self.tokens(prompts)
+        filled = [row for row, mask_P in enumerate(mask_BP.tolist()) if any(mask_P)]
         states = {}
         if filled:
-            # A prompt without tokens is left out: attention over nothing has no defined result.
-            states_BLD = self.encoded(input_ids_BL[filled], mask_BL[filled])
-            states = {row: states_LD[mask_BL[row]] for row, states_LD in zip(filled, states_BLD, strict=True)}
+            # A prompt without tokens is left out: attention over an empty set is undefined.
+            states_BPE = self.encoded(input_ids_BP[filled], mask_BP[filled])
+            states = {row: states_PE[mask_BP[row]] for row, states_PE in zip(filled, states_BPE, strict=True)}
         empty = torch.empty(0, self.width, dtype=self.encoder.dtype, device=self.device)
         return [states.get(row, empty) for row in range(len(prompts))]
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (B, L) and their mask, bool, True on tokens; padded on the tokenizer's own side."""
+        """Token ids (B, P) and attention mask (bool, True on tokens), padded on the side that the tokenizer pads."""
         batch = self.tokenizer(
             list(prompts), truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt"
         )
         return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device, torch.bool)
 
     def num_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt before any cut; above `max_length` its end is not heard."""
+        """Number of tokens of a prompt before truncation; above `max_length` its end is ignored."""
         return len(self.tokenizer(prompt)["input_ids"])
 
     @torch.no_grad()
-    def encoded(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, D); what stands at padding positions has no meaning."""
-        return self.encoder(input_ids=input_ids_BL, attention_mask=mask_BL).last_hidden_state
+    def encoded(self, input_ids_BP: Tensor, mask_BP: Tensor) -> Tensor:
+        """Last hidden states (B, P, E); those at padding positions are meaningless."""
+        return self.encoder(input_ids=input_ids_BP, attention_mask=mask_BP).last_hidden_state
 
 
 def _encoder(folder: Path) -> Any:
-    """The encoder of either file layout (alone, or in an encoder-decoder), frozen; every tensor of it from the file."""
+    """The frozen encoder from either file layout (alone, or in an encoder-decoder); strict."""
     from transformers import AutoConfig, T5GemmaEncoderModel
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -87,15 +87,15 @@ def _encoder(folder: Path) -> Any:
         encoder, report = T5GemmaEncoderModel.from_pretrained(
             folder,
             config=config,
-            # The soft cap on attention logits exists in the eager path alone; other kernels drop it.
+            # Only the eager implementation applies the soft cap on attention logits; other kernels drop it.
             attn_implementation="eager",
             dtype="auto",
             local_files_only=True,
-            # Reported to us instead of raised, as missing and extra tensors are.
+            # Reported like missing and extra tensors instead of raised.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    extra = [name for name in report["unexpected_keys"] if not name.startswith(_OTHER_HALF)]
+    extra = [name for name in report["unexpected_keys"] if not name.startswith(_DECODER_PREFIXES)]
     misshapen = [str(name) for name in report["mismatched_keys"]]
     if report["missing_keys"] or extra or misshapen:
         missing = sorted(report["missing_keys"])
@@ -105,7 +105,7 @@ def _encoder(folder: Path) -> Any:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """The library reports the unused decoder at length; we judge its report ourselves."""
+    """Hides the library's report about the unused decoder; the loading report is checked here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
