@@ -18,9 +18,9 @@ from tests.small_networks import GOLDEN
 
 FOLDER = GOLDEN / "published"
 WHOLE = {"medium-base": "medium", "small-music-base": "small", "small-sfx-base": "small"}
-"""Base models, and which of the two sizes they are."""
+"""Base models and their size."""
 ALONE = {"SAME-S": "small-music-base", "SAME-L": "medium-base"}
-"""Stand-alone autoencoders, and a base model that carries one of the same config."""
+"""Autoencoders published alone, and a base model whose autoencoder has the same config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,17 @@ class Part:
 
     model: str
     prefix: str
-    """Of its tensors in the file; a stand-alone autoencoder has none."""
+    """Prefix of its tensors in the file; an autoencoder alone has none."""
     network: nn.Module
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in the file."""
+        """Tensors by their names in the file."""
         return {self.prefix + name: tensor for name, tensor in self.network.state_dict().items()}
 
     @property
     def differences(self) -> list[str]:
-        """Names and shapes that only one side has."""
+        """Names and shapes in the network or in the published file only."""
         ours = {(name, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
         return sorted(f"{name} {shape}" for name, shape in ours ^ set(published_shapes(self).items()))
 
@@ -54,7 +54,7 @@ class Part:
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """The model_config.json: of a stand-alone autoencoder, its part of the base model's."""
+    """The published model_config.json; for an autoencoder alone, its section of the base model's."""
     if model in WHOLE:
         return json.loads((FOLDER / f"{model}.json").read_text("utf-8"))  # type: ignore[no-any-return]
     whole = config_of(ALONE[model])
@@ -62,7 +62,7 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 def parts(model: str) -> Iterator[Part]:
-    """The networks of a published model, without a single value."""
+    """The networks of a published model, on the meta device."""
     config = config_of(model)
     with torch.device("meta"):
         if model in ALONE:
@@ -73,7 +73,7 @@ def parts(model: str) -> Iterator[Part]:
 
 
 def published_shapes(part: Part) -> Mapping[str, tuple[int, ...]]:
-    """Every published tensor of this network by its name in the file; `{i}` in a pattern stands for every block."""
+    """Shape of every published tensor of this network by its name in the file; `{i}` in a pattern is a block number."""
     patterns = json.loads((FOLDER / "tensors.json").read_text("utf-8"))[WHOLE[ALONE.get(part.model, part.model)]]
     prefix = part.prefix or AUTOENCODER
     return {

@@ -1,4 +1,4 @@
-"""Small networks with random weights that all matter, for tests that need no checkpoint."""
+"""Small networks with random weights, for tests that need no checkpoint."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def config(*, windowed: bool = False, differential: bool = False) -> dict[str, A
 
 
 _SIZES = {"new_tokens": 0.05, "weight_g": 8.0, "q_norm.gamma": 3.0, "k_norm.gamma": 3.0, "bottleneck.bias": 0.1}
-"""So that latents follow the sound rather than the learned tokens."""
+"""Scales that make latents depend on the audio rather than on the learned tokens."""
 
 
 def randomised(network: N, seed: int = 0) -> N:
-    """Every parameter drawn anew, of moderate size: no zero branch hides a mistake. Frozen, in eval mode."""
+    """The network with all parameters redrawn, so that no zero branch hides a mistake. Frozen, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -50,11 +50,11 @@ def randomised(network: N, seed: int = 0) -> N:
 
 
 def denoiser_inputs(read: dict[str, Any], batch: int, num_frames: int, seed: int = 1) -> dict[str, Any]:
-    """Arguments of a denoiser for this config, all drawn."""
+    """Random arguments of a denoiser of this config."""
     generator = torch.Generator().manual_seed(seed)
     model = read["model"]
     channels, width = model["io_channels"], model["conditioning"]["cond_dim"]
-    normals = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731 - short for this function only
+    normals = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731 - shorthand within this function
     mask = (torch.rand(batch, 1, num_frames, generator=generator) > 0.5).float()
     return {
         "noised_BCT": normals(batch, channels, num_frames),

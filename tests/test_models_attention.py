@@ -1,4 +1,4 @@
-"""Attention: masks, windows, positions, and the one function that can be replaced."""
+"""Attention: masks, bands, rotary positions, and replaceable attention functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def heads(num_tokens: int, seed: int, batch: int = 2) -> list[torch.Tensor]:
 
 @given(num_tokens=st.integers(1, 200), before=st.integers(0, 40), after=st.integers(0, 40), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
-def test_windows_give_what_a_full_band_mask_gives(num_tokens, before, after, seed):
+def test_banded_attention_equals_full_attention_with_a_band_mask(num_tokens, before, after, seed):
     query, key, value = heads(num_tokens, seed)
     distance = torch.arange(num_tokens) - torch.arange(num_tokens)[:, None]
     band = (distance >= -before) & (distance <= after)
@@ -32,18 +32,18 @@ def test_windows_give_what_a_full_band_mask_gives(num_tokens, before, after, see
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value, attn_mask=band))
 
 
-def test_every_token_in_the_middle_sees_thirty_five_keys_and_the_ends_are_clipped():
+def test_inner_tokens_attend_to_35_keys_and_the_ends_are_clipped():
     seen = band_mask(170, 85, (17, 17), torch.device("cpu")).flatten(0, 1).sum(dim=1)
     assert seen[17:-17].unique().tolist() == [35]
     assert seen[0] == seen[-1] == 18
 
 
-def test_the_window_mask_grows_linearly_with_the_signal():
+def test_the_band_mask_grows_linearly_with_the_signal():
     sizes = [band_mask(62 * blocks, 62, (17, 17), torch.device("cpu")).numel() for blocks in (1, 10, 100)]
     assert sizes == [62 * 96, 10 * 62 * 96, 100 * 62 * 96]
 
 
-def test_a_key_outside_the_mask_has_no_influence_at_all():
+def test_a_masked_key_has_no_influence_at_all():
     query, key, value = heads(10, 0)
     valid = torch.arange(10) < torch.tensor([[6], [10]])
     before = masked_attention(query, key, value, valid)
@@ -59,7 +59,7 @@ def test_a_mask_may_differ_between_queries():
     torch.testing.assert_close(masked_attention(query, key, value, own), value)
 
 
-def test_a_replaced_function_reaches_every_attention_of_the_denoiser_with_both_maps_of_a_differential_one_in_one_call():
+def test_replace_attention_reaches_every_layer_of_the_denoiser_with_both_differential_maps_in_one_call():
     read = config(differential=True)
     network = randomised(Denoiser(read))
     depth = read["model"]["diffusion"]["config"]["depth"]
@@ -76,7 +76,7 @@ def test_a_replaced_function_reaches_every_attention_of_the_denoiser_with_both_m
     assert seen == [False, True] * depth
 
 
-def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
+def test_replace_attention_reaches_every_layer_of_the_autoencoder():
     for windowed in (False, True):
         network = randomised(Autoencoder(config(windowed=windowed)))
         calls = []
@@ -87,14 +87,14 @@ def test_a_replaced_function_reaches_every_attention_of_the_autoencoder():
         assert len(calls) == 4 + 4
 
 
-def test_no_attention_is_called_past_the_replaceable_function():
+def test_every_attention_layer_starts_with_masked_attention():
     network = Denoiser(config())
     attentions = [module for module in network.modules() if isinstance(module, SelfAttention | CrossAttention)]
     assert len(attentions) == 2 * len(network.model.transformer.layers)
     assert all(module.attention is masked_attention for module in attentions)
 
 
-def test_rotation_depends_on_the_distance_of_two_positions_alone():
+def test_rotary_scores_depend_only_on_the_distance_of_two_positions():
     rotary = RotaryEmbedding(32)(50)
     query, key = torch.randn(2, 1, 1, 1, 64)
     at = lambda position: type(rotary)(rotary.cos_ND[position : position + 1], rotary.sin_ND[position : position + 1])  # noqa: E731
@@ -103,7 +103,7 @@ def test_rotation_depends_on_the_distance_of_two_positions_alone():
     assert not torch.allclose(score(7, 3), score(7, 4))
 
 
-def test_only_the_first_features_turn():
+def test_only_the_first_features_are_rotated():
     turned = rotated(torch.ones(1, 1, 5, 64), RotaryEmbedding(32)(5))
     assert torch.equal(turned[..., 32:], torch.ones(1, 1, 5, 32))
     assert not torch.equal(turned[0, 0, 1, :32], torch.ones(32))

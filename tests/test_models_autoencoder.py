@@ -1,4 +1,4 @@
-"""The autoencoder: patches, clips that depend on nothing but themselves, chunks, noise."""
+"""The autoencoder: patches, independence of clips in a batch, chunks, noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clip(num_samples: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_samples", [1, 4096, 13_671])
-def test_a_clip_is_encoded_as_if_silence_went_on_behind_it(autoencoder, num_samples):
+def test_a_clip_is_encoded_as_if_followed_by_endless_silence(autoencoder, num_samples):
     audio = clip(num_samples)
     num_frames = -(-num_samples // RATIO)
     long_recording = torch.zeros(1, 2, 30 * RATIO)
@@ -39,7 +39,7 @@ def test_a_clip_is_encoded_as_if_silence_went_on_behind_it(autoencoder, num_samp
     torch.testing.assert_close(latents, autoencoder.encode(long_recording)[0, :, :num_frames], atol=SAME, rtol=0)
 
 
-def test_a_clip_encoded_alone_without_silence_would_be_another(autoencoder):
+def test_a_clip_encoded_without_silence_after_it_has_other_latents(autoencoder):
     audio = clip(3 * RATIO + 77)
     alone = autoencoder.encode(audio[None])[0, :, :4]
     assert (autoencoder.encode_clip(audio) - alone).abs().max() > 1e-3
@@ -53,18 +53,18 @@ def test_a_clips_latents_do_not_depend_on_its_neighbours_in_the_batch(autoencode
     torch.testing.assert_close(first, autoencoder.encode_clip(audio), atol=SAME, rtol=0)
 
 
-def test_a_clip_in_chunks_is_the_clip_as_a_whole(autoencoder):
+def test_encoding_in_chunks_equals_encoding_whole(autoencoder):
     audio = clip(30 * RATIO + 9)
     (pieces,) = autoencoder.encode_clips([audio], chunk_frames=40)
     torch.testing.assert_close(pieces, autoencoder.encode_clip(audio), atol=SAME, rtol=0)
 
 
-def test_chunks_too_small_for_the_influence_around_them_are_refused(autoencoder):
+def test_chunks_not_longer_than_their_overlap_are_refused(autoencoder):
     with pytest.raises(ValueError, match="chunk_frames must be above 32"):
         autoencoder.encode_clips([clip(RATIO)], chunk_frames=32)
 
 
-def test_patches_are_channel_major_and_come_back(autoencoder):
+def test_patches_are_channel_major_and_invertible(autoencoder):
     audio = torch.arange(2 * 600, dtype=torch.float32).view(1, 2, 600)
     patches = autoencoder.patched(audio)
     assert patches.shape == (1, 512, 3)
@@ -73,7 +73,7 @@ def test_patches_are_channel_major_and_come_back(autoencoder):
     assert torch.equal(autoencoder.unpatched(patches)[..., :600], audio)
 
 
-def test_lengths_are_rounded_up_to_what_attention_needs():
+def test_lengths_are_rounded_up_to_whole_attention_chunks():
     chunked, windowed = (Autoencoder(config(windowed=windowed)) for windowed in (False, True))
     five = clip(5 * RATIO)[None]
     assert chunked.encode(five).shape[-1] == 6
@@ -82,13 +82,13 @@ def test_lengths_are_rounded_up_to_what_attention_needs():
     assert chunked.decode_chunked(torch.zeros(1, 16, 13), 6, 2).shape[-1] == 13 * RATIO
 
 
-def test_encoding_and_decoding_are_without_noise_unless_asked(autoencoder):
+def test_encoding_and_decoding_are_deterministic_by_default(autoencoder):
     latents, drawn = torch.randn(1, 16, 4), DecodeNoise(bottleneck="draw", tokens="draw")
     assert torch.equal(autoencoder.decode(latents), autoencoder.decode(latents))
     assert not torch.equal(autoencoder.decode(latents, drawn), autoencoder.decode(latents))
 
 
-def test_a_generator_makes_drawn_noise_repeatable(autoencoder):
+def test_noise_from_a_generator_is_reproducible(autoencoder):
     latents = torch.randn(1, 16, 4)
     first, second = (
         autoencoder.decode(latents, DecodeNoise(torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)))
@@ -102,7 +102,7 @@ def test_noise_of_another_shape_is_refused(autoencoder):
         autoencoder.decode(torch.randn(1, 16, 4), DecodeNoise(bottleneck=torch.randn(1, 16, 5)))
 
 
-def test_the_last_decoder_layers_are_periodic_and_one_fewer_than_the_option_says():
+def test_the_last_decoder_layers_have_sine_gates_one_fewer_than_the_option_says():
     read = config()
     read["model"]["pretransform"]["config"]["decoder"]["config"]["sinusoidal_blocks"] = [3]
     layers = Autoencoder(read).decoder.layers["3"].transformers
@@ -119,7 +119,7 @@ def test_the_last_decoder_layers_are_periodic_and_one_fewer_than_the_option_says
         ("bottleneck", "noise_augment_dim", 4),
     ],
 )
-def test_an_option_that_is_not_built_is_refused_by_name(section, option, value):
+def test_an_unsupported_option_is_refused_by_name(section, option, value):
     read = config()
     read["model"]["pretransform"]["config"][section]["config"][option] = value
     with pytest.raises(UnsupportedModelConfig, match=option):
@@ -164,7 +164,7 @@ def test_inner_edges_lose_half_the_overlap_and_the_outer_ones_nothing():
     ]
 
 
-def test_stitched_chunks_of_a_local_map_are_the_whole(autoencoder, monkeypatch):
+def test_joined_chunks_of_a_local_function_equal_the_whole(autoencoder, monkeypatch):
     frames = lambda audio: audio.unflatten(-1, (-1, RATIO)).mean(dim=(1, 3))[:, None].expand(-1, 16, -1)  # noqa: E731
     monkeypatch.setattr(type(autoencoder), "encode", lambda self, audio, noise=None: frames(audio))
     audio = clip(29 * RATIO)[None]

@@ -1,4 +1,4 @@
-"""A checkpoint folder is named by its content, without loading it."""
+"""Components of a checkpoint folder are named by digests of their content, without loading them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_no_tensor_of_tiny_base_is_left_without_a_value(made):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
 
 
-def test_where_the_tensors_lie_in_the_file_changes_no_name(folder):
+def test_the_order_of_tensors_in_the_file_changes_no_digest(folder):
     before = digests(folder)
     rewrite(folder / "model.safetensors", metadata={"written": "again"})
     assert digests(folder) == before
@@ -78,13 +78,13 @@ def test_where_the_tensors_lie_in_the_file_changes_no_name(folder):
         ("conditioner.conditioners.prompt.padding_embedding", "conditioner"),
     ],
 )
-def test_one_changed_value_renames_its_component_alone(folder, tensor, component):
+def test_one_changed_value_changes_the_digest_of_its_component_only(folder, tensor, component):
     before = digests(folder)
     rewrite(folder / "model.safetensors", change=lambda tensors: tensors[tensor].view(-1)[0].add_(1e-6))
     assert changed(before, digests(folder)) == {component}
 
 
-def test_a_changed_config_renames_the_component_it_shapes(folder):
+def test_a_changed_config_changes_the_digest_of_the_component_it_shapes(folder):
     before = digests(folder)
     config = json.loads((folder / "model_config.json").read_text())
     config["model"]["diffusion"]["config"]["num_heads"] = 4
@@ -92,7 +92,7 @@ def test_a_changed_config_renames_the_component_it_shapes(folder):
     assert changed(before, digests(folder)) == {"transformer"}
 
 
-def test_where_a_text_encoder_was_downloaded_from_changes_no_name(folder):
+def test_the_hub_repository_of_the_text_encoder_changes_no_digest(folder):
     before = digests(folder)
     config = json.loads((folder / "model_config.json").read_text())
     config["model"]["conditioning"]["configs"][0]["config"]["repo_id"] = "elsewhere/else"
@@ -108,7 +108,7 @@ def test_another_tokenizer_or_config_is_another_text_encoder(folder, file):
     assert changed(before, digests(folder)) == {"text_encoder"}
 
 
-def test_the_encoder_half_has_one_name_whichever_file_layout_holds_it(folder):
+def test_the_encoder_has_the_same_digest_in_either_file_layout(folder):
     file = folder / tiny.TEXT_FOLDER / "model.safetensors"
     before = digests(folder)
     whole = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
@@ -152,7 +152,7 @@ def test_shapes_come_from_the_header_alone(folder):
     ],
     ids=["no weights", "config is not JSON", "not safetensors", "cut short", "no text encoder"],
 )
-def test_a_folder_that_is_not_whole_is_an_error_that_names_the_file(folder, damage, says):
+def test_an_incomplete_folder_is_an_error_that_names_the_file(folder, damage, says):
     damage(folder)
     with pytest.raises(WeightsNotFound, match=says):
         open_folder("tiny-base", folder)

@@ -37,7 +37,7 @@ def test_hidden_states_are_those_of_the_valid_tokens(encoder):
     assert states[1].shape == (0, encoder.width)
 
 
-def test_a_prompts_states_do_not_depend_on_the_prompts_beside_it(encoder):
+def test_hidden_states_of_a_prompt_do_not_depend_on_other_prompts_of_the_batch(encoder):
     together, alone = encoder.hidden_states(PROMPTS)[2], encoder.hidden_states([PROMPTS[2]])[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
@@ -76,7 +76,7 @@ def test_an_encoder_decoder_file_gives_the_same_encoder(tmp_path, encoder):
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "misshapen"])
-def test_a_text_encoder_file_that_does_not_cover_its_network_is_refused(tmp_path, change):
+def test_a_text_encoder_file_with_other_tensors_than_its_network_is_refused(tmp_path, change):
     shutil.copytree(FOLDER, tmp_path / "bad")
     stored = load_file(FOLDER / "model.safetensors")
     if change == "missing":
@@ -95,7 +95,7 @@ def test_a_folder_without_a_text_encoder_is_named(tmp_path):
         TextEncoder(tmp_path / "nowhere", 24)
 
 
-def test_the_learned_vector_stands_behind_a_prompts_tokens(conditioner):
+def test_prompts_are_padded_with_the_learned_vector(conditioner):
     states = torch.randn(5, conditioner.width)
     padded = conditioner.padded_prompts([states, torch.empty(0, conditioner.width)])
     assert padded.shape == (2, conditioner.max_length, conditioner.width)

@@ -1,4 +1,4 @@
-"""Differential attention as one operation: that of two maps made one by one, each with the values for itself."""
+"""Fused differential attention against two separate attentions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Case = tuple[list[Tensor], Tensor | None, Tensor]
 
 
 def case(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, masked: bool) -> Case:
-    """Heads, which keys are valid, the gradient of the result; sizes are B, H, N, S, D."""
+    """Heads, mask of valid keys, gradient of the output; sizes are B, H, N, S, D."""
     batch, heads, num_queries, num_keys, width = sizes
     generator = torch.Generator().manual_seed(sum(sizes))
     shapes = [(batch, 2 * heads, num_queries, width), (batch, 2 * heads, num_keys, width)]
@@ -23,67 +23,69 @@ def case(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, ma
     *made, d_out = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     valid = torch.rand(batch, num_keys, generator=generator) < 0.6
     valid[:, -3:] = True
-    valid[0, :-3] = False  # whole blocks of nothing come first
+    valid[0, :-3] = False  # whole blocks of masked keys come first
     return [one.requires_grad_() for one in made], valid.to(device) if masked else None, d_out
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+def two_attentions(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
     return merged_heads(difference(masked_attention(query, key, torch.cat([value, value], dim=1), valid)))
 
 
-def both_ways(heads: list[Tensor], valid: Tensor | None, d_out: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Result and gradients of the operation, and in float64 those it should have."""
+def computed_and_expected(
+    heads: list[Tensor], valid: Tensor | None, d_out: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of the custom op, and the expected ones in float64."""
     out = differential_attention(*heads, valid)
     wide = [one.detach().double().requires_grad_() for one in heads]
-    wanted = one_by_one(*wide, valid)
+    wanted = two_attentions(*wide, valid)
     found = [out.detach(), *torch.autograd.grad(out, heads, d_out)]
     return found, [wanted.detach(), *torch.autograd.grad(wanted, wide, d_out.double())]
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
+def relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sizes", [(2, 3, 11, 11, 16), (1, 2, 9, 33, 40), (2, 1, 40, 7, 64)], ids=str)
-def test_result_and_gradients_are_those_of_two_maps(sizes, masked):
+def test_output_and_gradients_equal_those_of_two_separate_attentions(sizes, masked):
     heads, valid, d_out = case(sizes, torch.float32, CPU, masked=masked)
-    for found, wanted in zip(*both_ways(heads, valid, d_out), strict=True):
+    for found, wanted in zip(*computed_and_expected(heads, valid, d_out), strict=True):
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", ULP, ids=str)
-def test_narrow_heads_are_rounded_once(dtype, masked):
+def test_16_bit_heads_are_rounded_once(dtype, masked):
     heads, valid, d_out = case((2, 3, 37, 29, 32), dtype, CPU, masked=masked)
-    for found, wanted in zip(*both_ways(heads, valid, d_out), strict=True):
-        assert found.dtype == dtype and apart(found, wanted) < ULP[dtype]
+    for found, wanted in zip(*computed_and_expected(heads, valid, d_out), strict=True):
+        assert found.dtype == dtype and relative_error(found, wanted) < ULP[dtype]
 
 
-def test_keys_that_may_not_be_seen_have_no_part_in_anything():
+def test_masked_keys_influence_neither_output_nor_gradients():
     (query, key, value), valid, d_out = case((2, 2, 8, 13, 16), torch.float32, CPU, masked=True)
     out = differential_attention(query, key, value, valid)
-    unseen = ~valid[:, None, :, None]
-    changed = (torch.where(unseen, 7.0, one.detach()) for one in (key, value))
+    masked_keys = ~valid[:, None, :, None]
+    changed = (torch.where(masked_keys, 7.0, one.detach()) for one in (key, value))
     assert torch.equal(differential_attention(query, *changed, valid), out)
     for gradient in torch.autograd.grad(out, (key, value), d_out):
-        assert not gradient.masked_select(unseen).any()
+        assert not gradient.masked_select(masked_keys).any()
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_torch_accepts_the_operation(masked):
+def test_the_custom_op_passes_opcheck(masked):
     heads, valid, _ = case((2, 2, 5, 7, 16), torch.float32, CPU, masked=masked)
     torch.library.opcheck(torch.ops.sa3_trainer.differential_attention.default, (*heads, valid))
 
 
-def test_heads_in_any_memory_order_give_the_same():
+def test_strides_of_the_heads_do_not_matter():
     heads, valid, _ = case((2, 2, 6, 9, 16), torch.float32, CPU, masked=True)
     turned = [one.detach().transpose(1, 2).contiguous().transpose(1, 2) for one in heads]
     assert torch.equal(differential_attention(*turned, valid), differential_attention(*heads, valid))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_kernels_are_for_narrow_heads_on_cuda(dtype):
+def test_kernels_are_for_16_bit_heads_on_cuda(dtype):
     assert not has_kernels(torch.zeros(1, 2, 3, 64, dtype=dtype))
 
 
@@ -99,7 +101,7 @@ def test_kernels_are_for_narrow_heads_on_cuda(dtype):
 def test_kernels_are_as_exact_as_their_dtype(sizes, dtype, masked):
     heads, valid, d_out = case(sizes, dtype, CUDA, masked=masked)
     assert has_kernels(heads[0])
-    found, wanted = both_ways(heads, valid, d_out)
+    found, wanted = computed_and_expected(heads, valid, d_out)
     for one, other in zip(found, wanted, strict=True):
         # Where one key is all there is, the maps are the same and nothing is left of them.
         scale = other.norm() if sizes[3] > 1 else heads[2].detach().double().norm()
@@ -122,11 +124,11 @@ def test_kernels_give_the_same_bits_every_time(sizes, masked):
 
 
 @pytest.mark.gpu
-def test_kernels_stand_scores_far_from_zero():
+def test_kernels_are_stable_for_large_scores():
     heads, valid, d_out = case((1, 2, 100, 100, 64), torch.bfloat16, CUDA, masked=True)
     with torch.no_grad():
         heads[0].fill_(3.0)
         heads[1].sub_(30.0)  # every score lies hundreds below zero, where an empty place of a tile would be zero
-    found, wanted = both_ways(heads, valid, d_out)
+    found, wanted = computed_and_expected(heads, valid, d_out)
     assert all(one.isfinite().all() for one in found)
-    assert apart(found[3], wanted[3]) < 4 * ULP[torch.bfloat16]
+    assert relative_error(found[3], wanted[3]) < 4 * ULP[torch.bfloat16]

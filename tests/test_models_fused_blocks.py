@@ -1,4 +1,4 @@
-"""Blocks with fused kernels: the same latents as torch's own operations make, but for rounding in 16 bits."""
+"""Fused autoencoder blocks: the latents of PyTorch's own ops up to 16-bit rounding."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float().cpu() - expected).norm() / expected.norm())
 
 
-def test_a_network_on_the_cpu_or_in_float32_runs_as_it_is_and_nothing_is_said():
+def test_on_the_cpu_or_in_float32_blocks_are_not_fused_and_nothing_is_reported():
     stage, said = small(windowed=True).encoder.downsampling, []
     assert not use_fused_blocks(stage, said.append)
     assert not use_fused_blocks(stage.bfloat16(), said.append)
     assert (stage.run_block, said) == (run_block, [])
 
 
-def test_why_a_stage_cannot_run_fused_is_named(monkeypatch):
+def test_the_reason_why_blocks_cannot_be_fused_is_named(monkeypatch):
     monkeypatch.setattr(fused_blocks, "find_spec", lambda name: None)
     assert reason_not_fusable(small(windowed=True).encoder.downsampling) == "the package triton is not installed"
     monkeypatch.setattr(fused_blocks, "find_spec", lambda name: name)
@@ -50,7 +50,7 @@ def test_why_a_stage_cannot_run_fused_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("before", [None, "elsewhere"])
-def test_compiled_kernels_are_kept_in_the_folder_given_and_nowhere_else_afterwards(tmp_path, monkeypatch, before):
+def test_triton_caches_in_the_given_folder_only_within_the_context(tmp_path, monkeypatch, before):
     if before is None:
         monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     else:
@@ -94,7 +94,7 @@ def test_fused_latents_do_not_depend_on_the_neighbours_to_the_bit_at_one_batch_s
 @pytest.mark.gpu
 @pytest.mark.parametrize("windowed", [False, True])
 @torch.inference_mode()
-def test_a_clip_in_chunks_is_the_clip_as_a_whole_with_fused_blocks(windowed):
+def test_encoding_in_chunks_equals_encoding_whole_with_fused_blocks(windowed):
     network = small(windowed=windowed, head_width=64)
     audio = clip(200 * 4096 + 9)
     expected = network.encode_clip(audio)
@@ -105,7 +105,7 @@ def test_a_clip_in_chunks_is_the_clip_as_a_whole_with_fused_blocks(windowed):
 
 
 @pytest.mark.gpu
-def test_kernels_that_fail_are_said_and_left_out(monkeypatch):
+def test_kernels_that_fail_are_reported_and_not_used(monkeypatch):
     def fails(*args: Any) -> None:
         raise RuntimeError("no such instruction\nmore")
 

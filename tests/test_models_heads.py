@@ -1,4 +1,4 @@
-"""Heads made as one operation with its own gradient: those of small operations. Its kernels: `test_gpu_kernels`."""
+"""The fused op for query, key and value heads against PyTorch ops. Its CUDA kernels: `test_gpu_kernels`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def norms(width: int) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("roles", [SELF, CROSS_QUERIES, CONTEXT, *DIFFERENTIAL])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("value_copies", [1, 2])
-def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned, value_copies):
+def test_fused_heads_and_their_gradients_equal_those_of_eager_ops(roles, turned, value_copies):
     batch, count, heads, width = 2, 11, 3, 40
     features = torch.randn(batch, count, len(roles) * heads * width, generator=torch.Generator().manual_seed(3))
     features.requires_grad_()
@@ -51,7 +51,7 @@ def test_heads_and_their_gradient_are_those_of_small_operations(roles, turned, v
 
 
 @pytest.mark.parametrize("differential", [True, False])
-def test_a_denoiser_gives_the_same_either_way(differential):
+def test_a_denoiser_gives_the_same_with_fused_and_eager_heads(differential):
     read = config(differential=differential)
     network = randomised(Denoiser(read))
     inputs = denoiser_inputs(read, 2, 9)
@@ -60,7 +60,7 @@ def test_a_denoiser_gives_the_same_either_way(differential):
     torch.testing.assert_close(network(**inputs), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_denoiser_gives_the_same_with_both_maps_attended_jointly():
+def test_a_denoiser_gives_the_same_with_fused_differential_attention():
     read = config(differential=True)
     network = randomised(Denoiser(read))
     inputs = denoiser_inputs(read, 2, 9)
@@ -79,14 +79,14 @@ def test_a_denoiser_gives_the_same_with_both_maps_attended_jointly():
     assert torch.equal(network(**inputs), plain)
 
 
-def test_attention_of_one_map_is_never_joint():
+def test_plain_attention_never_uses_the_differential_function():
     network = randomised(Denoiser(config(differential=False)))
     replace_differential_attention(network, differential_attention)
     assert all(getattr(module, "fused_differential", None) is None for module in network.modules())
 
 
 @pytest.mark.parametrize("value_copies", [1, 2])
-def test_the_operation_is_what_it_tells_the_compiler(value_copies):
+def test_the_custom_op_of_heads_passes_opcheck(value_copies):
     count, heads, width = 7, 2, 32
     features = torch.randn(2, count, 5 * heads * width, requires_grad=True)
     query_norm, key_norm = norms(width)

@@ -1,4 +1,4 @@
-"""The loader: strict, tolerant of the two layouts and of one extra level in names; and the published models' shapes."""
+"""Loading weights: strict, from either file layout, with one extra level in names; shapes of the published models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights(folder, stored, read=None):
     return Weights(model="tiny", folder=folder, config=read or config(), digests={})
 
 
-def test_what_is_loaded_is_what_is_stored_frozen_and_in_eval_mode(tmp_path, stored):
+def test_loaded_networks_hold_the_stored_values_frozen_and_in_eval_mode(tmp_path, stored):
     found = weights(tmp_path, stored)
     for prefix, load in ((DENOISER, load_denoiser), (CONDITIONER, load_conditioner), (AUTOENCODER, load_autoencoder)):
         network = load(found)
@@ -71,13 +71,13 @@ def test_every_missing_extra_and_misshapen_tensor_is_listed(tmp_path, stored):
     assert "(16, 16, 1)" in misshapen
 
 
-def test_a_fault_of_another_component_does_not_stop_this_one(tmp_path, stored):
+def test_a_mismatch_of_another_component_does_not_stop_loading(tmp_path, stored):
     without = {name: tensor for name, tensor in stored.items() if not name.startswith(DENOISER)}
     loaded = load_autoencoder(weights(tmp_path, without)).state_dict()
     assert torch.equal(loaded["bottleneck.bias"], stored["pretransform.model.bottleneck.bias"])
 
 
-def test_no_tensor_is_left_at_random(tmp_path, stored):
+def test_no_tensor_is_left_uninitialised(tmp_path, stored):
     for load in (load_denoiser, load_conditioner, load_autoencoder):
         assert not any(tensor.is_meta for tensor in load(weights(tmp_path, stored)).state_dict().values())
 
@@ -100,7 +100,7 @@ def test_a_stand_alone_file_with_a_stray_tensor_is_refused(tmp_path, stored):
         load_autoencoder(weights(tmp_path, alone, own))
 
 
-def test_one_extra_level_in_a_name_is_left_out():
+def test_one_extra_level_in_a_name_is_removed():
     known = {"a.b.c", "a.c", "x.y"}
     assert known_name("a.b.c", known) == "a.b.c"
     assert known_name("a.inner.b.c", known) == "a.b.c"
@@ -109,7 +109,7 @@ def test_one_extra_level_in_a_name_is_left_out():
     assert known_name("a.inner.inner.c", known) is None, "one level only"
 
 
-def test_of_several_levels_that_can_be_left_out_the_first_is():
+def test_of_several_removable_levels_the_first_is_removed():
     assert known_name("m.p.q.r", {"m.p.r", "m.q.r"}) == "m.q.r"
 
 
@@ -121,7 +121,7 @@ def test_a_file_with_one_more_level_loads(tmp_path, stored):
     assert torch.equal(network.model.transformer.memory_tokens, stored["model.model.transformer.memory_tokens"])
 
 
-def test_two_stored_tensors_for_one_place_are_a_mismatch(tmp_path, stored):
+def test_two_stored_tensors_for_one_parameter_are_a_mismatch(tmp_path, stored):
     doubled = dict(stored)
     doubled["model.model.inner.preprocess_conv.weight"] = torch.zeros(16, 16, 1)
     with pytest.raises(WeightsMismatch) as caught:
@@ -141,7 +141,7 @@ def published(model):
     return {part.prefix: part.network for part in parts(model)}
 
 
-def test_the_large_autoencoder_has_seven_periodic_layers_in_its_decoder_and_none_in_its_encoder():
+def test_same_l_has_seven_sine_layers_in_its_decoder_and_none_in_its_encoder():
     autoencoder = published("medium-base")[AUTOENCODER]
     names = [
         [layer.ff.ff[0].activation.__name__ for layer in stage.transformers]
@@ -150,7 +150,7 @@ def test_the_large_autoencoder_has_seven_periodic_layers_in_its_decoder_and_none
     assert names == [["silu"] * 12, ["silu"] * 5 + ["sine"] * 7]
 
 
-def test_linear_layers_come_in_the_order_adapters_are_drawn_in():
+def test_linear_layers_come_in_the_order_in_which_adapters_are_initialised():
     names = [
         name for name, module in published("medium-base")[DENOISER].named_modules() if hasattr(module, "in_features")
     ]

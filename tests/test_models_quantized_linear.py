@@ -1,4 +1,4 @@
-"""The base in 8 bits: what it computes is the rounded weights' to the bit, and what it holds is small."""
+"""8-bit quantisation of the base: outputs are those of the dequantised weights to the bit, memory is small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAYERS = {
     *("self_attn.to_qkv", "self_attn.to_out", "cross_attn.to_q", "cross_attn.to_kv", "cross_attn.to_out"),
     *("ff.ff.0.proj", "ff.ff.2", "to_local_embed.0", "to_local_embed.2"),
 }
-"""Of one block."""
+"""Quantised layers of a block."""
 ROUNDING = {"int8": 8e-3, "fp8": 5e-2}
 """Largest relative change of a matrix: half a step of 127, or of a mantissa of 3 bits, below its largest values."""
 
@@ -57,7 +57,7 @@ def leading(weight_OI: Tensor, count: int) -> SingularVectors:
 
 
 def rounded(small: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """A plain network with the weights that a stored one is widened to."""
+    """A network in full precision with the dequantised weights of a quantised one."""
     plain = network(dtype)
     for name in quantized_layer_names(plain):
         plain.get_submodule(name).weight.data.copy_(small.get_submodule(name).dense())
@@ -65,14 +65,14 @@ def rounded(small: Denoiser, dtype: torch.dtype) -> Denoiser:
 
 
 def gradients(denoiser: Denoiser, tensors: list[Tensor]) -> list[Tensor]:
-    """Velocity, then the gradients of its square sum."""
+    """Velocity, then the gradients of its sum of squares."""
     inputs = denoiser_inputs(CONFIG, 2, 12)
     velocity_BCT = denoiser(**inputs)
     return [velocity_BCT.detach(), *torch.autograd.grad(velocity_BCT.float().square().sum(), tensors)]
 
 
 def moved(denoiser: Denoiser, kind: str) -> Adapter:
-    """An adapter well away from its start."""
+    """An adapter far from its initial values."""
     adapter = attach((denoiser,), AdapterSpec(kind=kind, rank=2, alpha=2.0), generator=chance(1))
     adapter.load({k: v + 0.05 * torch.randn(v.shape, generator=chance(2)) for k, v in adapter.state().items()}, "here")
     return adapter
@@ -84,7 +84,7 @@ def chance(seed: int) -> torch.Generator:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("how", HOW)
-def test_the_matrices_of_all_blocks_are_rounded_and_nothing_else(how, dtype):
+def test_only_the_matrices_of_the_blocks_are_quantised(how, dtype):
     before, after = network(dtype), stored(how, dtype)
     names = quantized_layer_names(before)
     assert {name.split(".", 4)[4] for name in names} == LAYERS
@@ -100,7 +100,7 @@ def test_the_matrices_of_all_blocks_are_rounded_and_nothing_else(how, dtype):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_it_says_what_it_is_stored_in_and_how_much_that_takes(how):
+def test_quantisation_and_memory_are_reported(how):
     assert (quantization_of(network()), quantization_of(stored(how))) == ("none", how)
     wide, small = parameter_bytes(network()), parameter_bytes(stored(how))
     matrices = sum(network().get_submodule(name).weight.numel() for name in quantized_layer_names(network()))
@@ -110,7 +110,7 @@ def test_it_says_what_it_is_stored_in_and_how_much_that_takes(how):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("how", HOW)
-def test_it_computes_to_the_bit_what_the_rounded_weights_do(how, dtype):
+def test_outputs_equal_those_of_the_dequantised_weights_to_the_bit(how, dtype):
     small = stored(how, dtype)
     plain = rounded(small, dtype)
     inputs = denoiser_inputs(CONFIG, 2, 12)
@@ -127,7 +127,7 @@ def test_it_computes_to_the_bit_what_the_rounded_weights_do(how, dtype):
 @pytest.mark.parametrize(
     ("kind", "how"), [("lora", "int8"), ("dora-rows", "fp8"), ("dora-cols", "int8"), ("bora", "fp8")]
 )
-def test_an_adapter_on_it_has_the_outputs_and_gradients_of_one_on_the_rounded_weights(kind, how):
+def test_an_adapter_has_the_outputs_and_gradients_of_one_on_the_dequantised_weights(kind, how):
     small = stored(how)
     plain = rounded(small, torch.float32)
     results = [gradients(one, list(moved(one, kind).named_parameters().values())) for one in (small, plain)]
@@ -135,7 +135,7 @@ def test_an_adapter_on_it_has_the_outputs_and_gradients_of_one_on_the_rounded_we
 
 
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
-def test_a_new_adapter_leaves_the_stored_base_as_it_is(kind):
+def test_a_new_adapter_leaves_the_outputs_of_the_quantised_base_unchanged(kind):
     small = stored("int8", vectors=2 if kind.endswith("-xs") else 0)
     inputs = denoiser_inputs(CONFIG, 1, 10)
     before = small(**inputs)
@@ -146,7 +146,7 @@ def test_a_new_adapter_leaves_the_stored_base_as_it_is(kind):
     assert quantization_of(small) == "int8"
 
 
-def test_singular_vectors_are_those_of_the_weight_before_it_was_rounded():
+def test_singular_vectors_are_those_of_the_weight_before_quantisation():
     small, before = stored("fp8", vectors=2), network()
     attach((small,), AdapterSpec(kind="lora-xs", rank=2, alpha=2.0))
     for name in quantized_layer_names(before):
@@ -156,12 +156,12 @@ def test_singular_vectors_are_those_of_the_weight_before_it_was_rounded():
 
 
 @pytest.mark.parametrize(("kept", "rank"), [(0, 1), (2, 3)])
-def test_without_them_an_xs_adapter_is_refused_rather_than_given_other_directions(kept, rank):
+def test_without_stored_singular_vectors_an_xs_adapter_is_refused(kept, rank):
     with pytest.raises(InvalidAdapterState, match=f"before {rank} singular vectors"):
         attach((stored("int8", vectors=kept),), AdapterSpec(kind="lora-xs", rank=rank, alpha=2.0))
 
 
-def test_it_takes_no_merge_and_no_stacking():
+def test_a_quantised_layer_can_be_neither_merged_nor_stacked():
     small = stored("int8")
     adapter = attach((small,), AdapterSpec(kind="lora", rank=2, alpha=2.0))
     before = parameter_bytes(small)
@@ -173,7 +173,7 @@ def test_it_takes_no_merge_and_no_stacking():
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "dora-cols", "bora", "bora-xs"])
-def test_no_wide_copy_of_a_weight_is_kept_for_the_backward_pass(kind, monkeypatch):
+def test_no_dequantised_weight_is_saved_for_the_backward_pass(kind, monkeypatch):
     small, made = stored("int8", vectors=2), []
     layers = len(quantized_layer_names(small))
     moved(small, kind)
@@ -193,14 +193,14 @@ def test_no_wide_copy_of_a_weight_is_kept_for_the_backward_pass(kind, monkeypatc
     assert not [one for one in made if one() is not None]
 
 
-def test_no_quantisation_needs_no_package(monkeypatch):
+def test_without_quantisation_torchao_is_not_needed(monkeypatch):
     monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
     assert usable_quantization("none", torch.device("cpu"), print) == "none"
     with pytest.raises(PackageMissing, match="pip install torchao"):
         usable_quantization("int8", torch.device("cpu"), print)
 
 
-def test_a_device_without_fp8_takes_int8_and_it_is_said():
+def test_a_device_without_fp8_takes_int8_and_reports_it():
     said: list[str] = []
     assert usable_quantization("fp8", torch.device("meta"), said.append) == "int8"
     assert "cannot hold fp8" in said[0] and "int8" in said[0]
@@ -208,7 +208,7 @@ def test_a_device_without_fp8_takes_int8_and_it_is_said():
     assert len(said) == 1
 
 
-def test_a_plain_layer_is_adapted_as_before():
+def test_an_unquantised_layer_is_adapted_as_usual():
     net = network()
     attach((net,), AdapterSpec(kind="lora", rank=2, alpha=2.0))
     kinds = {type(module) for module in net.modules() if isinstance(module, AdaptedLayer)}

@@ -1,4 +1,4 @@
-"""Samplers, lengths and guidance, on velocities whose answer is known."""
+"""Samplers, generation lengths and guidance, on velocities with known solutions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def towards_data(x, timestep_B):
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"rk4"}))
-def test_a_sampler_arrives_at_the_data_when_the_velocity_is_exact(name):
+def test_a_sampler_reaches_the_data_when_the_velocity_is_exact(name):
     # Not rk4: its last slope is taken where this velocity has its pole.
     schedule = sampling_schedule(8, torch.tensor([98, 98]))
     torch.testing.assert_close(SAMPLERS[name](towards_data, NOISE, schedule), DATA, atol=2e-3, rtol=0)
@@ -40,7 +40,7 @@ def test_a_sampler_converges_at_its_order(name, order):
 
 
 @pytest.mark.parametrize(("name", "calls"), [("euler", 5), ("dpmpp", 5), ("pingpong", 5), ("rk4", 20)])
-def test_a_sampler_asks_for_the_velocity_as_often_as_it_must_and_never_at_zero(name, calls):
+def test_a_sampler_evaluates_the_velocity_the_expected_number_of_times_and_never_at_zero(name, calls):
     seen = []
     counted = lambda x, timestep: seen.append(timestep.min().item()) or towards_data(x, timestep)  # noqa: E731
     SAMPLERS[name](counted, NOISE, sampling_schedule(5, torch.tensor([9, 9])))
@@ -48,7 +48,7 @@ def test_a_sampler_asks_for_the_velocity_as_often_as_it_must_and_never_at_zero(n
     assert min(seen) > 0
 
 
-def test_a_schedule_starts_where_it_is_told_and_ends_at_zero():
+def test_a_schedule_starts_at_the_given_timestep_and_ends_at_zero():
     schedule = sampling_schedule(5, torch.tensor([10, 4000]), start=0.6)
     assert schedule.shape == (2, 6)
     assert schedule[:, 0].tolist() == pytest.approx([0.6, 0.6])
@@ -86,7 +86,7 @@ def test_plain_guidance_extrapolates_from_the_unconditional_velocity():
     torch.testing.assert_close(out, other + 4 * (velocity - other), atol=1e-5, rtol=1e-5)
 
 
-def test_projected_guidance_changes_the_prediction_at_a_right_angle_and_not_in_padding():
+def test_projected_guidance_is_orthogonal_to_the_prediction_and_zero_in_padding():
     velocity, _, out, mask = guided(4.0)
     clean, moved = NOISE - 0.7 * velocity, NOISE - 0.7 * out
     along = ((moved - clean) * clean * mask[:, None]).sum(dim=(1, 2))
@@ -107,7 +107,7 @@ def test_full_rescaling_gives_back_the_conditional_deviation_over_channels():
     torch.testing.assert_close(out.std(dim=1), velocity.std(dim=1), atol=1e-4, rtol=1e-4)
 
 
-def test_outside_its_interval_or_at_scale_one_guidance_is_the_network_itself():
+def test_outside_its_interval_or_at_scale_one_guidance_changes_nothing():
     read = config()
     network, calls = randomised(Denoiser(read)), []
     network.register_forward_hook(lambda module, inputs, out: calls.append(len(out)))

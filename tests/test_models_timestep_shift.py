@@ -1,4 +1,4 @@
-"""Shifts of timesteps by length."""
+"""Timestep shifts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_full_shift_multiplies_the_odds_by_e_to_the_mu_of_the_length():
     torch.testing.assert_close(odds, torch.tensor([math.exp(0.5), math.exp(0.5), math.exp(1.15)]))
 
 
-def test_longer_items_are_moved_further_towards_noise():
+def test_longer_clips_are_shifted_further_towards_noise():
     moved = shifted(torch.full((3,), 0.5), torch.tensor([256, 1024, 4096]), {"type": "flux"})
     assert moved[0] == 0.5
     assert (moved.diff() > 0).all()
@@ -61,6 +61,6 @@ def test_no_options_leave_the_timestep_alone():
 @pytest.mark.parametrize(
     ("options", "named"), [({"type": "cosine"}, "cosine"), ({"type": "flux", "max_shift": 2}, "max_shift")]
 )
-def test_a_shift_or_setting_that_does_not_exist_is_refused(options, named):
+def test_an_unknown_shift_or_setting_is_refused(options, named):
     with pytest.raises(UnsupportedModelConfig, match=named):
         shifted(torch.rand(2), torch.ones(2), options)

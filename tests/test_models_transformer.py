@@ -1,4 +1,4 @@
-"""The diffusion transformer: what padding, dropout, memory tokens and precision do and do not do."""
+"""The diffusion transformer: padding, conditioning dropout, memory tokens, precision, unsupported options."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_batch_trimmed_to_its_longest_item_gives_the_same_valid_frames(read, n
     torch.testing.assert_close(whole[..., :17].transpose(1, 2)[valid], short.transpose(1, 2)[valid], **SAME)
 
 
-def test_an_item_does_not_depend_on_its_batch(read, network):
+def test_a_clip_does_not_depend_on_its_batch(read, network):
     inputs = denoiser_inputs(read, 3, 12)
     alone = {name: _item(value, 1) for name, value in inputs.items()}
     torch.testing.assert_close(network(**inputs)[1:2], network(**alone), **SAME)
@@ -71,7 +71,7 @@ def test_a_mask_of_ones_is_no_mask(read, network):
     torch.testing.assert_close(masked, network(**inputs), **SAME)
 
 
-def test_a_dropped_item_is_denoised_without_its_context_and_the_others_as_before(read, network):
+def test_a_dropped_clip_is_denoised_without_its_context_and_the_others_unchanged(read, network):
     inputs = denoiser_inputs(read, 2, 12)
     other = dict(inputs)
     other["conditioning"] = Conditioning(
@@ -98,7 +98,7 @@ def _layers(network):
     return network.model.transformer.layers
 
 
-def test_without_inpainting_inputs_nothing_is_given(read, network):
+def test_no_inpainting_inputs_equal_an_empty_mask(read, network):
     inputs = denoiser_inputs(read, 2, 8)
     zeros = inputs | {"inpaint_mask_B1T": torch.zeros(2, 1, 8), "masked_latents_BCT": torch.zeros(2, 16, 8)}
     absent = {name: value for name, value in inputs.items() if "inpaint" not in name and "masked" not in name}
@@ -107,7 +107,7 @@ def test_without_inpainting_inputs_nothing_is_given(read, network):
         network(**absent, inpaint_mask_B1T=torch.zeros(2, 1, 8))
 
 
-def test_the_local_condition_of_memory_tokens_is_zero_and_not_what_the_layers_make_of_zeros(read, network):
+def test_the_local_condition_of_memory_tokens_is_zero_not_the_projection_of_zeros(read, network):
     grown = {}
     layer = _layers(network)[0]
     hook = layer.to_local_embed.register_forward_hook(lambda *a: grown.setdefault("out", a[-1]))
@@ -127,14 +127,14 @@ def test_the_timestep_is_rounded_to_the_networks_dtype_before_its_features(read)
     assert out[0].dtype == torch.bfloat16
 
 
-def test_features_of_a_timestep_are_cosines_then_sines_of_turns_per_unit():
+def test_fourier_features_are_cosines_then_sines_in_cycles_per_unit():
     features = fourier_features(torch.tensor([0.0, 1.0]), 256)
     assert features[0].tolist() == [1.0] * 128 + [0.0] * 128
     assert features[1, 0] == pytest.approx(-1, abs=1e-6)
     assert features[1, 127] == pytest.approx(1, abs=1e-2)
 
 
-def test_features_kept_from_inference_mode_can_be_trained_through():
+def test_fourier_features_cached_in_inference_mode_can_be_differentiated():
     with torch.inference_mode():
         fourier_features(torch.tensor([0.5]), 64)
     weight = torch.ones(64, requires_grad=True)
@@ -142,7 +142,7 @@ def test_features_kept_from_inference_mode_can_be_trained_through():
     assert weight.grad is not None
 
 
-def test_recomputing_blocks_changes_neither_output_nor_gradients(read):
+def test_gradient_checkpointing_changes_neither_output_nor_gradients(read):
     network = randomised(Denoiser(read))
     inputs = denoiser_inputs(read, 2, 6)
     noised = inputs["noised_BCT"].requires_grad_()
@@ -164,7 +164,7 @@ def test_recomputing_blocks_changes_neither_output_nor_gradients(read):
         ("timestep_features_logsnr", True),
     ],
 )
-def test_an_option_that_is_not_built_is_refused_by_name(option, value):
+def test_an_unsupported_option_is_refused_by_name(option, value):
     read = config()
     read["model"]["diffusion"]["config"][option] = value
     with pytest.raises(UnsupportedModelConfig, match=option):

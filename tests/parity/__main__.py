@@ -20,7 +20,7 @@ _WIDTHS = (10, 32, 7, 11, 9, 6, 7, 6)
 
 
 def main() -> int:
-    """Run, print, and say by the exit code whether all is well."""
+    """Run all cases and print a table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description="golden parity of every recorded case")
     parser.add_argument("--only", default="", help="regular expression a case name must contain")
     parser.add_argument("--tensors", action="store_true", help="one line per compared tensor as well")

@@ -82,7 +82,7 @@ def _gradients(family: Family, case: Case, adapter: Adapter) -> Iterator[Compari
 
 @contextmanager
 def _attached(family: Family, files: Sequence[AdapterFile]) -> Iterator[list[Adapter]]:
-    """The files' adapters on the family's networks, the first lowest, off again afterwards."""
+    """The adapters of the files attached to the family's networks in order; detached afterwards."""
     adapters: list[Adapter] = []
     try:
         for file in files:
@@ -98,7 +98,7 @@ def _attached(family: Family, files: Sequence[AdapterFile]) -> Iterator[list[Ada
 
 
 def recorded_bases(family: Family) -> dict[str, dict[str, Tensor]]:
-    """Recorded singular vectors, as a file of them holds them."""
+    """Recorded singular vectors, in the layout of a bases file."""
     bases: dict[str, dict[str, Tensor]] = {}
     for key, tensor in family.case(BASES_CASE).group("svd:").items():
         layer, _, side = key.partition(".parametrizations.weight.0.")
@@ -108,7 +108,7 @@ def recorded_bases(family: Family) -> dict[str, dict[str, Tensor]]:
 
 @checks(BASES_CASE)
 def singular_bases(family: Family, case: Case) -> Iterator[Comparison]:
-    """Our own singular vectors against the recorded ones: the same direction and the same sign, column by column."""
+    """Our singular vectors against the recorded ones: direction and sign of every column."""
     for key, recorded in recorded_bases(family).items():
         weight = _layers(family)[key.removesuffix(".weight")]
         ours = singular_vectors(weight.flatten(1))
@@ -128,7 +128,7 @@ def _layers(family: Family) -> dict[str, Tensor]:
 
 
 def _same_bytes(path: Path, file: AdapterFile) -> Iterator[Comparison]:
-    """What we read and write again is the recorded file, to the byte; old `dora` files excepted, whose name changes."""
+    """Reading and rewriting gives the recorded file to the byte, except for old `dora` files, whose name changes."""
     if '"adapter_type": "dora"' in file.metadata["lora_config"]:
         return
     with TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def _recorded_kinds(family: Family) -> set[str]:
 def _attached_names(
     family: Family, include: list[str] | None, exclude: list[str] | None, known: list[str]
 ) -> list[str]:
-    """Layers `attach` takes. Ours refuses patterns without effect; those it must refuse, and only those."""
+    """Layers that `attach` adapts. It must refuse patterns without effect, and only those."""
     dead = [pattern for pattern in (*(include or ()), *(exclude or ())) if not matching(known, pattern)]
     refused = bool(dead) or not taken(known, include, exclude)
     spec = AdapterSpec(kind="lora", rank=1, alpha=1.0, include=_tuple(include), exclude=_tuple(exclude))

@@ -22,7 +22,7 @@ def _autoencoder(family: Family) -> Autoencoder:
 
 
 def _whole_frames(autoencoder: Autoencoder, audio_BAL: Tensor) -> Tensor:
-    """As the reference's input preparation leaves audio: zero-padded to whole latent frames."""
+    """Audio as the reference prepares it: zero-padded to whole latent frames."""
     return F.pad(audio_BAL, (0, -audio_BAL.shape[-1] % autoencoder.downsampling_ratio))
 
 

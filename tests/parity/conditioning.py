@@ -1,4 +1,4 @@
-"""Cases `conditioning` and `timestep_features`; and what other checkers need to condition a batch."""
+"""Cases `conditioning` and `timestep_features`; conditioning inputs for other checkers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def text_encoder(family: Family) -> TextEncoder:
 
 
 def conditioner(family: Family) -> Conditioner:
-    """The family's conditioner, loaded once and shared: an adapter put on it must be taken off again."""
+    """The family's conditioner, loaded once and shared: an attached adapter must be detached again."""
     return family.once("conditioner", lambda: load_conditioner(family.weights))
 
 
 def conditioning(family: Family, prompts: Sequence[str], seconds: Sequence[float]) -> Conditioning:
-    """What these prompts and durations condition a batch on."""
+    """Conditioning inputs of these prompts and durations."""
     network = conditioner(family)
     hidden = text_encoder(family).hidden_states(prompts)
     return network(network.padded_prompts(hidden), torch.tensor(seconds))

@@ -1,4 +1,4 @@
-"""The parity frame: what the public reference recorded, against our networks, adapters and training step.
+"""The parity framework: compares our networks, adapters and training step with recordings of the public reference.
 
 A golden folder holds family folders; a family folder holds `index.json`, `model_config.json`, `model.safetensors`, the
 text encoder's folder, `cases/*.safetensors` and `adapters/*.safetensors`. The frame knows that layout and nothing else:
@@ -38,12 +38,12 @@ from stages.contract import Weights
 T = TypeVar("T")
 
 GROUP_MARK = "<"
-"""An index entry such as `grad:<adapter tensor>` speaks of every tensor whose name starts with `grad:`."""
+"""An index entry such as `grad:<adapter tensor>` applies to every tensor whose name starts with `grad:`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far one output is from the record."""
+    """The distance of one output from its recording."""
 
     tensor: str
     """Name in the index; a remark may follow after a space and a bracket: `latents (masked)`."""
@@ -73,7 +73,7 @@ class Case:
     """Its entry in index.json: `inputs` and `outputs` with shapes and tolerances."""
 
     def has(self, tensor: str) -> bool:
-        """Is this output recorded here? A compact selection leaves some out."""
+        """Whether this output is recorded here; a compact selection leaves some out."""
         return tensor in self.tensors
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class Case:
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def rules(self, tensor: str) -> Mapping[str, Any]:
-        """What the index says about an output: its own entry, or that of its group."""
+        """The index entry of an output: its own, or that of its group."""
         outputs = self.entry.get("outputs", {})
         if tensor in outputs:
             return outputs[tensor]  # type: ignore[no-any-return]
@@ -92,7 +92,7 @@ class Case:
 
 
 class Family:
-    """A family folder. Networks built from it are made once and shared by its cases."""
+    """A family folder. Networks are built once and shared by its cases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -107,7 +107,7 @@ class Family:
 
     @property
     def weights(self) -> Weights:
-        """The folder as stages are given it."""
+        """The checkpoint folder, as stages receive it."""
         return Weights(model=self.name, folder=self.folder, config=self.config, digests={})
 
     @cached_property
@@ -185,7 +185,7 @@ def load_checkers() -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What became of one case."""
+    """The result of one case."""
 
     family: str
     case: str
@@ -252,7 +252,7 @@ def failure(tensor: str, note: str) -> Comparison:
 
 
 def information(tensor: str, actual: Tensor, expected: Tensor) -> Comparison:
-    """A difference worth showing that decides nothing."""
+    """A difference shown for information; it never fails."""
     worst = worst_error(actual, expected)
     return Comparison(tensor=tensor, worst_error=worst, tolerance=0.0, level="info", passed=True)
 
@@ -266,7 +266,7 @@ def worst_error(actual: Tensor, expected: Tensor, where: Tensor | None = None) -
 
 
 def compare(case: Case, tensor: str, actual: Tensor, *, where: Tensor | None = None, remark: str = "") -> Comparison:
-    """One output against the record, by what the index says of it.
+    """One output against its recording, by the tolerance in the index.
 
     Args:
         where: bool, broadcastable: compare only here (positions outside a padding mask carry no meaning).

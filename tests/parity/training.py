@@ -36,7 +36,7 @@ from tests.parity.transformer import attending, denoiser, shifted, value_zeroing
 
 @checks(r"train_inputs")
 def recorded_draws(family: Family, case: Case) -> Iterator[Comparison]:
-    """Nothing is computed there; what was drawn must be what our step draws the like of."""
+    """The case only records draws: they must be the kinds of draws that our step makes."""
     real, extended = case.tensors["padding_mask"], case.tensors["augmented_padding_mask"]
     given = case.tensors["inpaint_mask"][:, :, 0].bool()
     yield exact("augmented_padding_mask (covers the padding mask)", extended | real, extended)
@@ -61,7 +61,7 @@ def frames_of(family: Family) -> Tensor:
 
 
 def recorded_batch(family: Family, step: int) -> Batch:
-    """The batch of one recorded step, made of its recorded draws.
+    """The batch of one recorded step, from its recorded draws.
 
     With the recorded timesteps too, which ours equal but for the last bit: that bit turns the features of t by 6e-3.
     """
@@ -95,7 +95,7 @@ def trained(family: Family, case: Case) -> Iterator[Comparison]:
 
 @contextmanager
 def adapted(family: Family, case: Case) -> Iterator[Adapter]:
-    """The recorded starting adapter on the family's networks; -xs kinds on the recorded singular vectors."""
+    """The recorded initial adapter attached to the family's networks; -xs kinds use the recorded singular vectors."""
     params = case.params
     spec = AdapterSpec(kind=params["adapter_type"], rank=params["rank"], alpha=params["alpha"])
     bases = recorded_bases(family, spec.rank) if spec.kind.endswith("-xs") else None
@@ -162,7 +162,7 @@ def all_steps(family: Family, case: Case, network: Network) -> Iterator[Comparis
 # Laws of the random draws ---------------------------------------------------------------------------------------------
 
 _STANDARD_ERRORS = 5.0
-"""Two samples of one law differ by more than this about once in two million comparisons."""
+"""Standard errors: two samples of one distribution differ by more about once in two million comparisons."""
 
 
 @checks(r"file:statistics")
@@ -175,7 +175,7 @@ def laws(family: Family, case: Case) -> Iterator[Comparison]:
 
 
 def timestep_law(recorded: Mapping[str, Any]) -> Iterator[Comparison]:
-    """Our map of a normal's quantile is the law's quantile."""
+    """Our transform of normal quantiles gives the recorded quantiles."""
     levels = torch.tensor(recorded["quantile_levels"], dtype=torch.float64)
     ours = truncated_logistic_normal(torch.special.ndtri(levels).numpy())
     worst = float(np.abs(ours - np.array(recorded["analytic_quantiles"])).max())
@@ -186,7 +186,7 @@ def timestep_law(recorded: Mapping[str, Any]) -> Iterator[Comparison]:
 
 
 def silence_law(row: Mapping[str, Any], mean_frames: float) -> Iterator[Comparison]:
-    """Extensions clamped to the sequence, as many as were recorded."""
+    """As many extensions as recorded, clamped to the sequence."""
     room, count = row["length"] - row["valid"], row["draws"]
     ours = np.minimum(silence_extensions(StepRng(0).generator("silence", row["valid"]), count, mean_frames), room)
     name = f"silence_extension {row['valid']} of {row['length']}"
@@ -197,7 +197,7 @@ def silence_law(row: Mapping[str, Any], mean_frames: float) -> Iterator[Comparis
 
 
 def mask_law(row: Mapping[str, Any]) -> Iterator[Comparison]:
-    """Generated fractions, numbers of stretches and positions, over as many masks as were recorded."""
+    """Generated fraction, number of generated segments and their positions, over as many masks as recorded."""
     if not row["mask_padding"]:
         # The reference can also leave padding out of the mask; ours is never given there, so only real frames compare.
         row = {**row, "padding_kept_fraction": 0.0}
@@ -226,7 +226,7 @@ _KINDS = {"random_segments": segments, "full": full, "causal": causal, "random_s
 
 
 def drawn_mask(row: Mapping[str, Any], number: int) -> np.ndarray:
-    """One mask of ours of the recorded kind or mixture."""
+    """One mask drawn by our code, of the recorded kind or mixture."""
     generator = StepRng(1).generator(row["type"], number)
     if row["type"].startswith("mixture_"):
         shares = [float(share) for share in row["type"].split("_")[1:]]
@@ -237,7 +237,7 @@ def drawn_mask(row: Mapping[str, Any], number: int) -> np.ndarray:
 
 
 def stretches(generated: np.ndarray) -> np.ndarray:
-    """How many separate stretches each row has."""
+    """Number of separate generated segments per row."""
     padded = np.pad(generated, ((0, 0), (1, 0)))
     return (padded[:, 1:] & ~padded[:, :-1]).sum(axis=1)
 

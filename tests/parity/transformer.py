@@ -1,4 +1,4 @@
-"""Cases of the diffusion transformer: `dit_*` and `distribution_shift`; and what other checkers need of it."""
+"""Cases of the diffusion transformer, `dit_*` and `distribution_shift`; its networks for other checkers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.parity.frame import Case, Comparison, Family, checks, compare
 
 
 def denoiser(family: Family) -> Denoiser:
-    """The family's denoiser, loaded once and shared: whoever changes it changes it back."""
+    """The family's denoiser, loaded once and shared: changes must be undone."""
     return family.once("denoiser", lambda: load_denoiser(family.weights))
 
 
 def value_zeroing_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-    """What the reference computes where its packed kernels are missing: padding keys keep their share of the softmax.
+    """Attention of the reference without its packed kernels: padding keys keep their softmax mass.
 
     Never an option of the product; it exists to compare with records made on a CPU.
     """
@@ -39,7 +39,7 @@ def value_zeroing_attention(query: Tensor, key: Tensor, value: Tensor, valid: Te
 
 @contextmanager
 def attending(network: torch.nn.Module, function: AttentionFunction) -> Iterator[None]:
-    """Let every attention of `network` use `function` inside the block."""
+    """Within the context every attention layer of `network` calls `function`."""
     replace_attention(network, function)
     try:
         yield
@@ -73,7 +73,7 @@ def denoised(family: Family, case: Case) -> Iterator[Comparison]:
 
 
 def _with_hidden(network: Denoiser, inputs: tuple[Any, ...]) -> tuple[list[Tensor], Tensor]:
-    """Tokens behind each block, and the output."""
+    """Tokens after each block, and the output."""
     hidden: list[Tensor] = []
     layers = network.model.transformer.layers
     hooks = [layer.register_forward_hook(lambda _module, _inputs, out: hidden.append(out)) for layer in layers]
@@ -126,7 +126,7 @@ def guided(family: Family, case: Case) -> Iterator[Comparison]:
 
 
 def negative_context(family: Family, prompts: list[str], positive: Conditioning) -> Tensor:
-    """The context of negative prompts: zeros where they have no token, the duration token of the positive ones."""
+    """The context of negative prompts: zeros at padding positions, the duration token of the positive ones."""
     hidden = text_encoder(family).hidden_states(prompts)
     padded = conditioner(family).padded_prompts(hidden, learned_padding=False)
     return torch.cat([padded, positive.context_BSE[:, -1:]], dim=1)
