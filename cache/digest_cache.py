@@ -59,13 +59,13 @@ class DigestCache:
         Rows that other processes store from now on are not seen; those files are read once more.
         """
         below = _text(f"{folder.absolute()}{os.sep}")
-        behind = below[:-1] + chr(ord(os.sep) + 1)
+        end = below[:-1] + chr(ord(os.sep) + 1)  # sorts after every path below the folder
         query = f"SELECT path, {_COLUMNS} FROM memo WHERE path >= ? AND path < ? AND what = ?"
-        rows = self._database.query(query, (below, behind, what))
+        rows = self._database.query(query, (below, end, what))
         self._prefetched[what] = (below, {name: tuple(row) for name, *row in rows})
 
     def _rows(self, name: str, what: str) -> list[Row]:
-        """The stored row about one file, if there is one."""
+        """The stored row of one file; empty when there is none."""
         below, rows = self._prefetched.get(what, ("\0", {}))
         if name.startswith(below):
             return [rows[name]] if name in rows else []
@@ -74,14 +74,14 @@ class DigestCache:
     def put(self, path: Path, what: str, value: str) -> None:
         """Stores a value computed by reading the file since the last `get` (without one: just now)."""
         name, now = str(path.absolute()), _stamp(path)
-        before, looked_at = self._before.pop((name, what), (now, time.time()))
-        if before != now or now[1] / 1e9 > looked_at - RACY_SECONDS:
+        before, seen_at = self._before.pop((name, what), (now, time.time()))
+        if before != now or now[1] / 1e9 > seen_at - RACY_SECONDS:
             return
-        row = (_text(name), what, *now, value)
+        checksum = row_checksum(_text(name), what, *now, value)
         if _text(name).startswith(self._prefetched.get(what, ("\0", {}))[0]):
-            self._prefetched[what][1][_text(name)] = (*now, value, row_checksum(*row))
-        row_with_checksum = (*row, row_checksum(*row))
-        self._database.execute([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?)", [row_with_checksum])])
+            self._prefetched[what][1][_text(name)] = (*now, value, checksum)
+        row = (_text(name), what, *now, value, checksum)
+        self._database.execute([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?)", [row])])
 
     def digest(self, path: Path) -> str:
         """`sha256:<hex>` of the file's bytes; reads the file only when it changed since the last call."""

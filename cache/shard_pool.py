@@ -111,13 +111,17 @@ class ShardPool:
         """
         return self._reader_for(location).read(location.row, start, stop)
 
+    def new_reader(self, name: str) -> ShardReader:
+        """A reader of one shard that has checked nothing yet."""
+        return self._format.Reader(self.folder / name)
+
     def verify_shard(self, name: str) -> int:
         """Checks every item of one shard, and that its name matches its keys; returns its number of items.
 
         Raises:
             ShardDamaged, FileNotFoundError.
         """
-        reader = self._format.Reader(self.folder / name)
+        reader = self.new_reader(name)
         _check_name(reader, name)
         for row in range(len(reader.keys)):
             reader.verify(row)
@@ -158,7 +162,7 @@ class ShardPool:
 
     def _reader(self, name: str) -> ShardReader:
         with self._lock:
-            reader = self._readers.pop(name, None) or self._format.Reader(self.folder / name)
+            reader = self._readers.pop(name, None) or self.new_reader(name)
             self._readers[name] = reader
             if len(self._readers) > MAX_OPEN_SHARDS:
                 self._readers.popitem(last=False)

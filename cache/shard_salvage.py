@@ -1,4 +1,4 @@
-"""Checking a shard, and moving the intact items of a damaged one to a new shard. Light: formats are imported when used.
+"""Checking a shard, and moving the intact items of a damaged one to a new shard. Light: standard library only.
 
 A shard is immutable and named by its keys, so it is never repaired in place: its intact items are written to a new
 shard, the damaged file is removed, and only the lost items are encoded again.
@@ -7,7 +7,6 @@ shard, the damaged file is removed, and only the lost items are encoded again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.errors import ShardDamaged
@@ -46,22 +45,21 @@ def salvage(pool: ShardPool, fault: ShardFault) -> int:
         WriteFailed: the disk is full; the damaged shard is still there.
     """
     items, metadata = [], {}
-    path = pool.folder / fault.shard
     if fault.lost_keys is not None:
-        reader = _reader(pool, path)
+        reader = pool.new_reader(fault.shard)
         lost = set(fault.lost_keys)
         intact = [row for row, key in enumerate(reader.keys) if key not in lost]
         items, metadata = [(reader.keys[row], reader.read(row)) for row in intact], dict(reader.metadata)
     written = pool.write(items, metadata) if items else []
     if fault.shard not in {location.shard for location in written}:  # else all items are intact and have the same name
-        path.unlink(missing_ok=True)
+        (pool.folder / fault.shard).unlink(missing_ok=True)
     pool.locate(())  # updates the registry
     return len(items)
 
 
 def _lost_keys(pool: ShardPool, shard: str) -> tuple[str, ...] | None:
     """Keys of the damaged items; None when the shard's index is damaged."""
-    reader = _reader(pool, pool.folder / shard)
+    reader = pool.new_reader(shard)
     try:
         keys = reader.keys
         lost = tuple(key for row, key in enumerate(keys) if not _is_intact(reader, row))
@@ -76,9 +74,3 @@ def _is_intact(reader: ShardReader, row: int) -> bool:
     except ShardDamaged:
         return False
     return True
-
-
-def _reader(pool: ShardPool, path: Path) -> ShardReader:
-    from cache.shards import load
-
-    return load(pool.format).Reader(path)

@@ -37,6 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from stages.plural import pluralized
+
 
 class StageError(Exception):
     """Base of all errors of the stages. The message says what happened, why, and what to type next."""
@@ -79,7 +81,7 @@ class DatasetFaults(StageError):
         self.faults = tuple(faults)
         width = max((len(fault.member) for fault in self.faults), default=0)
         lines = [f"  {fault.member or '(dataset)':<{width}}  {fault.type}: {fault.msg}" for fault in self.faults]
-        count = f"{len(self.faults)} problem{'s' if len(self.faults) != 1 else ''}"
+        count = pluralized(len(self.faults), "problem")
         super().__init__(
             "\n".join([f"the dataset has {count}; nothing was committed:", *lines])
             + "\nFix the files and run again, or continue without these clips with --skip-bad."
@@ -293,7 +295,7 @@ class LossNotFinite(StageError):
     def __init__(
         self, step: int, clip_ids: Sequence[str], what: str = "loss", base_precision: str | None = None
     ) -> None:
-        """`base_precision` is suggested to be changed only where it is fp16, whose range is small."""
+        """`base_precision`: another one is suggested only where it is fp16, whose range is small."""
         self.step, self.clip_ids = step, tuple(clip_ids)
         narrow = ", or train with --base-precision bf16 or fp32" if base_precision == "fp16" else ""
         super().__init__(

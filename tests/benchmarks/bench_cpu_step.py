@@ -1,9 +1,9 @@
-"""A training step on few CPU threads: factored and stacked, against the same with adapted weights built in full.
+"""Time of a training step on few CPU threads: factored and stacked adapters, and adapted weights built in full.
 
     python tests/benchmarks/bench_cpu_step.py [threads]
 
-A transformer 512 wide with 8 blocks, float32, dora-rows of rank 16, batch 1. The ways take turns, step by step, so that
-a busy moment meets all of them; medians. `losses differ`: largest relative difference from the built weights.
+A transformer 512 wide with 8 blocks, float32, dora-rows of rank 16, batch 1. The variants alternate step by step, so
+that a busy moment affects all of them; medians. `losses differ`: largest relative difference from the built weights.
 
 The frozen network alone, with the products that torch takes by itself, is the floor of whatever adds to those: forward,
 and backward to every layer that has an adapter in the other ways, without an adapter or an update. Where steps take
@@ -36,7 +36,7 @@ BUILT, BY_LAYER, STACKED, FROZEN = WAYS = ("built in full", "layer by layer", "s
 
 
 def forward_built(self: AdaptedLayer, tokens: Tensor) -> Tensor:
-    """Through W', built as anybody would."""
+    """The product with W', built in full."""
     (slot,) = self.stack()
     weight_OI = dense("dora-rows", self.matrix(), slot.leaves(), slot.scaling, self.matrix())
     return self._product(tokens, weight_OI, self.bias)
@@ -53,7 +53,7 @@ FORWARD = {BUILT: forward_built, FROZEN: forward_frozen}
 
 @contextmanager
 def way(name: str):
-    """Within, layers compute their products in one of the ways."""
+    """Makes layers compute their products in one of the ways, during the block."""
     own = AdaptedLayer.forward
     AdaptedLayer.forward = FORWARD.get(name, own)
     try:
@@ -79,7 +79,7 @@ def losses(training: Training) -> np.ndarray:
 
 
 def difference(training: Training, wanted: Training) -> float:
-    """Largest, relative, between the losses of two trainings."""
+    """Largest relative difference between the losses of two trainings."""
     return float(np.max(np.abs(losses(training) / losses(wanted) - 1)))
 
 

@@ -1,9 +1,9 @@
-"""How fast clips become latents: the network alone, the encode stage, and everything from a zip to sealed shards.
+"""Encoding speed: of the network alone, of the encode stage, and from a zip to shards.
 
     python tests/benchmarks/bench_encode.py [CLIPS] [SECONDS] [PRECISION]
 
 Random weights: SAME-S and SAME-L at full size on a GPU, the autoencoder of tiny-base on a CPU. All figures are seconds
-of sound per second (x realtime). Prompts are embedded by tiny-base's text encoder, whose time hardly counts.
+of sound per second (x realtime). Prompts are embedded by tiny-base's text encoder, which takes little time.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def zipped(path: Path, count: int, seconds: float) -> Path:
-    """Clips of one sound at falling levels, so that no two hold the same bytes, with captions."""
-    time_N = np.arange(round(seconds * RATE)) / RATE
-    noise_NC = np.random.default_rng(0).normal(0, 0.02, (time_N.size, 2))
-    music_NC = (noise_NC + 0.3 * np.sin(2 * np.pi * 220 * time_N * (1 + 0.01 * np.sin(time_N)))[:, None]).astype("<f4")
+    """A zip of clips of one sound at falling levels, so that no two are the same bytes, with captions."""
+    time_X = np.arange(round(seconds * RATE)) / RATE
+    noise_XA = np.random.default_rng(0).normal(0, 0.02, (time_X.size, 2))
+    music_XA = (noise_XA + 0.3 * np.sin(2 * np.pi * 220 * time_X * (1 + 0.01 * np.sin(time_X)))[:, None]).astype("<f4")
 
     def wav(number: int) -> bytes:
         held = BytesIO()
-        soundfile.write(held, music_NC * np.float32(0.998**number), RATE, format="WAV", subtype="PCM_16")
+        soundfile.write(held, music_XA * np.float32(0.998**number), RATE, format="WAV", subtype="PCM_16")
         return held.getvalue()
 
     with zipfile.ZipFile(path, "w") as archive, ThreadPoolExecutor(8) as threads:
@@ -69,7 +69,7 @@ def zipped(path: Path, count: int, seconds: float) -> Path:
 
 
 def checkpoint(folder: Path, model: str) -> Weights:
-    """A folder with a random autoencoder of this model, and tiny-base's text encoder."""
+    """A checkpoint folder with a random autoencoder of this model, and tiny-base's text encoder."""
     tiny.make(folder)
     if model != "tiny-base":
         config = catalogue.family_of(model).model_config(model)
@@ -81,7 +81,7 @@ def checkpoint(folder: Path, model: str) -> Weights:
 
 
 def random_autoencoder(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Stored tensors that keep what flows through at unit size."""
+    """Random tensors of the autoencoder, scaled so that activations keep unit variance."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Autoencoder(config).state_dict().items()}
     found = {}
@@ -96,26 +96,26 @@ def random_autoencoder(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def rate(call: Callable[[], object], seconds: float) -> float:
-    """x realtime of a call that encodes `seconds` of sound; the median of five, after one to warm up."""
+    """Multiple of real time of a call that encodes `seconds` of sound; median of five, after a warm-up."""
     call()
     taken = []
     for _ in range(5):
-        wait()
+        synchronize()
         begun = time.perf_counter()
         call()
-        wait()
+        synchronize()
         taken.append(time.perf_counter() - begun)
     return seconds / statistics.median(taken)
 
 
-def wait() -> None:
+def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 @torch.inference_mode()
 def network(name: str, weights: Weights, precision: str, count: int, seconds: float) -> None:
-    """The network alone, its input on the device already."""
+    """Measures the network alone, with its input already on the device."""
     audio = torch.randn(2, round(seconds * RATE), device=DEVICE) / 8
     exact = load_autoencoder(weights, DEVICE).encode_clip(audio).float()
     for dtype in dict.fromkeys((torch.float32, dtype_named(precision))):
@@ -126,7 +126,7 @@ def network(name: str, weights: Weights, precision: str, count: int, seconds: fl
 
 
 def measured(name: str, how: str, encoder: Autoencoder, audio: torch.Tensor, count: int, exact: torch.Tensor) -> None:
-    """One clip at a time, and as many as the stage takes."""
+    """Measures batches of one clip, and of as many clips as the stage uses."""
     padded = encoder.num_frames(audio.shape[1]) + encoder.silence_frames
     most = frames_at_once(encoder, DEVICE, fused=bool(how))
     for batch in dict.fromkeys((1, len(batches_of([padded] * count, most)[0]))):
@@ -139,16 +139,16 @@ def measured(name: str, how: str, encoder: Autoencoder, audio: torch.Tensor, cou
 
 
 def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Path) -> None:
-    """Ingest and encode as the product runs them, in a new store."""
+    """Measures ingest and encode as the command line runs them, in a new store."""
     resources = Resources(device=DEVICE.type)
     begun = time.perf_counter()
-    source = open_source(data, DigestCache(place / "memo.sqlite"))
+    source = open_source(data, DigestCache(place / "digests.sqlite"))
     looked = time.perf_counter()
     work = workspace(place / "ingest", place / "shared", resources)
     params = IngestParams(native_samples=int(weights.config["sample_size"]), max_clips=10**6)
     facts = ingest(Inputs(source=source), params, work).facts
     ingested = time.perf_counter()
-    artifact = Artifact(stage="ingest", fingerprint="made up", directory=work.directory, facts=facts)
+    artifact = Artifact(stage="ingest", fingerprint="benchmark", directory=work.directory, facts=facts)
     encode_params = EncodeParams(model=weights.model, compute_dtype=DTYPE_NAMES[precision])
     inputs = Inputs(artifacts={"ingest": artifact}, weights=weights)
     encode(inputs, encode_params, workspace(place / "encode", place / "shared", resources))
@@ -158,7 +158,7 @@ def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Pat
         ("digests of the zip", begun, looked),
         ("ingest", looked, ingested),
         (f"encode stage, {DTYPE_NAMES[precision]}", ingested, encoded),
-        ("zip to sealed shards", begun, encoded),
+        ("zip to shards", begun, encoded),
     ):
         print(f"{name:<8} {what:<44} {sound / (stop - start):>10,.1f} x   {stop - start:.2f} s", flush=True)
 

@@ -1,11 +1,11 @@
-"""What ingest costs beside decoding and resampling alone, and what a run costs that has little or nothing to do.
+"""Time of ingest compared with decoding and resampling alone, and of runs with little or nothing to do.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_ingest [CLIPS] [SECONDS]
 
-Three tables: ingest against decode + resample, and against these with writing 24 bit FLAC, spread over as many
-processes (goal: at most 1.3 times; rounds alternate, medians are printed); memory at its peak for few and for many
-clips; a second run, and a run with one clip changed. On a busy machine processor time is what to believe: it is given
-for one process, without its start.
+Three tables: ingest compared with decode + resample, and with these and writing 24 bit FLAC, on the same number of
+processes (goal: at most 1.3 times; rounds alternate, medians are printed); peak memory for few and for many clips; a
+second run, and a run with one clip changed. On a busy machine only the processor time is reliable: it is given for one
+process, without its start.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from pathlib import Path
 from cache.digest_cache import DigestCache
 from stages.contract import Inputs, Resources, Workspace
 from stages.ingest.run import ingest
-from stages.ingest.source import open_source
+from stages.ingest.source.listing import open_source
 from stages.ingest.stage import IngestParams
 data, place, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 begun, cpu = time.perf_counter(), time.process_time()
-source = open_source(data, DigestCache(place / "memo.sqlite"))
+source = open_source(data, DigestCache(place / "digests.sqlite"))
 work = Workspace(directory=place / "scratch", shared=place / "shared", resources=Resources(workers=workers))
 work.directory.mkdir(parents=True, exist_ok=True)
 ingest(Inputs(source=source), IngestParams(native_samples=380 * 44100, max_clips=10**6), work)
@@ -59,39 +59,39 @@ print(wall, cpu, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def dataset(place: Path, count: int, seconds: float, suffix: str, form: str, subtype: str, rate: int) -> Path:
-    """Clips of one sound at falling levels."""
-    time_N = np.arange(round(seconds * rate)) / rate
-    noise_NC = np.random.default_rng(0).normal(0, 0.02, (time_N.size, 2))
-    music_NC = noise_NC + 0.3 * np.sin(2 * np.pi * 220 * time_N * (1 + 0.01 * np.sin(time_N)))[:, None]
+    """A folder of clips of one sound at falling levels."""
+    time_X = np.arange(round(seconds * rate)) / rate
+    noise_XA = np.random.default_rng(0).normal(0, 0.02, (time_X.size, 2))
+    music_XA = noise_XA + 0.3 * np.sin(2 * np.pi * 220 * time_X * (1 + 0.01 * np.sin(time_X)))[:, None]
     for number in range(count):
-        music_NC *= 0.999  # a codec would hear no smaller difference, and the same bytes are prepared once
-        data = sound(music_NC.astype(np.float32), rate, form, subtype)
+        music_XA *= 0.999  # a codec would hear no smaller difference, and the same bytes are prepared once
+        data = sound(music_XA.astype(np.float32), rate, form, subtype)
         folder(place, {f"clip{number}.{suffix}": data, f"clip{number}.txt": b"music"})
     return place
 
 
 def decoded(path: Path) -> None:
-    """What no ingest can do without."""
+    """Decodes and resamples: the least that any ingest does."""
     samples(path)
 
 
 def samples(path: Path) -> np.ndarray:
-    """(2, n) at the model's rate."""
-    audio_NC, rate = soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32", always_2d=True)
-    return resample(audio_NC.T, rate, RATE)
+    """(2, X) at the model's rate."""
+    audio_XA, rate = soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32", always_2d=True)
+    return resample(audio_XA.T, rate, RATE)
 
 
 def written(path: Path) -> None:
-    """What no ingest can do without that leaves 24 bit FLAC: as above, and libFLAC at its fastest, in memory."""
+    """Decodes, resamples and writes 24 bit FLAC at libFLAC's fastest level: the least for an ingest that writes FLAC."""
     sink = FlacWindows(IngestParams(native_samples=380 * RATE), path.parent)
-    audio_CN = samples(path)
-    for start in range(0, audio_CN.shape[1], 1 << 15):
-        sink.write(audio_CN[:, start : start + (1 << 15)])
+    audio_AX = samples(path)
+    for start in range(0, audio_AX.shape[1], 1 << 15):
+        sink.write(audio_AX[:, start : start + (1 << 15)])
     sink.close()
 
 
 def floor_seconds(work: Callable[[Path], None], files: Sequence[Path], workers: int) -> tuple[float, float]:
-    """This work alone on every file, in processes that have started and warmed up: wall and processor time."""
+    """Wall and processor time of this work on every file, in processes that have started and warmed up."""
     if workers == 1:
         work(files[0])
         return taken(lambda: [work(file) for file in files])
@@ -101,7 +101,7 @@ def floor_seconds(work: Callable[[Path], None], files: Sequence[Path], workers: 
 
 
 def taken(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall, and of this process's processor time."""
+    """Wall seconds of a call, and seconds of this process's processor time."""
     begun, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - begun, time.process_time() - cpu
@@ -130,7 +130,7 @@ def speeds(count: int, seconds: float) -> None:
 
 
 def show(name: str, what: str, cost: Sequence[float], total_seconds: float) -> None:
-    """One line: what decode + resample, these with FLAC, and ingest cost."""
+    """Prints one line: the time of decode + resample, of these with FLAC, and of ingest."""
     bare, flac, whole = cost
     ratios = f"{whole / bare:>15.2f}x{whole / flac:>15.2f}x{total_seconds / whole:>15.0f}x"
     print(f"{name:<18} {what:<17}{bare:>16.2f}{flac:>16.2f}{whole:>16.2f}{ratios}", flush=True)
@@ -157,7 +157,7 @@ def memory_and_reuse(counts: tuple[int, ...]) -> None:
         with tempfile.TemporaryDirectory() as named:
             place = Path(named)
             data = dataset(place / "d", count, 1.0, "wav", "WAV", "PCM_16", RATE)
-            time.sleep(2.5)  # the memo trusts no file younger than two seconds
+            time.sleep(2.5)  # digests of files younger than two seconds are not cached
             first, _, own, worker = ingested(data, place / "store", 2)
             again, _, _, _ = ingested(data, place / "store", 2)
             folder(data, {"clip0.txt": b"another caption", "clip1.wav": sound(np.full((RATE, 2), 0.1, np.float32))})

@@ -1,4 +1,4 @@
-"""The command line on 2,000 clips: nothing to do, one caption edited, one clip added; wall time of a fresh process.
+"""Wall time of commands on 2,000 clips: with nothing to do, after one edited caption, and after one added clip.
 
 python tests/benchmarks/bench_noop.py [clips]
 """
@@ -20,7 +20,7 @@ ROUNDS = 15
 
 
 def write_clip(folder: Path, number: int) -> None:
-    """A tenth of a second of its own noise, and its caption."""
+    """Writes a clip of 0.1 s of noise, and its caption."""
     audio = np.random.default_rng(number).uniform(-0.5, 0.5, (RATE // 10, 2))
     soundfile.write(folder / f"{number:05d}.wav", audio, RATE, subtype="PCM_16")
     (folder / f"{number:05d}.txt").write_text(f"noise of kind {number % 50}")
@@ -35,18 +35,18 @@ def seconds_of(command: str, data: Path, store: Path) -> float:
 
 
 def main() -> None:
-    """Print one line per case."""
+    """Prints one line per case."""
     num_clips = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     with tempfile.TemporaryDirectory() as place:
         data, store = Path(place) / "data", Path(place) / "artifacts"
         data.mkdir()
         for number in range(num_clips):
             write_clip(data, number)
-        time.sleep(2.5)  # younger files are not remembered: their timestamp may not show a change yet
+        time.sleep(2.5)  # digests of younger files are not cached: their mtime may not show a change yet
         print(f"{num_clips} clips in a folder, encoded the first time   {seconds_of('encode', data, store):8.2f} s")
         for command in ("encode", "plan"):
             again = [seconds_of(command, data, store) for _ in range(ROUNDS)]
-            shown = f"{statistics.median(again):8.2f} s, least {min(again):.2f} s"
+            shown = f"{statistics.median(again):8.2f} s, minimum {min(again):.2f} s"
             print(f"{f'{command}, nothing to do: median of {ROUNDS}':<51}{shown}")
         (data / "00007.txt").write_text("an edited caption")
         print(f"encode, one caption edited                         {seconds_of('encode', data, store):8.2f} s")

@@ -1,4 +1,4 @@
-"""Speed of the resampler as a multiple of real time and of resampy's own, one thread, stereo.
+"""Speed of the resampler, as a multiple of real time and of resampy's, on one thread, stereo.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_resample [SECONDS]
 
@@ -30,15 +30,15 @@ def seconds_taken(call: Callable[[], object]) -> float:
 
 def speeds(from_hz: int, seconds: float) -> tuple[float, float]:
     """Multiples of real time: ours, resampy's."""
-    audio_CN = np.random.default_rng(0).uniform(-1, 1, (2, round(seconds * from_hz))).astype(np.float32)
-    short_CN = audio_CN[:, : from_hz // 10]
+    audio_AX = np.random.default_rng(0).uniform(-1, 1, (2, round(seconds * from_hz))).astype(np.float32)
+    short_AX = audio_AX[:, : from_hz // 10]
     calls = (
         lambda audio: resample(audio, from_hz, TO_HZ),
         lambda audio: resampy.resample(audio, from_hz, TO_HZ, axis=1, filter=FILTER),
     )
     for call in calls:
-        call(short_CN)  # the tables, and resampy's compiler
-    rounds = [[seconds / seconds_taken(lambda call=call: call(audio_CN)) for call in calls] for _ in range(ROUNDS)]
+        call(short_AX)  # fills the tables, and compiles resampy's code
+    rounds = [[seconds / seconds_taken(lambda call=call: call(audio_AX)) for call in calls] for _ in range(ROUNDS)]
     ours, theirs = zip(*rounds, strict=True)
     return statistics.median(ours), statistics.median(theirs)
 

@@ -1,10 +1,10 @@
-"""A store of very many clips: plan, status, locate, one random read, each in a fresh process with its peak memory.
+"""Time and peak memory of plan, status, locate and reads on a store of very many clips, each in a fresh process.
 
     python tests/benchmarks/bench_scale.py [clips, 100000 by default] [format]
 
-The store is synthetic where bytes would only cost time: items of one frame and eight channels (so 256 to a shard, as
+The store is synthetic, to be built quickly: items of one frame and eight channels (so 256 to a shard, as
 many shards as real clips of up to 250 KB would make), one prompt per hundred clips, and no prepared audio on disk.
-Manifests, receipts, lists of needs, shards and the registry are what a run writes. Figures belong to one machine.
+Manifests, receipts, lists of shared files, shards and the registry are as a run writes them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from stages.records import Clip, EncodedClip, PromptRow
 
 CHANNELS = 8
 CLIPS_PER_PROMPT = 100
-LOOKED_UP = 2000
+NUM_LOOKUPS = 2000
 DIGESTS = {"autoencoder": "a" * 64, "transformer": "b" * 64, "conditioner": "c" * 64, "text_encoder": "d" * 64}
 MEASURES: dict[str, Callable[[Path, str, int], Any]] = {}
 
 
 def recipe(store: Path, format: str) -> Recipe:
-    """What every measure asks for."""
+    """The recipe of every measurement."""
     flags = {"model": "tiny-base", "pre_encode": True, "store": str(store), "latent_format": format}
     return read_recipe("clips.zip", {**flags, "max_clips": 10**7})
 
 
 def found(members: int = 0, first: int = 0, dataset: str = "million") -> ResolvedInputs:
-    """Data of so many clips, and weights, as looked at."""
+    """A dataset of so many clips, and weights."""
     listed = tuple(
         Member(name=f"{number:07d}.wav", num_bytes=1, digest=digest_of(number))
         for number in range(first, first + members)
@@ -55,51 +55,53 @@ def found(members: int = 0, first: int = 0, dataset: str = "million") -> Resolve
 
 
 def digest_of(number: int) -> str:
-    """A clip's source digest."""
+    """The source digest of a clip."""
     return f"sha256:{fingerprint('clip', {'number': number})}"
 
 
 def build(root: Path, format: str, num_clips: int) -> None:
-    """The store of one ingest and one encode of so many clips."""
+    """Builds the store of one ingest and one encode of so many clips."""
     from cache.manifest import write_rows
     from cache.shard_pool import ShardPool
 
-    asked, store = recipe(root, format), Store(root)
-    ingest, encode, _ = plan(asked, store, found()).runs
+    request, store = recipe(root, format), Store(root)
+    ingest, encode, _ = plan(request, store, found()).runs
     audio = audio_params(ingest.params)
     digests = [digest_of(number) for number in range(num_clips)]
     keys = [item_key(digest, 0, audio, encode.params, DIGESTS["autoencoder"]) for digest in digests]
     paths = [prepared_place(digest, ingest.params, 0) for digest in digests]
 
-    scratch = opened(store, ingest)
+    scratch = new_scratch(store, ingest)
     write_rows(scratch / "manifest.parquet", clips(digests, paths), Clip)
     write_shared_files(scratch, dict.fromkeys(paths, 10**6))
-    committed(store, ingest, scratch, {"audio_params": audio, "num_clips": num_clips, **_TIMES})
+    commit(store, ingest, scratch, {"audio_params": audio, "num_clips": num_clips, **_TIMES})
 
-    scratch = opened(store, encode)
-    places = shelved(ShardPool(store.shared / "latents", format), keys)
+    scratch = new_scratch(store, encode)
+    locations = write_items(ShardPool(store.shared / "latents", format), keys)
     prompts = [f"{number:064x}" for number in range(num_clips // CLIPS_PER_PROMPT + 1)]
-    lines = shelved(ShardPool(store.shared / "prompts", format), prompts)
-    write_rows(scratch / "manifest.parquet", encoded(places, prompts), EncodedClip)
+    lines = write_items(ShardPool(store.shared / "prompts", format), prompts)
+    write_rows(scratch / "manifest.parquet", encoded_clips(locations, prompts), EncodedClip)
     write_rows(scratch / "prompts.parquet", prompt_rows(lines), PromptRow)
-    shards = {f"latents/{place.shard}" for place in places} | {f"prompts/{place.shard}" for place in lines}
+    shards = {f"latents/{location.shard}" for location in locations} | {
+        f"prompts/{location.shard}" for location in lines
+    }
     write_shared_files(scratch, {path: (store.shared / path).stat().st_size for path in shards})
-    committed(store, encode, scratch, {"num_clips": num_clips, "latent_format": format, **_COUNTS, **_TIMES})
+    commit(store, encode, scratch, {"num_clips": num_clips, "latent_format": format, **_COUNTS, **_TIMES})
 
 
 _TIMES = {"duration_seconds": 1.0, "window_frames": 11, "total_seconds": 1.0}
 _COUNTS = {"num_encoded": 0, "num_reused": 0, "num_prompts": 0, "num_prompts_encoded": 0}
 
 
-def opened(store: Store, run: Any) -> Path:
+def new_scratch(store: Store, run: Any) -> Path:
     """A run's scratch folder."""
     scratch = store.scratch(run.stage.name, run.identity)
     scratch.mkdir(parents=True)
     return scratch
 
 
-def committed(store: Store, run: Any, scratch: Path, facts: dict[str, Any]) -> None:
-    """Finish a run as the runner does."""
+def commit(store: Store, run: Any, scratch: Path, facts: dict[str, Any]) -> None:
+    """Commits a run as the runner does."""
     receipt = Receipt(
         stage=run.stage.name,
         fingerprint=run.fingerprint,
@@ -115,7 +117,7 @@ def committed(store: Store, run: Any, scratch: Path, facts: dict[str, Any]) -> N
 
 
 def clips(digests: list[str], paths: list[str]) -> Iterator[Clip]:
-    """Rows of the ingest."""
+    """Rows of the manifest of ingest."""
     for number, (digest, path) in enumerate(zip(digests, paths, strict=True)):
         yield Clip(
             clip_id=f"{number:07d}",
@@ -133,54 +135,54 @@ def clips(digests: list[str], paths: list[str]) -> Iterator[Clip]:
         )
 
 
-def encoded(places: list[Any], prompts: list[str]) -> Iterator[EncodedClip]:
-    """Rows of the encode."""
-    for number, place in enumerate(places):
+def encoded_clips(locations: list[Any], prompts: list[str]) -> Iterator[EncodedClip]:
+    """Rows of the manifest of encode."""
+    for number, location in enumerate(locations):
         yield EncodedClip(
             clip_id=f"{number:07d}",
-            item_key=place.item_key,
+            item_key=location.item_key,
             prompt_key=prompts[number // CLIPS_PER_PROMPT],
-            shard=place.shard,
-            row=place.row,
+            shard=location.shard,
+            row=location.row,
             num_frames=1,
             num_valid_frames=1,
             seconds_start=0,
             seconds_total=1,
             prompt=f"tone number {number // CLIPS_PER_PROMPT}",
-            checksum=place.checksum,
+            checksum=location.checksum,
         )
 
 
-def prompt_rows(places: list[Any]) -> Iterator[PromptRow]:
-    """Rows of the prompts."""
-    for place in places:
+def prompt_rows(locations: list[Any]) -> Iterator[PromptRow]:
+    """Rows of the list of prompts."""
+    for location in locations:
         yield PromptRow(
-            prompt_key=place.item_key,
+            prompt_key=location.item_key,
             prompt="tone",
-            shard=place.shard,
-            row=place.row,
-            num_tokens=place.num_frames,
-            checksum=place.checksum,
+            shard=location.shard,
+            row=location.row,
+            num_tokens=location.num_frames,
+            checksum=location.checksum,
         )
 
 
-def shelved(pool: Any, keys: list[str]) -> list[Any]:
-    """Items of one frame in sealed shards; where they lie, in order."""
+def write_items(pool: Any, keys: list[str]) -> list[Any]:
+    """Writes items of one frame to shards; returns their locations, in order."""
     import numpy as np
 
     from cache.shard_pool import shard_ranges
 
-    places: list[Any] = []
+    locations: list[Any] = []
     for group in shard_ranges([2 * CHANNELS] * len(keys)):
         items = [
             (key, np.full((1, CHANNELS), int(key[:4], 16) % 99, np.float16)) for key in keys[group.start : group.stop]
         ]
-        places += pool.write(items, {"made": "to be measured"})
-    return places
+        locations += pool.write(items, {"made": "for a benchmark"})
+    return locations
 
 
 def measure(function: Callable[[Path, str, int], Any]) -> Callable[[Path, str, int], Any]:
-    """Add to the table."""
+    """Adds a measurement to the table."""
     MEASURES[function.__name__] = function
     return function
 
@@ -194,7 +196,7 @@ def plan_of_all(root: Path, format: str, num_clips: int) -> Any:
 @measure
 def plan_of_2000(root: Path, format: str, num_clips: int) -> Any:
     """plan of 2,000 other clips, half of them in the store"""
-    data = found(LOOKED_UP, num_clips - LOOKED_UP // 2, "others")
+    data = found(NUM_LOOKUPS, num_clips - NUM_LOOKUPS // 2, "others")
     return plan(recipe(root, format), Store(root), data, "encode").runs[1].reason
 
 
@@ -211,7 +213,7 @@ def locate_2000(root: Path, format: str, num_clips: int) -> Any:
     """locate of 2,000 keys"""
     from cache.shard_pool import ShardPool
 
-    return len(ShardPool(root / "shared" / "latents", format).locate(some_keys(root, format, num_clips, LOOKED_UP)))
+    return len(ShardPool(root / "shared" / "latents", format).locate(some_keys(root, format, num_clips, NUM_LOOKUPS)))
 
 
 @measure
@@ -220,13 +222,13 @@ def random_read(root: Path, format: str, num_clips: int) -> Any:
     from cache.shard_pool import ShardPool
 
     pool = ShardPool(root / "shared" / "latents", format)
-    (place,) = pool.locate(some_keys(root, format, num_clips, 1)).values()
-    return pool.read(place).shape
+    (location,) = pool.locate(some_keys(root, format, num_clips, 1)).values()
+    return pool.read(location).shape
 
 
 @measure
 def all_rows(root: Path, format: str, num_clips: int) -> Any:
-    """read_rows of the manifest (one object a clip)"""
+    """read_rows of the manifest (one object per clip)"""
     from cache.manifest import read_rows
 
     (manifest,) = (root / "encode").glob("*/manifest.parquet")
@@ -235,7 +237,7 @@ def all_rows(root: Path, format: str, num_clips: int) -> Any:
 
 @measure
 def all_columns(root: Path, format: str, num_clips: int) -> Any:
-    """read_columns of the manifest (what train holds)"""
+    """read_columns of the manifest (as train holds it)"""
     from cache.manifest import read_columns
 
     (manifest,) = (root / "encode").glob("*/manifest.parquet")
@@ -252,15 +254,15 @@ def gc_dry_run(root: Path, format: str, num_clips: int) -> Any:
 
 
 def some_keys(root: Path, format: str, num_clips: int, count: int) -> list[str]:
-    """Keys of clips all over the store."""
-    asked = recipe(root, format)
-    audio, params = audio_params(asked.ingest_params()), asked.encode_params()
+    """Keys of clips spread over the store."""
+    request = recipe(root, format)
+    audio, params = audio_params(request.ingest_params()), request.encode_params()
     numbers = random.Random(0).sample(range(num_clips), min(count, num_clips))
     return [item_key(digest_of(number), 0, audio, params, DIGESTS["autoencoder"]) for number in numbers]
 
 
 def one(name: str, root: Path, format: str, num_clips: int) -> None:
-    """Measure in this process, after what it imports."""
+    """Runs one measurement in this process, after the imports."""
     import cache.manifest
     import cache.shard_pool
 
@@ -272,7 +274,7 @@ def one(name: str, root: Path, format: str, num_clips: int) -> None:
 
 
 def peak_mib() -> float:
-    """Most memory this process ever held. (ru_maxrss would count the parent's, kept through fork and exec.)"""
+    """Peak memory of this process. (ru_maxrss would count the parent's, kept through fork and exec.)"""
     status = Path("/proc/self/status")
     if not status.exists():
         import resource
@@ -282,7 +284,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    """Build, then measure each in its own process."""
+    """Builds the store, then runs each measurement in its own process."""
     if len(sys.argv) == 5:
         one(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
         return

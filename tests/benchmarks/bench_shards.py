@@ -1,8 +1,8 @@
-"""Speed and size of every latent format beside pairs of .npy and .json, in one run.
+"""Speed and size of every latent format, compared with pairs of .npy and .json files.
 
     python tests/benchmarks/bench_shards.py [clips]
 
-Absolute figures belong to one machine on one day; compare the ratios.
+Absolute figures depend on the machine; compare the ratios.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Clips = list[tuple[str, np.ndarray]]
 
 
 def clips_of(num_clips: int) -> Clips:
-    """Clips of 54 to 1292 frames, as encoding makes them."""
+    """Random latents of 54 to 1292 frames."""
     random = np.random.default_rng(0)
     lengths = random.integers(54, 1292, num_clips)
     return [
@@ -52,23 +52,23 @@ def read_us(read: Callable[[int], object], rows: list[int], rounds: int = 5) -> 
 def figures(
     folder: Path, seconds: float, clips: Clips, reads: tuple[Callable, Callable], long: list[int]
 ) -> list[float]:
-    """A line of the table, without its name."""
+    """One line of the table, without its name."""
     clip, crop = read_us(reads[0], list(range(len(clips)))), read_us(reads[1], long)
     sizes = [size for name, size in iter_file_sizes(folder) if not name.startswith("registry")]
     return [total_bytes(clips) / seconds / 1e6, *clip, *crop, sum(sizes) / 1e6, len(sizes)]
 
 
 def npy_figures(folder: Path, clips: Clips, long: list[int]) -> list[float]:
-    """One .npy and one .json per clip, each fsynced: what the reference's tool leaves."""
+    """One .npy and one .json file per clip, each fsynced, as the reference's tool writes them."""
     folder.mkdir()
     before = time.perf_counter()
     for key, values in clips:
         with (folder / f"{key}.npy").open("wb") as file:
             np.save(file, values)
-            last(file)
+            fsync(file)
         with (folder / f"{key}.json").open("w") as file:
             json.dump({"prompt": "a tone", "seconds_total": 1, "padding_mask": [1] * len(values)}, file)
-            last(file)
+            fsync(file)
     seconds = time.perf_counter() - before
     paths = [folder / f"{key}.npy" for key, _ in clips]
 
@@ -78,14 +78,14 @@ def npy_figures(folder: Path, clips: Clips, long: list[int]) -> list[float]:
     return figures(folder, seconds, clips, (lambda row: np.load(paths[row]), crop), long)
 
 
-def last(file: object) -> None:
-    """Make a file's bytes last, as the shards' are."""
+def fsync(file: object) -> None:
+    """Makes the content of a file durable, as shards are."""
     file.flush()  # type: ignore[attr-defined]
     os.fsync(file.fileno())  # type: ignore[attr-defined]
 
 
 def format_figures(folder: Path, name: str, clips: Clips, long: list[int]) -> list[float]:
-    """One format, through a pool: its first reads of whole clips are checked against their checksums."""
+    """One format, through a ShardPool, which compares the checksum when it first reads a whole clip."""
     pool, locations = ShardPool(folder, name), []
     before = time.perf_counter()
     for group in shard_ranges([values.nbytes for _, values in clips]):
@@ -104,7 +104,7 @@ def total_bytes(clips: Clips) -> int:
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     clips = clips_of(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
     long = [row for row, (_, values) in enumerate(clips) if len(values) >= 50 + CROP_FRAMES]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,16 +1,16 @@
-"""How far a new adapter moves the base model before any training, by how its magnitudes begin.
+"""How far a new adapter moves the base model before any training, by the initial values of its magnitudes.
 
     python tests/benchmarks/bench_step0.py [CHECKPOINT_FOLDER]
 
 ours        norms of the weight as the layer uses it, in float32
-16-bit      norms rounded to the weight's dtype, as the reference begins
-reference   16-bit norms, and the adapted weight itself built and rounded to the weight's dtype, as it goes on
+16-bit      norms rounded to the weight's dtype, as in the reference
+reference   16-bit norms, and the adapted weight built and rounded to its dtype, as in the reference
 
 Figures are relative L2 differences of the velocity from that of the bare base, whose weights are bf16: with all
 arithmetic in float32, where nothing but the beginning shows, and in bf16, where its own rounding (the last line) bounds
 what can be told. `changed` is the share of weights that the reference's rounding moves.
 
-Letters: B batch, C latent channels, T frames.
+Shape letters: B clips, C latent channels, T frames.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def velocity_BCT(roots: Networks) -> Tensor:
 
 
 def ours(roots: Networks, adapter: Adapter) -> None:
-    """Leave it as it begins."""
+    """Changes nothing."""
 
 
 def rounded_magnitudes(roots: Networks, adapter: Adapter) -> None:
-    """Begin with norms in the dtype of the weight."""
+    """Rounds the initial magnitudes to the dtype of the weight."""
     weights = {name: weight for root in roots for name, weight in root.named_parameters()}
     state = adapter.state()
     for key in state:
@@ -74,7 +74,7 @@ def rounded_magnitudes(roots: Networks, adapter: Adapter) -> None:
 
 
 def rounded_weights(roots: Networks, adapter: Adapter) -> None:
-    """The same, and every adapted weight built and rounded."""
+    """Rounds the magnitudes, and builds and rounds every adapted weight."""
     rounded_magnitudes(roots, adapter)
     names = adapter.layer_names()
     adapter.merge()
