@@ -82,7 +82,7 @@ def samples(path: Path) -> np.ndarray:
 
 
 def written(path: Path) -> None:
-    """Decodes, resamples and writes 24 bit FLAC at libFLAC's fastest level: the least for an ingest that writes FLAC."""
+    """Decodes, resamples and writes 24 bit FLAC at libFLAC's fastest level: the least that writes FLAC."""
     sink = FlacWindows(IngestParams(native_samples=380 * RATE), path.parent)
     audio_AX = samples(path)
     for start in range(0, audio_AX.shape[1], 1 << 15):
