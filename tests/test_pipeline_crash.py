@@ -174,7 +174,7 @@ def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:
     return {"at": chance.randint(1, known.calls)}
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, id="a few"), pytest.param(110, id="many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(2, id="a few"), pytest.param(110, id="many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", formats())
 def test_a_killed_run_is_finished_by_the_next_one_as_if_nobody_had_killed_it(driver, whole, tmp_path, format, kills):
     chance, known, killed, stores = random.Random(f"{format} {kills}"), whole[format], 0, 0

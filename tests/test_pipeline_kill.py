@@ -95,8 +95,15 @@ def uninterrupted(data, tmp_path_factory) -> bytes:
     return (root / "output" / "clips.safetensors").read_bytes()
 
 
-def test_a_run_killed_once_in_every_stage_ends_with_the_same_adapter(data, uninterrupted, tmp_path):
-    for begun in (ingest_begun, encode_begun, training_begun):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param([training_begun], id="in training"),
+        pytest.param([ingest_begun, encode_begun, training_begun], id="in every stage", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_adapter(data, uninterrupted, tmp_path, moments):
+    for begun in moments:
         code, said = signalled(tmp_path, data, begun, signal.SIGKILL)
         assert code == -signal.SIGKILL, said
         assert not (tmp_path / "output" / "clips.safetensors").exists()
@@ -106,7 +113,10 @@ def test_a_run_killed_once_in_every_stage_ends_with_the_same_adapter(data, unint
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_a_stop_request_saves_the_step_it_is_at_and_the_command_goes_on(data, uninterrupted, tmp_path, number):
     code, said = signalled(tmp_path, data, training_begun, number)
     assert code == 1
