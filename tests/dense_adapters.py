@@ -1,4 +1,4 @@
-"""Adapted weights built in full and in the plainest way: what the factored evaluation is compared with."""
+"""Adapted weights built densely by their formulas, which the factored evaluation is compared with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from stages.adapters.kind import BOTH, INPUT, NONE, OUTPUT, SVD, kind_named
 
 EPS = 1e-12
 Leaves = Mapping[str, Tensor]
@@ -26,44 +28,56 @@ def between_singular_vectors(leaves: Leaves, weight_OI: Tensor) -> Tensor:
     return U[:, :rank].to(weight_OI) @ leaves["M_xs"] @ Vh[:rank].to(weight_OI)
 
 
-def as_moved(moved_OI: Tensor, leaves: Leaves) -> Tensor:
-    return moved_OI
+def unscaled(updated_OI: Tensor, leaves: Leaves) -> Tensor:
+    return updated_OI
 
 
-def rows(moved_OI: Tensor, leaves: Leaves, name: str = "magnitude") -> Tensor:
-    return leaves[name][:, None] * moved_OI / (moved_OI.norm(dim=1, keepdim=True) + EPS)
+def rows(updated_OI: Tensor, leaves: Leaves, name: str = "magnitude") -> Tensor:
+    return leaves[name][:, None] * updated_OI / (updated_OI.norm(dim=1, keepdim=True) + EPS)
 
 
-def columns(moved_OI: Tensor, leaves: Leaves, name: str = "magnitude") -> Tensor:
-    return leaves[name][None] * moved_OI / (moved_OI.norm(dim=0, keepdim=True) + EPS)
+def columns(updated_OI: Tensor, leaves: Leaves, name: str = "magnitude") -> Tensor:
+    return leaves[name][None] * updated_OI / (updated_OI.norm(dim=0, keepdim=True) + EPS)
 
 
-def rows_then_columns(moved_OI: Tensor, leaves: Leaves) -> Tensor:
-    return columns(rows(moved_OI, leaves, "magnitude_r"), leaves, "magnitude_c")
+def rows_then_columns(updated_OI: Tensor, leaves: Leaves) -> Tensor:
+    return columns(rows(updated_OI, leaves, "magnitude_r"), leaves, "magnitude_c")
 
 
-FAMILIES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "lora": (free, as_moved),
+Formula = tuple[Callable[..., Tensor], Callable[..., Tensor]]
+"""L R from the leaves of a file, and W' from V."""
+FORMULAS: dict[str, Formula] = {
+    "lora": (free, unscaled),
     "dora": (free, rows),
     "dora-rows": (free, rows),
     "dora-cols": (free, columns),
     "bora": (free, rows_then_columns),
-    "lora-xs": (between_singular_vectors, as_moved),
+    "lora-xs": (between_singular_vectors, unscaled),
     "dora-rows-xs": (between_singular_vectors, rows),
     "dora-cols-xs": (between_singular_vectors, columns),
     "bora-xs": (between_singular_vectors, rows_then_columns),
 }
+"""What the names of the reference's kinds mean."""
+
+
+def formula(kind: str) -> Formula:
+    """Of a kind of the reference by its name; of any other by the axes that its file names."""
+    if kind in FORMULAS:
+        return FORMULAS[kind]
+    axes = kind_named(kind)
+    update = between_singular_vectors if axes.basis == SVD else free
+    return update, {NONE: unscaled, OUTPUT: rows, INPUT: columns, BOTH: rows_then_columns}[axes.magnitude]
 
 
 def dense(kind: str, below_OI: Tensor, leaves: Leaves, scaling: float, base_OI: Tensor | None = None) -> Tensor:
-    """W' of one adapter on `below_OI`; `base_OI` is the bare weight, where another adapter made `below_OI` of it."""
-    move, lengthen = FAMILIES[kind]
-    moved_OI = below_OI + scaling * move(leaves, below_OI if base_OI is None else base_OI)
-    return lengthen(moved_OI, leaves)
+    """W' of one adapter on `below_OI`; `base_OI` is the frozen weight, where `below_OI` has another adapter in it."""
+    update, rescale = formula(kind)
+    updated_OI = below_OI + scaling * update(leaves, below_OI if base_OI is None else base_OI)
+    return rescale(updated_OI, leaves)
 
 
 class Net(nn.Module):
-    """A small network with the layers adapters meet: Linear with and without bias, a Conv1d of kernel 1, and a norm."""
+    """A small network of the layers that matter here: Linear with and without bias, a Conv1d of kernel 1, a norm."""
 
     def __init__(self, num_in: int = 7, width: int = 6, num_out: int = 5) -> None:
         super().__init__()
@@ -81,14 +95,14 @@ NET_LAYERS = ("inner.0", "inner.2", "conv")
 
 
 def dense_forward(net: nn.Module, tokens: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """What the network gives with some of its weights replaced by these matrices."""
+    """The network's output with some of its weights replaced by these matrices."""
     own = net.state_dict()
     full = {f"{name}.weight": matrix.reshape(own[f"{name}.weight"].shape) for name, matrix in weights.items()}
     return torch.func.functional_call(net, full, (tokens,))
 
 
 def shake(parameters: Mapping[str, Tensor], generator: torch.Generator) -> None:
-    """Replace start values by ones that matter: lengths stay positive, the rest is random."""
+    """Replace initial values by random ones; magnitudes stay positive."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             noise = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)

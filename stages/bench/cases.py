@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages import catalogue
 from stages.adapters.attach import attach
+from stages.adapters.kind import kind_named
 from stages.adapters.target_layers import spec_rank_limit
 from stages.models.device import dtype_named
 from stages.models.nets.dit.conditioning import Conditioner
@@ -83,9 +84,8 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
     denoiser.model.transformer.checkpointing = case.checkpointing
     spec = AdapterSpec(kind=case.adapter_type, rank=case.rank, alpha=float(case.rank))
     roots = (denoiser, conditioner)
-    adapter = attach(
-        roots, spec, singular_vectors=random_bases(roots, case.rank) if spec.kind.endswith("-xs") else None
-    )
+    vectors = random_singular_vectors(roots, case.rank) if kind_named(spec.kind).basis.singular else None
+    adapter = attach(roots, spec, singular_vectors=vectors)
     network = Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stacked else None)
     optimizer = new_optimizer(network, case.params)
     return Training(
@@ -133,7 +133,7 @@ def random_network(network: Any, device: torch.device, dtype: torch.dtype) -> An
     return network.eval().requires_grad_(False)
 
 
-def random_bases(roots: Any, rank: int) -> dict[str, dict[str, Tensor]]:
+def random_singular_vectors(roots: Any, rank: int) -> dict[str, dict[str, Tensor]]:
     """Orthonormal columns in place of singular vectors, whose search would take minutes and changes no time."""
     found = {}
     for root in roots:

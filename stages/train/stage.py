@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import catalogue
+from stages.adapters.kind import kind_named
 from stages.contract import Stage
 from stages.field import OptionalPackage, check, param
 from stages.precision import PRECISIONS
@@ -146,12 +147,14 @@ def _canonical(params: TrainParams) -> dict[str, object]:
     if params.alpha is None and params.lora_checkpoint is None:
         values["alpha"] = float(params.rank)
     # Where nothing pulls, or there is nothing to pull on, sparing magnitudes is the same training.
-    values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or _without_magnitudes(params)
+    values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or not _has_magnitudes(params)
     return values
 
 
-def _without_magnitudes(params: TrainParams) -> bool:
-    return params.adapter_type in ("lora", "lora-xs")
+def _has_magnitudes(params: TrainParams) -> bool:
+    """Whether the adapter kind trains magnitudes; True for unknown kinds, which `check` refuses afterwards."""
+    kind = params.adapter_type
+    return kind not in catalogue.adapter_kinds() or kind_named(kind).magnitude.trained
 
 
 def _one_spelling(declared: object, value: object) -> object:

@@ -1,4 +1,4 @@
-"""What every adapter kind promises, held against the plain dense weight; a new file is held to it at once."""
+"""Contract of every adapter kind, compared with the dense weight; a new file in `kinds/` is included at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from stages import catalogue
 from stages.adapters.adapter_file import read, write
 from stages.adapters.attach import Adapter, attach
+from stages.adapters.kind import INPUT, kind_named
 from stages.records import AdapterSpec
 from tests.dense_adapters import NET_LAYERS, Net, dense, dense_forward, leaves_of, shake
 
@@ -30,7 +31,7 @@ def some_tokens(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def shaken(net: nn.Module, kind: str, seed: int = 5) -> Adapter:
-    """A new adapter whose values matter."""
+    """A new adapter with random values."""
     generator = torch.Generator().manual_seed(seed)
     adapter = attach([net], SPEC[kind], generator=generator)
     shake(adapter.named_parameters(), generator)
@@ -38,7 +39,7 @@ def shaken(net: nn.Module, kind: str, seed: int = 5) -> Adapter:
 
 
 def dense_weights(base: nn.Module, kind: str, parameters: dict[str, torch.Tensor], strength: float = 1.0):
-    """W' of every layer of the bare network, in the dtype of the parameters."""
+    """W' of every layer of the network without adapters, in the dtype of the parameters."""
     weights = {}
     for layer in NET_LAYERS:
         leaves = leaves_of(parameters, layer)
@@ -83,7 +84,7 @@ def test_magnitudes_start_from_float32_norms_of_the_weight_as_the_layer_uses_it(
         leaves = leaves_of(attached, layer)
         for name in leaves.keys() & {"magnitude", "magnitude_r", "magnitude_c"}:
             expected = rows if leaves[name].shape == rows[layer].shape and name != "magnitude_c" else columns
-            if name == "magnitude" and "cols" in kind:
+            if kind_named(kind).magnitude == INPUT:
                 expected = columns
             # bf16 norms would be off by up to 2^-9 of the value.
             torch.testing.assert_close(leaves[name].double(), expected[layer], rtol=2e-6, atol=0)
@@ -154,7 +155,7 @@ def test_strength_zero_gives_the_base_to_the_bit(kind):
 
 
 @every_kind
-def test_detach_gives_back_the_very_same_modules(kind):
+def test_detach_restores_the_original_modules(kind):
     net, tokens = network(torch.float32), some_tokens(torch.float32)
     before, modules, output = (
         {k: v.clone() for k, v in net.state_dict().items()},
@@ -257,7 +258,7 @@ def test_zero_rows_and_columns_stay_zero_and_harm_no_gradient(kind):
 def test_dropout_is_applied_or_refused(kind):
     net, tokens = network(torch.float32), some_tokens(torch.float32)
     spec = AdapterSpec(kind=kind, rank=3, alpha=4.0, dropout=0.5)
-    if catalogue.load("adapters.kinds", kind.replace("-", "_")).KIND.basis.singular:
+    if kind_named(kind).basis.singular:
         with pytest.raises(ValueError, match="adapter_dropout must be 0"):
             attach([net], spec)
         return
