@@ -36,7 +36,7 @@ def test_wrong_fields_exit_2_and_are_all_named():
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_what_only_stored_latents_have_is_refused_before_a_training_without_them_and_not_by_encode(tmp_path, command):
+def test_fields_of_stored_latents_are_refused_before_a_training_that_stores_none_but_not_by_encode(tmp_path, command):
     words = (str(tmp_path / "none.zip"), "--model", "tiny-base", "--latent-dtype", "float32")
     done = call(command, *words)
     assert done.exit_code == 2
@@ -173,7 +173,7 @@ def test_a_file_that_is_no_adapter_is_refused_before_anything_runs(tmp_path, con
 
 
 @pytest.mark.parametrize("flag", ["--store", "--output"])
-def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, flag):
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, flag):
     (tmp_path / "clips").mkdir()
     (tmp_path / "file").write_text("in the way")
     places = {"--store": str(tmp_path / "store"), "--output": str(tmp_path / "out"), flag: str(tmp_path / "file")}
@@ -203,7 +203,7 @@ def test_an_empty_data_argument_is_not_the_current_folder():
     assert "audio_data_url" in done.stderr
 
 
-def test_another_models_weights_are_refused_by_what_they_are(tmp_path):
+def test_weights_of_another_model_are_refused_by_their_sizes(tmp_path):
     golden = Path(__file__).parent / "golden" / "tiny-s"
     (tmp_path / "clips").mkdir()
     done = call("plan", str(tmp_path / "clips"), "--model", "small-sfx-base", "--weights", str(golden))
@@ -211,7 +211,7 @@ def test_another_models_weights_are_refused_by_what_they_are(tmp_path):
     assert "latent channels 16 where small-sfx-base has 256" in done.stderr
 
 
-def test_the_variable_for_weights_does_not_replace_what_ships_with_the_project(tmp_path, monkeypatch):
+def test_the_weights_variable_does_not_replace_bundled_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("SA3_WEIGHTS", str(tmp_path / "nowhere"))
     assert call(*made_store(tmp_path)).exit_code == 0
 
@@ -248,7 +248,7 @@ def test_a_wrong_axis_of_bench_names_the_help_of_bench():
     assert done.stderr.splitlines()[-1] == "`sa3-trainer bench --help` lists every field with its range."
 
 
-def test_sparing_magnitudes_that_a_kind_has_not_is_refused(tmp_path):
+def test_decay_magnitudes_is_refused_for_a_kind_without_magnitudes(tmp_path):
     words = ["run", str(tmp_path / "none.zip"), "--no-decay-magnitudes", "--adapter-type"]
     refused = [call(*words, kind).stderr for kind in ("lora", "lora-xs", "dora-rows", "bora-xs")]
     assert ["which has no magnitudes" in said for said in refused] == [True, True, False, False]

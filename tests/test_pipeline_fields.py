@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from jsonschema import Draft202012Validator
 from pipeline.request.fields import DATA, FIELDS, SECTIONS, collected
 from pipeline.request.fields_page import fields_page
 from pipeline.request.json_schema import request_schema
+from pipeline.request.pre_encoded import ENCODING_FIELDS
 from pipeline.request.validation import validated_fields
+from stages.encode.stage import ImportParams
 from stages.field import Field
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +47,13 @@ def test_every_optional_package_is_in_the_extra_that_is_named():
     assert set(needs) == {"caption_template", "resampler", "optimizer", "base_quantization"}
     for package in needs.values():
         assert [entry for entry in extras[package.extra] if entry.startswith(package.package)]
+
+
+def test_an_import_uses_or_refuses_every_field_of_ingest_and_encode_but_the_limits_of_a_zip():
+    used = {param.name for param in dataclasses.fields(ImportParams)}
+    decisive = [field for field in FIELDS if field.stage in ("ingest", "encode") and field.hashed]
+    ignored = {field.name for field in decisive if field.attribute not in used} - set(ENCODING_FIELDS)
+    assert ignored == {"max_members", "max_member_bytes", "max_total_bytes", "max_compression_ratio"}
 
 
 NEW_FIELD = """

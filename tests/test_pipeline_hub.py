@@ -1,4 +1,4 @@
-"""Published weights come from the hub's cache; what cannot be had is an error with its remedy."""
+"""Published weights come from the hub's cache; a failed download is an error with its remedy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_planning_never_downloads(use):
     assert [local for _, local in hub.asked] == [True]
 
 
-def test_an_interrupted_download_is_gone_on_with(use, tmp_path):
+def test_an_interrupted_download_is_completed(use, tmp_path):
     (tmp_path / "half").mkdir()
     hub = use(FakeHub(cached=tmp_path / "half", online=snapshot(tmp_path / "whole")))
     assert hub_folder(SPEC, download=True) == tmp_path / "whole"
@@ -92,7 +92,7 @@ def refusal(kind):
     ],
     ids=["licence", "no network", "unreachable"],
 )
-def test_what_cannot_be_had_says_why_and_what_to_type_next(use, error, says):
+def test_a_failed_download_says_why_and_what_to_type_next(use, error, says):
     use(FakeHub(online=error))
     with pytest.raises(WeightsNotFound, match="--weights") as caught:
         hub_folder(SPEC, download=True)

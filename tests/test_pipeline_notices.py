@@ -1,4 +1,4 @@
-"""What is done otherwise than a request's words say is said, whether or not anything is left to do."""
+"""Notices about fields that are not used as given, whether or not anything is left to do."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CAPPED = "duration 380 s is beyond the model's native 120.0 s: 120.0 s is used"
         ("medium-base", "380", []),
     ],
 )
-def test_a_duration_beyond_the_native_length_is_said_to_be_capped(model, duration, said):
+def test_a_duration_beyond_the_native_length_gives_a_notice(model, duration, said):
     assert list(notices(read_recipe("clips.zip", {"model": model, "duration": duration}))) == said
 
 
-def test_every_run_says_it_also_one_with_nothing_to_do(tmp_path):
+def test_every_run_prints_the_notice_also_one_with_nothing_to_do(tmp_path):
     small_datasets.folder(tmp_path / "clips", small_datasets.clips("a"))
     usual = {"model": "tiny-base", "duration": "380", "store": str(tmp_path / "store"), "workers": "1"}
     recipe = read_recipe(str(tmp_path / "clips"), usual)
@@ -43,7 +43,7 @@ def test_every_run_says_it_also_one_with_nothing_to_do(tmp_path):
     assert [report.stream.getvalue().splitlines().count(CAPPED) for report in (first, again)] == [1, 1]
 
 
-def test_a_plan_says_it_beside_its_json(tmp_path):
+def test_a_plan_prints_the_notice_beside_its_json(tmp_path):
     (tmp_path / "clips").mkdir()
     words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(app, [*words, "--duration", "380", "--json"])

@@ -23,7 +23,7 @@ from stages.ingest.faults import ARCHIVE_WIDE, Unfit, as_record, fault, in_order
 from stages.ingest.prepare_clip import Job, Prepared, check_length, kept_facts, needed_bytes
 from stages.ingest.source.archive import forget_open_archives
 from stages.ingest.source.limits import within
-from stages.ingest.stage import IngestParams, audio_params
+from stages.ingest.stage import SOXR, IngestParams, audio_params
 from stages.ingest.window import row, window
 from stages.ingest.workers import results
 from stages.plural import pluralized
@@ -138,9 +138,9 @@ def _check_space(shared: Path, members: list[Member], params: IngestParams) -> N
 
 
 def _check_packages(params: IngestParams) -> None:
-    """Refuse to begin without the resampler asked for."""
-    if params.resampler == "soxr" and find_spec("soxr") is None:
-        raise PackageMissing("--resampler soxr", "soxr")
+    """Check that the resampler's package is installed. Raises: PackageMissing."""
+    if params.resampler == "soxr" and find_spec(SOXR.module) is None:
+        raise PackageMissing("--resampler soxr", SOXR.package)
 
 
 def _usable(pairs: Sequence[Pair], found: Found) -> list[Pair]:

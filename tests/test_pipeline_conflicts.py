@@ -1,4 +1,4 @@
-"""What is wrong with a request is said at once: fields by themselves, with each other, and files that are not there."""
+"""All errors of a request are reported together: invalid fields, conflicts between fields, and missing files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def fields_of(flags, data="clips.zip", **asked) -> list[str]:
     return [str(error.loc[0]) for error in caught.value.errors]
 
 
-def test_fields_that_rule_each_other_out_are_named_beside_fields_that_are_wrong_alone():
+def test_conflicts_are_reported_together_with_invalid_fields():
     together = {"frames_per_batch": "50", "batch_size": "4", "warmup_steps": "24", "number_of_steps": "24"}
     found = fields_of({**together, "gradient_accumulation": "0", "ema_decay": "0"})
     assert sorted(found) == ["ema_decay", "frames_per_batch", "gradient_accumulation", "warmup_steps"]
 
 
-def test_a_field_that_is_wrong_alone_rules_no_other_out():
+def test_an_invalid_field_conflicts_with_no_other():
     assert fields_of({"batch_size": "9", "frames_per_batch": "50"}) == ["batch_size"]
     assert fields_of({"number_of_steps": "0", "warmup_steps": "24"}) == ["number_of_steps"]
     assert fields_of({"pre_encode": "perhaps", "latent_dtype": "float32"}, trains=True) == ["pre_encode"]
 
 
-def test_conflicts_are_found_where_the_data_is_not_even_named():
+def test_conflicts_are_reported_together_with_missing_data():
     found = fields_of({"warmup_steps": "2000"}, data=None, check_files=True)
     assert sorted(found) == ["audio_data_url", "warmup_steps"]
 
 
-def test_files_that_are_not_there_are_named_with_wrong_fields(tmp_path):
+def test_missing_files_are_reported_together_with_invalid_fields(tmp_path):
     flags = {"rank": "0", "lora_checkpoint_url": str(tmp_path / "none.safetensors")}
     assert fields_of(flags, str(tmp_path / "none.zip"), check_files=True) == [
         "rank",
@@ -44,12 +44,12 @@ def test_files_that_are_not_there_are_named_with_wrong_fields(tmp_path):
     ]
 
 
-def test_two_files_that_are_not_there_are_named_together(tmp_path):
+def test_two_missing_files_are_reported_together(tmp_path):
     flags = {"lora_checkpoint_url": f"file://{tmp_path}/none.safetensors"}
     assert fields_of(flags, str(tmp_path / "none.zip"), check_files=True) == ["audio_data_url", "lora_checkpoint_url"]
 
 
-def test_an_address_is_not_looked_for_on_this_disk(tmp_path):
+def test_a_url_is_not_checked_as_a_local_file(tmp_path):
     flags = {"rank": "0", "lora_checkpoint_url": "https://example.org/a.safetensors"}
     assert fields_of(flags, "https://example.org/clips.zip", check_files=True) == ["rank"]
     assert fields_of({"rank": "0"}, "data:application/zip;base64,UEsF", check_files=True) == ["rank"]

@@ -1,4 +1,4 @@
-"""What a request asks of this machine's packages, before anything runs."""
+"""Optional packages that a request needs are checked before anything runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def without_packages(monkeypatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda module: None)
 
 
-def test_options_of_packages_that_are_not_there_are_refused_all_at_once(place, monkeypatch):
+def test_fields_that_need_missing_packages_are_refused_all_at_once(place, monkeypatch):
     without_packages(monkeypatch)
     recipe = asked(place, **ASKED, seed=7)
     with pytest.raises(RecipeError) as caught:
@@ -63,13 +63,13 @@ def test_a_run_is_refused_before_its_first_stage(place, monkeypatch):
     assert [run.state for run in planned(recipe).runs] == [State.MISS] * 3
 
 
-def test_a_request_without_them_needs_no_package(place, monkeypatch):
+def test_a_request_without_such_fields_needs_no_package(place, monkeypatch):
     without_packages(monkeypatch)
     recipe = asked(place)
     check_packages(recipe, planned(recipe))
 
 
-def test_what_does_not_train_needs_no_package_of_training(place, monkeypatch):
+def test_encode_needs_no_package_of_training(place, monkeypatch):
     without_packages(monkeypatch)
     recipe = asked(place, **ASKED)
     check_packages(recipe, planned(recipe, "encode"))
