@@ -16,8 +16,8 @@ import torch
 
 from stages.bench.cases import config_of
 from stages.models.device import dtype_named
-from stages.train.forecast.dry_run import Size
-from stages.train.forecast.estimate import MIB, Prospect
+from stages.train.forecast.estimate import MIB, TrainingSetup
+from stages.train.forecast.network_size import BatchSize
 from stages.train.stage import TrainParams
 
 
@@ -30,17 +30,17 @@ class Peak:
     clips: int = 1
     precision: str = "fp32"
     adapter: str = "dora-rows"
-    recomputing: bool = False
+    checkpointing: bool = False
     mib: float = 0
     """Measured."""
     device: str = "cpu"
-    plain: bool = False
+    eager: bool = False
     """One operation after the other, on CUDA."""
 
     @property
-    def prospect(self) -> Prospect:
+    def setup(self) -> TrainingSetup:
         """What the estimate is made from."""
-        return Prospect(
+        return TrainingSetup(
             config=network_config(self.network),
             params=TrainParams(
                 model=self.network,
@@ -48,11 +48,11 @@ class Peak:
                 base_precision=self.precision,
                 batch_size=self.clips,
             ),
-            size=Size(num_clips=self.clips, num_frames=self.frames),
+            batch=BatchSize(num_clips=self.clips, num_frames=self.frames),
             dtype=dtype_named(self.precision),
             device=torch.device(self.device),
-            plain=self.plain,
-            checkpointing=self.recomputing,
+            eager=self.eager,
+            checkpointing=self.checkpointing,
         )
 
     @property
@@ -69,12 +69,12 @@ def network_config(name: str) -> Mapping[str, Any]:
     return config
 
 
-def on_cuda(network: str, frames: int, gib: float, plain_gib: float | None = None, **changes: Any) -> list[Peak]:
+def on_cuda(network: str, frames: int, gib: float, eager_gib: float | None = None, **changes: Any) -> list[Peak]:
     """Both ways of stepping."""
-    both = [(gib, False), (plain_gib, True)]
+    both = [(gib, False), (eager_gib, True)]
     return [
-        Peak(network, frames, precision="bf16", mib=1024 * each, device="cuda", plain=plain, **changes)
-        for each, plain in both
+        Peak(network, frames, precision="bf16", mib=1024 * each, device="cuda", eager=eager, **changes)
+        for each, eager in both
         if each is not None
     ]
 
@@ -100,10 +100,10 @@ ON_CPU = [
     Peak("tiny-base", 108, precision="bf16", adapter="dora-cols", mib=169),
     Peak("tiny-base", 512, adapter="dora-rows-xs", mib=172),
     Peak("tiny-base", 108, precision="bf16", adapter="dora-rows-xs", mib=160),
-    Peak("tiny-base", 108, recomputing=True, mib=114),
-    Peak("tiny-base", 512, recomputing=True, mib=159),
-    Peak("tiny-base", 1024, recomputing=True, mib=205),
-    Peak("tiny-base", 512, clips=4, precision="bf16", recomputing=True, mib=297),
+    Peak("tiny-base", 108, checkpointing=True, mib=114),
+    Peak("tiny-base", 512, checkpointing=True, mib=159),
+    Peak("tiny-base", 1024, checkpointing=True, mib=205),
+    Peak("tiny-base", 512, clips=4, precision="bf16", checkpointing=True, mib=297),
     Peak("wide-512", 108, mib=595),
     Peak("wide-512", 108, clips=4, mib=1381),
     Peak("wide-512", 512, mib=1179),
@@ -123,10 +123,10 @@ ON_CPU = [
     Peak("wide-512", 108, precision="bf16", adapter="dora-cols", mib=515),
     Peak("wide-512", 512, adapter="dora-rows-xs", mib=1098),
     Peak("wide-512", 108, precision="bf16", adapter="dora-rows-xs", mib=524),
-    Peak("wide-512", 108, recomputing=True, mib=468),
-    Peak("wide-512", 512, recomputing=True, mib=765),
-    Peak("wide-512", 1024, recomputing=True, mib=1228),
-    Peak("wide-512", 512, clips=4, precision="bf16", recomputing=True, mib=1153),
+    Peak("wide-512", 108, checkpointing=True, mib=468),
+    Peak("wide-512", 512, checkpointing=True, mib=765),
+    Peak("wide-512", 1024, checkpointing=True, mib=1228),
+    Peak("wide-512", 512, clips=4, precision="bf16", checkpointing=True, mib=1153),
 ]
 
 ON_CUDA = [
@@ -138,5 +138,5 @@ ON_CUDA = [
     *on_cuda("medium-base", 108, 4.6, 4.8, adapter="bora"),
     *on_cuda("small-music-base", 108, 1.8, 2.0),
     *on_cuda("small-music-base", 1292, 3.8, 5.1),
-    *on_cuda("medium-base", 1024, 4.8, recomputing=True),
+    *on_cuda("medium-base", 1024, 4.8, checkpointing=True),
 ]

@@ -55,6 +55,16 @@ class Kind:
     basis: Basis
     magnitude: Magnitude
 
+    @property
+    def has_output_magnitude(self) -> bool:
+        """Whether every row of the weight has a trained length."""
+        return self.magnitude in (OUTPUT, BOTH)
+
+    @property
+    def has_input_magnitude(self) -> bool:
+        """Whether every column of the weight has a trained length."""
+        return self.magnitude in (INPUT, BOTH)
+
 
 FREE = Basis(entry="stages.adapters.basis:FreeBasis", singular=False)
 SVD = Basis(entry="stages.adapters.basis:SvdBasis", singular=True)

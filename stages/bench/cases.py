@@ -18,8 +18,8 @@ from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
 from stages.records import AdapterSpec
 from stages.train.dataset.batch import Batch
-from stages.train.forecast.dry_run import Size
-from stages.train.forecast.estimate import Prospect
+from stages.train.forecast.estimate import TrainingSetup
+from stages.train.forecast.network_size import BatchSize
 from stages.train.model.network import Network, stacked_layers
 from stages.train.record.layer_norms import group_names
 from stages.train.record.metrics import MetricsHistory
@@ -54,15 +54,15 @@ class Case:
             deterministic=self.deterministic,
         )
 
-    def prospect(self, device: torch.device, dtype: torch.dtype, *, plain: bool) -> Prospect:
+    def setup(self, device: torch.device, dtype: torch.dtype, *, eager: bool) -> TrainingSetup:
         """What the estimate is made from."""
-        return Prospect(
+        return TrainingSetup(
             config=config_of(self.model),
             params=self.params,
-            size=Size(num_clips=self.batch_size, num_frames=self.num_frames),
+            batch=BatchSize(num_clips=self.batch_size, num_frames=self.num_frames),
             dtype=dtype,
             device=device,
-            plain=plain,
+            eager=eager,
             checkpointing=self.checkpointing,
         )
 

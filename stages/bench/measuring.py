@@ -1,7 +1,7 @@
 """One cell of the grid measured: the fast path and the plain one, side by side.
 
 Both take the same twenty made-up batches from the same start, so beside every speed stands how far their losses differ,
-and beside time and memory what the estimate before a training says of them.
+and beside memory what the estimate before a training says of it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,14 @@ import torch
 
 from stages.bench.cases import Case, config_of, new_batch, new_training
 from stages.bench.memory import PeakMemory
+from stages.bench.timing import seconds
+from stages.bench.useful_flops import useful_flops
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.determinism import deterministic_algorithms
-from stages.train.forecast.check_memory import known_speed
-from stages.train.forecast.device_speed import product_flops, seconds
-from stages.train.forecast.dry_run import Rehearsed
-from stages.train.forecast.estimate import GIB, Prospect, count_of, estimated
+from stages.train.forecast.estimate import GIB, estimated
 
 BATCHES = 20
-BACKWARD_PRODUCTS, BACKWARD_ATTENTION = 1.0, 2.5
-"""Work of the backward beside the forward's: frozen weights need no gradient of their own."""
-REPEATS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +66,11 @@ def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[
         dtype: in which the device does the case's precision.
         limit: products per second of a large matrix product on this device in that precision, times two.
     """
-    counted = count_of(case.prospect(place.device, dtype, plain=False))
+    plain_setup, fast_setup = (case.setup(place.device, dtype, eager=eager) for eager in (True, False))
     with deterministic_algorithms(place.device, case.deterministic):
         plain = timed_apart(case, place, stacked=False)
         fast = timed_apart(case, place, stacked=True)
-    flops_per_second = useful_flops(counted) / fast.step_ms * 1e3
+    flops_per_second = useful_flops(fast_setup.network, fast_setup.batch) / fast.step_ms * 1e3
     return {
         **case.__dict__,
         "plain_ms": plain.step_ms,
@@ -86,19 +82,9 @@ def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[
         "first_step_seconds": fast.first_step_seconds,
         "plain_peak_gib": plain.peak_gib,
         "fast_peak_gib": fast.peak_gib,
-        **foretold("plain", case.prospect(place.device, dtype, plain=True)),
-        **foretold("fast", case.prospect(place.device, dtype, plain=False)),
+        "plain_gib_estimated": estimated(plain_setup).total / GIB,
+        "fast_gib_estimated": estimated(fast_setup).total / GIB,
         "largest_loss_difference": float(np.max(np.abs(fast.losses - plain.losses) / np.abs(plain.losses))),
-    }
-
-
-def foretold(way: str, prospect: Prospect) -> dict[str, float | None]:
-    """What a training says of itself before it begins: milliseconds of a step, and memory."""
-    estimate = estimated(prospect, known_speed(prospect.device, prospect.dtype))
-    each = estimate.seconds_per_step
-    return {
-        f"{way}_ms_estimated": None if each is None else 1e3 * each,
-        f"{way}_gib_estimated": estimate.total_bytes / GIB,
     }
 
 
@@ -139,18 +125,3 @@ def timed(case: Case, place: Place, *, stacked: bool) -> Measured:
             peak_gib=place.memory.gib(),
             losses=training.history.losses(1.0),
         )
-
-
-def limit_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Per second, of a large product of random matrices."""
-    size = (8192 if dtype != torch.float32 else 4096) if device.type == "cuda" else 1024
-    return product_flops(device, dtype, size, REPEATS)
-
-
-def useful_flops(counted: Rehearsed) -> float:
-    """Multiplications and additions that a step cannot do without: the base forward, and backward to its input.
-
-    What adapters add and what is computed again does not count.
-    """
-    products = counted.base_flops * (1 + BACKWARD_PRODUCTS)
-    return products + counted.base_attention_flops * (1 + BACKWARD_ATTENTION)

@@ -15,7 +15,7 @@ from stages.train.dataset.audio_prefetch import AudioPrefetcher
 from stages.train.dataset.examples import Examples, load_examples
 from stages.train.dataset.length_buckets import length_buckets_for
 from stages.train.determinism import deterministic_algorithms
-from stages.train.forecast.check_memory import foreseen
+from stages.train.forecast.check_memory import check_memory
 from stages.train.job import Job
 from stages.train.loop import TrainingLoop
 from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
@@ -54,7 +54,7 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     started = now()
     job = Job.of(inputs, params, work)
     set_threads(training_threads(work.resources.threads, job.width))
-    job = foreseen(job)
+    job = check_memory(job)
     examples = load_examples(job)
     training = begun(job, examples)
     with deterministic_algorithms(job.device, params.deterministic, work.say):

@@ -10,7 +10,7 @@ from cache.manifest import read_columns
 from stages.records import Clip, EncodedClip
 from stages.train.dataset.clips import all_excerpt_frames, window_frames
 from stages.train.dataset.sampler import FrameBudgetSampler, sampler_for
-from stages.train.forecast.dry_run import Size
+from stages.train.forecast.network_size import BatchSize
 from stages.train.job import Job
 
 MANIFEST = "manifest.parquet"
@@ -48,7 +48,7 @@ def clip_frames(job: Job) -> np.ndarray:
     return -(-lengths.sizes * lengths.samples_per_unit // lengths.samples_per_frame)
 
 
-def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
+def largest_batches(job: Job, *, recorded: bool) -> list[BatchSize]:
     """The largest that goes through the network at a time; by a budget of frames, then the longest clip by itself.
 
     A budget's are those of the first round, in which every clip comes with silence behind it, as training draws them.
@@ -58,7 +58,7 @@ def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
     """
     lengths = lengths_of(job)
     if job.params.frames_per_batch is None:
-        return [Size(num_clips=job.params.batch_size, num_frames=window_frames(lengths))]
+        return [BatchSize(num_clips=job.params.batch_size, num_frames=window_frames(lengths))]
     order = sampler_for(lengths, job.params, job.rng)
     assert isinstance(order, FrameBudgetSampler), "a budget of frames orders clips by it"
     batches = order.round(0)
@@ -66,14 +66,9 @@ def largest_batches(job: Job, *, recorded: bool) -> list[Size]:
     frames_N = order.rounded(longest_N) if recorded else longest_N
     sizes_N = np.array([len(clips_B) for clips_B, _ in batches])
     # Every clip brings memory tokens along: of batches of so many frames, many short clips take most.
-    most = int(np.argmax(sizes_N * (frames_N + num_memory_tokens(job))))
-    largest = Size(num_clips=int(sizes_N[most]), num_frames=int(frames_N[most]))
-    return [largest, Size(num_clips=1, num_frames=int(frames_N.max()))]
-
-
-def num_memory_tokens(job: Job) -> int:
-    """That the network puts in front of every clip."""
-    return job.weights.sizes.num_memory_tokens
+    most = int(np.argmax(sizes_N * (frames_N + job.weights.sizes.num_memory_tokens)))
+    largest = BatchSize(num_clips=int(sizes_N[most]), num_frames=int(frames_N[most]))
+    return [largest, BatchSize(num_clips=1, num_frames=int(frames_N.max()))]
 
 
 def num_lengths(job: Job, steps: int) -> int:

@@ -2,220 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
 from stages.errors import InsufficientMemory
 from stages.model_config import ModelConfig
-from stages.train.forecast.dry_run import Size
-from stages.train.forecast.estimate import Estimate, Prospect, amount, estimated, waiting_bytes
+from stages.train.forecast.estimate import TrainingSetup, amount, estimated, waiting_bytes
+from stages.train.forecast.network_size import BatchSize
 from stages.train.stage import MOST_ACCUMULATED
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remedy:
-    """A setting that needs less memory."""
+class Remedy(NamedTuple):
+    """A setting that needs less memory, as it is typed, and the training with it."""
 
     flags: str
-    """As they are typed."""
-    prospect: Prospect
-    """With it."""
+    setup: TrainingSetup
 
 
-Knob = Callable[[Prospect, int], Remedy | None]
-"""(what is asked for, free bytes) -> the least change of one setting that fits, or else the furthest; None: no way."""
+class Change(NamedTuple):
+    """One setting that may be changed."""
+
+    values: Sequence[int]
+    """To what, the least change first; none where it cannot be changed. Further changes never need more memory."""
+    flags: Callable[[int], str]
+    setup: Callable[[int], TrainingSetup]
+    """The training with such a value."""
+
+    def remedy(self, free: int) -> Remedy:
+        """The first value that fits, or else the last."""
+        first = bisect_left(self.values, True, key=lambda value: fits(self.setup(value), free))
+        value = self.values[min(first, len(self.values) - 1)]
+        return Remedy(self.flags(value), self.setup(value))
 
 
-def remedies(prospect: Prospect, free: int) -> tuple[list[Remedy], list[Remedy]]:
+def remedies(setup: TrainingSetup, free: int) -> tuple[list[Remedy], list[Remedy]]:
     """Settings each of which is enough by itself; where there is none, those that are enough together, in order."""
-    found = [remedy for knob in KNOBS if (remedy := knob(prospect, free)) is not None]
-    alone = [remedy for remedy in found if fits(remedy.prospect, free)]
-    return alone, [] if alone else _together(prospect, free)
+    found = [change.remedy(free) for make in CHANGES if (change := make(setup)).values]
+    alone = [remedy for remedy in found if fits(remedy.setup, free)]
+    return alone, [] if alone else _together(setup, free)
 
 
-def _together(prospect: Prospect, free: int) -> list[Remedy]:
-    """One knob after the other until it fits, cutting clips shorter last; none if it never does."""
-    turned: list[Remedy] = []
-    for knob in sorted(KNOBS, key=lambda knob: knob is shorter_clips):
-        remedy = knob(prospect, free)
-        if remedy is not None:
-            turned, prospect = [*turned, remedy], remedy.prospect
-            if fits(prospect, free):
-                return turned
+def _together(setup: TrainingSetup, free: int) -> list[Remedy]:
+    """One change after the other until it fits, cutting clips shorter last; none if it never does."""
+    made: list[Remedy] = []
+    for make in sorted(CHANGES, key=lambda make: make is shorter_clips):
+        if (change := make(setup)).values:
+            made.append(change.remedy(free))
+            setup = made[-1].setup
+            if fits(setup, free):
+                return made
     return []
 
 
-def fits(prospect: Prospect, free: int) -> bool:
-    """By the estimate itself, without its error."""
-    return estimated(prospect).total_bytes <= free
+def needed(setup: TrainingSetup) -> int:
+    """Bytes, by the estimate itself, without its error."""
+    return estimated(setup).total
 
 
-def recomputing(prospect: Prospect, free: int) -> Remedy | None:
+def fits(setup: TrainingSetup, free: int) -> bool:
+    """Whether that is free."""
+    return needed(setup) <= free
+
+
+def _switched(flags: str, wanted: bool, changed: TrainingSetup) -> Change:
+    """A setting with one other value."""
+    return Change([1] if wanted else [], lambda value: flags, lambda value: changed)
+
+
+def gradient_checkpointing(setup: TrainingSetup) -> Change:
     """Blocks computed again in the backward pass."""
-    if prospect.checkpointing:
-        return None
-    return Remedy(flags="--gradient-checkpointing on", prospect=replace(prospect, checkpointing=True))
+    return _switched("--gradient-checkpointing on", not setup.checkpointing, replace(setup, checkpointing=True))
 
 
-def encoding_first(prospect: Prospect, free: int) -> Remedy | None:
-    """No autoencoder beside the training."""
-    if prospect.clip_samples is None:
-        return None
-    return Remedy(flags="--pre-encode", prospect=replace(prospect, clip_samples=None))
+def pre_encoding(setup: TrainingSetup) -> Change:
+    """Latents encoded beforehand, so that no autoencoder is held."""
+    return _switched("--pre-encode", setup.clip_samples is not None, replace(setup, clip_samples=None))
 
 
-def smaller_batches(prospect: Prospect, free: int) -> Remedy | None:
+def smaller_batches(setup: TrainingSetup) -> Change:
     """The same step in more passes."""
-    size, params = prospect.params.batch_size, prospect.params
-    if params.frames_per_batch is not None or size == 1:
-        return None
-    most_parts = MOST_ACCUMULATED // params.gradient_accumulation
-    parts = [part for part in range(size - 1, 0, -1) if size % part == 0 and size // part <= most_parts]
-    return _first_that_fits([_in_passes(prospect, part) for part in parts], free) if parts else None
+    size, by_frames = setup.params.batch_size, setup.params.frames_per_batch is not None
+    clips_per_step = size * setup.params.gradient_accumulation
+    parts = [] if by_frames else [part for part in range(size - 1, 0, -1) if size % part == 0]
+
+    def in_parts(part: int) -> TrainingSetup:
+        params = replace(setup.params, batch_size=part, gradient_accumulation=clips_per_step // part)
+        return replace(setup, batch=replace(setup.batch, num_clips=part), params=params)
+
+    return Change(
+        [part for part in parts if clips_per_step // part <= MOST_ACCUMULATED],
+        lambda part: f"--batch-size {part} --gradient-accumulation {clips_per_step // part}",
+        in_parts,
+    )
 
 
-def _in_passes(prospect: Prospect, part: int) -> Remedy:
-    passes = prospect.params.gradient_accumulation * prospect.params.batch_size // part
-    params = replace(prospect.params, batch_size=part, gradient_accumulation=passes)
-    flags = f"--batch-size {part} --gradient-accumulation {passes}"
-    return Remedy(flags=flags, prospect=replace(_sized(prospect, num_clips=part), params=params))
-
-
-def shorter_clips(prospect: Prospect, free: int) -> Remedy | None:
+def shorter_clips(setup: TrainingSetup) -> Change:
     """A window of fewer seconds."""
-    rate, ratio = _rates(prospect)
-    most = -(-prospect.size.num_frames * ratio // rate) - 1
-    if prospect.params.frames_per_batch is not None or most < 1:
-        return None
+    config, by_frames = ModelConfig(setup.config), setup.params.frames_per_batch is not None
+    rate, ratio = config.sample_rate_hz, config.downsampling_ratio
+    most = 0 if by_frames else -(-setup.batch.num_frames * ratio // rate) - 1
 
-    def lasting(seconds: int) -> Prospect:
-        shorter = _sized(prospect, num_frames=-(-seconds * rate // ratio))
-        return replace(shorter, clip_samples=None if prospect.clip_samples is None else seconds * rate)
+    def lasting(seconds: int) -> TrainingSetup:
+        samples = None if setup.clip_samples is None else seconds * rate
+        return replace(setup, batch=replace(setup.batch, num_frames=-(-seconds * rate // ratio)), clip_samples=samples)
 
-    seconds = largest(most, lambda count: estimated(lasting(count)).total_bytes, free)
-    return Remedy(flags=f"--duration {seconds}", prospect=lasting(seconds))
+    return Change(range(most, 0, -1), lambda seconds: f"--duration {seconds}", lasting)
 
 
-def narrower_base(prospect: Prospect, free: int) -> Remedy | None:
+def narrower_base(setup: TrainingSetup) -> Change:
     """Base and activations in 16 bits."""
-    if prospect.params.base_precision != "fp32":
-        return None
-    return _in_precision(prospect, "bf16", torch.bfloat16)
+    return _in_precision(setup, setup.params.base_precision == "fp32", "bf16", torch.bfloat16)
 
 
-def wider_base(prospect: Prospect, free: int) -> Remedy | None:
+def wider_base(setup: TrainingSetup) -> Change:
     """Base and activations in 32 bits, for which the CPU keeps no kernels of every length."""
-    if prospect.dtype.itemsize >= 4 or prospect.params.base_precision == "fp32":
-        return None
-    return _in_precision(prospect, "fp32", torch.float32)
+    return _in_precision(setup, setup.dtype.itemsize < 4, "fp32", torch.float32)
 
 
-def _in_precision(prospect: Prospect, name: str, dtype: torch.dtype) -> Remedy | None:
-    """None where it would need no less."""
-    other = replace(prospect, params=replace(prospect.params, base_precision=name), dtype=dtype)
-    if estimated(other).total_bytes >= estimated(prospect).total_bytes:
-        return None
-    return Remedy(flags=f"--base-precision {name}", prospect=other)
+def _in_precision(setup: TrainingSetup, possible: bool, name: str, dtype: torch.dtype) -> Change:
+    other = replace(setup, params=replace(setup.params, base_precision=name), dtype=dtype)
+    return _switched(f"--base-precision {name}", possible and needed(other) < needed(setup), other)
 
 
-def base_in_8_bits(prospect: Prospect, free: int) -> Remedy | None:
-    """The base's matrices stored in 8 bits."""
-    if prospect.params.base_quantization != "none":
-        return None
-    stored = replace(prospect, params=replace(prospect.params, base_quantization="int8"))
-    # The base is loaded before it is rounded: of a small batch, that is when most is held.
-    if estimated(stored).total_bytes >= estimated(prospect).total_bytes:
-        return None
-    return Remedy(flags="--base-quantization int8", prospect=stored)
+def base_in_8_bits(setup: TrainingSetup) -> Change:
+    """The base's matrices stored in 8 bits. It is loaded before: of a small batch, that is when most is held."""
+    other = replace(setup, params=replace(setup.params, base_quantization="int8"))
+    possible = setup.params.base_quantization == "none" and needed(other) < needed(setup)
+    return _switched("--base-quantization int8", possible, other)
 
 
-def fewer_frames(prospect: Prospect, free: int) -> Remedy | None:
+def fewer_frames(setup: TrainingSetup) -> Change:
     """A smaller budget of frames, down to that of a single clip."""
-    if prospect.params.frames_per_batch is None or prospect.size.num_clips == 1:
-        return None
+    frames, by_frames = setup.batch.num_frames, setup.params.frames_per_batch is not None
 
-    def holding(clips: int) -> Prospect:
-        params = replace(prospect.params, frames_per_batch=clips * prospect.size.num_frames)
-        return replace(_sized(prospect, num_clips=clips), params=params)
+    def holding(clips: int) -> TrainingSetup:
+        params = replace(setup.params, frames_per_batch=clips * frames)
+        batches = [replace(setup.batch, num_clips=clips)]
+        if setup.longest is not None and setup.longest.num_frames > clips * frames:
+            batches.append(setup.longest)
+        return heaviest(replace(setup, params=params), batches)
 
-    clips = largest(prospect.size.num_clips - 1, lambda count: estimated(holding(count)).total_bytes, free)
-    smaller, budget = holding(clips), clips * prospect.size.num_frames
-    alone = [] if prospect.alone is None or prospect.alone.num_frames <= budget else [prospect.alone]
-    return Remedy(flags=f"--frames-per-batch {budget}", prospect=heaviest(smaller, [smaller.size, *alone]))
-
-
-def fewer_batches(prospect: Prospect, free: int) -> Remedy | None:
-    """Fewer of them in a step, where it is those that wait on the host that take the room."""
-    if 2 * waiting_bytes(prospect) < estimated(prospect).total_bytes:
-        return None
-
-    def adding_up(count: int) -> Prospect:
-        return replace(prospect, params=replace(prospect.params, gradient_accumulation=count))
-
-    most = prospect.params.gradient_accumulation - 1
-    count = largest(most, lambda count: estimated(adding_up(count)).total_bytes, free)
-    return Remedy(flags=f"--gradient-accumulation {count}", prospect=adding_up(count))
+    clips = range(setup.batch.num_clips - 1 if by_frames else 0, 0, -1)
+    return Change(clips, lambda clips: f"--frames-per-batch {clips * frames}", holding)
 
 
-def heaviest(prospect: Prospect, sizes: Sequence[Size]) -> Prospect:
-    """With that of some batches which takes most memory."""
-    sized = [replace(prospect, size=size) for size in sizes]
-    return max(sized, key=lambda one: estimated(one).total_bytes) if len(sized) > 1 else sized[0]
+def fewer_batches(setup: TrainingSetup) -> Change:
+    """Fewer batches in a step, where those that wait on the host take most of the memory."""
+    most = setup.params.gradient_accumulation - 1 if 2 * waiting_bytes(setup) >= needed(setup) else 0
+
+    def adding_up(count: int) -> TrainingSetup:
+        return replace(setup, params=replace(setup.params, gradient_accumulation=count))
+
+    return Change(range(most, 0, -1), lambda count: f"--gradient-accumulation {count}", adding_up)
 
 
-KNOBS: tuple[Knob, ...] = (
-    recomputing,
-    encoding_first,
-    smaller_batches,
-    shorter_clips,
-    narrower_base,
-    wider_base,
-    base_in_8_bits,
-    fewer_frames,
-    fewer_batches,
+CHANGES = (
+    *(gradient_checkpointing, pre_encoding, smaller_batches, shorter_clips, narrower_base, wider_base),
+    *(base_in_8_bits, fewer_frames, fewer_batches),
 )
 """What changes the training least comes first."""
 
 
-def largest(most: int, bytes_of: Callable[[int], int], free: int) -> int:
-    """The largest count from 1 to `most` that needs no more than is free, or 1; needs grow in a straight line."""
-    least, all_of_it = bytes_of(1), bytes_of(most)
-    if all_of_it <= free:
-        return most
-    slope = (all_of_it - least) / max(most - 1, 1)
-    count = max(1, min(most, 1 + int((free - least) / max(slope, 1))))
-    while count > 1 and bytes_of(count) > free:
-        count -= 1
-    return count
+def heaviest(setup: TrainingSetup, batches: Iterable[BatchSize]) -> TrainingSetup:
+    """With that of some batches which takes most memory."""
+    return max((replace(setup, batch=batch) for batch in batches), key=needed)
 
 
-def _first_that_fits(choices: list[Remedy], free: int) -> Remedy:
-    return next((choice for choice in choices if fits(choice.prospect, free)), choices[-1])
-
-
-def _sized(prospect: Prospect, **changes: int) -> Prospect:
-    return replace(prospect, size=replace(prospect.size, **changes))
-
-
-def _rates(prospect: Prospect) -> tuple[int, int]:
-    """Samples per second, and samples per frame."""
-    sizes = ModelConfig(prospect.config)
-    return sizes.sample_rate_hz, sizes.downsampling_ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settled:
-    """What will be trained, after a look at the memory."""
-
-    prospect: Prospect
-    remarks: tuple[str, ...] = ()
-    """What people should know of it."""
-
-
-def settled(prospect: Prospect, free: int | None, setting: str = "auto") -> Settled:
-    """The same, or with blocks recomputed where that is left to us and memory is short.
+def decide(setup: TrainingSetup, free: int | None, setting: str = "auto") -> tuple[TrainingSetup, list[str]]:
+    """The same, or with gradient checkpointing where that is left to us and memory is short; and what to say of it.
 
     Args:
         free: bytes; None is not known, and refuses nothing.
@@ -224,37 +182,31 @@ def settled(prospect: Prospect, free: int | None, setting: str = "auto") -> Sett
     Raises:
         InsufficientMemory: not even the low end of the estimate's error fits.
     """
-    remarks: list[str] = []
-    prospect = replace(prospect, checkpointing=setting == "on")
-    if free is None or fits(prospect, free):
-        return Settled(prospect=prospect)
+    setup = replace(setup, checkpointing=setting == "on")
+    if free is None or fits(setup, free):
+        return setup, []
+    said = []
     if setting == "auto":
-        prospect = replace(prospect, checkpointing=True)
-        remarks.append("memory would be short: gradient checkpointing is turned on")
-    estimate = estimated(prospect)
-    if estimate.least_bytes > free:
-        raise refusal(prospect, estimate, free)
-    if estimate.total_bytes > free:
-        remarks.append(warning(prospect, free))
-    return Settled(prospect=prospect, remarks=tuple(remarks))
+        setup = replace(setup, checkpointing=True)
+        said.append("memory would be short: gradient checkpointing is turned on")
+    if estimated(setup).least > free:
+        raise refusal(setup, free)
+    if not fits(setup, free):
+        alone, together = remedies(setup, free)
+        flags = " or ".join(remedy.flags for remedy in alone) or " ".join(remedy.flags for remedy in together)
+        instead = flags or "a smaller --model or another --device"
+        said.append(f"it may not fit into the memory left; if it does not: {instead}")
+    return setup, said
 
 
-def refusal(prospect: Prospect, estimate: Estimate, free: int) -> InsufficientMemory:
+def refusal(setup: TrainingSetup, free: int) -> InsufficientMemory:
     """The error that says what is needed, what there is, and what to type instead."""
-    alone, together = remedies(prospect, free)
-    lines = [f"{remedy.flags}  (about {amount(estimated(remedy.prospect).total_bytes)})" for remedy in alone]
+    estimate, (alone, together) = estimated(setup), remedies(setup, free)
     return InsufficientMemory(
-        str(prospect.device),
-        amount(estimate.total_bytes),
+        str(setup.device),
+        amount(estimate.total),
         amount(free),
-        estimate.parts(),
-        lines,
+        estimate.words(),
+        [f"{remedy.flags}  (about {amount(needed(remedy.setup))})" for remedy in alone],
         [remedy.flags for remedy in together],
     )
-
-
-def warning(prospect: Prospect, free: int) -> str:
-    """Said where the estimate is above what is free, but within its error."""
-    alone, together = remedies(prospect, free)
-    flags = " or ".join(remedy.flags for remedy in alone) or " ".join(remedy.flags for remedy in together)
-    return f"it may not fit into the memory left; if it does not: {flags or 'a smaller --model or another --device'}"

@@ -1,0 +1,103 @@
+"""What one pass holds for its backward: a closed formula over the sizes of the network's layers.
+
+Every adapted layer keeps its input, for the gradient of its right factor, and what that factor makes of it; a magnitude
+per output feature keeps the output as well, one per input feature the scaled input. What blocks keep beside that was
+counted operation by operation on torch's meta device, for 300 networks and settings; of published models the formula is
+within 5 percent of that count. Whoever changes a block or an adapter measures again (tests/benchmarks/bench_memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from stages.adapters.kind import Kind
+from stages.train.forecast.network_size import BatchSize, NetworkSize, Use
+
+# W width, F inner width of a feed-forward layer, R rank.
+
+_BEFORE_BLOCKS = (Use.BLOCK_CONTEXT, Use.BLOCK_FRAMES)
+"""Layers of blocks that run before the first block does, whose results are kept even where blocks are recomputed."""
+_OUTSIDE_BLOCKS = tuple(use for use in Use if not use.in_block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    """One pass of a batch through a network with an adapter."""
+
+    network: NetworkSize
+    batch: BatchSize
+    kind: Kind
+    rank: int
+    itemsize: int
+    """Bytes of an activation's value."""
+
+    def activation_bytes(self, *, checkpointing: bool) -> int:
+        """The most that is held for the backward and in it, beside weights and adapter.
+
+        Args:
+            checkpointing: blocks keep their input only, and are computed again in the backward.
+        """
+        blocks = self.network.num_trained_blocks
+        kept = self._factors() + self._outside_blocks() + self._before_blocks() * blocks
+        kept += self._kept_by_adapter(_OUTSIDE_BLOCKS) + self._kept_by_adapter(_BEFORE_BLOCKS)
+        inside = self._inside_block() * blocks + self._kept_by_adapter([Use.BLOCK_TOKENS])
+        if not checkpointing:
+            return kept + inside + self._feed_forward_gradient()
+        inputs = self._rows(Use.BLOCK_TOKENS) * self._widths[0] * self.itemsize * blocks
+        return kept + inputs + inside // max(blocks, 1) + self._feed_forward_gradient() // 2
+
+    def _rows(self, use: Use) -> int:
+        return self.network.num_rows(use, self.batch)
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        return self.network.transformer.width, self.network.transformer.inner_width
+
+    @property
+    def _widened(self) -> int:
+        """1 where norms work on float32 copies."""
+        return int(self.itemsize < 4)
+
+    def _kept_by_adapter(self, uses: Iterable[Use]) -> int:
+        """Inputs, scaled inputs, outputs and rank-wide products of adapted layers."""
+        has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
+        kept = 0
+        for use in uses:
+            sums = self.network.adapted[use]
+            features = sums.inputs * (1 + has_input) + sums.outputs * has_output + sums.count * self.rank
+            kept += self._rows(use) * self.itemsize * features
+        return kept
+
+    def _factors(self) -> int:
+        """Thin factors in the dtype of the products, and what norms of the adapted weight are made from."""
+        features = sum(sums.inputs + sums.outputs for sums in self.network.adapted.values())
+        bytes_per_value = {(0, 0): 0, (1, 0): 5, (0, 1): 3, (1, 1): 10}[
+            self.kind.has_output_magnitude, self.kind.has_input_magnitude
+        ]
+        return self.rank * features * (bytes_per_value + self._widened * self.itemsize)
+
+    def _outside_blocks(self) -> int:
+        W, _ = self._widths
+        channels = 12 * self.network.transformer.latent_channels
+        wide = sum(self._rows(use) for use in (Use.FRAMES, Use.CONTEXT, Use.BLOCK_TOKENS)) * W
+        return self._rows(Use.FRAMES) * channels + wide * self.itemsize
+
+    def _before_blocks(self) -> int:
+        """Keys, values and local condition of one block, as their layers give them."""
+        (W, _), maps = self._widths, 1 + self.network.transformer.differential
+        context, frames = (self._rows(use) for use in _BEFORE_BLOCKS)
+        return (context * (1 + maps) + frames) * W * self.itemsize
+
+    def _inside_block(self) -> int:
+        """Modulation, norms, heads and gates of one block."""
+        (W, F), second = self._widths, int(self.network.transformer.differential)
+        token = self.itemsize * ((16 + 9 * second) * W + 3 * F) + self._widened * (16 + 2 * second) * W
+        keys = W * (2 * second * self.itemsize + 4 * self._widened)
+        return self._rows(Use.BLOCK_TOKENS) * token + self._rows(Use.BLOCK_CONTEXT) * keys
+
+    def _feed_forward_gradient(self) -> int:
+        """The backward's own work is largest in a gated projection, whose magnitudes have float32 gradients."""
+        has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
+        wide = 16 if has_output else 8 if has_input else 0
+        return self._rows(Use.BLOCK_TOKENS) * self._widths[1] * (2 * self.itemsize + self._widened * wide)
