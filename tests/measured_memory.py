@@ -1,8 +1,8 @@
-"""Memory that trainings really took: peaks against which the estimate is tested. Seconds are not kept: machines differ.
+"""Memory that trainings really took: peaks against which the estimate is tested.
 
 The CPU's are growth of a process from after its imports (VmHWM), one thread, torch 2.13, glibc; three steps each.
 CUDA's are what torch had handed out at most (max_memory_allocated), bf16, rank 16, on an H200 with torch 2.11.
-All with random weights, by `tests/benchmarks/bench_estimate.py` and `sa3-trainer bench`.
+All with random weights, by `tests/benchmarks/bench_memory.py` and `sa3-trainer bench`.
 """
 
 from __future__ import annotations

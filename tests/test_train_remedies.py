@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from stages.errors import InsufficientMemory
 from stages.train.forecast import remedies as fitting
-from stages.train.forecast.dry_run import Size
-from stages.train.forecast.estimate import ERROR, MIB, Estimate, Prospect, estimated
-from stages.train.forecast.remedies import largest, remedies, settled
+from stages.train.forecast.estimate import ERROR, MIB, MemoryEstimate, TrainingSetup, estimated
+from stages.train.forecast.network_size import BatchSize
+from stages.train.forecast.remedies import Change, decide, remedies
 from stages.train.stage import MOST_ACCUMULATED, TrainParams
 from tests.small_networks import config
 
@@ -21,18 +21,13 @@ BASE, FRAME = 1000, 10
 """Bytes of a made-up base, and of a frame of one clip."""
 
 
-def made_up(prospect: Prospect) -> Estimate:
+def made_up(setup: TrainingSetup) -> MemoryEstimate:
     """Needs that are easy to work out: activations by the frame, a base by its precision."""
-    size = prospect.size
-    activations = FRAME * size.num_clips * size.num_frames // (5 if prospect.checkpointing else 1)
-    weights = BASE // 4 if prospect.params.base_quantization != "none" else BASE * prospect.dtype.itemsize // 4
-    return Estimate(
-        weights_bytes=weights,
-        adapter_bytes=0,
-        activation_bytes=activations,
-        encoding_bytes=0 if prospect.clip_samples is None else 500,
-        allowance_bytes=0,
-    )
+    batch = setup.batch
+    activations = FRAME * batch.num_clips * batch.num_frames // (5 if setup.checkpointing else 1)
+    weights = BASE // 4 if setup.params.base_quantization != "none" else BASE * setup.dtype.itemsize // 4
+    autoencoder = 0 if setup.clip_samples is None else 500
+    return MemoryEstimate(parts={"weights": weights, "activations": activations, "autoencoder": autoencoder})
 
 
 @pytest.fixture(autouse=True)
@@ -41,57 +36,56 @@ def _made_up_needs(request, monkeypatch):
         monkeypatch.setattr(fitting, "estimated", made_up)
 
 
-def prospect(clips: int = 1, frames: int = 100, **changes: object) -> Prospect:
+def asked(clips: int = 1, frames: int = 100, **changes: object) -> TrainingSetup:
     params = TrainParams(**{"model": "tiny-base", "batch_size": clips, "base_precision": "fp32", **changes})  # type: ignore[arg-type]
-    return Prospect(
+    return TrainingSetup(
         config=config(),
         params=params,
-        size=Size(num_clips=clips, num_frames=frames),
+        batch=BatchSize(num_clips=clips, num_frames=frames),
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[params.base_precision],
         device=torch.device("cpu"),
     )
 
 
-def refused(wanted: Prospect, free: int, setting: str = "off") -> InsufficientMemory:
+def refused(wanted: TrainingSetup, free: int, setting: str = "off") -> InsufficientMemory:
     with pytest.raises(InsufficientMemory) as caught:
-        settled(wanted, free, setting)
+        decide(wanted, free, setting)
     return caught.value
 
 
 def test_what_fits_is_left_as_it_is():
-    found = settled(prospect(), 2000, "auto")
-    assert not found.prospect.checkpointing and found.remarks == ()
+    found, said = decide(asked(), 2000, "auto")
+    assert not found.checkpointing and said == []
 
 
 def test_unknown_memory_refuses_nothing():
-    assert settled(prospect(clips=8, frames=10_000), None, "off").remarks == ()
+    assert decide(asked(clips=8, frames=10_000), None, "off")[1] == []
 
 
 def test_recomputation_is_turned_on_where_it_is_left_to_us_and_makes_it_fit():
-    found = settled(prospect(), 1500, "auto")
-    assert found.prospect.checkpointing
-    assert found.remarks == ("memory would be short: gradient checkpointing is turned on",)
+    found, said = decide(asked(), 1500, "auto")
+    assert found.checkpointing
+    assert said == ["memory would be short: gradient checkpointing is turned on"]
 
 
 def test_recomputation_that_is_forbidden_stays_off_and_is_offered():
-    error = refused(prospect(frames=200), 1500, "off")
+    error = refused(asked(frames=200), 1500, "off")
     assert any("--gradient-checkpointing on" in line for line in error.alone)
 
 
 def test_recomputation_that_is_asked_for_is_on_even_where_memory_is_plenty():
-    assert settled(prospect(), 10**9, "on").prospect.checkpointing
+    assert decide(asked(), 10**9, "on")[0].checkpointing
 
 
 def test_between_the_estimate_and_its_low_end_there_is_a_warning_and_no_refusal():
-    needed = made_up(prospect()).total_bytes
-    found = settled(prospect(), int(needed * (1 - ERROR / 2)), "off")
-    assert len(found.remarks) == 1
-    assert found.remarks[0].startswith("it may not fit") and "--base-precision bf16" in found.remarks[0]
-    refused(prospect(), int(needed * (1 - ERROR)) - 1, "off")
+    needed = made_up(asked()).total
+    _, (said,) = decide(asked(), int(needed * (1 - ERROR / 2)), "off")
+    assert said.startswith("it may not fit") and "--base-precision bf16" in said
+    refused(asked(), int(needed * (1 - ERROR)) - 1, "off")
 
 
 def test_the_refusal_names_what_is_needed_what_there_is_and_each_setting_that_is_enough():
-    error = refused(prospect(clips=4, frames=200), 4600, "off")
+    error = refused(asked(clips=4, frames=200), 4600, "off")
     assert error.alone == (
         "--gradient-checkpointing on  (about 0 MiB)",
         "--batch-size 1 --gradient-accumulation 4  (about 0 MiB)",
@@ -103,13 +97,13 @@ def test_the_refusal_names_what_is_needed_what_there_is_and_each_setting_that_is
 
 
 def test_the_smallest_change_of_the_batch_is_named_and_keeps_its_clips_per_step():
-    alone, _ = remedies(prospect(clips=8, frames=100, gradient_accumulation=2), 1000 + 4 * 1000)
+    alone, _ = remedies(asked(clips=8, frames=100, gradient_accumulation=2), 1000 + 4 * 1000)
     chosen = next(remedy for remedy in alone if "--batch-size" in remedy.flags)
     assert chosen.flags == "--batch-size 4 --gradient-accumulation 4"
 
 
 def test_settings_that_are_enough_only_together_are_named_in_one_line_each():
-    error = refused(prospect(clips=4, frames=100), 500, "off")
+    error = refused(asked(clips=4, frames=100), 500, "off")
     assert error.alone == ()
     assert error.together == (
         "--gradient-checkpointing on",
@@ -121,50 +115,52 @@ def test_settings_that_are_enough_only_together_are_named_in_one_line_each():
 
 
 def test_clips_are_cut_shorter_last_and_then_no_more_than_needed():
-    _, together = remedies(prospect(clips=4, frames=2000), 400)
+    _, together = remedies(asked(clips=4, frames=2000), 400)
     assert together[-1].flags == "--duration 6"
-    assert made_up(together[-1].prospect).total_bytes <= 400
+    assert made_up(together[-1].setup).total <= 400
 
 
 def test_where_no_setting_helps_another_model_or_device_is_named():
-    error = refused(prospect(), 10, "off")
+    error = refused(asked(), 10, "off")
     assert (error.alone, error.together) == ((), ())
     assert "smaller --model" in str(error)
 
 
 def test_an_autoencoder_inside_the_loop_can_be_left_to_the_encode_stage():
-    alone, _ = remedies(replace(prospect(), clip_samples=44_100), 2000)
+    alone, _ = remedies(replace(asked(), clip_samples=44_100), 2000)
     assert "--pre-encode" in [remedy.flags for remedy in alone]
 
 
 def test_a_budget_of_frames_is_lowered_by_whole_clips():
-    wanted = replace(prospect(frames_per_batch=800), size=Size(num_clips=8, num_frames=100))
+    wanted = replace(asked(frames_per_batch=800), batch=BatchSize(num_clips=8, num_frames=100))
     alone, _ = remedies(wanted, 1000 + 5 * 1000 + 50)
     assert "--frames-per-batch 500" in [remedy.flags for remedy in alone]
     assert not [remedy for remedy in alone if "--batch-size" in remedy.flags]
 
 
 def test_a_smaller_budget_is_no_help_where_the_longest_clip_alone_is_too_much():
-    wanted = prospect(frames_per_batch=800)
-    wanted = replace(wanted, size=Size(num_clips=80, num_frames=10), alone=Size(num_clips=1, num_frames=600))
+    wanted = asked(frames_per_batch=800)
+    wanted = replace(
+        wanted, batch=BatchSize(num_clips=80, num_frames=10), longest=BatchSize(num_clips=1, num_frames=600)
+    )
     for free, flags in ((1000 + 7000, "--frames-per-batch 700"), (1000 + 5999, None)):
         alone, _ = remedies(wanted, free)
         assert next((remedy.flags for remedy in alone if "--frames-per-batch" in remedy.flags), None) == flags
 
 
 def test_a_base_in_8_bits_is_named_only_where_loading_it_leaves_memory(monkeypatch):
-    def loaded_wide(prospect: Prospect) -> Estimate:
-        found = made_up(prospect)
-        return replace(found, start_bytes=BASE * prospect.dtype.itemsize // 4 + found.activation_bytes // 2)
+    def loaded_wide(setup: TrainingSetup) -> MemoryEstimate:
+        found = made_up(setup)
+        return replace(found, loading=BASE * setup.dtype.itemsize // 4 + found.parts["activations"] // 2)
 
     monkeypatch.setattr(fitting, "estimated", loaded_wide)
-    alone, together = remedies(prospect(frames=100), 1200)
+    alone, together = remedies(asked(frames=100), 1200)
     assert "--base-quantization int8" not in [remedy.flags for remedy in (*alone, *together)]
-    alone, _ = remedies(prospect(frames=100), 1500)
+    alone, _ = remedies(asked(frames=100), 1500)
     assert "--base-quantization int8" in [remedy.flags for remedy in alone]
-    assert fitting.base_in_8_bits(prospect(frames=1), 0) is not None
-    monkeypatch.setattr(fitting, "estimated", lambda one: replace(loaded_wide(one), start_bytes=10**6))
-    assert fitting.base_in_8_bits(prospect(frames=1), 0) is None
+    assert fitting.base_in_8_bits(asked(frames=1)).values
+    monkeypatch.setattr(fitting, "estimated", lambda one: replace(loaded_wide(one), loading=10**6))
+    assert not fitting.base_in_8_bits(asked(frames=1)).values
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,50 +172,51 @@ def test_a_base_in_8_bits_is_named_only_where_loading_it_leaves_memory(monkeypat
     quantization=st.sampled_from(["none", "int8"]),
 )
 def test_every_setting_that_is_named_really_fits(clips, frames, free, precision, quantization):
-    wanted = prospect(clips, frames, base_precision=precision, base_quantization=quantization)
+    wanted = asked(clips, frames, base_precision=precision, base_quantization=quantization)
     alone, together = remedies(wanted, free)
-    assert all(made_up(remedy.prospect).total_bytes <= free for remedy in alone)
+    assert all(made_up(remedy.setup).total <= free for remedy in alone)
     if together:
-        assert made_up(together[-1].prospect).total_bytes <= free
+        assert made_up(together[-1].setup).total <= free
     for remedy in alone:
-        passes = remedy.prospect.params.gradient_accumulation
-        assert remedy.prospect.params.batch_size * passes == clips
+        passes = remedy.setup.params.gradient_accumulation
+        assert remedy.setup.params.batch_size * passes == clips
 
 
 def test_a_step_is_never_divided_into_more_batches_than_there_may_be():
-    wanted = prospect(clips=6, frames=100, gradient_accumulation=MOST_ACCUMULATED // 2)
+    wanted = asked(clips=6, frames=100, gradient_accumulation=MOST_ACCUMULATED // 2)
     alone, together = remedies(wanted, 1)
     assert all(each.prospect.params.gradient_accumulation <= MOST_ACCUMULATED for each in (*alone, *together))
     fixed = replace(wanted, params=replace(wanted.params, gradient_accumulation=MOST_ACCUMULATED))
-    assert fitting.smaller_batches(fixed, 1) is None
+    assert not fitting.smaller_batches(fixed).values
 
 
 @settings(deadline=None, max_examples=100)
-@given(most=st.integers(1, 400), base=st.integers(0, 100), step=st.integers(0, 20), free=st.integers(0, 9000))
-def test_the_largest_count_that_fits_is_found(most, base, step, free):
-    found = largest(most, lambda count: base + step * count, free)
-    fitting_counts = [count for count in range(1, most + 1) if base + step * count <= free]
-    assert found == max(fitting_counts, default=1)
+@given(most=st.integers(1, 400), free=st.integers(0, 500_000))
+def test_the_least_change_that_fits_is_found(most, free):
+    change = Change(range(most, 0, -1), str, lambda frames: asked(frames=frames))
+    fitting_frames = [frames for frames in range(1, most + 1) if made_up(asked(frames=frames)).total <= free]
+    assert change.remedy(free).flags == str(max(fitting_frames, default=1))
 
 
 def test_a_real_training_is_refused_and_what_is_named_fits_by_its_own_estimate():
-    wanted = prospect(clips=4, frames=2000)
+    wanted = asked(clips=4, frames=2000)
     free = 250 * MIB
     error = refused(wanted, free, "off")
     alone, _ = remedies(wanted, free)
     assert len(error.alone) == len(alone) > 0
-    assert all(estimated(remedy.prospect).total_bytes <= free for remedy in alone)
+    assert all(estimated(remedy.setup).total <= free for remedy in alone)
     assert "250 MiB left" in str(error)
 
 
 def test_where_a_real_training_in_bf16_keeps_kernels_of_every_length_fp32_may_fit():
-    wanted = replace(prospect(base_precision="bf16"), num_lengths=100)
+    wanted = replace(asked(base_precision="bf16"), num_lengths=100)
     assert "--base-precision fp32" in [remedy.flags for remedy in remedies(wanted, 500 * MIB)[0]]
-    assert fitting.wider_base(replace(wanted, num_lengths=1, size=Size(num_clips=4, num_frames=2000)), 0) is None
+    one_length = replace(wanted, num_lengths=1, batch=BatchSize(num_clips=4, num_frames=2000))
+    assert not fitting.wider_base(one_length).values
 
 
 def test_a_real_training_whose_batches_wait_on_the_host_is_told_of_fewer():
-    wanted = prospect(frames=2000, gradient_accumulation=1024)
+    wanted = asked(frames=2000, gradient_accumulation=1024)
     (remedy,) = [remedy for remedy in remedies(wanted, 600 * MIB)[0] if "accumulation" in remedy.flags]
-    assert 1 <= remedy.prospect.params.gradient_accumulation < 1024
-    assert estimated(remedy.prospect).total_bytes <= 600 * MIB
+    assert 1 <= remedy.setup.params.gradient_accumulation < 1024
+    assert estimated(remedy.setup).total <= 600 * MIB
