@@ -145,7 +145,7 @@ def from_zip(name: str, weights: Weights, precision: str, data: Path, place: Pat
     source = open_source(data, DigestCache(place / "digests.sqlite"))
     looked = time.perf_counter()
     work = workspace(place / "ingest", place / "shared", resources)
-    params = IngestParams(native_samples=int(weights.config["sample_size"]), max_clips=10**6)
+    params = IngestParams(native_samples=weights.sizes.max_samples, max_clips=10**6)
     facts = ingest(Inputs(source=source), params, work).facts
     ingested = time.perf_counter()
     artifact = Artifact(stage="ingest", fingerprint="benchmark", directory=work.directory, facts=facts)

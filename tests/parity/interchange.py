@@ -47,16 +47,16 @@ def imported_and_exported(family: Family, case: Case) -> Iterator[Comparison]:
 
 def spec_of(family: Family) -> ModelSpec:
     """The recorded model's facts, from its config."""
-    model, rate = family.config["model"], int(family.config["sample_rate"])
+    sizes = family.weights.sizes
     return ModelSpec(
         name=family.name,
         inference_model=family.name,
         repo=None,
-        sample_rate_hz=rate,
-        downsampling_ratio=int(model["pretransform"]["config"]["downsampling_ratio"]),
-        latent_channels=int(model["io_channels"]),
-        max_samples=int(family.config["sample_size"]),
-        max_seconds=-(-int(family.config["sample_size"]) // rate),
+        sample_rate_hz=sizes.sample_rate_hz,
+        downsampling_ratio=sizes.downsampling_ratio,
+        latent_channels=sizes.latent_channels,
+        max_samples=sizes.max_samples,
+        max_seconds=-(-sizes.max_samples // sizes.sample_rate_hz),
     )
 
 

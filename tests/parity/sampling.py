@@ -20,9 +20,9 @@ from tests.parity.transformer import attending, denoiser, negative_context, valu
 @torch.no_grad()
 def sampled(family: Family, case: Case) -> Iterator[Comparison]:
     seconds, noise = case.params["seconds_total"], case.tensors["noise"]
-    autoencoder = family.config["model"]["pretransform"]["config"]
-    rates = family.config["sample_rate"], autoencoder["downsampling_ratio"]
-    num_frames = generation_frames(seconds, *rates, family.config["sample_size"])
+    sizes = family.weights.sizes
+    rates = sizes.sample_rate_hz, sizes.downsampling_ratio
+    num_frames = generation_frames(seconds, *rates, sizes.max_samples)
     yield exact("noise (frames)", torch.tensor(num_frames), torch.tensor(noise.shape[-1]))
     schedule = sampling_schedule(case.params["steps"], torch.full((len(noise),), num_frames))
     padding = None

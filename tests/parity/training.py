@@ -55,9 +55,9 @@ def schedule(family: Family, case: Case) -> Iterator[Comparison]:
 
 def frames_of(family: Family) -> Tensor:
     """Effective length of each recorded clip."""
-    ratio = family.config["model"]["pretransform"]["config"]["downsampling_ratio"]
+    sizes = family.weights.sizes
     seconds = family.index["train_metadata"]["seconds_total"]
-    return torch.tensor([effective_frames(each, family.config["sample_rate"], ratio) for each in seconds])
+    return torch.tensor([effective_frames(each, sizes.sample_rate_hz, sizes.downsampling_ratio) for each in seconds])
 
 
 def recorded_batch(family: Family, step: int) -> Batch:
