@@ -109,14 +109,14 @@ def gradient(made: Training) -> Tensor:
 def output(made: Training, batch) -> Tensor:
     """The velocity; with gradients asked for, as the compiled block is the one that trains."""
     placed = batch.to(CUDA)
-    with made.network.ready():
+    with made.network.precomputed_weights():
         seen = made.network.velocity(placed, placed.noise_BCT).detach().float().cpu()
     return seen
 
 
 def found(made: Training, first: Tensor, seen: Tensor) -> Found:
     made.history.flush()
-    figures = torch.from_numpy(made.history.figures_N3[:, 1:])
+    figures = torch.from_numpy(made.history.clip_figures[:, 1:])
     return {
         "output": seen,
         "gradient": first,

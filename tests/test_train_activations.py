@@ -87,7 +87,7 @@ def test_a_real_step_holds_as_much(kind, precision):
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), network.ready():
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), network.precomputed_weights():
         loss = batch_losses(network, new_batch(case, training), paired=False).total(1.0)
     found = one_pass("tiny-base", kind, BatchSize(num_clips=1, num_frames=160), precision)
     assert loss.requires_grad

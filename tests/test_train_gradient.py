@@ -13,7 +13,7 @@ from stages import catalogue
 from stages.adapters import adapter_file
 from stages.errors import PackageMissing, Stopped
 from stages.train.optim.optimizer import Optimizer, single_stacks
-from stages.train.record.layer_norms import EVERY, LayerRow, group_names, group_of, norms
+from stages.train.record.layer_norms import RECORD_EVERY, LayerRow, group_names, group_of, norms
 from stages.train.record.metrics import ClipRow, StepRow
 from tests.small_training import Bench
 from tests.test_train_optimizer import loss_of, parameters, params, same, take_step, values
@@ -234,9 +234,9 @@ def test_norms_of_a_group_are_over_all_its_tensors():
 
 
 def test_the_table_of_layers_has_the_first_step_and_every_hundredth_after_it(bench):
-    bench.train(number_of_steps=EVERY + 2, include=("layers.0.self_attn", "layers.1.self_attn"))
+    bench.train(number_of_steps=RECORD_EVERY + 2, include=("layers.0.self_attn", "layers.1.self_attn"))
     rows = read_rows(bench.directory / "layers.parquet", LayerRow)
-    assert [row.step for row in rows] == [1, 1, EVERY + 1, EVERY + 1]
+    assert [row.step for row in rows] == [1, 1, RECORD_EVERY + 1, RECORD_EVERY + 1]
     assert len({row.group for row in rows}) == 2
     assert all(row.gradient_norm > 0 and row.update_norm > 0 and row.value_norm > 0 for row in rows)
 

@@ -114,7 +114,7 @@ class Repeating(GraphSteps):
 
         def again() -> None:
             if placed is not None:
-                self.training.network.layers.use_masks(placed.masks)
+                self.training.network.layers.set_dropout_masks(placed.masks)
             made = work()
             for place, one in zip(results, made if isinstance(made, tuple) else (made,), strict=True):
                 if place is not None:
@@ -159,7 +159,7 @@ def test_a_recording_reads_each_batch_where_it_read_the_first():
     assert {name: one.data_ptr() for name, one in found.items()} == lies_at
     assert all(torch.equal(found[name], one) for name, one in tensor_fields(other).items())
     assert placed.weight.item() == 0.25
-    assert torch.equal(placed.prompts_BPE, training.network.padded(other))
+    assert torch.equal(placed.prompts_BPE, training.network.padded_prompts(other))
 
 
 def test_tensors_packed_into_one_memory_are_found_there_again_aligned():

@@ -13,7 +13,7 @@ from stages.train.cuda_graph.graph_steps import GraphSteps
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.determinism import deterministic_algorithms
-from stages.train.record.layer_norms import NormProbe
+from stages.train.record.layer_norms import NormRecorder
 from stages.train.setup import new_optimizer
 from stages.train.training import Training
 from tests.small_networks import config
@@ -197,7 +197,7 @@ def test_an_update_that_was_made_is_not_made_again_when_looking_at_it_fails(tmp_
     def out_of_memory(look):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(NormProbe, "figures", out_of_memory)
+    monkeypatch.setattr(NormRecorder, "norms", out_of_memory)
     with Stepper(training, None, tmp_path, lambda line: None) as stepper, pytest.raises(torch.OutOfMemoryError):
         stepper.advance(batches(training, 1)[0])
     assert training.optimizer.num_updates == 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stages.train.dataset.examples import Examples
 from stages.train.determinism import deterministic_algorithms
-from stages.train.model.evaluation import MOST_CLIPS, TIMESTEPS, fixed_batches
+from stages.train.model.evaluation import MAX_CLIPS, TIMESTEPS, fixed_batches
 from stages.train.record.metrics import MetricsHistory, window_means
 from stages.train.stage import TrainParams
 from tests.test_train_collate import CountedClips, prompts_of
@@ -37,7 +37,7 @@ def test_window_means_are_means_of_consecutive_losses(losses, window):
 
 def test_figures_wait_until_somebody_looks():
     history = noted(1.0, 2.0)
-    assert len(history.norms_S) == 0
+    assert len(history.gradient_norms) == 0
     history.flush()
     assert history.losses(1.0).tolist() == [1.0, 2.0]
     assert history.losses(1.0, last=1).tolist() == [2.0]
@@ -58,7 +58,7 @@ def test_a_cut_history_ends_there():
     history.flush()
     history.truncate(2)
     assert history.losses(1.0).tolist() == [1.0, 2.0]
-    assert len(history.norms_S) == 2
+    assert len(history.gradient_norms) == 2
 
 
 def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_timestep():
@@ -76,7 +76,7 @@ def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_tim
 def test_the_comparable_loss_looks_at_no_more_of_a_large_dataset():
     clips = CountedClips([5] * 100, window=5)
     ids = [batch.clip_ids[0] for batch in fixed_batches(load_examples(clips))]
-    assert len(set(ids)) == MOST_CLIPS
+    assert len(set(ids)) == MAX_CLIPS
     assert ids[-1] == "clip93"
 
 

@@ -172,10 +172,13 @@ def test_an_adapter_file_brings_its_alpha(bench):
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"rank": 4}, "rank is 2 there, 4 here"),
-        ({"adapter_type": "lora"}, "adapter_type is dora-rows there, lora here"),
-        ({"alpha": 9.0}, "alpha is 2.0 there, 9.0 here"),
-        ({"include": ("self_attn",)}, r"include is \('layers.0.self_attn',\) there, \('self_attn',\) here"),
+        ({"rank": 4}, "rank is 2 in the file, 4 in this request"),
+        ({"adapter_type": "lora"}, "adapter_type is dora-rows in the file, lora in this request"),
+        ({"alpha": 9.0}, "alpha is 2.0 in the file, 9.0 in this request"),
+        (
+            {"include": ("self_attn",)},
+            r"include is \('layers.0.self_attn',\) in the file, \('self_attn',\) in this request",
+        ),
     ],
 )
 def test_an_adapter_file_that_does_not_fit_is_refused_with_the_difference(bench, change, difference):
@@ -199,13 +202,16 @@ def test_an_adapter_of_other_base_weights_is_used_aloud(bench, other_base):
     start = start_of(bench)
     other_base()
     bench.train(**start)
-    assert any("trained on other base weights: tttttttt, here uuuuuuuu" in line for line in bench.said)
+    assert any("trained on other base weights (tttttttt) than these (uuuuuuuu)" in line for line in bench.said)
 
 
 def test_an_adapter_along_the_directions_of_other_base_weights_is_refused(bench, other_base):
     start = start_of(bench, adapter_type="lora-xs")
     other_base()
-    with pytest.raises(AdapterMismatch, match="other base weights: tttttttt, here uuuuuuuu, and its directions"):
+    with pytest.raises(
+        AdapterMismatch,
+        match=r"other base weights \(tttttttt\) than these \(uuuuuuuu\), from which its fixed directions",
+    ):
         bench.train(adapter_type="lora-xs", **start)
 
 

@@ -59,7 +59,7 @@ def test_a_device_that_is_looked_at_late_names_the_same_step_and_keeps_the_same_
     class LateLoop(TrainingLoop):
         def __post_init__(self):
             super().__post_init__()
-            self.looks_at_every_step = False
+            self.checks_every_step = False
 
     at_once, late = spoilt(tmp_path, 1), spoilt(tmp_path, 1).at("late")
     for bench in (at_once, late):
@@ -206,7 +206,7 @@ def test_a_step_that_does_not_fit_the_device_says_what_to_lower(bench, monkeypat
 def test_slow_steps_are_told_of_between_the_intervals(bench, monkeypatch):
     from stages.train import loop
 
-    monkeypatch.setattr(loop, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MAX_SECONDS_BETWEEN_LINES", 0.0)
     bench.resources = Resources(device="cpu", log_every=100)
     bench.train(number_of_steps=5)
     assert [done for done, _, _ in bench.told] == [1, 2, 3, 4, 5]

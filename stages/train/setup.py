@@ -1,4 +1,4 @@
-"""A training before its first step, or where an earlier run of it left off."""
+"""A training before its first step: network, adapter and optimiser; and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.train.training import Training
 
 
 def new_training(job: Job) -> Training:
-    """Base in its precision, adapter on top: at the base model's own output, or at the adapter file to go on from."""
+    """A training at step 0: its output is the base model's, or that of the adapter file to continue from."""
     network = new_network(job)
     optimizer = new_optimizer(network, job.params)
     return Training(
@@ -36,13 +36,16 @@ def new_training(job: Job) -> Training:
 
 
 def new_optimizer(network: Network, params: TrainParams) -> Optimizer:
-    """On the stacked tensors where there are such."""
+    """An optimiser of the adapter's parameters, stacked by shape where they are."""
     stacks = None if network.layers is None else network.layers.stacked_parameters()
     return Optimizer(network.adapter.named_parameters(), params, stacks)
 
 
 def new_network(job: Job) -> Network:
-    """The adapter is attached after the cast: its magnitudes are norms of the weights as the layers use them."""
+    """The frozen base with a new adapter, or with the one to continue from.
+
+    It is attached after the cast to the base precision: its magnitudes are norms of the weights as layers use them.
+    """
     start = read_starting_adapter(job)
     spec = resolved_spec(job.params, start)
     denoiser, conditioner = load_frozen_base(job, spec)
@@ -59,7 +62,7 @@ def new_network(job: Job) -> Network:
 
 
 def rank_limit(network: Network) -> int:
-    """Smallest dimension of the layers that carry the adapter."""
+    """Smallest dimension of the adapted layers: the largest rank that an -xs kind can have."""
     adapted = {f"{name}.weight" for name in network.adapter.layer_names()}
     roots = (network.denoiser, network.conditioner)
     weights = {name: weight for root in roots for name, weight in root.named_parameters()}
@@ -67,16 +70,16 @@ def rank_limit(network: Network) -> int:
 
 
 def num_parameters(adapter: Adapter) -> int:
-    """Trained values."""
+    """Number of trained values."""
     return sum(parameter.numel() for parameter in adapter.named_parameters().values())
 
 
 def checkpoint_folders(job: Job) -> list[Path]:
-    """Where checkpoints of the run may lie."""
-    places = [place for place in (job.work.directory, job.work.continued_from) if place is not None]
-    return [place / checkpoint.FOLDER for place in places]
+    """Folders that may hold checkpoints of the run."""
+    directories = [job.work.directory, job.work.continued_from]
+    return [directory / checkpoint.FOLDER for directory in directories if directory is not None]
 
 
 def newest_checkpoint(job: Job) -> Checkpoint | None:
-    """The newest usable one, of this workspace or of an earlier, shorter artifact of the same run."""
+    """The newest usable checkpoint, of this workspace or of an earlier, shorter artifact of the same run."""
     return checkpoint.newest(checkpoint_folders(job), job.identity, job.params.number_of_steps, job.work.say)

@@ -1,4 +1,4 @@
-"""The state of a training between two steps, and what one step does to it."""
+"""A training between two steps: network, optimiser, metrics; and one eager step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.train.dataset.batch import Batch, microbatches
 from stages.train.model.network import Network, batch_losses, loss_scale
 from stages.train.optim.optimizer import Optimizer
 from stages.train.record.checkpoint import Checkpoint
-from stages.train.record.layer_norms import NormProbe, is_due
+from stages.train.record.layer_norms import NormRecorder, is_due
 from stages.train.record.metrics import MetricsHistory
 from stages.train.rng import StepRng
 from stages.train.stage import TrainParams
@@ -22,7 +22,7 @@ from stages.train.stage import TrainParams
 
 @dataclass
 class Training:
-    """A training between two steps."""
+    """State of a training after `step` updates."""
 
     network: Network
     optimizer: Optimizer
@@ -35,37 +35,49 @@ class Training:
     """Updates made."""
 
     def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU."""
+        """Make one update from a batch on the CPU."""
         scale = loss_scale(batch, self.network.denoiser.dtype)
         parts = microbatches(batch, paired=self.params.optimal_transport)
-        with self.layer_norms_recorded():
+        with self.updating():
             self.optimizer.zero_grad()
-            found = [self.learn(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
-            norm = self.optimizer.apply_gradients(torch.stack([loss for _, loss in found]).sum(), scale)
-        self.history.append(torch.cat([figures_3B for figures_3B, _ in found], dim=1), norm.detach())
+            results = [self.forward_backward(part, len(part.clip_ids) / len(batch.clip_ids), scale) for part in parts]
+            norm = self.optimizer.apply_gradients(torch.stack([loss for _, loss in results]).sum(), scale)
+        self.history.append(torch.cat([figures_3B for figures_3B, _ in results], dim=1), norm.detach())
         self.step += 1
 
-    def learn(self, part: Batch, share: float, scale: float) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a part of the step's clips; returns their figures (3, B) and their share of the loss.
+    def forward_backward(self, batch: Batch, share: float, scale: float) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass of one microbatch.
 
-        Every part has the same dropout masks, as the clips of one batch have.
+        Every microbatch has the same dropout masks, as the clips of one batch have.
+
+        Args:
+            share: of the step's clips that are in this microbatch.
+            scale: multiplies the loss before the backward pass.
+
+        Returns:
+            figures_3B: timestep, generated loss and context loss of each clip.
+            loss: the microbatch's share of the step's loss.
         """
-        with adapter_dropout(self.params, self.step, self.device):
-            self.use_masks()
-            # The backward too: a block computed again in it finds the weights that it was computed with.
-            with self.network.ready():
-                loss, figures_3B = self.forward_loss(part.to(self.device))
+        with seeded_adapter_dropout(self.params, self.step, self.device):
+            self.set_dropout_masks()
+            # The backward pass too: a checkpointed block is recomputed in it with the same weights.
+            with self.network.precomputed_weights():
+                loss, figures_3B = self.forward_loss(batch.to(self.device))
                 (loss * (share * scale)).backward()
         return figures_3B, loss.detach() * share
 
     def forward_loss(self, batch: Batch, prompts_BPE: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Forward, inside `network.ready`: the loss, and of every clip its timestep and losses, (3, B).
+        """Forward pass, to be called within `network.precomputed_weights`.
 
         Args:
             prompts_BPE: as for `Network.velocity`.
+
+        Returns:
+            loss: mean over the clips.
+            figures_3B: timestep, generated loss and context loss of each clip.
         """
-        # Of several parts the noise is dealt out already, in all of them together; dealing again inside one could
-        # only find pairs that are as near.
+        # Noise of several microbatches is paired already, over all of them; pairing again within one of them could
+        # only find pairs that are as close.
         paired = self.params.optimal_transport and self.params.gradient_accumulation == 1
         losses = batch_losses(self.network, batch, paired=paired, prompts_BPE=prompts_BPE)
         total = losses.total(self.params.mask_loss_weight)
@@ -73,26 +85,26 @@ class Training:
         return total, torch.stack(figures)
 
     @contextmanager
-    def layer_norms_recorded(self) -> Iterator[None]:
-        """Around an update: looks at the layers, if that is due."""
+    def updating(self) -> Iterator[None]:
+        """Around an update: sets its learning rate, and records norms per group of layers if they are due."""
         self.optimizer.begin_step(self.step)
-        look = NormProbe(self.optimizer) if is_due(self.step) else None
+        recorder = NormRecorder(self.optimizer) if is_due(self.step) else None
         yield
-        if look is not None:
-            self.history.append_layer_norms(look.figures())
+        if recorder is not None:
+            self.history.append_layer_norms(recorder.norms())
 
-    def use_masks(self) -> None:
+    def set_dropout_masks(self) -> None:
         """Give stacked layers the dropout masks of this step, drawn on the CPU."""
         layers = self.network.layers
         if layers is not None and layers.dropout > 0:
             layers.set_dropout_masks([mask.to(self.device) for mask in layers.dropout_masks(self.dropout_generator())])
 
     def dropout_generator(self) -> torch.Generator:
-        """Where the dropout masks of the next step come from."""
+        """Generator of the dropout masks of the next step."""
         return StepRng(self.params.seed).torch_generator("adapter dropout", self.step)
 
     def as_checkpoint(self) -> Checkpoint:
-        """All of it, on the CPU."""
+        """The whole state, on the CPU."""
         return Checkpoint(
             step=self.step,
             adapter=self.network.adapter.state(),
@@ -102,7 +114,7 @@ class Training:
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.network.adapter.load(saved.adapter, f"checkpoint of step {saved.step}")
         self.optimizer.load(saved.optimizer)
         self.history = MetricsHistory.from_state(saved.history)
@@ -111,8 +123,8 @@ class Training:
 
 
 @contextmanager
-def adapter_dropout(params: TrainParams, step: int, device: torch.device) -> Iterator[None]:
-    """Adapters draw dropout masks from torch's global generators: seed those for one step, and put them back."""
+def seeded_adapter_dropout(params: TrainParams, step: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for one step and restore them: unstacked adapters draw dropout from those."""
     if params.adapter_dropout == 0:
         yield
         return

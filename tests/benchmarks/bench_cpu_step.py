@@ -67,7 +67,7 @@ def timed(name: str, training: Training, case: Case, step: int) -> float:
     started = time.perf_counter()
     with way(name):
         if name == FROZEN:
-            training.learn(batch, share=1.0, scale=1.0)
+            training.forward_backward(batch, share=1.0, scale=1.0)
         else:
             training.advance(batch)
     return time.perf_counter() - started

@@ -123,7 +123,7 @@ class GraphSteps:
             return False
         # Of the whole batch, as the plain step has it; a power of two, so it changes no digit of what it scales.
         scale = loss_scale(batch, training.network.denoiser.dtype)
-        with training.layer_norms_recorded():
+        with training.updating():
             figures_3B, norm = self.whole(parts[0], scale) if len(parts) == 1 else self.in_parts(parts, scale)
         training.history.append(figures_3B, norm)
         training.step += 1
@@ -181,7 +181,7 @@ class GraphSteps:
         memory = pack(told).to(self.training.device)
         weight, *rest = views_into(memory, told)
         held: dict[str, Any] = {name: rest.pop(0) for name in tensor_fields(batch)}
-        prompts_BPE = network.padded(batch)
+        prompts_BPE = network.padded_prompts(batch)
         return Placed(memory=memory, batch=replace(batch, **held), prompts_BPE=prompts_BPE, masks=rest, weight=weight)
 
     def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
@@ -223,7 +223,7 @@ class GraphSteps:
         def work() -> tuple[Tensor, Tensor, Tensor | None]:
             if finishes:
                 training.optimizer.zero_grad()
-            with training.network.ready():
+            with training.network.precomputed_weights():
                 loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BPE)
                 # What the gradient of loss * weight begins with.
                 loss.backward(weight)

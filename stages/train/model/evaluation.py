@@ -1,6 +1,6 @@
-"""A loss that can be compared: the same clips, noise and timesteps before and after training.
+"""Evaluation: the loss on fixed clips, noise and timesteps, comparable before and after training.
 
-Training losses jump with the timesteps they happen to draw; this one differs by the adapter alone.
+Training losses vary with the timesteps that are drawn; this one differs by the adapter alone.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from stages.train.model.network import Network, batch_losses
 from stages.train.rng import standard_normal
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-MOST_CLIPS = 16
+MAX_CLIPS = 16
 """Evenly spaced over the dataset, so that a large one costs no more than a small one."""
-MOST_FRAMES = 512
-"""From the start of a clip (about 48 s as published), for the same reason."""
+MAX_FRAMES = 512
+"""Frames from the start of a clip (about 48 s with the published models), for the same reason."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean velocity error, nothing given, prompts never withheld."""
+    """Mean squared velocity error without context frames, prompts never withheld."""
 
     by_timestep: tuple[float, ...]
-    """For each of TIMESTEPS, mean over the clips."""
+    """Mean over the clips, for each of TIMESTEPS."""
 
     @property
     def loss(self) -> float:
@@ -40,19 +40,19 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(network: Network, examples: Examples, device: torch.device) -> Evaluation:
-    """One forward pass per clip, all timesteps in one batch. Raises: OutOfMemory."""
+    """The evaluation of a network: one forward pass per clip, all timesteps in one batch. Raises: OutOfMemory."""
     network.train(False)
     batches = (batch.to(device) for batch in fixed_batches(examples))
-    with explain_out_of_memory("evaluating", device), network.ready():
+    with explain_out_of_memory("evaluating", device), network.precomputed_weights():
         per_clip = torch.stack([batch_losses(network, batch, paired=False).generated_B for batch in batches])
     network.train(True)
     return Evaluation(tuple(per_clip.cpu().double().mean(dim=0).tolist()))  # mps has no float64
 
 
 def fixed_batches(examples: Examples) -> Iterator[Batch]:
-    """One batch per chosen clip: its beginning at every timestep, with noise of its own at each."""
+    """One batch per chosen clip: its beginning at every timestep, each with its own noise."""
     count = len(examples.clips.entries)
-    for index in sorted({place * count // MOST_CLIPS for place in range(MOST_CLIPS)}):
+    for index in sorted({place * count // MAX_CLIPS for place in range(MAX_CLIPS)}):
         yield fixed_batch(examples, index)
 
 
@@ -60,7 +60,7 @@ def fixed_batch(examples: Examples, index: int) -> Batch:
     """One clip at every timestep of TIMESTEPS."""
     clips, copies = examples.clips, len(TIMESTEPS)
     entry = clips.entries[index]
-    latents_CT = clips.read(index, 0, False)[:, : min(MOST_FRAMES, excerpt_frames(clips, index))]
+    latents_CT = clips.read(index, 0, False)[:, : min(MAX_FRAMES, excerpt_frames(clips, index))]
     num_frames = latents_CT.shape[1]
     (seconds,) = conditioning_seconds(clips, [index], examples.params)
     return Batch(

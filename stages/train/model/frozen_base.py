@@ -1,4 +1,4 @@
-"""The frozen base as a training uses it: in which precision, stored how, and what of it is computed twice."""
+"""Loading of the frozen base: precision, quantisation and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stages.train.job import Job, network_dtype
 
 
 def load_frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner]:
-    """Both networks on the device, without an adapter yet.
+    """Denoiser and conditioner on the device, without an adapter yet.
 
     Raises:
         WeightsMismatch, UnsupportedModelConfig, WeightsNotFound, FilterMatchesNothing.
-        PackageMissing: the base is to be stored in 8 bits, and the extra for it is not installed.
+        PackageMissing: base_quantization asks for a package that is not installed.
     """
     dtype = network_dtype(job, "base model", job.params.base_precision)
     denoiser = load_denoiser(job.weights, job.device, dtype)
@@ -28,29 +28,31 @@ def load_frozen_base(job: Job, spec: AdapterSpec) -> tuple[Denoiser, Conditioner
     quantize_base(job, denoiser, conditioner, spec)
     if job.work.resources.gradient_checkpointing == "on":
         denoiser.model.transformer.checkpointing = True
-        job.work.say("blocks are computed again in the backward pass: less memory, about a third more time")
+        job.work.say("gradient checkpointing is on: less memory, about a third more time per step")
     return denoiser, conditioner
 
 
 def quantize_base(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: AdapterSpec) -> None:
-    """Store the base in 8 bits if that is asked for."""
-    how = usable_quantization(job.params.base_quantization, job.device, job.work.say)
-    if how == NONE:
+    """Store the denoiser's weights in 8 bits if params ask for it."""
+    scheme = usable_quantization(job.params.base_quantization, job.device, job.work.say)
+    if scheme == NONE:
         return
-    wide, vectors = parameter_bytes(denoiser), UnquantizedSingularVectors(job, spec, (denoiser, conditioner))
-    quantize(denoiser, how, vectors.of)
+    bytes_before, vectors = parameter_bytes(denoiser), UnquantizedSingularVectors(job, spec, (denoiser, conditioner))
+    quantize(denoiser, scheme, vectors.of)
+    requested = job.params.base_quantization
+    fallback = "" if scheme == requested else f" ({requested} was requested)"
+    mib, before_mib = (size / 2**20 for size in (parameter_bytes(denoiser), bytes_before))
     job.work.say(
-        f"base stored in {how} (asked for: {job.params.base_quantization}): "
-        f"{parameter_bytes(denoiser) / 2**20:,.1f} MiB "
-        f"instead of {wide / 2**20:,.1f}; layers are computed one by one"
+        f"base model stored in {scheme}{fallback}: {mib:,.1f} MiB instead of {before_mib:,.1f}; "
+        "its layers run one by one, which takes longer"
     )
 
 
 class UnquantizedSingularVectors:
-    """Singular vectors of the weights before they are rounded, of the layers that an -xs adapter goes on.
+    """Singular vectors of the weights before they are quantised, for the layers that get an -xs adapter.
 
-    Whoever loads the adapter's file computes them from the published weights, and those of a rounded weight may be
-    others altogether. They are the vectors of an unquantised training, remembered under the same names.
+    Whoever loads the adapter's file computes them from the published weights, and those of a quantised weight may be
+    altogether different. They are the vectors of an unquantised training, cached under the same names.
     """
 
     def __init__(self, job: Job, spec: AdapterSpec, roots: tuple[nn.Module, ...]) -> None:
@@ -65,7 +67,7 @@ class UnquantizedSingularVectors:
         self.rank, self.cache = spec.rank, SingularVectorFolder(job.work.shared / "bases")
 
     def of(self, name: str, weight_OI: Tensor) -> SingularVectors | None:
-        """Of one layer; None where no adapter goes."""
+        """Singular vectors of one layer; None where it gets no adapter."""
         if name not in self.names:
             return None
         found = leading_singular_vectors(weight_OI, self.rank, self.cache)

@@ -1,4 +1,4 @@
-"""The frozen base with an adapter in it: what a step runs."""
+"""The trained network, a frozen base with an adapter attached: forward pass, losses and loss scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.train.dataset.batch import Batch
 from stages.train.dataset.ot_coupling import pairing
 from stages.train.model.rectified_flow import Losses, losses, noised, velocity
 
-# B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
+# B clips, C latent channels, T frames, P prompt tokens, E conditioning width: the legend of ARCHITECTURE.md.
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,26 @@ class Network:
     layers: StackedAdapter | None = None
     """The adapter's layers stacked by shape; None computes each layer's weight at each use."""
 
-    def ready(self) -> AbstractContextManager[None]:
-        """Within, adapted weights are computed once, for parameters as they are on entry."""
+    def precomputed_weights(self) -> AbstractContextManager[None]:
+        """Within, adapted weights are computed once, from the parameters as they are on entry."""
         return nullcontext() if self.layers is None else self.layers.precomputed()
 
-    def padded(self, batch: Batch) -> Tensor:
-        """(B, L, D): prompts as the denoiser is given them, before its own layers, in its dtype."""
+    def padded_prompts(self, batch: Batch) -> Tensor:
+        """(B, P, E): prompts padded to one length, as the denoiser takes them, in its dtype."""
         return self.conditioner.padded_prompts(batch.hidden).to(self.denoiser.dtype)
 
-    def train(self, learning: bool) -> None:
-        """Adapter dropout is active while learning, and only then."""
-        self.denoiser.train(learning)
-        self.conditioner.train(learning)
+    def train(self, mode: bool) -> None:
+        """Switch training mode, in which adapter dropout is active, on or off."""
+        self.denoiser.train(mode)
+        self.conditioner.train(mode)
 
     def velocity(self, batch: Batch, noise_BCT: Tensor, prompts_BPE: Tensor | None = None) -> Tensor:
         """(B, C, T) predicted velocity for the batch at its timesteps, in the base precision.
 
         Args:
-            prompts_BPE: `padded` of the batch, where that was made beforehand.
+            prompts_BPE: `padded_prompts` of the batch, if computed beforehand.
         """
-        prompts_BPE = self.padded(batch) if prompts_BPE is None else prompts_BPE
+        prompts_BPE = self.padded_prompts(batch) if prompts_BPE is None else prompts_BPE
         given_B1T = batch.given_BT[:, None].float()
         predicted_BCT: Tensor = self.denoiser(
             noised(batch.latents_BCT, noise_BCT, batch.timestep_B),
@@ -57,7 +57,7 @@ class Network:
             self.conditioner(prompts_BPE, batch.seconds_total_B),
             given_B1T,
             batch.latents_BCT * given_B1T,
-            # Without padding no mask is needed, and attention has a faster way.
+            # Attention is faster without a mask, which is needed only where there is padding.
             padding_mask_BT=None if batch.all_real else batch.real_BT,
             dropped_B=batch.dropped_B,
         )
@@ -65,22 +65,22 @@ class Network:
 
 
 def stacked_layers(adapter: Adapter) -> StackedAdapter:
-    """All layers of an adapter on a network, by the parts of a step that use them."""
+    """The layers of an adapter stacked by shape and by the phase of a step that uses them."""
     return stack_adapter(adapter, step_phase)
 
 
 def step_phase(name: str) -> StepPhase:
-    """Where in a step the layer of this name is used."""
+    """The phase of a step that uses the layer of this name."""
     if runs_once_for_all_blocks(name):
         return StepPhase.BATCHED_BLOCKS
     return StepPhase.IN_BLOCKS if runs_inside_blocks(name) else StepPhase.BEFORE_BLOCKS
 
 
 def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BPE: Tensor | None = None) -> Losses:
-    """Forward and compare.
+    """Forward pass of a batch, and its losses.
 
     Args:
-        paired: deal the batch's noise out by optimal transport; nothing to deal with one clip.
+        paired: pair the batch's noise with its clips by optimal transport; without effect with one clip.
         prompts_BPE: as for `Network.velocity`.
     """
     noise_BCT = batch.noise_BCT
@@ -91,13 +91,13 @@ def batch_losses(network: Network, batch: Batch, *, paired: bool, prompts_BPE: T
 
 
 def loss_scale(batch: Batch, dtype: torch.dtype) -> float:
-    """What the loss is multiplied by before the backward pass, and gradients divided by after it.
+    """The factor of the loss before the backward pass; gradients are divided by it afterwards.
 
-    Only fp16 needs it: one element's share of the mean loss, 1 / (B C T), is far below 6e-5, under which fp16 loses
-    digits. The scale is the power of two below B C T / 256, so that shares become about 2^-8: 16 halvings above where
-    fp16 ends, and far enough from its largest number to add up thousands of frames. It follows from the batch's shape
-    alone, so there is nothing to store or to adapt, and a power of two rounds nothing. Should a gradient overflow all
-    the same, the run stops and says so.
+    Only fp16 needs it: one element's share of the mean loss, 1 / (B C T), is far below 6e-5, where fp16 becomes
+    subnormal. The scale is the power of two below B C T / 256, so that shares become about 2^-8: 2^16 above the
+    smallest number of fp16, and far enough below the largest to add up thousands of frames. It follows from the shape
+    of the batch alone, so there is no state to store or adapt, and a power of two rounds nothing. If a gradient
+    overflows all the same, the run stops and says so.
     """
     if not needs_loss_scale(dtype):
         return 1.0

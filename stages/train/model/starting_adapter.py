@@ -1,4 +1,4 @@
-"""The adapter that a training starts from (lora_checkpoint_url), checked against what was asked for."""
+"""The adapter that a training starts from (lora_checkpoint_url), checked against the request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.train.stage import TrainParams
 
 
 def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
-    """The adapter to start from, if one was given; it must be of the kind, rank and layers asked for.
+    """The adapter to start from, if one was given; its kind, rank and layers must be the requested ones.
 
     Raises:
         AdapterMismatch: naming every difference.
@@ -23,9 +23,9 @@ def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
     wrong = differences(found.spec, job.params)
     base, ours = found.metadata.get("base_digest", ""), job.weights.digests["transformer"]
     if base and base != ours:
-        line = f"it was trained on other base weights: {base[:8]}, here {ours[:8]}"
+        line = f"it was trained on other base weights ({base[:8]}) than these ({ours[:8]})"
         if kind_named(found.spec.kind).basis.singular:
-            wrong.append(f"{line}, and its directions are those of its own")
+            wrong.append(f"{line}, from which its fixed directions come")
         else:
             job.work.say(f"{file.name}: {line}")
     if wrong:
@@ -34,7 +34,7 @@ def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
 
 
 def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
-    """Where an adapter file is not what was asked for, in words."""
+    """A line for each setting in which an adapter file differs from the request."""
     pairs = {
         "adapter_type": (found.kind, params.adapter_type),
         "rank": (found.rank, params.rank),
@@ -42,7 +42,9 @@ def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
         "exclude": (found.exclude, params.exclude),
         "alpha": (found.alpha, params.alpha if params.alpha is not None else found.alpha),
     }
-    return [f"{name} is {its} there, {ours} here" for name, (its, ours) in pairs.items() if its != ours]
+    return [
+        f"{name} is {its} in the file, {ours} in this request" for name, (its, ours) in pairs.items() if its != ours
+    ]
 
 
 def resolved_spec(params: TrainParams, start: adapter_file.AdapterFile | None) -> AdapterSpec:

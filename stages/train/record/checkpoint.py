@@ -1,9 +1,9 @@
-"""What a training needs to go on: adapter, moments, figures so far. Written whole or not at all, checked when read.
+"""Checkpoints: adapter, optimiser state and metrics so far. Written atomically, and verified when read.
 
-    checkpoints/step-00000500/tensors.safetensors   adapter.*, optimizer.*, history.* (all as computed, no rounding)
-    checkpoints/step-00000500/checkpoint.json       step, digest of the tensors, whose run it is; written last
+    checkpoints/step-00000500/tensors.safetensors   adapter.*, optimizer.*, history.* (as computed, not rounded)
+    checkpoints/step-00000500/checkpoint.json       step, digest of the tensors, identity of the run; written last
 
-No random state: draws are named by seed and step (`stages.train.rng`).
+There is no random state: every draw is seeded by seed and step (`stages.train.rng`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     history: Mapping[str, Tensor]
     notes: Mapping[str, Any]
-    """Small JSON values that must survive a stop, such as the loss before training."""
+    """Small JSON values that must survive a stop, such as the losses before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """checkpoint.json."""
+    """Content of checkpoint.json."""
 
     format_version: int
     identity: str
@@ -51,14 +51,14 @@ class _Record:
 
 
 class CheckpointUnusable(Exception):
-    """This checkpoint cannot be used; the message says why. An earlier one may do."""
+    """This checkpoint cannot be used; the message says why. An earlier one may be usable."""
 
 
 def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
-    """Save under `folder`/step-N: aside first, made to last, then renamed.
+    """Save as `folder`/step-N: written aside and flushed, then renamed. Returns its directory.
 
     Args:
-        identity: whose run it is; only the same run may go on from it.
+        identity: fingerprint of the run; only the same run may resume from it.
     """
     final = directory_of(folder, checkpoint.step)
     aside = folder / f"{final.name}{_UNFINISHED}"
@@ -74,7 +74,7 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
         notes=checkpoint.notes,
     )
     atomic_write_bytes(aside / _RECORD, json.dumps(asdict(record), indent=1).encode())
-    # A checkpoint of this step may be there already, left by a run that was stopped right after it, or damaged.
+    # There may be a checkpoint of this step, of a run that was stopped right after it, or a damaged one.
     shutil.rmtree(final, ignore_errors=True)
     aside.replace(final)
     fsync_directory(folder)
@@ -82,15 +82,15 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
 
 
 def directory_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Directory of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def read(directory: Path, identity: str) -> Checkpoint:
-    """Read one checkpoint and check every byte of it.
+    """Read one checkpoint and verify its digest.
 
     Raises:
-        CheckpointUnusable: torn, damaged, of another version or another run.
+        CheckpointUnusable: incomplete, damaged, of another format version or another run.
     """
     record = _record(directory / _RECORD)
     if record.format_version != FORMAT_VERSION:
@@ -107,30 +107,30 @@ def read(directory: Path, identity: str) -> Checkpoint:
     return Checkpoint(step=record.step, notes=record.notes, **parts)
 
 
-def newest(folders: list[Path], identity: str, most_steps: int, say: Callable[[str], None]) -> Checkpoint | None:
-    """The usable checkpoint with the most steps, at most `most_steps`; unusable ones are named and passed over.
+def newest(folders: list[Path], identity: str, max_steps: int, say: Callable[[str], None]) -> Checkpoint | None:
+    """The usable checkpoint with the most steps, at most `max_steps`; others are named and skipped.
 
     Args:
-        folders: where checkpoints may lie; earlier folders win among equals.
+        folders: that may hold checkpoints; earlier folders come first among equal steps.
     """
     for step, directory in _candidates(folders):
-        if step > most_steps:
-            say(f"checkpoint {directory.name} is beyond the {most_steps} steps asked for; looking for an earlier one")
+        if step > max_steps:
+            say(f"checkpoint {directory.name} is beyond the {max_steps} steps requested; looking for an earlier one")
             continue
         try:
             return read(directory, identity)
         except CheckpointUnusable as why:
-            say(f"checkpoint {directory.name} {why}; looking for the one before it")
+            say(f"checkpoint {directory.name} {why}; looking for an earlier one")
     return None
 
 
-def newest_step(folders: list[Path], most_steps: int) -> int:
-    """That of the checkpoint `newest` tries first, by its name alone; 0 where there is none."""
-    return next((step for step, _ in _candidates(folders) if step <= most_steps), 0)
+def newest_step(folders: list[Path], max_steps: int) -> int:
+    """Step of the checkpoint that `newest` tries first, by its name alone; 0 where there is none."""
+    return next((step for step, _ in _candidates(folders) if step <= max_steps), 0)
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the `count` checkpoints with the most steps, and what unfinished writes left."""
+    """Delete all but the `count` checkpoints with the most steps, and remains of unfinished writes."""
     for _, directory in list(_candidates([folder]))[count:]:
         shutil.rmtree(directory)
     for directory in folder.glob(f"*{_UNFINISHED}"):
@@ -138,7 +138,7 @@ def keep_newest(folder: Path, count: int) -> None:
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Delete every checkpoint but that of one step."""
+    """Delete every checkpoint except that of one step."""
     for found, directory in list(_candidates([folder])):
         if found != step:
             shutil.rmtree(directory)

@@ -1,4 +1,4 @@
-"""Which parts of the network learn: gradient norm and size of the update per group of layers, now and then."""
+"""Which layers learn: norms of gradient, update and values per group of layers, recorded every 100 steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from stages.adapters.stacked.layer_group import StackedParameter
 from stages.train.optim.optimizer import Optimizer
 from stages.train.optim.update_rules import split_by_key
 
-EVERY = 100
-"""Steps from one look to the next, the first among them."""
+RECORD_EVERY = 100
+"""Steps from one record of norms to the next; the first step has one."""
 
 _GROUP = re.compile(r"(.*?layers\.\d+|[^.]+\.[^.]+)\.")
 
@@ -29,45 +29,45 @@ class LayerRow:
     gradient_norm: float
     """As applied: after clipping."""
     update_norm: float
-    """Of the change that the step made."""
+    """Norm of the change that the step made."""
     value_norm: float
-    """Of the adapter's tensors after it."""
+    """Norm of the adapter's tensors after the step."""
 
 
 def group_of(key: str) -> str:
-    """The block a tensor belongs to, or the part of the network."""
+    """The group of a tensor: its block, or the part of the network."""
     found = _GROUP.match(key)
     return found[1] if found else key
 
 
 def group_names(stacks: Sequence[StackedParameter]) -> list[str]:
-    """In the order of their first tensors."""
+    """Groups in the order of their first tensors."""
     return list(dict.fromkeys(group_of(key) for stack in stacks for key in stack.keys))
 
 
 def is_due(step: int) -> bool:
-    """Whether the step, counted from 0, is looked at."""
-    return step % EVERY == 0
+    """Whether norms of this step, counted from 0, are recorded."""
+    return step % RECORD_EVERY == 0
 
 
-class NormProbe:
-    """A look at one step: made before it, finished after it."""
+class NormRecorder:
+    """Norms of one step: made before the step, read after it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.before = [parameter.detach().clone() for parameter in optimizer.trained]
 
-    def figures(self) -> Tensor:
-        """(G, 3) float32 on the device: norms of gradient, update and values of every group."""
+    def norms(self) -> Tensor:
+        """(groups, 3) float32 on the device: norms of gradient, update and values."""
         after, changes = [parameter.detach() for parameter in self.optimizer.trained], self.before
-        # In place, as memory may be short: what was before, less what is.
+        # In place, as memory may be short: values before minus values after.
         torch._foreach_sub_(changes, after)
-        found = (self.optimizer.gradients, changes, after)
-        return torch.stack([norms(each, self.optimizer.stacks) for each in found], 1)
+        measured = (self.optimizer.gradients, changes, after)
+        return torch.stack([norms(each, self.optimizer.stacks) for each in measured], 1)
 
 
 def norms(values: Sequence[Tensor], stacks: Sequence[StackedParameter]) -> Tensor:
-    """(G,): of all tensors of each group together."""
+    """(groups,): the norm over all tensors of each group."""
     names = group_names(stacks)
     places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
     each = [one for value, stack in zip(values, stacks, strict=True) for one in split_by_key(value, stack)]

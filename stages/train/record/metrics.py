@@ -1,4 +1,4 @@
-"""What a training leaves to look at: a row per clip seen, a row per step, and now and then one per group of layers."""
+"""Training metrics: a row per clip and step, a row per step, and every 100 steps a row per group of layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from stages.train.optim.lr_schedule import learning_rate
-from stages.train.record.layer_norms import EVERY, LayerRow, is_due
+from stages.train.record.layer_norms import RECORD_EVERY, LayerRow, is_due
 from stages.train.stage import TrainParams
 
-# S steps, B clips of a batch, N clips of all steps, R looks at G groups of layers.
-
 LOSS_WINDOW = 50
-"""Steps a loss is averaged over before it is called final or best: single steps differ by their timesteps."""
+"""Steps that the final and the best loss are means over: losses of single steps vary with their timesteps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class ClipRow:
     """First sample of the excerpt inside the clip."""
     timestep: float
     loss: float
-    """As it counts in the step: both parts, the second weighted."""
+    """As it counts in the step: generated_loss, plus context_loss times its weight."""
     generated_loss: float
     context_loss: float
 
@@ -48,106 +46,112 @@ class StepRow:
 
 @dataclass
 class MetricsHistory:
-    """Figures of every step so far. Kept on the device until somebody looks, so that no step waits."""
+    """Metrics of every step so far. New ones stay on the device until they are read, so that no step waits for it."""
 
-    figures_N3: np.ndarray
-    """float32: timestep, generated loss, context loss of every clip in the order seen."""
-    counts_S: np.ndarray
-    """int64: clips of each step."""
-    norms_S: np.ndarray
-    """float32: gradient norm."""
-    layers_RG3: np.ndarray
-    """float32: gradient, update and value norms of each group of layers, at the steps that were looked at."""
+    clip_figures: np.ndarray
+    """(clips of all steps, 3) float32: timestep, generated loss, context loss, in the order seen."""
+    clips_per_step: np.ndarray
+    """(steps,) int64."""
+    gradient_norms: np.ndarray
+    """(steps,) float32."""
+    layer_norms: np.ndarray
+    """(records, groups of layers, 3) float32: norms of gradient, update and values, every `RECORD_EVERY` steps."""
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _pending_layers: list[Tensor] = field(default_factory=list)
+    _pending_layer_norms: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, num_groups: int = 0) -> MetricsHistory:
-        empty = lambda *shape: np.zeros(shape, dtype=np.float32)  # noqa: E731 - short for this function only
-        return cls(empty(0, 3), np.zeros(0, dtype=np.int64), empty(0), empty(0, num_groups, 3))
+        """A history of no steps."""
+        zeros = lambda *shape: np.zeros(shape, dtype=np.float32)  # noqa: E731 - short for this function only
+        return cls(zeros(0, 3), np.zeros(0, dtype=np.int64), zeros(0), zeros(0, num_groups, 3))
 
-    def append(self, figures_3B: Tensor, norm: Tensor) -> None:
-        """Note one step; the tensors must stay as they are."""
-        self._pending.append((figures_3B, norm))
+    def append(self, figures_3B: Tensor, gradient_norm: Tensor) -> None:
+        """Add one step: timestep, generated loss and context loss of its clips. The tensors must not change later."""
+        self._pending.append((figures_3B, gradient_norm))
 
-    def append_layer_norms(self, figures_G3: Tensor) -> None:
-        """Note a look at the layers."""
-        self._pending_layers.append(figures_G3)
+    def append_layer_norms(self, norms: Tensor) -> None:
+        """Add one record of norms, (groups, 3)."""
+        self._pending_layer_norms.append(norms)
 
     def flush(self) -> None:
-        """Bring pending figures to the host."""
+        """Copy pending metrics to the host."""
         if self._pending:
             figures, norms = zip(*self._pending, strict=True)
             counts = np.array([figures_3B.shape[1] for figures_3B in figures], dtype=np.int64)
-            self.figures_N3 = np.concatenate([self.figures_N3, _settled(torch.cat(figures, dim=1).T)])
-            self.counts_S = np.concatenate([self.counts_S, counts])
-            self.norms_S = np.concatenate([self.norms_S, _settled(torch.stack(norms))])
+            self.clip_figures = np.concatenate([self.clip_figures, _on_host(torch.cat(figures, dim=1).T)])
+            self.clips_per_step = np.concatenate([self.clips_per_step, counts])
+            self.gradient_norms = np.concatenate([self.gradient_norms, _on_host(torch.stack(norms))])
             self._pending = []
-        if self._pending_layers:
-            self.layers_RG3 = np.concatenate([self.layers_RG3, _settled(torch.stack(self._pending_layers))])
-            self._pending_layers = []
+        if self._pending_layer_norms:
+            self.layer_norms = np.concatenate([self.layer_norms, _on_host(torch.stack(self._pending_layer_norms))])
+            self._pending_layer_norms = []
 
     def losses(self, context_weight: float, last: int = 0) -> np.ndarray:
-        """(S,) float64 loss of every settled step, or of the last few: the mean over its clips."""
-        counts = self.counts_S[-last:]
-        figures = self.figures_N3[len(self.figures_N3) - counts.sum() :].astype(np.float64)
+        """(steps,) float64 loss of every flushed step, or of the `last` ones: the mean over its clips."""
+        counts = self.clips_per_step[-last:]
+        figures = self.clip_figures[len(self.clip_figures) - counts.sum() :].astype(np.float64)
         per_clip = figures[:, 1] + context_weight * figures[:, 2]
         return np.add.reduceat(per_clip, starts_of(counts)) / counts if len(counts) else np.zeros(0)
 
     def by_step(self) -> list[np.ndarray]:
-        """Of every settled step its clips' figures, (B, 3)."""
-        return np.split(self.figures_N3, np.cumsum(self.counts_S)[:-1]) if len(self.counts_S) else []
+        """Clip figures of every flushed step, (clips, 3) each."""
+        return np.split(self.clip_figures, np.cumsum(self.clips_per_step)[:-1]) if len(self.clips_per_step) else []
 
     def first_non_finite(self) -> tuple[int, str]:
-        """Number (from 0) of the first settled step with a figure that is not finite, and which: loss or gradient."""
-        loss_is_finite_S = np.array([np.isfinite(figures).all() for figures in self.by_step()])
-        first = int(np.argmin(loss_is_finite_S & np.isfinite(self.norms_S)))
-        return first, "gradient" if loss_is_finite_S[first] else "loss"
+        """Number (from 0) of the first flushed step with a non-finite figure, and which one: `loss` or `gradient`."""
+        loss_is_finite = np.array([np.isfinite(figures).all() for figures in self.by_step()])
+        first = int(np.argmin(loss_is_finite & np.isfinite(self.gradient_norms)))
+        return first, "gradient" if loss_is_finite[first] else "loss"
 
     def truncate(self, num_steps: int) -> None:
-        """Forget everything after the first `num_steps` steps."""
-        self.counts_S, self.norms_S = self.counts_S[:num_steps], self.norms_S[:num_steps]
-        self.figures_N3 = self.figures_N3[: self.counts_S.sum()]
-        self.layers_RG3 = self.layers_RG3[: sum(is_due(step) for step in range(num_steps))]
+        """Drop everything after the first `num_steps` steps."""
+        self.clips_per_step, self.gradient_norms = self.clips_per_step[:num_steps], self.gradient_norms[:num_steps]
+        self.clip_figures = self.clip_figures[: self.clips_per_step.sum()]
+        self.layer_norms = self.layer_norms[: sum(is_due(step) for step in range(num_steps))]
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Tensors for a checkpoint."""
         self.flush()
-        return {name: torch.from_numpy(getattr(self, name)) for name in _SAVED}
+        return {key: torch.from_numpy(getattr(self, name)) for key, name in _CHECKPOINT_KEYS.items()}
 
     @classmethod
-    def from_state(cls, saved: Mapping[str, Tensor]) -> MetricsHistory:
-        """What `saved` gave."""
-        figures, counts, norms, layers = (saved[name].numpy() for name in _SAVED)
+    def from_state(cls, state: Mapping[str, Tensor]) -> MetricsHistory:
+        """The history whose `state` this is."""
+        figures, counts, norms, layers = (state[key].numpy() for key in _CHECKPOINT_KEYS)
         return cls(figures, counts, norms, layers)
 
 
-_SAVED = ("figures_N3", "counts_S", "norms_S", "layers_RG3")
+_CHECKPOINT_KEYS = {
+    "figures_N3": "clip_figures",
+    "counts_S": "clips_per_step",
+    "norms_S": "gradient_norms",
+    "layers_RG3": "layer_norms",
+}
 
 
-def _settled(figures: Tensor) -> np.ndarray:
-    on_host: np.ndarray = figures.float().cpu().numpy()
-    return on_host
+def _on_host(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.float().cpu().numpy()
+    return array
 
 
 def starts_of(counts: np.ndarray) -> np.ndarray:
-    """Where each step's clips begin."""
+    """Index of the first clip of each step."""
     return np.cumsum(counts) - counts
 
 
-def window_means(losses_S: np.ndarray, window: int = LOSS_WINDOW) -> np.ndarray:
-    """Mean over every stretch of `window` consecutive steps (of all steps, when there are fewer)."""
-    window = min(window, len(losses_S))
-    sums = np.cumsum(np.concatenate([[0.0], losses_S]))
+def window_means(losses: np.ndarray, window: int = LOSS_WINDOW) -> np.ndarray:
+    """Moving average: means over every `window` consecutive steps (over all steps, when there are fewer)."""
+    window = min(window, len(losses))
+    sums = np.cumsum(np.concatenate([[0.0], losses]))
     return (sums[window:] - sums[:-window]) / window
 
 
-Seen = Sequence[tuple[Sequence[str], Sequence[int]]]
+ClipsSeen = Sequence[tuple[Sequence[str], Sequence[int]]]
 """Clip ids and crop starts of every step."""
 
 
-def clip_rows(history: MetricsHistory, seen: Seen, context_weight: float) -> list[ClipRow]:
-    """One row per clip and step."""
+def clip_rows(history: MetricsHistory, seen: ClipsSeen, context_weight: float) -> list[ClipRow]:
+    """Rows of metrics.parquet: one per clip and step."""
     return [
         ClipRow(
             step=number + 1,
@@ -158,32 +162,32 @@ def clip_rows(history: MetricsHistory, seen: Seen, context_weight: float) -> lis
             generated_loss=float(generated),
             context_loss=float(context),
         )
-        for number, ((clip_ids, starts), figures_B3) in enumerate(zip(seen, history.by_step(), strict=True))
-        for clip_id, start, (timestep, generated, context) in zip(clip_ids, starts, figures_B3, strict=True)
+        for number, ((clip_ids, starts), figures) in enumerate(zip(seen, history.by_step(), strict=True))
+        for clip_id, start, (timestep, generated, context) in zip(clip_ids, starts, figures, strict=True)
     ]
 
 
 def step_rows(history: MetricsHistory, params: TrainParams) -> list[StepRow]:
-    """One row per step."""
+    """Rows of steps.parquet: one per step."""
     losses = history.losses(params.mask_loss_weight)
     return [
         StepRow(
             step=number + 1, loss=float(loss), learning_rate=learning_rate(params, number), gradient_norm=float(norm)
         )
-        for number, (loss, norm) in enumerate(zip(losses, history.norms_S, strict=True))
+        for number, (loss, norm) in enumerate(zip(losses, history.gradient_norms, strict=True))
     ]
 
 
 def layer_rows(history: MetricsHistory, names: Sequence[str]) -> list[LayerRow]:
-    """One row per group of layers and look."""
+    """Rows of layers.parquet: one per group of layers and recorded step."""
     return [
         LayerRow(
-            step=place * EVERY + 1,
+            step=place * RECORD_EVERY + 1,
             group=name,
             gradient_norm=float(gradient),
             update_norm=float(update),
             value_norm=float(value),
         )
-        for place, figures_G3 in enumerate(history.layers_RG3)
-        for name, (gradient, update, value) in zip(names, figures_G3, strict=True)
+        for place, norms in enumerate(history.layer_norms)
+        for name, (gradient, update, value) in zip(names, norms, strict=True)
     ]
