@@ -6,12 +6,12 @@ when it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from cache.location import Location
+from cache.location import Location
+from stages.records import Clip, EncodedClip, PromptRow
 
 
 def shared_file_sizes(stage: str, directory: Path, facts: Mapping[str, Any], shared: Path) -> dict[str, int]:
@@ -24,40 +24,24 @@ def shared_file_sizes(stage: str, directory: Path, facts: Mapping[str, Any], sha
     Raises:
         FileNotFoundError: one of the files is gone already.
     """
-    names = _NAMES.get(stage)
-    paths = set(names(directory, facts)) if names else set()
-    return {path: (shared / path).stat().st_size for path in sorted(paths)}
+    return {path: (shared / path).stat().st_size for path in sorted(_shared_files(stage, directory, facts))}
 
 
-def _prepared_audio(directory: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+def _shared_files(stage: str, directory: Path, facts: Mapping[str, Any]) -> set[str]:
+    """Paths inside the shared folder. The result of a training is self-contained."""
     from cache.manifest import iter_rows
-    from stages.records import Clip
 
-    return (clip.audio for clip in iter_rows(directory / "manifest.parquet", Clip))
-
-
-def _shards(directory: Path, facts: Mapping[str, Any]) -> Iterator[str]:
-    from cache.manifest import iter_rows
-    from stages.records import EncodedClip, PromptRow
-
-    yield f"latents/{facts['silence']['shard']}"
-    for clip in iter_rows(directory / "manifest.parquet", EncodedClip):
-        yield f"latents/{clip.shard}"
-    for prompt in iter_rows(directory / "prompts.parquet", PromptRow):
-        yield f"prompts/{prompt.shard}"
-
-
-_NAMES: Mapping[str, Callable[[Path, Mapping[str, Any]], Iterator[str]]] = {
-    "ingest": _prepared_audio,
-    "encode": _shards,
-}
-"""By stage, the shared files that its results reference. The result of a training is self-contained."""
+    if stage == "ingest":
+        return {clip.audio for clip in iter_rows(directory / "manifest.parquet", Clip)}
+    if stage == "encode":
+        silence = f"latents/{facts['silence']['shard']}"
+        return {silence, *(f"{pool}/{location.shard}" for pool, location in item_locations(directory))}
+    return set()
 
 
 def item_locations(directory: Path) -> Iterator[tuple[str, Location]]:
     """(`latents` or `prompts`, location) of each row of an encode artifact's manifests."""
     from cache.manifest import iter_rows
-    from stages.records import EncodedClip, PromptRow
 
     for clip in iter_rows(directory / "manifest.parquet", EncodedClip):
         yield "latents", clip.location

@@ -1,4 +1,4 @@
-"""Stores with runs of a few bytes, for what looks after a store."""
+"""Builds stores whose runs are a few bytes, for tests of maintenance commands."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from cache.store import Store
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 
 
-class Shop:
-    """A store with runs of a few bytes: the names, needs and folders of real ones, no audio."""
+class StoreBuilder:
+    """Adds runs of a few bytes to a store: with names, shared files and folders as real ones have, and no audio."""
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
 
-    def artifact(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], **more) -> str:
-        """Commit an artifact that names these shared files, written if they are not there."""
-        name = fingerprint(stage, {"inputs": inputs, "needs": sorted(needs), "model": more.get("model", "tiny-base")})
-        scratch = self.begun(stage, inputs, needs, name)
-        if needs:
-            write_shared_files(scratch, {path: len(content) for path, content in needs.items()})
+    def artifact(self, stage: str, inputs: dict[str, str], shared_files: dict[str, bytes], **more) -> str:
+        """Commits an artifact that references these shared files, and writes missing ones; returns its fingerprint."""
+        name = fingerprint(
+            stage, {"inputs": inputs, "needs": sorted(shared_files), "model": more.get("model", "tiny-base")}
+        )
+        scratch = self.start_run(stage, inputs, shared_files, name)
+        if shared_files:
+            write_shared_files(scratch, {path: len(content) for path, content in shared_files.items()})
         receipt = Receipt(
             stage=stage,
             fingerprint=name,
@@ -39,15 +41,15 @@ class Shop:
         run_metadata.remove(self.store, scratch.name)
         return name
 
-    def begun(self, stage: str, inputs: dict[str, str], needs: dict[str, bytes], name: str) -> Path:
-        """An unfinished run that has made its shared files."""
+    def start_run(self, stage: str, inputs: dict[str, str], shared_files: dict[str, bytes], name: str) -> Path:
+        """Starts a run and writes its shared files; returns its scratch folder."""
         scratch = self.store.scratch(stage, name)
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "manifest").write_text("rows")
         run_metadata.write(
             self.store, run_metadata.UnfinishedRun(name=scratch.name, stage=stage, identity=name, inputs=inputs)
         )
-        for path, content in needs.items():
+        for path, content in shared_files.items():
             file = self.store.shared / path
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
@@ -71,13 +73,13 @@ class Shop:
 
 
 def prepared(clips: tuple[int, ...]) -> dict[str, bytes]:
-    """A prepared file per clip."""
+    """One prepared file per clip."""
     keys = [fingerprint("prepared", {"clip": clip}) for clip in clips]
     return {f"prepared/{key[:2]}/{key}.flac": b"sound" for key in keys}
 
 
 def shards(clips: tuple[int, ...]) -> dict[str, bytes]:
-    """Two clips to a shard, so that overlapping datasets share some."""
+    """Shards of two clips each, so that overlapping datasets share some, and one shard of prompts."""
     names = {fingerprint("shard", {"pair": clip // 2})[:32] for clip in clips}
     prompts = {fingerprint("prompt shard", {"clips": clips})[:32]}
     return {f"latents/{name}.parquet": b"latents" for name in names} | {
@@ -85,16 +87,16 @@ def shards(clips: tuple[int, ...]) -> dict[str, bytes]:
     }
 
 
-def quiet(line: str) -> None:
-    """Nobody listens."""
+def discard_message(line: str) -> None:
+    """Ignores a message."""
 
 
-def stopped(shop: Shop, stage: str, clips: tuple[int, ...]) -> None:
-    """A run of that stage that did not come to its end; what it reads is finished."""
+def interrupt_run(builder: StoreBuilder, stage: str, clips: tuple[int, ...]) -> None:
+    """Starts a run of a stage, whose inputs are finished, and leaves it unfinished."""
     inputs = {
         "ingest": lambda: {"source": fingerprint("clips", {"clips": clips})},
-        "encode": lambda: {"ingest": shop.ingest(clips)},
-        "train": lambda: {"encode": shop.encode(clips)},
+        "encode": lambda: {"ingest": builder.ingest(clips)},
+        "train": lambda: {"encode": builder.encode(clips)},
     }[stage]()
-    needs = {"ingest": prepared, "encode": shards, "train": lambda clips: {}}[stage](clips)
-    shop.begun(stage, inputs, needs, fingerprint("stopped", {"stage": stage, "clips": clips}))
+    shared_files = {"ingest": prepared, "encode": shards, "train": lambda clips: {}}[stage](clips)
+    builder.start_run(stage, inputs, shared_files, fingerprint("stopped", {"stage": stage, "clips": clips}))

@@ -21,12 +21,12 @@ from pipeline.cli import app
 from pipeline.errors import NothingToEvict, RecipeError, StillNeeded, StoreNotFound
 from pipeline.maintenance.gc import Choice, bytes_of, days_of, evict, gc, root_of
 from pipeline.maintenance.gc_policy import days_since
-from tests.small_stores import Shop, prepared, quiet, shards, stopped
+from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared, shards
 
 
 @pytest.fixture
-def shop(tmp_path) -> Shop:
-    return Shop(tmp_path / "artifacts")
+def builder(tmp_path) -> StoreBuilder:
+    return StoreBuilder(tmp_path / "artifacts")
 
 
 def chosen(**fields) -> Choice:
@@ -43,33 +43,33 @@ STEPS = st.one_of(
 )
 
 
-def step(shop: Shop, kind: str, what) -> None:
+def step(builder: StoreBuilder, kind: str, what) -> None:
     """One thing that happens to a store."""
     if kind in ("ingest", "encode", "train"):
-        getattr(shop, kind)(what)
+        getattr(builder, kind)(what)
     elif kind.startswith("stop "):
-        stopped(shop, kind.removeprefix("stop "), what)
+        interrupt_run(builder, kind.removeprefix("stop "), what)
     elif kind == "gc":
-        gc(shop.store, quiet, dry_run=False, **what)
+        gc(builder.store, discard_message, dry_run=False, **what)
     else:
-        receipts = shop.store.receipts()
+        receipts = builder.store.receipts()
         if kind == "evict stage":
             wanted = {"stage": what}
         else:
             wanted = {"names": [receipts[what % len(receipts)].fingerprint if receipts else "f" * 64]}
         with suppress(StillNeeded, NothingToEvict):
-            evict(shop.store, chosen(**wanted), quiet, dry_run=False)
+            evict(builder.store, chosen(**wanted), discard_message, dry_run=False)
 
 
 @settings(max_examples=60, deadline=None)
 @given(history=st.lists(STEPS, min_size=1, max_size=12))
 def test_whatever_happens_everything_a_kept_run_names_stays_readable(history):
     with tempfile.TemporaryDirectory() as folder:
-        shop, prepared_dropped = Shop(Path(folder)), False
+        builder, prepared_dropped = StoreBuilder(Path(folder)), False
         for kind, what in history:
-            step(shop, kind, what)
+            step(builder, kind, what)
             prepared_dropped |= kind == "gc" and ("prepared" in what or "max_bytes" in what)
-            check_kept_runs(shop.store, prepared_dropped)
+            check_kept_runs(builder.store, prepared_dropped)
 
 
 def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
@@ -90,108 +90,108 @@ def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
 @given(history=st.lists(STEPS, min_size=1, max_size=8))
 def test_a_dry_run_shows_exactly_what_goes_and_touches_nothing(history):
     with tempfile.TemporaryDirectory() as folder:
-        shop = Shop(Path(folder))
+        builder = StoreBuilder(Path(folder))
         for kind, what in history:
-            step(shop, kind, what)
-        before = shop.store.sizes()
-        shown, _ = gc(shop.store, quiet, dry_run=True, older_than="0d", prepared=True)
-        assert shop.store.sizes() == before
-        done, _ = gc(shop.store, quiet, dry_run=False, older_than="0d", prepared=True)
+            step(builder, kind, what)
+        before = builder.store.sizes()
+        shown, _ = gc(builder.store, discard_message, dry_run=True, older_than="0d", prepared=True)
+        assert builder.store.sizes() == before
+        done, _ = gc(builder.store, discard_message, dry_run=False, older_than="0d", prepared=True)
         assert done.removals() == shown.removals()
-        assert shop.store.sizes().total == before.total - shown.num_bytes
+        assert builder.store.sizes().total == before.total - shown.num_bytes
 
 
-def test_gc_leaves_no_shared_file_that_nobody_names_once_nothing_is_unfinished(shop):
-    shop.train((0, 1))
-    orphan = shop.encode((2, 3))
-    shop.store.drop("encode", orphan)
-    gc(shop.store, quiet, dry_run=False, older_than="0d")
-    assert shop.shared() == set(prepared((0, 1))) | set(shards((0, 1)))
-    assert shop.names() == ["encode", "ingest", "train"]
+def test_gc_leaves_no_shared_file_that_nobody_names_once_nothing_is_unfinished(builder):
+    builder.train((0, 1))
+    orphan = builder.encode((2, 3))
+    builder.store.drop("encode", orphan)
+    gc(builder.store, discard_message, dry_run=False, older_than="0d")
+    assert builder.shared() == set(prepared((0, 1))) | set(shards((0, 1)))
+    assert builder.names() == ["encode", "ingest", "train"]
 
 
-def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(shop):
-    stopped(shop, "encode", (0, 1))
-    decision, _ = gc(shop.store, quiet, dry_run=False)
-    assert set(shards((0, 1))) <= shop.shared()
+def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(builder):
+    interrupt_run(builder, "encode", (0, 1))
+    decision, _ = gc(builder.store, discard_message, dry_run=False)
+    assert set(shards((0, 1))) <= builder.shared()
     assert "kept for unfinished encode-" in decision.kept[0]
-    gc(shop.store, quiet, dry_run=False, older_than="0d")
-    assert not set(shards((0, 1))) & shop.shared()
-    assert not list((shop.store.root / "scratch").iterdir())
+    gc(builder.store, discard_message, dry_run=False, older_than="0d")
+    assert not set(shards((0, 1))) & builder.shared()
+    assert not list((builder.store.root / "scratch").iterdir())
 
 
-def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(shop):
-    stopped(shop, "train", (0,))
-    (run,) = run_metadata.unfinished_runs(shop.store)
-    decision = evict(shop.store, chosen(names=[run.name[:14]]), quiet, dry_run=False)
+def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(builder):
+    interrupt_run(builder, "train", (0,))
+    (run,) = run_metadata.unfinished_runs(builder.store)
+    decision = evict(builder.store, chosen(names=[run.name[:14]]), discard_message, dry_run=False)
     assert [name for name, _, _ in decision.unfinished] == [run.name]
-    assert run_metadata.unfinished_runs(shop.store) == run_metadata.orphans(shop.store) == []
-    (encode,) = shop.store.receipts("encode")
-    evict(shop.store, chosen(names=[encode.fingerprint]), quiet, dry_run=False)
-    assert shop.names() == ["ingest"]
+    assert run_metadata.unfinished_runs(builder.store) == run_metadata.orphans(builder.store) == []
+    (encode,) = builder.store.receipts("encode")
+    evict(builder.store, chosen(names=[encode.fingerprint]), discard_message, dry_run=False)
+    assert builder.names() == ["ingest"]
 
 
-def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(shop):
-    stopped(shop, "train", (0,))
-    (run,) = run_metadata.unfinished_runs(shop.store)
-    with shop.store.lock("train", run.identity):
-        gc(shop.store, quiet, dry_run=False, older_than="0d")
-        assert shop.names() == ["encode", "ingest"]
-        assert [one.name for one in run_metadata.unfinished_runs(shop.store)] == [run.name]
+def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(builder):
+    interrupt_run(builder, "train", (0,))
+    (run,) = run_metadata.unfinished_runs(builder.store)
+    with builder.store.lock("train", run.identity):
+        gc(builder.store, discard_message, dry_run=False, older_than="0d")
+        assert builder.names() == ["encode", "ingest"]
+        assert [one.name for one in run_metadata.unfinished_runs(builder.store)] == [run.name]
 
 
-def test_evicting_what_a_training_needs_is_refused_and_names_the_training(shop):
-    train = shop.train((0, 1))
-    (encode,) = [receipt.fingerprint for receipt in shop.store.receipts("encode")]
+def test_evicting_what_a_training_needs_is_refused_and_names_the_training(builder):
+    train = builder.train((0, 1))
+    (encode,) = [receipt.fingerprint for receipt in builder.store.receipts("encode")]
     with pytest.raises(StillNeeded, match=f"train {train[:12]} needs it"):
-        evict(shop.store, chosen(names=[encode[:8]]), quiet, dry_run=False)
-    assert shop.names() == ["encode", "ingest", "train"]
+        evict(builder.store, chosen(names=[encode[:8]]), discard_message, dry_run=False)
+    assert builder.names() == ["encode", "ingest", "train"]
 
 
-def test_evicting_a_training_with_what_it_needs_frees_the_shards_only_they_named(shop):
-    train, other = shop.train((0, 1, 2)), shop.train((2, 3))
-    inputs = [receipt.fingerprint for receipt in shop.store.receipts() if receipt.fingerprint not in (train, other)]
-    decision = evict(shop.store, chosen(names=[train, *inputs]), quiet, dry_run=False)
-    assert shop.names() == ["encode", "ingest", "train"]
-    assert {path for path in shop.shared() if path.startswith("latents")} == {
+def test_evicting_a_training_with_what_it_needs_frees_the_shards_only_they_named(builder):
+    train, other = builder.train((0, 1, 2)), builder.train((2, 3))
+    inputs = [receipt.fingerprint for receipt in builder.store.receipts() if receipt.fingerprint not in (train, other)]
+    decision = evict(builder.store, chosen(names=[train, *inputs]), discard_message, dry_run=False)
+    assert builder.names() == ["encode", "ingest", "train"]
+    assert {path for path in builder.shared() if path.startswith("latents")} == {
         path for path in shards((2, 3)) if path.startswith("latents")
     }
     assert any("is kept" in line and f"train {other[:12]}" in line for line in decision.kept)
 
 
-def test_age_and_model_choose_together(shop):
-    shop.train((0,), model="medium-base")
-    shop.train((0,), model="tiny-base", finished="2999-01-01T00:00:00+00:00")
-    young = shop.train((1,), model="medium-base", finished="2999-01-01T00:00:00+00:00")
-    evict(shop.store, chosen(stage="train", older_than="30d", model="medium-base"), quiet, dry_run=False)
-    left = [(receipt.params["model"], receipt.finished[:4]) for receipt in shop.store.receipts("train")]
+def test_age_and_model_choose_together(builder):
+    builder.train((0,), model="medium-base")
+    builder.train((0,), model="tiny-base", finished="2999-01-01T00:00:00+00:00")
+    young = builder.train((1,), model="medium-base", finished="2999-01-01T00:00:00+00:00")
+    evict(builder.store, chosen(stage="train", older_than="30d", model="medium-base"), discard_message, dry_run=False)
+    left = [(receipt.params["model"], receipt.finished[:4]) for receipt in builder.store.receipts("train")]
     assert sorted(left) == [("medium-base", "2999"), ("tiny-base", "2999")]
-    assert shop.store.find("train", young)
+    assert builder.store.find("train", young)
 
 
-def test_a_size_budget_drops_prepared_audio_then_unread_encodings_and_never_a_training(shop):
-    shop.train((0, 1))
-    shop.encode((2, 3))
-    total = shop.store.sizes().total
-    decision, met = gc(shop.store, quiet, dry_run=True, max_bytes=str(total - 5))
+def test_a_size_budget_drops_prepared_audio_then_unread_encodings_and_never_a_training(builder):
+    builder.train((0, 1))
+    builder.encode((2, 3))
+    total = builder.store.sizes().total
+    decision, met = gc(builder.store, discard_message, dry_run=True, max_bytes=str(total - 5))
     assert met
     assert {one.path.rpartition("/")[0][:15] for one in decision.removals()} == {"shared/prepared"}
-    decision, met = gc(shop.store, quiet, dry_run=False, max_bytes="1")
+    decision, met = gc(builder.store, discard_message, dry_run=False, max_bytes="1")
     assert not met
-    assert shop.names() == ["encode", "ingest", "train"]
-    assert {path for path in shop.shared() if path.startswith("latents")} == {
+    assert builder.names() == ["encode", "ingest", "train"]
+    assert {path for path in builder.shared() if path.startswith("latents")} == {
         path for path in shards((0, 1)) if path.startswith("latents")
     }
 
 
-def test_naming_nothing_or_something_that_is_not_there_is_refused(shop):
-    shop.ingest((0,))
+def test_naming_nothing_or_something_that_is_not_there_is_refused(builder):
+    builder.ingest((0,))
     with pytest.raises(RecipeError, match="name an artifact"):
-        evict(shop.store, chosen(), quiet, dry_run=False)
+        evict(builder.store, chosen(), discard_message, dry_run=False)
     with pytest.raises(RecipeError, match="at least its first four digits"):
-        evict(shop.store, chosen(names=["*"]), quiet, dry_run=False)
+        evict(builder.store, chosen(names=["*"]), discard_message, dry_run=False)
     with pytest.raises(NothingToEvict, match="sa3-trainer status"):
-        evict(shop.store, chosen(names=["train 0000"]), quiet, dry_run=False)
+        evict(builder.store, chosen(names=["train 0000"]), discard_message, dry_run=False)
 
 
 def test_ages_and_sizes_are_read_or_refused():
@@ -214,31 +214,31 @@ def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
         list(iter_shared_files(tmp_path))
 
 
-def test_an_unfinished_run_remembers_when_it_was_last_written_to(shop):
-    scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    assert 0 <= run_metadata.idle_seconds(shop.store, scratch.name) < 60
+def test_an_unfinished_run_remembers_when_it_was_last_written_to(builder):
+    scratch = builder.start_run("encode", {}, {}, "ab" * 32)
+    assert 0 <= run_metadata.idle_seconds(builder.store, scratch.name) < 60
     stamp = time.time() - 5000
     for path in (scratch / "manifest", scratch):
         import os
 
         os.utime(path, (stamp, stamp))
-    assert 4990 < run_metadata.idle_seconds(shop.store, scratch.name) < 5060
+    assert 4990 < run_metadata.idle_seconds(builder.store, scratch.name) < 5060
 
 
-def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(shop):
-    scratch = shop.begun("encode", {}, {}, "ab" * 32)
-    run_metadata.remove_orphan(shop.store, scratch.name)
+def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(builder):
+    scratch = builder.start_run("encode", {}, {}, "ab" * 32)
+    run_metadata.remove_orphan(builder.store, scratch.name)
     assert scratch.with_name(f"{scratch.name}.json").exists()
     (scratch / "manifest").unlink()
     scratch.rmdir()
-    run_metadata.remove_orphan(shop.store, scratch.name)
+    run_metadata.remove_orphan(builder.store, scratch.name)
     assert not scratch.with_name(f"{scratch.name}.json").exists()
 
 
-def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(shop):
-    shop.ingest((0,))
+def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(builder):
+    builder.ingest((0,))
     with pytest.raises(RecipeError, match="must be one of ingest, encode, train; got 'bake'"):
-        evict(shop.store, chosen(stage="bake"), quiet, dry_run=False)
+        evict(builder.store, chosen(stage="bake"), discard_message, dry_run=False)
 
 
 def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
@@ -246,9 +246,9 @@ def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
         root_of(tmp_path / "none")
 
 
-def test_a_budget_that_cannot_be_met_is_one_document_of_json_all_the_same(shop):
-    shop.train((0, 1))
-    call = ["gc", "--max-bytes", "1", "--dry-run", "--json", "--store", str(shop.store.root)]
+def test_a_budget_that_cannot_be_met_is_one_document_of_json_all_the_same(builder):
+    builder.train((0, 1))
+    call = ["gc", "--max-bytes", "1", "--dry-run", "--json", "--store", str(builder.store.root)]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 1
     assert json.loads(done.stdout)["dry_run"] is True and "bytes are left" in done.stderr

@@ -8,95 +8,95 @@ from typer.testing import CliRunner
 from cache import run_metadata
 from pipeline.cli import app
 from pipeline.maintenance.gc import gc
-from tests.small_stores import Shop, prepared, quiet, stopped
+from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared
 
 
 @pytest.fixture
-def shop(tmp_path) -> Shop:
-    return Shop(tmp_path / "artifacts")
+def builder(tmp_path) -> StoreBuilder:
+    return StoreBuilder(tmp_path / "artifacts")
 
 
-def typed(shop: Shop, *words: str):
+def typed(builder: StoreBuilder, *words: str):
     """A command about this store, as a person types it."""
-    return CliRunner().invoke(app, [*words, "--store", str(shop.store.root)])
+    return CliRunner().invoke(app, [*words, "--store", str(builder.store.root)])
 
 
 YOUNG = "2999-01-01T00:00:00+00:00"
 
 
-def test_that_nothing_is_old_enough_is_no_error_and_is_said(shop):
-    shop.ingest((0,), finished=YOUNG)
-    done = typed(shop, "evict", "--older-than", "30d")
+def test_that_nothing_is_old_enough_is_no_error_and_is_said(builder):
+    builder.ingest((0,), finished=YOUNG)
+    done = typed(builder, "evict", "--older-than", "30d")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == ["nothing was finished longer ago than 30d", "0 things, 0 bytes freed"]
 
 
-def test_what_is_not_old_enough_is_named_as_it_was_asked_for(shop):
-    shop.ingest((0,), finished=YOUNG)
-    done = typed(shop, "evict", "--older-than", "12h", "--stage", "train", "--model", "tiny-base")
+def test_what_is_not_old_enough_is_named_as_it_was_asked_for(builder):
+    builder.ingest((0,), finished=YOUNG)
+    done = typed(builder, "evict", "--older-than", "12h", "--stage", "train", "--model", "tiny-base")
     assert done.stdout.startswith("nothing of stage train for tiny-base was finished longer ago than 12h\n")
 
 
 @pytest.mark.parametrize("words", [["abcd", "--older-than", "30d"], ["--model", "medium-base"]])
-def test_a_name_or_a_model_that_is_not_there_is_an_error_all_the_same(shop, words):
-    shop.ingest((0,), finished=YOUNG)
-    done = typed(shop, "evict", *words)
-    assert (done.exit_code, f"nothing in {shop.store.root} matches" in done.stderr) == (1, True)
+def test_a_name_or_a_model_that_is_not_there_is_an_error_all_the_same(builder, words):
+    builder.ingest((0,), finished=YOUNG)
+    done = typed(builder, "evict", *words)
+    assert (done.exit_code, f"nothing in {builder.store.root} matches" in done.stderr) == (1, True)
 
 
-def weigh_down(shop: Shop) -> None:
+def weigh_down(builder: StoreBuilder) -> None:
     """Base weights, which belong to no artifact."""
-    folder = shop.store.shared / "weights" / "tiny-base-v1"
+    folder = builder.store.shared / "weights" / "tiny-base-v1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes(1000))
 
 
-def test_a_budget_that_weights_alone_exceed_is_not_said_to_be_needed_by_trainings(shop):
-    weigh_down(shop)
-    done = typed(shop, "gc", "--max-bytes", "1")
+def test_a_budget_that_weights_alone_exceed_is_not_said_to_be_needed_by_trainings(builder):
+    weigh_down(builder)
+    done = typed(builder, "gc", "--max-bytes", "1")
     assert done.exit_code == 1
     assert "1,000 bytes are left, more than the 1 allowed: all of it is base weights" in done.stderr
     assert "training" not in done.stderr
 
 
-def test_a_budget_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_weights(shop):
-    weigh_down(shop)
-    shop.train((0,))
-    left = shop.store.sizes().total - sum(map(len, prepared((0,)).values()))
-    done = typed(shop, "gc", "--max-bytes", "1")
+def test_a_budget_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_weights(builder):
+    weigh_down(builder)
+    builder.train((0,))
+    left = builder.store.sizes().total - sum(map(len, prepared((0,)).values()))
+    done = typed(builder, "gc", "--max-bytes", "1")
     assert f"{left - 1000:,} are needed by finished trainings, 1,000 are base weights" in done.stderr
     assert "`sa3-trainer evict --older-than 30d` removes old trainings" in done.stderr
 
 
-def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(shop):
-    weigh_down(shop)
-    stopped(shop, "train", (0,))
-    left = shop.store.sizes().total
-    done = typed(shop, "gc", "--max-bytes", "1", "--dry-run")
+def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
+    weigh_down(builder)
+    interrupt_run(builder, "train", (0,))
+    left = builder.store.sizes().total
+    done = typed(builder, "gc", "--max-bytes", "1", "--dry-run")
     assert f"{left - 1000:,} are needed by unfinished runs, 1,000 are base weights" in done.stderr
     assert "`sa3-trainer evict NAME` removes an unfinished run" in done.stderr
 
 
-def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(shop):
-    stopped(shop, "encode", (0, 1))
-    decision, _ = gc(shop.store, quiet, dry_run=True, prepared=True)
-    (run,) = run_metadata.unfinished_runs(shop.store)
+def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(builder):
+    interrupt_run(builder, "encode", (0, 1))
+    decision, _ = gc(builder.store, discard_message, dry_run=True, prepared=True)
+    (run,) = run_metadata.unfinished_runs(builder.store)
     assert len(decision.kept) == 2
     assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` drops that run") for line in decision.kept)
 
 
-def test_dropping_prepared_audio_says_that_an_edited_caption_decodes_it_again(shop):
-    shop.ingest((0,))
-    done = typed(shop, "gc", "--prepared")
+def test_dropping_prepared_audio_says_that_an_edited_caption_decodes_it_again(builder):
+    builder.ingest((0,))
+    done = typed(builder, "gc", "--prepared")
     assert "the next ingest of these sounds decodes them again, also where only a caption was edited" in done.stdout
 
 
-def test_a_gc_that_drops_no_prepared_audio_says_nothing_of_decoding(shop):
-    shop.ingest((0,))
-    assert "decodes" not in typed(shop, "gc").stdout
+def test_a_gc_that_drops_no_prepared_audio_says_nothing_of_decoding(builder):
+    builder.ingest((0,))
+    assert "decodes" not in typed(builder, "gc").stdout
 
 
-def test_one_thing_is_said_in_the_singular(shop):
-    stopped(shop, "train", (0,))
-    (run,) = run_metadata.unfinished_runs(shop.store)
-    assert typed(shop, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 thing, ")
+def test_one_thing_is_said_in_the_singular(builder):
+    interrupt_run(builder, "train", (0,))
+    (run,) = run_metadata.unfinished_runs(builder.store)
+    assert typed(builder, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 thing, ")
