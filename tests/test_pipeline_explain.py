@@ -15,7 +15,7 @@ from cache.store import Store
 from pipeline.cli import app
 from pipeline.errors import ClipNotFound
 from pipeline.execution.runner import run_until
-from pipeline.maintenance.doctor import BAD, GOOD, examined
+from pipeline.maintenance.doctor import BAD, GOOD, run_checks
 from pipeline.maintenance.status import status_json, status_lines
 from pipeline.plan.explain import Finding, explain
 from pipeline.report import Report
@@ -157,11 +157,11 @@ def test_status_says_who_uses_what_and_how_much_is_named_by_nobody(root):
 
 
 def test_doctor_finds_this_environment_fit_and_leaves_nothing_behind(tmp_path):
-    checks = examined(tmp_path / "artifacts")
+    checks = run_checks(tmp_path / "artifacts")
     assert {check.area for check in checks} == {"python", "packages", "devices", "weights", "store"}
     assert [check for check in checks if check.state == BAD] == []
     by_name = {check.name: check for check in checks}
-    assert by_name["lock"].said == "a second writer is refused"
+    assert by_name["lock"].message == "a second process has to wait"
     assert by_name["torch"].state == GOOD
     assert list(tmp_path.iterdir()) == []
 

@@ -19,8 +19,9 @@ from cache.shared_files import FILE_NAME, iter_shared_files, missing_shared_file
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.errors import NothingToEvict, RecipeError, StillNeeded, StoreNotFound
-from pipeline.maintenance.gc import Choice, bytes_of, days_of, evict, gc, root_of
+from pipeline.maintenance.gc import Selection, evict, existing_store, gc
 from pipeline.maintenance.gc_policy import days_since
+from pipeline.maintenance.quantities import bytes_of, days_of
 from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared, shards
 
 
@@ -29,8 +30,8 @@ def builder(tmp_path) -> StoreBuilder:
     return StoreBuilder(tmp_path / "artifacts")
 
 
-def chosen(**fields) -> Choice:
-    return Choice(**fields)
+def chosen(**fields) -> Selection:
+    return Selection(**fields)
 
 
 CLIPS = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True).map(tuple)
@@ -243,7 +244,7 @@ def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(builder):
 
 def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
     with pytest.raises(StoreNotFound, match="there is no folder"):
-        root_of(tmp_path / "none")
+        existing_store(tmp_path / "none")
 
 
 def test_a_budget_that_cannot_be_met_is_one_document_of_json_all_the_same(builder):

@@ -18,7 +18,8 @@ import pytest
 from cache.errors import LockHeld
 from cache.store import Store
 from pipeline.execution.locks import MAINTENANCE, maintenance_lock, run_lock
-from pipeline.maintenance.verify import artifact_damages, row_damages
+from pipeline.maintenance.verify import artifact_damages
+from pipeline.maintenance.verify_references import reference_damages
 from pipeline.plan.stage_run import StageRun, State
 from stages.encode.stage import STAGE, EncodeParams
 from stages.errors import Stopped
@@ -98,7 +99,7 @@ def test_two_encodes_of_overlapping_datasets_at_once_encode_each_clip_once(root)
     receipts = store.receipts()
     assert len(receipts) == 4
     assert [damage for receipt in receipts for damage in artifact_damages(store, receipt)] == []
-    assert list(row_damages(store, receipts, [])) == []
+    assert list(reference_damages(store, receipts, [])) == []
     assert list((store.root / "scratch").iterdir()) == []
 
 

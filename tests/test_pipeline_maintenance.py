@@ -28,7 +28,10 @@ def test_that_nothing_is_old_enough_is_no_error_and_is_said(builder):
     builder.ingest((0,), finished=YOUNG)
     done = typed(builder, "evict", "--older-than", "30d")
     assert done.exit_code == 0
-    assert done.stdout.splitlines() == ["nothing was finished longer ago than 30d", "0 things, 0 bytes freed"]
+    assert done.stdout.splitlines() == [
+        "nothing was finished longer ago than 30d",
+        "0 files and folders, 0 bytes freed",
+    ]
 
 
 def test_what_is_not_old_enough_is_named_as_it_was_asked_for(builder):
@@ -99,4 +102,4 @@ def test_a_gc_that_drops_no_prepared_audio_says_nothing_of_decoding(builder):
 def test_one_thing_is_said_in_the_singular(builder):
     interrupt_run(builder, "train", (0,))
     (run,) = run_metadata.unfinished_runs(builder.store)
-    assert typed(builder, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 thing, ")
+    assert typed(builder, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 file or folder, ")

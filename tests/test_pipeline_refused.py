@@ -38,8 +38,8 @@ def refused(place: Path) -> run_metadata.UnfinishedRun:
 def test_status_lists_it_as_refused_with_what_to_do(place):
     name = refused(place).name
     first = typed(place, "status").stdout.splitlines()[0]
-    remedy = f"Mend that and run again, or `sa3-trainer evict {name[:18]}`"
-    assert first == f"refused {name}: its data has 1 problem. {remedy}"
+    remedy = f"Fix the files and run again; `sa3-trainer evict {name[:18]}` removes it"
+    assert first == f"refused {name}: its dataset has 1 problem. {remedy}"
 
 
 def test_programs_are_told_how_many_problems_there_were(place):
@@ -61,7 +61,7 @@ def test_gc_says_how_to_let_go_of_what_is_kept_for_it(place):
 def test_the_command_that_is_named_lets_go_of_it(place):
     assert typed(place, "evict", refused(place).short_name).exit_code == 0
     assert not list((place / "store" / "shared" / "prepared").rglob("*.flac"))
-    assert "holds nothing yet" in typed(place, "status").stdout
+    assert "is empty" in typed(place, "status").stdout
 
 
 def test_one_that_is_looked_at_again_is_unfinished_until_it_is_refused_again(place, monkeypatch):
@@ -71,4 +71,4 @@ def test_one_that_is_looked_at_again_is_unfinished_until_it_is_refused_again(pla
     monkeypatch.setattr(ingesting, "_look", stopped)
     typed(place, "ingest", str(place / "clips"), "--model", "tiny-base", "--workers", "1")
     assert refused(place).num_problems == 0
-    assert "the same command goes on from there" in typed(place, "status").stdout
+    assert "the same command continues it" in typed(place, "status").stdout

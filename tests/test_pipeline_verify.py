@@ -16,9 +16,10 @@ from cache.shards import load
 from cache.store import Store
 from pipeline.cli import app
 from pipeline.execution.runner import RunResult, run_until
+from pipeline.maintenance.damage import Damage
 from pipeline.maintenance.gc import gc
 from pipeline.maintenance.repair import repair
-from pipeline.maintenance.verify import Damage, verify
+from pipeline.maintenance.verify import verify
 from pipeline.maintenance.verify_command import next_commands
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe

@@ -1,4 +1,7 @@
-"""Weights that ship with the project, compared with the same weights made anew."""
+"""Compares bundled weights, which the project creates itself, with the same weights created again.
+
+Light: a family's code is imported when its weights are compared.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from stages import catalogue
 from stages.errors import WeightsNotFound
 from stages.models.checkpoint_folder import file_digest
 
-ASIDE = "verify-"
-"""How the folder begins that holds weights made to be compared."""
+TEMPORARY_PREFIX = "verify-"
+"""Start of the name of a temporary folder with weights created for comparison."""
 
 
-def shipped_faults(folder: Path) -> str:
-    """What is wrong with a folder of weights made by the project, or nothing. Makes them a second time to compare.
+def weights_fault(folder: Path) -> str:
+    """What is wrong with a folder of bundled weights; empty where it equals weights created again.
 
-    Texts of the text encoder's folder may name the version of the library that wrote them: only their form is checked.
+    JSON files of the text encoder may contain the version of the library that wrote them, so they are only parsed.
     """
     family = _family(folder.name)
     if family is None:
         return ""  # of another version of the project: nothing reads it
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=ASIDE) as place:
-        fresh = Path(place) / folder.name
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY_PREFIX) as temporary:
+        fresh = Path(temporary) / folder.name
         family.make(fresh)
         return "; ".join(_differences(folder, fresh))
 

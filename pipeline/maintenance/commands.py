@@ -1,4 +1,7 @@
-"""The commands that look after a store: verify, evict, gc, doctor. Options only, no logic."""
+"""The commands verify, evict, gc and doctor: their options.
+
+Light: standard library and Typer only.
+"""
 
 from __future__ import annotations
 
@@ -17,92 +20,92 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show exactly what
 
 def verify(
     store: StoreOption = Path("artifacts"),
-    repair: Annotated[bool, typer.Option("--repair", help="remove exactly what is damaged, save what is not")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="remove what is damaged, keep what is intact")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of a store and compare it with its checksum; name the clips that damage concerns.
+    """Read every byte of a store and compare it with its checksum; list the clips that damage affects.
 
     Example: sa3-trainer verify --repair
     """
-    from pipeline.maintenance.gc import root_of
-    from pipeline.maintenance.verify_command import check, checked_json, checked_lines, finish
+    from pipeline.maintenance.gc import existing_store
+    from pipeline.maintenance.verify_command import check, raise_if_damaged, verify_json, verify_lines
     from pipeline.report import Report
 
     with reported_errors("verify", as_json=as_json):
-        checked, done = check(root_of(store), Report(), repair=repair)
-        print(json.dumps(checked_json(checked, done)) if as_json else "\n".join(checked_lines(checked, done)))
-        finish(checked, repaired=repair)
+        result, repairs = check(existing_store(store), Report(), repair=repair)
+        print(json.dumps(verify_json(result, repairs)) if as_json else "\n".join(verify_lines(result, repairs)))
+        raise_if_damaged(result, repaired=repair)
 
 
 def evict(
     names: Annotated[list[str] | None, typer.Argument(help="artifacts as `status` prints them: 0a810e2ef096")] = None,
-    stage: Annotated[str | None, typer.Option(help="all of ingest, encode or train")] = None,
+    stage: Annotated[str | None, typer.Option(help="all artifacts of ingest, encode or train")] = None,
     older_than: Annotated[str | None, typer.Option(metavar="AGE", help="finished longer ago: 30d, 12h, 2w")] = None,
-    model: Annotated[str | None, typer.Option(help="all made for this model")] = None,
+    model: Annotated[str | None, typer.Option(help="all artifacts made for this model")] = None,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove finished artifacts, and the shared files that only they named; never what a kept run needs.
+    """Remove finished artifacts, and the shared files that only they use; never what a kept run needs.
 
     Example: sa3-trainer evict --stage train --older-than 30d --dry-run
     """
-    from pipeline.maintenance.gc import Choice, decision_json, decision_lines, root_of
+    from pipeline.maintenance.gc import Selection, existing_store, removal_json, removal_lines
     from pipeline.maintenance.gc import evict as evicted
     from pipeline.report import Report
 
     with reported_errors("evict", as_json=as_json):
-        choice = Choice(names=names or (), stage=stage, older_than=older_than, model=model)
-        decision = evicted(root_of(store), choice, Report().say, dry_run=dry_run)
-        lines = decision_lines(decision, dry_run=dry_run)
-        print(json.dumps(decision_json(decision, dry_run=dry_run)) if as_json else "\n".join(lines))
+        selection = Selection(names=names or (), stage=stage, older_than=older_than, model=model)
+        plan = evicted(existing_store(store), selection, Report().say, dry_run=dry_run)
+        lines = removal_lines(plan, dry_run=dry_run)
+        print(json.dumps(removal_json(plan, dry_run=dry_run)) if as_json else "\n".join(lines))
 
 
 def gc(
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="leave unfinished and unread things younger than this [7d]")
+        str | None, typer.Option(metavar="AGE", help="keep unfinished and unread things younger than this [7d]")
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="make the store this small, oldest unread things first: 50G")
+        str | None, typer.Option(metavar="SIZE", help="shrink the store to this size, oldest unread things first: 50G")
     ] = None,
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="all prepared audio; made again when it is read")
+        bool, typer.Option("--prepared", help="all prepared audio, which is made again when it is read")
     ] = False,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what no kept run needs: old unfinished runs, shards that nobody names, temporaries of dead writers.
+    """Remove what no kept run needs: old unfinished runs, unused shards, leftover temporary files.
 
     Example: sa3-trainer gc --prepared --max-bytes 50G --dry-run
     """
     from pipeline.errors import OverBudget
-    from pipeline.maintenance.gc import bytes_of, decision_json, decision_lines, root_of
+    from pipeline.maintenance.gc import existing_store, removal_json, removal_lines
     from pipeline.maintenance.gc import gc as collected
+    from pipeline.maintenance.quantities import bytes_of
     from pipeline.report import Report
 
     with reported_errors("gc", as_json=as_json):
-        wanted = {"older_than": older_than, "max_bytes": max_bytes}
-        place = root_of(store)
-        decision, met = collected(place, Report().say, dry_run=dry_run, prepared=prepared, **wanted)
-        lines = decision_lines(decision, dry_run=dry_run)
-        print(json.dumps(decision_json(decision, dry_run=dry_run)) if as_json else "\n".join(lines))
-        if not met:
-            left = place.sizes().total - (decision.num_bytes if dry_run else 0)
-            raise OverBudget(bytes_of(str(max_bytes)), left, decision.needed_bytes, decision.needed_by)
+        existing, limits = existing_store(store), {"older_than": older_than, "max_bytes": max_bytes}
+        plan, fits = collected(existing, Report().say, dry_run=dry_run, prepared=prepared, **limits)
+        lines = removal_lines(plan, dry_run=dry_run)
+        print(json.dumps(removal_json(plan, dry_run=dry_run)) if as_json else "\n".join(lines))
+        if not fits:
+            left = existing.sizes().total - (plan.num_bytes if dry_run else 0)
+            raise OverBudget(bytes_of(str(max_bytes)), left, plan.needed_bytes, plan.needed_by)
 
 
 def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) -> None:
-    """Check versions, devices, weights and the store's folder; say what will not work and what to do.
+    """Check versions, devices, weights and the store's folder; say what will not work, and what to do about it.
 
     Example: sa3-trainer doctor
     """
-    from pipeline.maintenance.doctor import examined, examined_json, examined_lines, finish
+    from pipeline.maintenance.doctor import checks_json, checks_lines, raise_if_failed, run_checks
 
     with reported_errors("doctor", as_json=as_json):
-        checks = examined(store)
-        print(json.dumps(examined_json(checks)) if as_json else "\n".join(examined_lines(checks)))
-        finish(checks)
+        checks = run_checks(store)
+        print(json.dumps(checks_json(checks)) if as_json else "\n".join(checks_lines(checks)))
+        raise_if_failed(checks)
 
 
 def add_store_commands(app: typer.Typer) -> None:

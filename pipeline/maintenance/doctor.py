@@ -1,4 +1,7 @@
-"""What this machine has, and whether it is enough: versions, devices, weights, the store. Light until asked."""
+"""The `doctor` command: checks versions, devices, weights and the store's folder.
+
+Light: torch, packaging and the hub's library are imported by the checks that use them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,82 +29,95 @@ GOOD, NOTE, BAD = "ok", "note", "FAILED"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     area: str
     """`python`, `packages`, `devices`, `weights` or `store`."""
     name: str
     state: str
     """`ok`, `note` (it works, but you should know) or `FAILED`."""
-    said: str
+    message: str
     """What was found, and what to do where something must be done."""
 
+    def as_json(self) -> dict[str, str]:
+        """The check for programs."""
+        return {"area": self.area, "name": self.name, "state": self.state, "said": self.message}
 
-def examined(store: Path) -> list[Check]:
-    """Every check, in the order of the areas."""
-    areas: Sequence[tuple[str, Callable[[], Iterator[tuple[str, str, str]]]]] = (
+
+Results = Iterator[tuple[str, str, str]]
+"""(name, state, message) of each check of an area."""
+
+
+def run_checks(store: Path) -> list[Check]:
+    """Run every check, in the order of the areas."""
+    areas: Sequence[tuple[str, Callable[[], Results]]] = (
         ("python", python),
         ("packages", packages),
         ("devices", devices),
         ("weights", lambda: weights(store)),
         ("store", lambda: store_folder(store)),
     )
-    return [Check(area=area, name=name, state=state, said=said) for area, look in areas for name, state, said in look()]
+    return [
+        Check(area=area, name=name, state=state, message=message)
+        for area, results in areas
+        for name, state, message in results()
+    ]
 
 
-def examined_json(checks: Sequence[Check]) -> dict[str, Any]:
-    """For programs."""
-    return {"checks": [asdict(check) for check in checks], "failed": sum(check.state == BAD for check in checks)}
+def checks_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """The checks for programs."""
+    return {"checks": [check.as_json() for check in checks], "failed": sum(check.state == BAD for check in checks)}
 
 
-def examined_lines(checks: Sequence[Check]) -> list[str]:
-    """For people."""
+def checks_lines(checks: Sequence[Check]) -> list[str]:
+    """The checks for people."""
     width = max(len(check.name) for check in checks)
-    return [f"{check.area:<9} {check.name:<{width}}  {check.state:<6} {check.said}" for check in checks]
+    return [f"{check.area:<9} {check.name:<{width}}  {check.state:<6} {check.message}" for check in checks]
 
 
-def finish(checks: Sequence[Check]) -> None:
-    """Raises: ChecksFailed, when something failed."""
+def raise_if_failed(checks: Sequence[Check]) -> None:
+    """Raises: ChecksFailed, if a check failed."""
     if failed := sum(check.state == BAD for check in checks):
         raise ChecksFailed(failed)
 
 
-def python() -> Iterator[tuple[str, str, str]]:
+def python() -> Results:
     """The interpreter and the machine."""
     enough = sys.version_info >= (3, 11)
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     yield "version", GOOD if enough else BAD, found if enough else f"{found}; 3.11 or newer is needed"
 
 
-def packages() -> Iterator[tuple[str, str, str]]:
-    """Every package the project asks for: its version against the range."""
+def packages() -> Results:
+    """The version of every required and optional package."""
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(text) for text in metadata.requires(PROJECT) or ()]
+        requirements = [Requirement(text) for text in metadata.requires(PROJECT) or ()]
     except metadata.PackageNotFoundError:
         yield PROJECT, BAD, "is not installed here; run `make setup`"
         return
-    # What several extras ask for is listed once.
-    for one in {requirement.name: requirement for requirement in wanted}.values():
-        extras = one.marker is not None and "extra" in str(one.marker)
-        yield one.name, *_version(one, optional=extras)
+    # A package that several extras require is listed once.
+    for one in {requirement.name: requirement for requirement in requirements}.values():
+        optional = one.marker is not None and "extra" in str(one.marker)
+        yield one.name, *_version(one, optional=optional)
 
 
-def _version(wanted: Any, *, optional: bool) -> tuple[str, str]:
+def _version(requirement: Any, *, optional: bool) -> tuple[str, str]:
+    wanted = requirement.specifier or "any version"
     try:
-        version = metadata.version(wanted.name)
+        version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return (NOTE, f"not installed (optional, {wanted.specifier or 'any version'})") if optional else (
-            BAD, f"not installed, {wanted.specifier} is needed; run `make setup`"
-        )  # fmt: skip
-    if wanted.specifier.contains(version, prereleases=True):
-        return GOOD, f"{version} (asked for: {wanted.specifier or 'any'})"
-    return BAD, f"{version} is outside {wanted.specifier}; run `make setup`"
+        if optional:
+            return NOTE, f"not installed (optional, {wanted})"
+        return BAD, f"not installed, {wanted} is needed; run `make setup`"
+    if requirement.specifier.contains(version, prereleases=True):
+        return GOOD, f"{version} (needed: {wanted})"
+    return BAD, f"{version} does not satisfy {wanted}; run `make setup`"
 
 
-def devices() -> Iterator[tuple[str, str, str]]:
-    """What torch can compute on."""
+def devices() -> Results:
+    """The devices that torch can use."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -110,24 +126,24 @@ def devices() -> Iterator[tuple[str, str, str]]:
     from stages.models.device import slow_on  # deferred: needs torch
 
     slow = slow_on(torch.device("cpu"), torch.bfloat16)
-    arithmetic = "no bf16 arithmetic: --base-precision fp32 is faster" if slow else "bf16"
+    arithmetic = "no bf16 instructions, so --base-precision fp32 is faster" if slow else "bf16"
     yield "cpu", GOOD, f"{torch.get_num_threads()} threads, {arithmetic}; torch {torch.__version__}"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used, and said"
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used instead"
         yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
     if torch.backends.mps.is_available():
-        yield "mps", NOTE, "Apple GPU: never tried with this program; 8-bit fp8 bases fall back to int8"
+        yield "mps", NOTE, "Apple GPU: untested with this program; fp8 base weights fall back to int8"
     elif not torch.cuda.device_count():
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
 
 
-def weights(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Where each model's weights are, or how they come."""
+def weights(store: Path) -> Results:
+    """Where each model's weights are, or where they will come from."""
     given = os.environ.get("SA3_WEIGHTS")
     if given:
-        whole = (Path(given) / "model_config.json").is_file()
-        yield "SA3_WEIGHTS", GOOD if whole else BAD, given if whole else f"{given} holds no model_config.json"
+        complete = (Path(given) / "model_config.json").is_file()
+        yield "SA3_WEIGHTS", GOOD if complete else BAD, given if complete else f"{given} has no model_config.json"
     for name, spec in catalogue.models().items():
         yield name, *_weights_of(spec, store)
 
@@ -137,49 +153,53 @@ def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
 
     if spec.repo is None:
         family = next(family for family in catalogue.bundled_families() if spec in family.MODELS)
-        there = (store / "shared" / "weights" / family.folder_name() / "model_config.json").is_file()
-        return GOOD, "in the store" if there else "made on first use"
+        exists = (store / "shared" / "weights" / family.folder_name() / "model_config.json").is_file()
+        return GOOD, "in the store" if exists else "created on first use"
     try:
         folder = hub_folder(spec, download=False)
-    except Exception as error:  # whatever is wrong with the hub's cache is a finding here, not a crash
+    except Exception as error:  # whatever is wrong with the hub's cache is a result here, not a crash
         return NOTE, f"the hub's cache cannot be read ({error})"
-    return (GOOD, str(folder)) if folder else (NOTE, f"not here yet; comes from {spec.repo}, or with --weights DIR")
+    return (
+        (GOOD, str(folder))
+        if folder
+        else (NOTE, f"not downloaded yet: from {spec.repo} on first use, or give a folder with --weights DIR")
+    )
 
 
-def store_folder(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Write, rename, link, lock and sqlite where the store is, or will be."""
-    place = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB are free in {place}"
+def store_folder(store: Path) -> Results:
+    """Free space, and a self-test of renaming, linking, locking and sqlite where the store is or will be."""
+    folder = next(one for one in (store.absolute(), *store.absolute().parents) if one.is_dir())
+    free = shutil.disk_usage(folder).free
+    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB free in {folder}"
     try:
-        aside = tempfile.TemporaryDirectory(dir=place, prefix="doctor-")
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix="doctor-")
     except OSError as error:
-        yield "write", BAD, f"{place} cannot be written to ({error}); choose another with --store"
+        yield "write", BAD, f"{folder} cannot be written ({error}); choose another with --store"
         return
-    with aside as folder:
+    with temporary as test_folder:
         for name, test in _SELF_TESTS.items():
             try:
-                yield name, GOOD, test(Path(folder))
+                yield name, GOOD, test(Path(test_folder))
             except (OSError, CacheError, sqlite3.Error) as error:
-                yield name, BAD, f"does not work in {place} ({error}); choose another folder with --store"
+                yield name, BAD, f"does not work in {folder} ({error}); choose another folder with --store"
 
 
-def _write(folder: Path) -> str:
+def _rename(folder: Path) -> str:
     from cache.atomic_files import atomic_write_bytes
 
     for content in (b"first", b"second"):
         atomic_write_bytes(folder / "file", content)
     if (folder / "file").read_bytes() != b"second":
-        raise OSError("a file was not replaced by a rename")
-    return "written aside, made to last, renamed over an older one"
+        raise OSError("a rename did not replace the existing file")
+    return "a finished file replaces an older one in one step"
 
 
 def _link(folder: Path) -> str:
     try:
         os.link(folder / "file", folder / "link")
     except OSError as error:
-        return f"no hard links ({error.strerror}): two writers of one shard may both write it; the content is the same"
-    return "hard links work: a sealed file is never replaced"
+        return f"no hard links ({error.strerror}): two runs at once may write the same file twice, with equal content"
+    return "hard links work, so finished files are never overwritten"
 
 
 def _lock(folder: Path) -> str:
@@ -189,12 +209,12 @@ def _lock(folder: Path) -> str:
             with Store(folder / "." / "").lock("train", name):
                 pass
         except LockHeld:
-            return "a second writer is refused"
-    raise OSError("a second writer was let in")
+            return "a second process has to wait"
+    raise OSError("two processes got the same lock")
 
 
-def _ledger(folder: Path) -> str:
-    connection = sqlite3.connect(folder / "ledger.sqlite")
+def _sqlite(folder: Path) -> str:
+    connection = sqlite3.connect(folder / "test.sqlite")
     try:
         with connection:
             connection.execute("CREATE TABLE test (value INTEGER)")
@@ -204,4 +224,4 @@ def _ledger(folder: Path) -> str:
         connection.close()
 
 
-_SELF_TESTS: dict[str, Callable[[Path], str]] = {"rename": _write, "link": _link, "lock": _lock, "sqlite": _ledger}
+_SELF_TESTS: dict[str, Callable[[Path], str]] = {"rename": _rename, "link": _link, "lock": _lock, "sqlite": _sqlite}

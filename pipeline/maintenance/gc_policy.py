@@ -1,7 +1,9 @@
-"""What `evict` and `gc` remove, decided before anything is touched; never what a kept run needs.
+"""Decides what `evict` and `gc` remove before anything is touched: never what a kept run needs.
 
-a kept run      every training, every encoding, every unfinished run that nobody asked to remove
-needs           its inputs, and the shared files these and it name
+kept runs       every training, every encoding and every unfinished run, except those that should be removed
+their needs     the artifacts they read, and the shared files that they and these artifacts reference
+
+Light: standard library only.
 """
 
 from __future__ import annotations
@@ -14,180 +16,177 @@ from cache.inventory import Inventory, StoredArtifact
 from cache.run_metadata import UnfinishedRun
 
 UNFINISHED_DAYS = 7.0
-"""An unfinished run that nothing was written to for so long is garbage, unless told otherwise."""
-PREPARED = "prepared audio; made again when it is read"
-"""Why prepared audio goes that nothing else is wrong with."""
-_MAKES_SHARED = ("ingest", "encode")
-"""Stages that leave shared files before anything names them."""
+"""Days without a write after which gc removes an unfinished run, unless --older-than says otherwise."""
+PREPARED_AUDIO = "prepared audio; made again when it is read"
+"""The reason for removing prepared audio that kept artifacts reference."""
+_WRITES_SHARED_FILES = ("ingest", "encode")
+"""Stages that write shared files before an artifact references them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """One thing to remove."""
+    """One folder or file to remove."""
 
     path: str
-    """Inside the store: an artifact's or unfinished run's folder, or a shared file."""
+    """Inside the store: the folder of an artifact or unfinished run, or a shared file."""
     num_bytes: int
     why: str
 
 
 @dataclass(kw_only=True)
-class Decision:
-    """What goes and what was asked to go but stays."""
+class RemovalPlan:
+    """What will be removed, and what is kept although its removal was requested."""
 
     artifacts: list[tuple[StoredArtifact, str]] = field(default_factory=list)
-    """With the reason."""
+    """Artifact and reason."""
     unfinished: list[tuple[str, int, str]] = field(default_factory=list)
     """Name of the scratch folder, bytes, reason."""
     shared: list[Removal] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """One line per thing that stays although it was asked for."""
+    """One line per thing that is kept although its removal was requested."""
     notes: list[str] = field(default_factory=list)
-    """What else a person should know, in a line each."""
+    """Further remarks, one line each."""
     needed_by: tuple[str, ...] = ()
-    """Who needs what is left, of `errors.REMOVAL_COMMANDS`; filled in where a size was asked for."""
+    """What needs the remaining files: keys of `errors.REMOVAL_COMMANDS`. Set where there is a size limit."""
     needed_bytes: int = 0
-    """Of what is left, the bytes they need."""
+    """Bytes of the remaining files that are needed. Set where there is a size limit."""
 
     @property
     def num_bytes(self) -> int:
-        """All that would be freed."""
-        own = sum(artifact.num_bytes for artifact, _ in self.artifacts) + sum(size for _, size, _ in self.unfinished)
-        return own + sum(one.num_bytes for one in self.shared)
+        """Bytes that the removal frees."""
+        folders = sum(artifact.num_bytes for artifact, _ in self.artifacts)
+        return folders + sum(size for _, size, _ in self.unfinished) + sum(one.num_bytes for one in self.shared)
 
     def removals(self) -> list[Removal]:
-        """Everything, as a list for people and programs."""
+        """Every removal, with its path inside the store."""
         artifacts = [
-            Removal(
-                path=f"{artifact.directory.parent.name}/{artifact.directory.name}",
-                num_bytes=artifact.num_bytes,
-                why=why,
-            )
-            for artifact, why in self.artifacts
+            Removal(path=f"{one.directory.parent.name}/{one.directory.name}", num_bytes=one.num_bytes, why=why)
+            for one, why in self.artifacts
         ]
         runs = [Removal(path=f"scratch/{name}", num_bytes=size, why=why) for name, size, why in self.unfinished]
         shared = [replace(one, path=f"shared/{one.path}") for one in self.shared]
         return [*artifacts, *runs, *shared]
 
+    def removed_keys(self) -> set[str]:
+        """Fingerprints of the artifacts and names of the unfinished runs that will be removed."""
+        return {one.receipt.fingerprint for one, _ in self.artifacts} | {name for name, _, _ in self.unfinished}
 
-def evicted(
-    held: Inventory, wanted: Callable[[StoredArtifact], bool], runs: Sequence[tuple[str, int]] = ()
-) -> Decision:
-    """Drop the artifacts asked for that no kept run needs, the unfinished runs asked for, and what only they named.
+
+def eviction_plan(
+    contents: Inventory, requested: Callable[[StoredArtifact], bool], runs: Sequence[tuple[str, int]] = ()
+) -> RemovalPlan:
+    """Removes the requested artifacts that no kept run needs, the given unfinished runs, and files only they reference.
 
     Args:
-        runs: unfinished runs to drop, by name of their scratch folder, with their bytes.
+        runs: unfinished runs to remove: name of the scratch folder, bytes.
     """
-    decision = Decision(unfinished=[(name, size, "asked for") for name, size in runs])
-    chosen = {artifact.receipt.fingerprint: artifact for artifact in held.artifacts if wanted(artifact)}
-    dropped = {name for name, _ in runs}
-    while blocked := [one for one in chosen if held.dependents(one, without=dropped | chosen.keys())]:
-        for fingerprint in blocked:
+    plan = RemovalPlan(unfinished=[(name, size, "asked for") for name, size in runs])
+    chosen = {artifact.receipt.fingerprint: artifact for artifact in contents.artifacts if requested(artifact)}
+    removed_runs = {name for name, _ in runs}
+    while needed := [one for one in chosen if contents.dependents(one, without=removed_runs | chosen.keys())]:
+        for fingerprint in needed:
             artifact = chosen.pop(fingerprint)
-            needed_by = ", ".join(held.dependents(fingerprint, without=dropped | chosen.keys()))
-            decision.kept.append(f"{artifact.name} is kept: {needed_by} needs it")
-    decision.artifacts = [(artifact, "asked for") for artifact in chosen.values()]
-    sweep(held, decision)
-    return decision
+            needed_by = ", ".join(contents.dependents(fingerprint, without=removed_runs | chosen.keys()))
+            plan.kept.append(f"{artifact.name} is kept: {needed_by} needs it")
+    plan.artifacts = [(artifact, "asked for") for artifact in chosen.values()]
+    choose_shared_files(contents, plan)
+    return plan
 
 
-def collected(held: Inventory, idle: Sequence[tuple[str, int, float]], days: float, *, prepared: bool) -> Decision:
-    """Drop what no kept run needs: long unfinished runs, ingests nobody reads, shared files nobody names.
+def gc_plan(contents: Inventory, idle: Sequence[tuple[str, int, float]], days: float, *, prepared: bool) -> RemovalPlan:
+    """Removes what no kept run needs: old unfinished runs, unread ingests, shared files that nothing references.
 
     Args:
-        idle: (name, bytes, days since anything was written) of the unfinished runs nobody is at work on.
-        days: what is younger stays.
-        prepared: drop all prepared audio as well; it is made again when it is read.
+        idle: unfinished runs that no process works on: name, bytes, days since the last write.
+        days: what is younger is kept.
+        prepared: also remove all prepared audio, which is made again when it is read.
     """
-    word = {run.name: run.state for run in held.unfinished}
-    decision = Decision(
-        unfinished=[(name, size, f"{word[name]}, idle for {age:.0f} days") for name, size, age in idle if age >= days]
+    state = {run.name: run.state for run in contents.unfinished}
+    plan = RemovalPlan(
+        unfinished=[(name, size, f"{state[name]}, idle for {age:.0f} days") for name, size, age in idle if age >= days]
     )
-    gone = {name for name, _, _ in decision.unfinished}
-    for artifact in held.artifacts:
-        unread = artifact.receipt.stage == "ingest" and not held.dependents(artifact.receipt.fingerprint, without=gone)
-        if unread and days_since(artifact.receipt.finished) >= days:
-            decision.artifacts.append((artifact, "no kept run reads it"))
-    sweep(held, decision, prepared=prepared)
-    return decision
+    removed_runs = {name for name, _, _ in plan.unfinished}
+    for artifact in contents.artifacts:
+        receipt = artifact.receipt
+        unread = receipt.stage == "ingest" and not contents.dependents(receipt.fingerprint, without=removed_runs)
+        if unread and days_since(receipt.finished) >= days:
+            plan.artifacts.append((artifact, "no kept run reads it"))
+    choose_shared_files(contents, plan, prepared=prepared)
+    return plan
 
 
-def within_budget(held: Inventory, decision: Decision, total: int, max_bytes: int) -> bool:
-    """Drop more until the store holds at most `max_bytes`; True when that is reached.
+def fit_budget(contents: Inventory, plan: RemovalPlan, total_bytes: int, max_bytes: int) -> bool:
+    """Extend a plan until the store holds at most `max_bytes`; return whether that was possible.
 
-    First all prepared audio, then encodings that nobody reads, oldest first. Trainings are never dropped for room.
+    Removes all prepared audio first, then encodings that nothing reads, oldest first. Trainings are always kept.
     """
-    if total - decision.num_bytes > max_bytes:
-        sweep(held, decision, prepared=True)
-    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
-    going |= {name for name, _, _ in decision.unfinished}
-    spare = [artifact for artifact in held.artifacts if artifact.receipt.stage != "train"]
-    for artifact in sorted(spare, key=lambda one: (_DOWNSTREAM_FIRST[one.receipt.stage], one.receipt.finished)):
-        if total - decision.num_bytes <= max_bytes:
+    if total_bytes - plan.num_bytes > max_bytes:
+        choose_shared_files(contents, plan, prepared=True)
+    removed = plan.removed_keys()
+    candidates = [artifact for artifact in contents.artifacts if artifact.receipt.stage != "train"]
+    for artifact in sorted(candidates, key=lambda one: (_REMOVAL_ORDER[one.receipt.stage], one.receipt.finished)):
+        if total_bytes - plan.num_bytes <= max_bytes:
             break
-        if artifact.receipt.fingerprint not in going and not held.dependents(
-            artifact.receipt.fingerprint, without=going
-        ):
-            going.add(artifact.receipt.fingerprint)
-            decision.artifacts.append((artifact, "no kept training reads it, and room is needed"))
-            sweep(held, decision, prepared=True)
-    _weigh_needs(held, decision)
-    return total - decision.num_bytes <= max_bytes
+        fingerprint = artifact.receipt.fingerprint
+        if fingerprint not in removed and not contents.dependents(fingerprint, without=removed):
+            removed.add(fingerprint)
+            plan.artifacts.append((artifact, "no kept training reads it, and room is needed"))
+            choose_shared_files(contents, plan, prepared=True)
+    _record_needs(contents, plan)
+    return total_bytes - plan.num_bytes <= max_bytes
 
 
-def _weigh_needs(held: Inventory, decision: Decision) -> None:
-    """Say who needs what is left, and how much that is."""
-    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
-    artifacts = [artifact for artifact in held.artifacts if artifact.receipt.fingerprint not in going]
-    dropped = {name for name, _, _ in decision.unfinished}
+_REMOVAL_ORDER = {"encode": 0, "ingest": 1}
+
+
+def _record_needs(contents: Inventory, plan: RemovalPlan) -> None:
+    """Record in the plan what needs the remaining files, and their bytes."""
+    removed = plan.removed_keys()
+    artifacts = [artifact for artifact in contents.artifacts if artifact.receipt.fingerprint not in removed]
     needs = {
         "finished trainings": any(artifact.receipt.stage == "train" for artifact in artifacts),
-        "unfinished runs": any(run.name not in dropped for run in held.unfinished),
+        "unfinished runs": any(run.name not in removed for run in contents.unfinished),
     }
-    shared = sum(held.shared.values()) - sum(one.num_bytes for one in decision.shared)
-    decision.needed_by = tuple(name for name, there in needs.items() if there)
-    decision.needed_bytes += shared + sum(artifact.num_bytes for artifact in artifacts)
+    shared = sum(contents.shared.values()) - sum(one.num_bytes for one in plan.shared)
+    plan.needed_by = tuple(name for name, needed in needs.items() if needed)
+    plan.needed_bytes += shared + sum(artifact.num_bytes for artifact in artifacts)
 
 
-_DOWNSTREAM_FIRST = {"encode": 0, "ingest": 1}
+def choose_shared_files(contents: Inventory, plan: RemovalPlan, *, prepared: bool = False) -> None:
+    """Set the shared files to remove: those that no kept artifact references, and prepared audio on request.
 
-
-def sweep(held: Inventory, decision: Decision, *, prepared: bool = False) -> None:
-    """Choose the shared files to remove: what no artifact names that stays.
-
-    While an unfinished ingest or encoding stays, unnamed files stay too: it may have made them, and goes on from them.
+    While an unfinished ingest or encoding is kept, so are unreferenced files: it may have written them, and resumes
+    from them.
     """
-    going = {artifact.receipt.fingerprint for artifact, _ in decision.artifacts}
-    dropped = {name for name, _, _ in decision.unfinished}
-    unnamed = set(held.shared)
-    for artifact in held.artifacts:
-        if artifact.receipt.fingerprint not in going:
-            unnamed.difference_update(artifact.shared_files())
-    staying = [run for run in held.unfinished if run.name not in dropped]
-    at_work = [run for run in staying if run.stage in _MAKES_SHARED]
-    fed = prepared and not staying
-    decision.shared = []
-    for path, size in sorted(held.shared.items()):
-        if path.startswith("prepared/") and fed:
-            decision.shared.append(Removal(path=path, num_bytes=size, why=PREPARED))
-        elif path in unnamed and not at_work:
-            decision.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
-    _say_once(decision, "shared files that no artifact names are kept", at_work)
-    _say_once(decision, "prepared audio is kept", staying if prepared else ())
+    removed = plan.removed_keys()
+    unreferenced = set(contents.shared)
+    for artifact in contents.artifacts:
+        if artifact.receipt.fingerprint not in removed:
+            unreferenced.difference_update(artifact.shared_files())
+    unfinished = [run for run in contents.unfinished if run.name not in removed]
+    writers = [run for run in unfinished if run.stage in _WRITES_SHARED_FILES]
+    plan.shared = []
+    for path, size in sorted(contents.shared.items()):
+        if path.startswith("prepared/") and prepared and not unfinished:
+            plan.shared.append(Removal(path=path, num_bytes=size, why=PREPARED_AUDIO))
+        elif path in unreferenced and not writers:
+            plan.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
+    _note_kept(plan, "shared files that no artifact names are kept", writers)
+    _note_kept(plan, "prepared audio is kept", unfinished if prepared else ())
 
 
-def _say_once(decision: Decision, what: str, runs: Sequence[UnfinishedRun]) -> None:
-    """What is kept for these runs, and how to let it go; the last line about it counts."""
-    decision.kept = [one for one in decision.kept if not one.startswith(what)]
+def _note_kept(plan: RemovalPlan, what: str, runs: Sequence[UnfinishedRun]) -> None:
+    """Say what is kept for these runs, and how to remove them; replaces an earlier line about the same."""
+    plan.kept = [line for line in plan.kept if not line.startswith(what)]
     if runs:
         names = ", ".join(f"{run.state} {run.name}" for run in runs)
         that = "that run" if len(runs) == 1 else "those runs"
         remedy = f"`sa3-trainer evict {' '.join(run.short_name for run in runs)}` drops {that}"
-        decision.kept.append(f"{what} for {names}: {remedy}")
+        plan.kept.append(f"{what} for {names}: {remedy}")
 
 
 def days_since(finished: str) -> float:
-    """Days since a receipt's time; a time that cannot be read counts as now."""
+    """Days since a receipt's time; 0 where the time cannot be parsed."""
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(finished)).total_seconds() / 86400
     except (ValueError, TypeError):

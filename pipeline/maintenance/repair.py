@@ -1,9 +1,11 @@
-"""Removes exactly what `verify` found damaged, and saves what is sound beside it; the same run makes the rest again.
+"""Removes what `verify` found damaged and saves what is intact beside it; the same run makes the rest again.
 
-artifact   ingest, encode: dropped; made again from what the store holds
-           train: goes back to its unfinished run without the damaged files; the same command goes on from there
-shard      its sound items move to a new shard, the lost ones are made again
-prepared, source, weights   dropped; made again when they are read
+artifact   ingest, encode: removed, and made again from what the store holds
+           train: becomes an unfinished run again without the damaged files; the same command resumes it
+shard      its intact items move to a new shard; the lost ones are made again
+prepared, source, weights   removed, and made again when they are read
+
+Light: readers of shards are imported when they are used.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from cache.registry import Registry
 from cache.shard_salvage import ShardFault, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
-from pipeline.maintenance.verify import Damage
+from pipeline.maintenance.damage import Damage
 from stages.plural import pluralized
 
 
 def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) -> list[str]:
-    """Remove what is damaged; return one line per thing done.
+    """Remove what is damaged; return one line per damage.
 
     Raises:
-        WriteFailed: there is no room to save the sound items of a damaged shard; it is left as it is.
+        WriteFailed: the disk is too full to save the intact items of a damaged shard, which is left as it is.
     """
     with maintenance_lock(store, say):
         return [f"{damage.path}: {_REPAIRS[damage.kind](store, damage)}" for damage in damages]
@@ -38,14 +40,15 @@ def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) 
 def _drop_artifact(store: Store, damage: Damage) -> str:
     directory = store.root / damage.path
     if directory.parent.name == "train":
-        return _back_to_unfinished(store, directory, damage.detail)
+        assert not isinstance(damage.detail, ShardFault), "artifacts are reported with their receipt, or without one"
+        return _make_unfinished(store, directory, damage.detail)
     (directory / RECEIPT).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
     return "dropped"
 
 
-def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) -> str:
-    """What is sound of a training becomes its unfinished run again, so that its checkpoint is gone on from."""
+def _make_unfinished(store: Store, directory: Path, receipt: Receipt | None) -> str:
+    """Turn the intact files of a training into an unfinished run, which resumes from its checkpoint."""
     identity = receipt.identity if receipt else _identity_in(directory / RECEIPT)
     scratch = store.scratch("train", identity) if identity else None
     (directory / RECEIPT).unlink(missing_ok=True)
@@ -57,11 +60,11 @@ def _back_to_unfinished(store: Store, directory: Path, receipt: Receipt | None) 
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
     if receipt:
-        run_metadata.write(store, _noted(receipt, scratch.name))
+        run_metadata.write(store, _unfinished_run(receipt, scratch.name))
     return "back to an unfinished run; the same command goes on from its checkpoint"
 
 
-def _noted(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
+def _unfinished_run(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
     return run_metadata.UnfinishedRun(
         name=name,
         stage=receipt.stage,
@@ -75,7 +78,7 @@ def _noted(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
 
 
 def _damaged_files(directory: Path, receipt: Receipt) -> list[str]:
-    """Files of a training whose bytes are not those on the receipt, and strangers."""
+    """Files of a training that do not match its receipt, or are not listed there."""
     from cache.fingerprint import digest_file
 
     listed = {entry.name: entry.sha256 for entry in receipt.files}
@@ -83,7 +86,7 @@ def _damaged_files(directory: Path, receipt: Receipt) -> list[str]:
 
 
 def _identity_in(file: Path) -> str:
-    """The run's identity in a receipt that cannot be believed; a checkpoint says itself whose it is."""
+    """The identity in a damaged receipt, or nothing. Safe to use: a checkpoint of another run is not resumed."""
     try:
         identity = str(json.loads(file.read_bytes())["identity"])
     except (OSError, ValueError, KeyError, TypeError, ReceiptDamaged):
@@ -91,11 +94,11 @@ def _identity_in(file: Path) -> str:
     return identity if re.fullmatch(r"[0-9a-f]{64}", identity) else ""
 
 
-def _save_shard(store: Store, damage: Damage) -> str:
+def _salvage_shard(store: Store, damage: Damage) -> str:
     from cache.shard_pool import ShardPool
 
     fault, path = damage.detail, store.root / damage.path
-    assert isinstance(fault, ShardFault), "verify hands the fault of a shard on"
+    assert isinstance(fault, ShardFault), "shards are reported with their fault"
     count = salvage(ShardPool(path.parent, _format_of(path)), fault)
     were = "was" if count == 1 else "were"
     return f"removed; {pluralized(count, 'sound item')} {were} saved" if count else "removed"
@@ -107,8 +110,8 @@ def _format_of(path: Path) -> str:
     return next(name for name in formats() if path.suffix == load(name).SUFFIX)
 
 
-def _forget_shard(store: Store, damage: Damage) -> str:
-    """A shard of another size that is whole in itself stays: the next encoding takes its items over."""
+def _unregister_shard(store: Store, damage: Damage) -> str:
+    """Remove a missing shard from the registries. An intact one of another size stays: the next encoding uses it."""
     path = store.root / damage.path
     if path.exists():
         return "left as it is; it is whole, but not the one that was named"
@@ -136,8 +139,8 @@ _REPAIRS: dict[str, Callable[[Store, Damage], str]] = {
     "receipt": _drop_artifact,
     "artifact": _drop_artifact,
     "rows": _drop_artifact,
-    "shard": _save_shard,
-    "gone": _forget_shard,
+    "shard": _salvage_shard,
+    "gone": _unregister_shard,
     "prepared": _drop_prepared,
     "source": _drop,
     "weights": _drop,

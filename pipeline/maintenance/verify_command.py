@@ -1,4 +1,4 @@
-"""`verify` as a command: look, repair if asked, say what to type next."""
+"""The `verify` command: check, repair on request, say what to type next. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from typing import Any
 
 from cache.store import Store
 from pipeline.errors import StoreDamaged
+from pipeline.maintenance.damage import Damage, VerifyResult
 from pipeline.maintenance.repair import repair as repaired
-from pipeline.maintenance.verify import Checked, Damage, verify
+from pipeline.maintenance.verify import verify
 from pipeline.report import Report
 from stages.plural import pluralized
 
 _SHOWN_CLIPS = 5
 
 
-def check(store: Store, report: Report, *, repair: bool) -> tuple[Checked, list[str]]:
-    """What was found, and what was done about it."""
-    checked = verify(store, report.progress_of("verify"))
+def check(store: Store, report: Report, *, repair: bool) -> tuple[VerifyResult, list[str]]:
+    """What was found, and one line per repair."""
+    result = verify(store, report.progress_of("verify"))
     report.end_progress()
-    return checked, repaired(store, checked.damages, report.say) if repair else []
+    return result, repaired(store, result.damages, report.say) if repair else []
 
 
-def checked_json(checked: Checked, done: Sequence[str]) -> dict[str, Any]:
-    """For programs."""
-    return {**checked.as_json(), "repaired": list(done), "next": next_commands(checked)}
+def verify_json(result: VerifyResult, repairs: Sequence[str]) -> dict[str, Any]:
+    """The result for programs."""
+    return {**result.as_json(), "repaired": list(repairs), "next": next_commands(result)}
 
 
-def checked_lines(checked: Checked, done: Sequence[str]) -> list[str]:
-    """For people: what is damaged and what it means, what was done, what to type next."""
-    lines = [line for damage in checked.damages for line in _lines(damage)]
-    looked_at = {"artifact": checked.num_artifacts, "shard": checked.num_shards, "prepared clip": checked.num_prepared}
-    counts = ", ".join(pluralized(number, thing) for thing, number in looked_at.items())
-    num_gone = sum(damage.kind == "gone" for damage in checked.damages)
-    numbers = {"damaged": len(checked.damages) - num_gone, "missing": num_gone}
-    found = ", ".join(f"{number} {word}" for word, number in numbers.items() if number) or "all whole"
-    following = [f"    {command}" for command in next_commands(checked)]
-    after = ["then make again what is missing:", *following] if following else []
-    return [*lines, f"{counts}: {found}", *(f"repaired {line}" for line in done), *after]
+def verify_lines(result: VerifyResult, repairs: Sequence[str]) -> list[str]:
+    """The result for people: what is damaged and what that means, what was repaired, what to type next."""
+    lines = [line for damage in result.damages for line in _damage_lines(damage)]
+    checked = {"artifact": result.num_artifacts, "shard": result.num_shards, "prepared clip": result.num_prepared}
+    counts = ", ".join(pluralized(number, thing) for thing, number in checked.items())
+    numbers = {"damaged": len(result.damages) - result.num_gone, "missing": result.num_gone}
+    found = ", ".join(f"{number} {word}" for word, number in numbers.items() if number) or "all intact"
+    commands = [f"    {command}" for command in next_commands(result)]
+    after = ["to make what is missing again, run:", *commands] if commands else []
+    return [*lines, f"{counts}: {found}", *(f"repaired {line}" for line in repairs), *after]
 
 
-def _lines(damage: Damage) -> list[str]:
+def _damage_lines(damage: Damage) -> list[str]:
     shown = ", ".join(damage.clips[:_SHOWN_CLIPS])
     more = f" and {len(damage.clips) - _SHOWN_CLIPS} more" if len(damage.clips) > _SHOWN_CLIPS else ""
     clips = [f"  clips: {shown}{more}"] if damage.clips else []
     return [f"{damage.kind:<8} {damage.path}: {damage.what}", f"  {damage.meaning}", *clips]
 
 
-def next_commands(checked: Checked) -> list[str]:
-    """What makes the missing things again; DATA is known to the user only."""
-    return sorted({_command(damage) for damage in checked.damages})
+def next_commands(result: VerifyResult) -> list[str]:
+    """Commands that make the missing parts again; DATA is known to the user only."""
+    return sorted({_command(damage) for damage in result.damages})
 
 
 def _command(damage: Damage) -> str:
@@ -61,7 +61,7 @@ def _command(damage: Damage) -> str:
     return "sa3-trainer encode DATA  (with the --model of those clips)"
 
 
-def finish(checked: Checked, *, repaired: bool) -> None:
-    """Raises: StoreDamaged, when something is damaged and stays so."""
-    if checked.damages and not repaired:
-        raise StoreDamaged(len(checked.damages), sum(damage.kind == "gone" for damage in checked.damages))
+def raise_if_damaged(result: VerifyResult, *, repaired: bool) -> None:
+    """Raises: StoreDamaged, unless the store is intact or was repaired."""
+    if result.damages and not repaired:
+        raise StoreDamaged(len(result.damages), result.num_gone)

@@ -1,0 +1,53 @@
+"""Deletes what a removal plan lists, and leftovers of processes that were killed. Light: standard library only."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from cache import run_metadata
+from cache.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
+from cache.registry import Registry
+from cache.store import Store
+from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX
+from pipeline.maintenance.gc_policy import RemovalPlan
+
+
+def remove(store: Store, plan: RemovalPlan) -> None:
+    """Delete everything in the plan.
+
+    Artifacts go first: a kill in between leaves unreferenced shared files, never an artifact without its files.
+    """
+    for artifact, _ in plan.artifacts:
+        store.drop(artifact.receipt.stage, artifact.receipt.fingerprint)
+    for name, _, _ in plan.unfinished:
+        shutil.rmtree(store.root / "scratch" / name, ignore_errors=True)
+        run_metadata.remove(store, name)
+    for one in plan.shared:
+        (store.shared / one.path).unlink(missing_ok=True)
+    _unregister_shards(store, [one.path for one in plan.shared])
+
+
+def _unregister_shards(store: Store, paths: Sequence[str]) -> None:
+    for pool in ("latents", "prompts"):
+        shards = [path.partition("/")[2] for path in paths if path.startswith(f"{pool}/")]
+        for file in (store.shared / pool).glob("registry-*.sqlite") if shards else ():
+            Registry(file).remove(shards)
+
+
+def remove_leftovers(store: Store) -> None:
+    """Delete temporary files of dead writers, metadata of runs that are gone, unfinished weights and empty folders."""
+    for folder in [store.shared, *(path for path in store.shared.rglob("*") if path.is_dir())]:
+        if folder.is_dir():
+            remove_stale_temporaries(folder)
+    for file in run_metadata.orphans(store):
+        file.unlink(missing_ok=True)
+    for folder in (store.shared / "weights").glob("*"):
+        temporary = folder.name.startswith(TEMPORARY_PREFIX) or folder.suffix == ".tmp"
+        if temporary and time.time() - folder.stat().st_mtime > STALE_AFTER_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (store.shared / "prepared").glob("*"):
+        with suppress(OSError):  # not empty
+            folder.rmdir()
