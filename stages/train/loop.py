@@ -18,6 +18,7 @@ from stages.train.dataset.batch import Batch
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.record import checkpoint
 from stages.train.record.metrics import LOSS_WINDOW
+from stages.train.record.step_rate import StepRate
 from stages.train.training import Training
 
 MAX_SECONDS_BETWEEN_LINES = 10.0
@@ -41,13 +42,13 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self.total_steps = self.training.params.number_of_steps
-        self.first_step, self.started = self.training.step, time.perf_counter()
+        first_step, self.started, self.step_rate = self.training.step, time.perf_counter(), StepRate()
         self.seconds_before = float(self.training.notes.get("seconds", 0.0))
         # Reading a value makes the host wait for the device; on the CPU there is nothing to wait for.
         self.checks_every_step = self.training.device.type == "cpu"
         self.last_line_time = self.started
-        is_saved = checkpoint.directory_of(self.folder, self.first_step).is_dir()
-        self.saved_step = self.first_step if is_saved else 0
+        is_saved = checkpoint.directory_of(self.folder, first_step).is_dir()
+        self.saved_step = first_step if is_saved else 0
 
     @property
     def folder(self) -> Path:
@@ -106,6 +107,7 @@ class TrainingLoop:
         save_is_due = step == self.total_steps or step % resources.checkpoint_every == 0
         if line_is_due or self.checks_every_step:
             self.check_finite()
+            self.step_rate.look(step, self.training.preparation_seconds)
         if line_is_due:
             self.work.progress(step, self.total_steps, self.progress_line())
             self.last_line_time = time.perf_counter()
@@ -140,14 +142,11 @@ class TrainingLoop:
         training = self.training
         training.history.flush()
         recent = training.history.losses(training.params.mask_loss_weight, last=LOSS_WINDOW)
-        rate = (training.step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
-        left = int((self.total_steps - training.step) / rate)
         parts = [
             f"loss {recent.mean():.4f}",
             f"lr {training.optimizer.rule.effective_rate():.2g}",
-            f"{rate:.2f} steps/s",
             *peak_memory(training.device),
-            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
+            *self.step_rate.words(self.total_steps - training.step),
         ]
         return "  ".join(parts)
 

@@ -33,6 +33,8 @@ class Training:
     """Small JSON values kept in every checkpoint; `seconds` counts the time spent in steps."""
     step: int = 0
     """Updates made."""
+    preparation_seconds: float = 0.0
+    """Spent by this process in compiling and recording steps."""
 
     def advance(self, batch: Batch) -> None:
         """Make one update from a batch on the CPU."""

@@ -172,7 +172,11 @@ class GraphSteps:
         """The recording for batches of this shape, made if there is none yet."""
         key = self.buckets.shape_of(batch)
         if key not in self.recordings:
-            self.recordings[key] = self.recorded(batch, finishes=finishes)
+            started = time.perf_counter()
+            try:
+                self.recordings[key] = self.recorded(batch, finishes=finishes)
+            finally:
+                self.training.preparation_seconds += time.perf_counter() - started
         return self.recordings[key]
 
     def placed(self, batch: Batch) -> Placed:

@@ -49,7 +49,7 @@ GRAPHS = CostModel(held=0.8, held_checkpointing=1.2, libraries=512 * MIB)
 """CUDA, compiled and replayed as graphs; fitted on an H200 in bf16."""
 EAGER_CUDA = CostModel(held=1.0, held_checkpointing=1.0, libraries=307 * MIB)
 HOST = CostModel(
-    held=1.45, held_checkpointing=2.7, libraries=95 * MIB, narrow=55 * MIB, length=38 * MIB, most_lengths=850 * MIB
+    held=1.45, held_checkpointing=2.7, libraries=80 * MIB, narrow=55 * MIB, length=38 * MIB, most_lengths=850 * MIB
 )
 """The CPU, fitted on one thread with glibc's heap. MPS, where nothing was measured, is taken to be like it."""
 

@@ -1,0 +1,78 @@
+"""What a progress line says of speed and of the time left."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from stages.contract import Resources
+from stages.train.record.step_rate import RECENT, StepRate
+from tests.small_training import Bench
+
+
+class Clock:
+    """Moved by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_nothing_is_said_before_a_step_after_the_first_is_measured(clock):
+    rate = StepRate(clock)
+    assert rate.words(999) == ()
+    clock.now += 40
+    rate.look(1, 0.0)
+    assert rate.words(999) == ()
+
+
+def test_the_first_step_does_not_count_however_long_it_took(clock):
+    rate = StepRate(clock)
+    clock.now += 40
+    rate.look(1, 0.0)
+    clock.now += 2
+    rate.look(2, 0.0)
+    assert rate.words(1900) == ("0.50 steps/s", "1:03:20 left")
+
+
+def test_the_first_step_of_a_training_that_goes_on_does_not_count_either(clock):
+    rate = StepRate(clock)
+    clock.now += 40
+    rate.look(501, 0.0)
+    clock.now += 10
+    rate.look(601, 0.0)
+    assert rate.steps_per_second == pytest.approx(10)
+
+
+def test_time_spent_in_preparing_steps_is_left_out(clock):
+    rate = StepRate(clock)
+    rate.look(1, 5.0)
+    clock.now += 1
+    rate.look(2, 5.0)
+    clock.now += 61
+    rate.look(3, 65.0)
+    assert rate.steps_per_second == pytest.approx(1)
+
+
+def test_only_recent_steps_count(clock):
+    rate = StepRate(clock)
+    for step in range(1, 200):
+        clock.now += 100 if step < 199 - RECENT else 0.5
+        rate.look(step, 0.0)
+    assert rate.words(0) == ("2.00 steps/s", "0:00:00 left")
+
+
+def test_progress_lines_of_a_training_tell_the_speed_from_the_second_step_on(tmp_path):
+    bench = Bench.of_latents(tmp_path, lengths=(12, 20))
+    bench.resources = Resources(device="cpu", log_every=1)
+    bench.train(number_of_steps=3)
+    first, *others = [note for _, _, note in bench.told]
+    assert "steps/s" not in first and "left" not in first
+    assert len(others) == 2 and all(re.search(r"  [\d.]+ steps/s  \d+:\d\d:\d\d left$", line) for line in others)
