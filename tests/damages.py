@@ -19,10 +19,10 @@ import numpy as np
 from cache.fingerprint import digest_bytes
 from stages.contract import Member
 from stages.errors import Fault
-from stages.ingest.clip_warnings import prepared_notes
+from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.integrity.mp3 import frame_at
 from stages.ingest.integrity.riff_ogg_flac import ogg_pages
-from stages.ingest.prepare_clip import Job, Prepared, prepare
+from stages.ingest.prepare_clip import Job, PreparedClip, prepare
 from tests.foreign_sounds import (
     FOREIGN_DAMAGES,
     FOREIGN_EXPECTED,
@@ -53,27 +53,27 @@ PCM = ("WAV 16", "WAV 24", "WAV float", "AIFF")
 def whole(form: str) -> bytes:
     """Three seconds of a tone in noise, off centre by nothing: something every codec fills its frames with."""
     rate = FORMS[form][3]
-    time_N = np.arange(3 * rate) / rate
-    noise_NC = np.random.default_rng(0).uniform(-0.05, 0.05, (3 * rate, 2))
-    tone_NC = 0.3 * np.sin(2 * np.pi * 440 * time_N)[:, None] * [1.0, 0.5]
-    return written(form, tone_NC + noise_NC)
+    time_X = np.arange(3 * rate) / rate
+    noise_XA = np.random.default_rng(0).uniform(-0.05, 0.05, (3 * rate, 2))
+    tone_XA = 0.3 * np.sin(2 * np.pi * 440 * time_X)[:, None] * [1.0, 0.5]
+    return written(form, tone_XA + noise_XA)
 
 
-def written(form: str, audio_NC: np.ndarray) -> bytes:
+def written(form: str, audio_XA: np.ndarray) -> bytes:
     """Sound as a file of that form."""
     _, container, subtype, rate = FORMS[form]
-    audio_NC = audio_NC.astype(np.float32)
+    audio_XA = audio_XA.astype(np.float32)
     if form in FOREIGN_FORMS:
-        return foreign(container, subtype, audio_NC, rate)
-    return sound(audio_NC, rate, container, subtype)
+        return foreign(container, subtype, audio_XA, rate)
+    return sound(audio_XA, rate, container, subtype)
 
 
 def changed(edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[str, bytes], bytes]:
     """Damage of the sound itself, before it was written."""
 
     def made(form: str, data: bytes) -> bytes:
-        time_N = np.arange(3 * FORMS[form][3]) / FORMS[form][3]
-        return written(form, edit(0.3 * np.sin(2 * np.pi * 440 * time_N)[:, None] * [1.0, 0.5]))
+        time_X = np.arange(3 * FORMS[form][3]) / FORMS[form][3]
+        return written(form, edit(0.3 * np.sin(2 * np.pi * 440 * time_X)[:, None] * [1.0, 0.5]))
 
     return made
 
@@ -355,7 +355,7 @@ def verdict(form: str, data: bytes) -> tuple[str, str]:
         made = prepare(job)
     if isinstance(made, Fault):
         return "caught", made.type
-    noted = {note.type for note in prepared_notes({"a": made}, PARAMS)} - {note.type for note in usual_notes(form)}
+    noted = {note.type for note in clip_warnings({"a": made}, PARAMS)} - {note.type for note in usual_notes(form)}
     if noted:
         return "noted", ", ".join(sorted(noted))
     return ("same", "") if made[0].checksum == prepared_whole(form)[0].checksum else ("other", "")
@@ -363,11 +363,11 @@ def verdict(form: str, data: bytes) -> tuple[str, str]:
 
 def usual_notes(form: str) -> list[Fault]:
     """What is noted of a whole file already: that WMA does not tell its encoder's delay, for example."""
-    return list(prepared_notes({"a": prepared_whole(form)}, PARAMS))
+    return list(clip_warnings({"a": prepared_whole(form)}, PARAMS))
 
 
 @lru_cache
-def prepared_whole(form: str) -> tuple[Prepared, ...]:
+def prepared_whole(form: str) -> tuple[PreparedClip, ...]:
     """What the whole file is prepared as."""
     data = whole(form)
     with tempfile.TemporaryDirectory() as place:

@@ -19,7 +19,7 @@ FOREIGN_FORMS = {
 MP4 = ("AAC (MP4)", "ALAC (MP4)")
 
 
-def foreign(container: str, codec: str, audio_NC: np.ndarray, rate: int = RATE) -> bytes:
+def foreign(container: str, codec: str, audio_XA: np.ndarray, rate: int = RATE) -> bytes:
     """The sound as PyAV writes it."""
     import av  # deferred: an optional package
 
@@ -27,7 +27,7 @@ def foreign(container: str, codec: str, audio_NC: np.ndarray, rate: int = RATE) 
     with av.open(buffer, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo")
         stream.bit_rate = 192_000
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio_NC.T), format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio_XA.T), format="fltp", layout="stereo")
         frame.sample_rate, frame.pts = rate, 0
         form = stream.codec_context.format or "fltp"
         size = stream.codec_context.frame_size or 2048

@@ -29,9 +29,9 @@ def tone(
     seconds: float = 0.5, *, hz: float = 440.0, rate: int = RATE, level: float = 0.3, channels: int = 2
 ) -> np.ndarray:
     """(n, channels) float32: a sine whose level falls from channel to channel."""
-    time_N = np.arange(round(seconds * rate)) / rate
-    sine_N = level * np.sin(2 * np.pi * hz * time_N)
-    return np.stack([sine_N / (1 + channel) for channel in range(channels)], axis=1).astype(np.float32)
+    time_X = np.arange(round(seconds * rate)) / rate
+    sine_X = level * np.sin(2 * np.pi * hz * time_X)
+    return np.stack([sine_X / (1 + channel) for channel in range(channels)], axis=1).astype(np.float32)
 
 
 def sound(audio: np.ndarray | None = None, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:

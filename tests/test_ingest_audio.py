@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 from stages.ingest.audio.decode import Recording
-from stages.ingest.faults import Unfit
-from stages.ingest.integrity.riff_ogg_flac import check_whole
+from stages.ingest.audio.mpeg_decoder import MpegFile
+from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.riff_ogg_flac import check_declared_length
 from tests.small_datasets import RATE, sound, tone
 
 FORMS = [
@@ -41,7 +42,7 @@ def decoded(data: bytes) -> tuple[Recording, np.ndarray]:
 
 
 def fault(data: bytes) -> str:
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(FileRejected) as caught:
         decoded(data)
     return caught.value.type
 
@@ -49,19 +50,19 @@ def fault(data: bytes) -> str:
 @pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
 def test_every_format_is_decoded_to_its_end(form, subtype, rate):
     audio = noisy(rate)
-    recording, audio_CN = decoded(sound(audio, rate, form, subtype))
+    recording, audio_AX = decoded(sound(audio, rate, form, subtype))
     assert (recording.sample_rate_hz, recording.num_channels, recording.num_samples) == (rate, 2, len(audio))
     assert recording.length_known
-    assert np.corrcoef(audio_CN[0], audio[:, 0])[0, 1] > 0.98
+    assert np.corrcoef(audio_AX[0], audio[:, 0])[0, 1] > 0.98
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
 def test_mono_is_doubled_and_of_many_channels_the_first_two_are_kept(channels):
     audio = tone(0.2, channels=channels)
-    recording, audio_CN = decoded(sound(audio, RATE, "WAV", "FLOAT"))
+    recording, audio_AX = decoded(sound(audio, RATE, "WAV", "FLOAT"))
     assert recording.num_channels == channels
-    assert audio_CN.shape == (2, len(audio)) and audio_CN.T.flags.c_contiguous, "interleaved, as files hold it"
-    assert np.array_equal(audio_CN, audio[:, [0, min(1, channels - 1)]].T)
+    assert audio_AX.shape == (2, len(audio)) and audio_AX.T.flags.c_contiguous, "interleaved, as files hold it"
+    assert np.array_equal(audio_AX, audio[:, [0, min(1, channels - 1)]].T)
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
@@ -101,8 +102,8 @@ def test_a_second_half_of_zeros_is_noticed_where_the_format_can_show_it(form, su
 
 def test_an_ogg_page_cut_at_its_end_is_noticed():
     data = sound(noisy(RATE), RATE, "OGG", "VORBIS")
-    with pytest.raises(Unfit, match="audio_truncated"):
-        check_whole(data[:-1])
+    with pytest.raises(FileRejected, match="audio_truncated"):
+        check_declared_length(data[:-1])
 
 
 def test_text_under_a_sound_suffix_cannot_be_decoded():
@@ -138,7 +139,7 @@ def test_a_rate_beyond_reason_is_refused(rate):
 
 
 def test_what_libsndfile_says_is_passed_on_without_addresses():
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(FileRejected) as caught:
         Recording(b"nonsense" * 20)
     message = caught.value.fault("a.wav").msg
     assert "0x" not in message and "BytesIO" not in message
@@ -148,25 +149,25 @@ def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_said_to_be_unknown():
     data = bytearray(sound(tone(0.5)))
     struct.pack_into("<I", data, 4, 0xFFFFFFFF)
     struct.pack_into("<I", data, data.index(b"data") + 4, 0xFFFFFFFF)
-    recording, audio_CN = decoded(bytes(data))
+    recording, audio_AX = decoded(bytes(data))
     assert not recording.length_known
-    assert audio_CN.shape[1] == len(tone(0.5))
+    assert audio_AX.shape[1] == len(tone(0.5))
 
 
 def test_a_header_that_counts_itself_and_bytes_behind_the_end_are_no_damage():
     data = bytearray(sound(tone(0.5)))
     struct.pack_into("<I", data, 4, len(data))
-    assert check_whole(bytes(data))
-    assert check_whole(sound(tone(0.5)) + b"\xff" * 100)
+    assert check_declared_length(bytes(data))
+    assert check_declared_length(sound(tone(0.5)) + b"\xff" * 100)
 
 
 def test_chunks_before_the_sound_are_stepped_over():
     plain = sound(tone(0.5))
     listed = plain[:12] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\x00" + plain[12:]
     listed = listed[:4] + struct.pack("<I", len(listed) - 8) + listed[8:]
-    assert check_whole(listed)
-    with pytest.raises(Unfit, match="audio_truncated"):
-        check_whole(listed[:-1000])
+    assert check_declared_length(listed)
+    with pytest.raises(FileRejected, match="audio_truncated"):
+        check_declared_length(listed[:-1000])
 
 
 def low_mp3(rate: int, channels: int, compression: float, seconds: float = 6.0) -> bytes:
@@ -189,10 +190,10 @@ def test_an_mp3_of_a_low_bit_rate_is_decoded_in_blocks_to_what_it_is_at_once(cha
 def test_an_mp3_that_does_not_count_its_frames_is_read_whole_and_its_length_is_said_to_be_unknown():
     data = low_mp3(44100, 2, 0.99)
     assert b"Xing" not in data and b"Info" not in data
-    recording, audio_CN = decoded(data)
+    recording, audio_AX = decoded(data)
     assert not recording.length_known
     # 6 s and what the encoder puts around them, in frames of 1152.
-    assert audio_CN.shape[1] % 1152 == 0 and 6 * 44100 + 1105 <= audio_CN.shape[1] < 6 * 44100 + 1105 + 2 * 1152
+    assert audio_AX.shape[1] % 1152 == 0 and 6 * 44100 + 1105 <= audio_AX.shape[1] < 6 * 44100 + 1105 + 2 * 1152
 
 
 def uncounted(data: bytes) -> bytes:
@@ -202,27 +203,27 @@ def uncounted(data: bytes) -> bytes:
 
 
 def test_an_mp3_whose_header_counts_no_frames_is_read_whole():
-    recording, audio_CN = decoded(uncounted(low_mp3(44100, 2, 0.5)))
+    recording, audio_AX = decoded(uncounted(low_mp3(44100, 2, 0.5)))
     assert not recording.length_known
-    assert audio_CN.shape[1] >= 6 * 44100
+    assert audio_AX.shape[1] >= 6 * 44100
 
 
 def test_an_mp3_of_varying_bit_rate_that_libsndfile_ends_at_its_guess_is_refused_and_not_cut():
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(FileRejected) as caught:
         decoded(uncounted(sound(noisy(44100), 44100, "MP3", "MPEG_LAYER_III")))
     assert "frames hold" in str(caught.value.facts["why"])
 
 
 def test_an_mp3_that_does_not_count_its_frames_and_ends_within_one_is_cut():
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(FileRejected) as caught:
         decoded(low_mp3(44100, 2, 0.99)[:-50])
     assert caught.value.type == "audio_truncated"
 
 
 def test_frames_without_a_header_of_which_the_decoder_leaves_some_out_are_noticed(monkeypatch):
-    read = soundfile.SoundFile.read
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *given, **more: read(*given, **more)[:-1])
-    with pytest.raises(Unfit) as caught:
+    read = MpegFile.read_block
+    monkeypatch.setattr(MpegFile, "read_block", lambda file: read(file)[:-1])
+    with pytest.raises(FileRejected) as caught:
         decoded(low_mp3(44100, 1, 0.99))
     assert "frames hold" in str(caught.value.facts["why"])
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import PackageMissing
-from stages.ingest.caption_template import Known, filled, template_fault, template_keys
-from stages.ingest.faults import Unfit
+from stages.ingest.caption_template import CaptionSources, filled_template, template_fault, template_keys
+from stages.ingest.faults import FileRejected
 from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace
 
 
-def known(sidecar: object = None, tags: dict[str, str] | None = None, caption: str | None = None) -> Known:
+def known(sidecar: object = None, tags: dict[str, str] | None = None, caption: str | None = None) -> CaptionSources:
     assert sidecar is None or isinstance(sidecar, dict)
-    return Known(
+    return CaptionSources(
         caption=lambda: caption, sidecar=sidecar or {}, tags=lambda: tags or {}, names=("a.txt", "a.json", "tags of a")
     )
 
@@ -37,14 +37,14 @@ def known(sidecar: object = None, tags: dict[str, str] | None = None, caption: s
 )
 def test_a_template_is_filled_from_where_its_keys_are_and_says_where(template, text, source):
     sidecar = {"genre": "house", "bpm": 120, "meta": {"key": "A minor"}, "moods": ["calm", "warm"], "swing": 0.5}
-    found = filled(template, known({**sidecar, "live": True}, {"title": "Dawn", "genre": "other"}, "a loop"))
+    found = filled_template(template, known({**sidecar, "live": True}, {"title": "Dawn", "genre": "other"}, "a loop"))
     assert found == (text, source)
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", [], {}, {"a": 1}, [[]], float("inf")])
 def test_a_key_without_a_text_is_missing_and_the_message_says_what_there_is(value):
-    with pytest.raises(Unfit) as caught:
-        filled("{genre}", known({"genre": value, "bpm": 3}, {"title": "x"}))
+    with pytest.raises(FileRejected) as caught:
+        filled_template("{genre}", known({"genre": value, "bpm": 3}, {"title": "x"}))
     fault = caught.value.fault("a.wav")
     assert fault.type == "caption_key_missing"
     assert "asks for genre" in fault.msg and "bpm, genre, title" in fault.msg

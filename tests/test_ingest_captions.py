@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contract import Member
-from stages.ingest.captions.pairing import pair, prompt_of
-from stages.ingest.faults import Unfit
+from stages.ingest.captions.pairing import caption_text, pair, with_trigger_phrase
+from stages.ingest.faults import FileRejected
 from stages.ingest.file_types import READABLE, UNREADABLE, suffix
 
 
@@ -51,7 +51,7 @@ def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, f
     assert [(one.clip_id, one.audio.name, one.caption.name) for one in found.pairs] == [
         (f"{folder}{stem}", f"{folder}{stem}{suffix.upper()}", f"{folder}{stem}.txt") for stem in sorted(stems)
     ]
-    assert not found.faults and not found.notes
+    assert not found.faults and not found.warnings
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_other_files_are_mentioned_and_hostile_ones_are_faults():
     found = pair(
         [*members("a.wav", "a.txt", "notes.md"), unreadable("x.bin", "encrypted"), unreadable("../y", "path_traversal")]
     )
-    assert [(note.member, note.type) for note in found.notes] == [("notes.md", "other_file"), ("x.bin", "unread_file")]
+    assert [(one.member, one.type) for one in found.warnings] == [("notes.md", "other_file"), ("x.bin", "unread_file")]
     assert [(fault.member, fault.type) for fault in found.faults] == [("../y", "path_traversal")]
 
 
@@ -117,19 +117,19 @@ def test_a_clip_with_an_unreadable_file_is_no_pair_and_the_file_is_not_missing()
     ],
 )
 def test_a_caption_is_its_text_without_mark_and_margins(data, prompt):
-    assert prompt_of(data, None) == prompt
+    assert with_trigger_phrase(caption_text(data), None) == prompt
 
 
 @pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf", "\u200b\u2060 \ufeff".encode(), b"\x00\x00"])
 def test_a_caption_without_visible_text_is_empty(data):
-    with pytest.raises(Unfit, match="empty_caption"):
-        prompt_of(data, None)
+    with pytest.raises(FileRejected, match="empty_caption"):
+        with_trigger_phrase(caption_text(data), None)
 
 
 @pytest.mark.parametrize("data", ["schön".encode("latin-1"), "drums".encode("utf-16"), b"\xc3"])
 def test_a_caption_in_another_encoding_is_refused(data):
-    with pytest.raises(Unfit, match="caption_not_utf8") as caught:
-        prompt_of(data, None)
+    with pytest.raises(FileRejected, match="caption_not_utf8") as caught:
+        with_trigger_phrase(caption_text(data), None)
     looks_like_utf16 = "UTF-16" in caught.value.fault("a.txt").msg
     assert looks_like_utf16 == data.startswith(b"\xff\xfe")
 
@@ -139,4 +139,4 @@ def test_a_caption_in_another_encoding_is_refused(data):
     [("a loop", "zxq style, a loop"), ("a loop, ZXQ style", "a loop, ZXQ style")],
 )
 def test_the_trigger_phrase_is_put_before_captions_that_lack_it(caption, prompt):
-    assert prompt_of(caption.encode(), " zxq style ") == prompt
+    assert with_trigger_phrase(caption_text(caption.encode()), " zxq style ") == prompt

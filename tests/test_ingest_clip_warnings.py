@@ -9,20 +9,20 @@ import numpy as np
 from tests.small_datasets import folder, run, sound, tone, workspace
 
 
-def notes(place: Path, audio_NC: np.ndarray) -> list[str]:
-    data = folder(place / "d", {"a.wav": sound(audio_NC, subtype="FLOAT"), "a.txt": b"tone"})
+def notes(place: Path, audio_XA: np.ndarray) -> list[str]:
+    data = folder(place / "d", {"a.wav": sound(audio_XA, subtype="FLOAT"), "a.txt": b"tone"})
     outcome, _ = run(data, workspace(place))
     return [one["msg"] for one in outcome.facts["warnings"]]
 
 
 def test_one_sample_beyond_full_scale_is_said_in_the_singular(tmp_path):
-    audio_NC = tone()
-    audio_NC[100, 0] = 1.5
-    assert notes(tmp_path, audio_NC) == ["1 sample is beyond full scale (peak 1.500) and is clamped to it."]
+    audio_XA = tone()
+    audio_XA[100, 0] = 1.5
+    assert notes(tmp_path, audio_XA) == ["1 sample is beyond full scale (peak 1.500) and is clamped to it."]
 
 
 def test_one_stretch_of_silence_is_said_in_the_singular(tmp_path):
-    audio_NC = tone(2.0)
-    audio_NC[30_000:60_000] = 0
+    audio_XA = tone(2.0)
+    audio_XA[30_000:60_000] = 0
     said = "1 stretch of exact silence begins abruptly in it: parts of the file may be missing."
-    assert notes(tmp_path, audio_NC) == [said]
+    assert notes(tmp_path, audio_XA) == [said]

@@ -1,4 +1,4 @@
-"""A limit that a dataset stays within is in no name; one that it exceeds still ends the run."""
+"""A limit that a dataset does not exceed is not in its fingerprint; one that it exceeds still ends the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import resolve_inputs
 from stages.contract import Member
 from stages.errors import DatasetFaults, SourceUnreadable
-from stages.ingest.effective_limits import settled
+from stages.ingest.effective_limits import with_effective_limits
 from stages.ingest.run import ingest
 from stages.ingest.stage import IngestParams
 from tests.small_datasets import PARAMS, clips, counted, sound, tone, zipped
@@ -119,8 +119,8 @@ def test_nothing_is_run_for_a_wider_limit(root, monkeypatch):
 def test_where_long_recordings_are_split_the_number_of_clips_is_not_known_before_and_stays_in_the_name():
     members = [Member(name="a.wav", num_bytes=10, digest="sha256:00")]
     split = replace(PARAMS, long_clips="split", max_clips=7)
-    assert settled(split, members).max_clips == 7
-    assert settled(replace(split, long_clips="first"), members).max_clips == IngestParams.max_clips
+    assert with_effective_limits(split, members).max_clips == 7
+    assert with_effective_limits(replace(split, long_clips="first"), members).max_clips == IngestParams.max_clips
 
 
 any_member = st.builds(
@@ -144,8 +144,8 @@ any_limits = st.fixed_dictionaries(
 @given(st.lists(any_member, max_size=8), any_limits, any_limits)
 def test_params_are_settled_alike_exactly_where_neither_request_refuses_anything(members, one, other):
     first, second = (replace(PARAMS, **limits) for limits in (one, other))
-    settled_first, settled_second = settled(first, members), settled(second, members)
-    assert settled(settled_first, members) == settled_first, "settling twice changes nothing"
+    settled_first, settled_second = with_effective_limits(first, members), with_effective_limits(second, members)
+    assert with_effective_limits(settled_first, members) == settled_first, "settling twice changes nothing"
     refused = [name for name in one if not _holds(name, members, first) or not _holds(name, members, second)]
     assert {name for name in one if getattr(settled_first, name) != getattr(settled_second, name)} <= set(refused)
     for params, made in ((first, settled_first), (second, settled_second)):
@@ -153,7 +153,7 @@ def test_params_are_settled_alike_exactly_where_neither_request_refuses_anything
 
 
 def _holds(name: str, members: list[Member], params: IngestParams) -> bool:
-    """Whether the files stay within one limit, said once more in other words."""
+    """Whether the files stay within one limit, computed in another way."""
     limit = getattr(params, name)
     if name == "max_clips":
         return len([member for member in members if member.name.endswith(".wav")]) <= limit

@@ -14,7 +14,7 @@ from stages.contract import Inputs
 from stages.errors import DatasetFaults, PackageMissing
 from stages.ingest import prepare_clip
 from stages.ingest.audio.resample import resample, resampled
-from stages.ingest.integrity.mp4_asf_adts import surplus_bytes
+from stages.ingest.integrity.mp4_asf_adts import stray_bytes
 from stages.ingest.run import ingest
 from stages.ingest.source import listing
 from stages.ingest.source.listing import open_source
@@ -85,7 +85,7 @@ def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path,
 @pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
 def test_bytes_are_decoded_alike_under_every_name(form, subtype):
     data = sound(tone(0.5), RATE, form, subtype)
-    decoded = {name: type(prepare_clip.recording_of(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
+    decoded = {name: type(prepare_clip.open_recording(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
     assert set(decoded.values()) == {prepare_clip.Recording}, "prepared audio is named by bytes, not by names"
 
 
@@ -101,20 +101,20 @@ def test_raw_aac_may_carry_tags_before_and_behind_its_frames(tmp_path):
 def test_an_mp4_may_keep_its_list_of_contents_in_front_of_the_sound_and_a_box_without_end(codec):
     data = foreign("ipod", codec, tone(1.0))
     start, stop = box(data, b"mdat")
-    assert surplus_bytes(data) == 0
+    assert stray_bytes(data) == 0
     endless = data[:start] + data[stop:] + bytes(4) + data[start + 4 : stop]
-    assert surplus_bytes(endless) == 0, "a size of zero means: to the end"
+    assert stray_bytes(endless) == 0, "a size of zero means: to the end"
     wide = data[:start] + b"\0\0\0\1mdat" + (stop - start + 8).to_bytes(8, "big") + data[start + 8 :]
-    assert surplus_bytes(wide) == 0, "a size of one means: see the eight bytes behind"
-    assert surplus_bytes(data + b"strange things") == 14
+    assert stray_bytes(wide) == 0, "a size of one means: see the eight bytes behind"
+    assert stray_bytes(data + b"strange things") == 14
 
 
 def test_a_wma_that_was_streamed_says_no_size_and_is_not_judged_by_it():
     data = bytearray(foreign("asf", "wmav2", tone(1.0)))
-    assert surplus_bytes(bytes(data)) == 0 and surplus_bytes(bytes(data) + b"more") == 4
+    assert stray_bytes(bytes(data)) == 0 and stray_bytes(bytes(data) + b"more") == 4
     data[data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 88] |= 1
-    assert surplus_bytes(bytes(data) + b"more") == 0
-    assert surplus_bytes(bytes(data[:-50])) == 0
+    assert stray_bytes(bytes(data) + b"more") == 0
+    assert stray_bytes(bytes(data[:-50])) == 0
 
 
 # Long recordings
@@ -170,7 +170,7 @@ def test_a_silent_window_makes_no_clip_and_the_others_keep_their_numbers(tmp_pat
 
 def test_the_first_window_is_shared_by_both_ways_and_nothing_whole_is_decoded_again(tmp_path, monkeypatch):
     seen: list[object] = []
-    monkeypatch.setattr(prepare_clip, "recording_of", counted(prepare_clip.recording_of, seen))
+    monkeypatch.setattr(prepare_clip, "open_recording", counted(prepare_clip.open_recording, seen))
     data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
     (first,) = run(data, workspace(tmp_path))[1]
     before = (tmp_path / "shared" / first.audio).stat().st_mtime_ns
@@ -232,21 +232,21 @@ def test_a_sound_off_centre_is_warned_of(tmp_path):
 @pytest.mark.parametrize("from_hz", [48000, 96000, 22050, 8000, 44099])
 def test_soxr_keeps_our_rule_of_length_and_gives_one_signal_whatever_the_blocks(from_hz):
     pytest.importorskip("soxr")
-    audio_CN = tone(1.3, rate=from_hz).T
-    whole = resample(audio_CN, from_hz, RATE, "soxr")
-    assert whole.shape == (2, math.ceil(audio_CN.shape[1] * RATE / from_hz)) and whole.dtype == np.float32
-    blocks = [audio_CN[:, start : start + 1000] for start in range(0, audio_CN.shape[1], 1000)]
+    audio_AX = tone(1.3, rate=from_hz).T
+    whole = resample(audio_AX, from_hz, RATE, "soxr")
+    assert whole.shape == (2, math.ceil(audio_AX.shape[1] * RATE / from_hz)) and whole.dtype == np.float32
+    blocks = [audio_AX[:, start : start + 1000] for start in range(0, audio_AX.shape[1], 1000)]
     assert np.array_equal(np.concatenate(list(resampled(blocks, from_hz, RATE, "soxr")), axis=1), whole)
 
 
 @pytest.mark.parametrize("hz", [997, 15_000])
 def test_soxr_keeps_a_tone_clean(hz):
     pytest.importorskip("soxr")
-    out_N = resample(tone(2.0, hz=hz, rate=48000).T, 48000, RATE, "soxr")[0, 4000:-4000].astype(np.float64)
-    time_N = (np.arange(out_N.size) + 4000) / RATE
-    basis = np.stack([np.sin(2 * np.pi * hz * time_N), np.cos(2 * np.pi * hz * time_N)], axis=1)
-    fit_N = basis @ np.linalg.lstsq(basis, out_N, rcond=None)[0]
-    assert 10 * np.log10((fit_N**2).mean() / ((out_N - fit_N) ** 2).mean()) > 110
+    out_X = resample(tone(2.0, hz=hz, rate=48000).T, 48000, RATE, "soxr")[0, 4000:-4000].astype(np.float64)
+    time_X = (np.arange(out_X.size) + 4000) / RATE
+    basis = np.stack([np.sin(2 * np.pi * hz * time_X), np.cos(2 * np.pi * hz * time_X)], axis=1)
+    fit_X = basis @ np.linalg.lstsq(basis, out_X, rcond=None)[0]
+    assert 10 * np.log10((fit_X**2).mean() / ((out_X - fit_X) ** 2).mean()) > 110
 
 
 def test_the_resampler_asked_for_is_used_recorded_and_renames_the_audio(tmp_path):

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import DatasetFaults, SourceUnreadable
-from stages.ingest.caption_template import Known, filled, read_sidecar, template_fault
-from stages.ingest.captions.pairing import caption_text, pair, visible, with_phrase
-from stages.ingest.faults import Unfit
-from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.caption_template import CaptionSources, filled_template, read_sidecar, template_fault
+from stages.ingest.captions.pairing import caption_text, pair, storable_text, with_trigger_phrase
+from stages.ingest.faults import FileRejected
+from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
 from tests.small_datasets import clips, run, sound, tone, workspace
@@ -112,12 +112,12 @@ def look(data: bytes, place: Path) -> None:
                     assert member.num_bytes <= SMALL.max_member_bytes
                     try:
                         assert len(read_member(path, source.kind, member)) == member.num_bytes
-                    except Unfit:
+                    except FileRejected:
                         assert [one.name for one in source.members].count(member.name) > 1
             pair(source.members, templated=True)
             pair(source.members)
     finally:
-        forget_open_archives()
+        close_archives()
 
 
 def look_at_anything(count: int) -> Callable[[Path], None]:
@@ -136,15 +136,15 @@ def read_anything(count: int) -> Callable[[], None]:
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     def read(data: bytes) -> None:
         try:
-            text = with_phrase(caption_text(data), "zxq")
-        except Unfit as unfit:
-            assert unfit.fault("a.txt").type in {"caption_not_utf8", "empty_caption"}
+            text = with_trigger_phrase(caption_text(data), "zxq")
+        except FileRejected as rejection:
+            assert rejection.fault("a.txt").type in {"caption_not_utf8", "empty_caption"}
         else:
             assert text.encode("utf-8") and "zxq" in text.casefold()
         try:
             assert isinstance(read_sidecar(data), dict)
-        except Unfit as unfit:
-            assert unfit.fault("a.json").type == "sidecar_invalid"
+        except FileRejected as rejection:
+            assert rejection.fault("a.json").type == "sidecar_invalid"
 
     return read
 
@@ -167,12 +167,13 @@ def fill_anything(count: int) -> Callable[[], None]:
         if template_fault(template):
             return
         read = json.loads(json.dumps(sidecar))
-        known = Known(caption=lambda: "words", sidecar=read, tags=dict, names=("a.txt", "a.json", "tags of a.wav"))
+        names = ("a.txt", "a.json", "tags of a.wav")
+        known = CaptionSources(caption=lambda: "words", sidecar=read, tags=dict, names=names)
         try:
-            text, source = filled(template, known)
-            assert visible(text).encode("utf-8") and source
-        except Unfit as unfit:
-            assert unfit.fault("a").type in {"caption_key_missing", "empty_caption", "caption_not_utf8"}
+            text, source = filled_template(template, known)
+            assert storable_text(text).encode("utf-8") and source
+        except FileRejected as rejection:
+            assert rejection.fault("a").type in {"caption_key_missing", "empty_caption", "caption_not_utf8"}
 
     return fill
 

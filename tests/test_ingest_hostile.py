@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from stages.errors import SourceUnreadable
-from stages.ingest.faults import Unfit
-from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.faults import FileRejected
+from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
-from stages.ingest.source.zip_directory import declared_list
+from stages.ingest.source.zip_directory import declared_directory
 from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace, zipped
 
 
@@ -107,7 +107,7 @@ def test_a_list_that_lies_about_its_count_is_judged_by_its_length(tmp_path):
     end = content.rindex(b"PK\x05\x06")
     struct.pack_into("<HH", content, end + 8, 3, 3)
     data.write_bytes(content)
-    assert declared_list(data) == (3, len(content) - content.index(b"PK\x01\x02") - 22)
+    assert declared_directory(data) == (3, len(content) - content.index(b"PK\x01\x02") - 22)
     with pytest.raises(SourceUnreadable, match="more than 30 files"):
         open_source(data, limits=ArchiveLimits(max_members=30))
 
@@ -168,7 +168,7 @@ def test_a_zip64_end_record_is_understood(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
     path = zipped(tmp_path / "d.zip", {"a.txt": b"1", "b.txt": b"2", "c.txt": b"3", "d.txt": b"4"})
     assert b"PK\x06\x06" in path.read_bytes()
-    assert declared_list(path)[0] == 4
+    assert declared_directory(path)[0] == 4
     assert len(open_source(path).members) == 4
     with pytest.raises(SourceUnreadable):
         open_source(path, limits=ArchiveLimits(max_members=3))
@@ -207,12 +207,12 @@ def test_an_entry_that_hides_behind_the_name_of_another_is_not_read(tmp_path):
     (first, _) = open_source(path).members
     tracemalloc.start()
     try:
-        with pytest.raises(Unfit, match="member_changed"):
+        with pytest.raises(FileRejected, match="member_changed"):
             read_member(path, "zip", first)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-        forget_open_archives()
+        close_archives()
 
 
 def test_names_that_fall_together_without_regard_to_case_are_faults(tmp_path):

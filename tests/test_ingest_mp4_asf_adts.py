@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.ingest.faults import Unfit
-from stages.ingest.integrity.mp4_asf_adts import check_adts, surplus_bytes
+from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.mp4_asf_adts import check_adts, stray_bytes
 
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -43,9 +43,9 @@ def asf(declared: int, rest: bytes) -> bytes:
 
 def judged(data: bytes) -> int | str:
     try:
-        return surplus_bytes(data)
-    except Unfit as unfit:
-        return unfit.type
+        return stray_bytes(data)
+    except FileRejected as rejection:
+        return rejection.type
 
 
 @settings(deadline=None, max_examples=150)
@@ -68,8 +68,8 @@ def test_any_objects_lead_to_a_count_or_a_cut(objects, stop, rest):
 def test_any_frames_are_raw_aac_or_are_not(data):
     try:
         check_adts(data)
-    except Unfit as unfit:
-        assert unfit.type in {"audio_truncated", "audio_decode_error"}
+    except FileRejected as rejection:
+        assert rejection.type in {"audio_truncated", "audio_decode_error"}
 
 
 @given(st.binary(max_size=40), st.data())

@@ -72,7 +72,7 @@ def printed(code: str, place: Path, *, closed: bool = False) -> tuple[str, str]:
 def decoded(monkeypatch) -> list[str]:
     """Names of what is decoded, as it is."""
     names: list[str] = []
-    monkeypatch.setattr(prepare_clip, "recording_of", counted(prepare_clip.recording_of, names))
+    monkeypatch.setattr(prepare_clip, "open_recording", counted(prepare_clip.open_recording, names))
     return names
 
 
@@ -110,8 +110,8 @@ def test_an_undamaged_mp3_is_not_warned_of(tmp_path, made):
 def test_nothing_is_printed_about_an_undamaged_mp3_of_a_low_rate(tmp_path, rate, monkeypatch):
     logs: list[str] = []
     monkeypatch.setattr(mpeg_decoder, "damage_reports", counted(damage_reports, logs))
-    noise_NC = np.random.default_rng(0).normal(0, 0.2, (12 * rate, 1)).astype(np.float32)
-    files = {"a.mp3": sound(noise_NC, rate, "MP3", "MPEG_LAYER_III"), "a.txt": b"a"}
+    noise_XA = np.random.default_rng(0).normal(0, 0.2, (12 * rate, 1)).astype(np.float32)
+    files = {"a.mp3": sound(noise_XA, rate, "MP3", "MPEG_LAYER_III"), "a.txt": b"a"}
     assert warned(tmp_path, folder(tmp_path / "d", files)) == []
     assert logs == [""]
 
@@ -171,9 +171,9 @@ def test_samples_are_those_of_the_decoder_in_this_process(made, capfd):
         def seekable(self) -> bool:
             return False
 
-    expected_NC = Forward(io.BytesIO(made())).read(1 << 20, dtype="float32", always_2d=True)
-    found_CN = np.concatenate(list(Recording(made()).blocks()), axis=1)
-    assert np.array_equal(found_CN, expected_NC.T)
+    expected_XA = Forward(io.BytesIO(made())).read(1 << 20, dtype="float32", always_2d=True)
+    found_AX = np.concatenate(list(Recording(made()).blocks()), axis=1)
+    assert np.array_equal(found_AX, expected_XA.T)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -225,7 +225,7 @@ def test_a_decoder_that_is_killed_is_an_error_that_names_the_clip(tmp_path, monk
         return recording
 
     end_idle_decoders()
-    monkeypatch.setattr(prepare_clip, "recording_of", killed)
+    monkeypatch.setattr(prepare_clip, "open_recording", killed)
     data = {"long.mp3": sound(tone(60.0), form="MP3", subtype="MPEG_LAYER_III"), "long.txt": b"x"}
     with pytest.raises(StageError, match=r"long\.mp3: the process that decodes MP3s was killed"):
         warned(tmp_path, folder(tmp_path / "d", data))

@@ -25,24 +25,24 @@ def sine(hz: float, rate_hz: int, seconds: float = 2.0) -> np.ndarray:
 
 def raw_snr_db(hz: float, from_hz: int) -> float:
     """Of a resampled sine against the same sine computed at the new rate: no fitted gain or phase, edges left out."""
-    out_N = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
-    true_N = sine(hz, TO_HZ)[: out_N.size]
+    out_X = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
+    true_X = sine(hz, TO_HZ)[: out_X.size]
     inner = slice(1000, -1000)
-    return 10 * math.log10(np.mean(true_N[inner] ** 2) / np.mean((out_N[inner] - true_N[inner]) ** 2))
+    return 10 * math.log10(np.mean(true_X[inner] ** 2) / np.mean((out_X[inner] - true_X[inner]) ** 2))
 
 
-def dense(audio_N: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+def dense(audio_X: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """The defining sum, output by output, in float64."""
     from resampy.filters import get_filter
 
     half_window, per_zero, _ = get_filter("kaiser_best")
     shrink = min(1.0, to_hz / from_hz)
-    place_N = np.arange(audio_N.size)
+    place_X = np.arange(audio_X.size)
     entries = np.arange(half_window.size)
     out = []
-    for number in range(resampled_length(audio_N.size, from_hz, to_hz)):
-        zeros_N = np.abs(place_N - number * from_hz / to_hz) * shrink
-        out.append(shrink * audio_N @ np.interp(zeros_N * per_zero, entries, half_window, right=0.0))
+    for number in range(resampled_length(audio_X.size, from_hz, to_hz)):
+        zeros_X = np.abs(place_X - number * from_hz / to_hz) * shrink
+        out.append(shrink * audio_X @ np.interp(zeros_X * per_zero, entries, half_window, right=0.0))
     return np.array(out)
 
 
@@ -64,14 +64,14 @@ def test_a_tone_comes_out_as_the_same_tone(hz, from_hz, least_db):
 @pytest.mark.parametrize(("from_hz", "lowest_hz"), [(48000, 22750), (96000, 22750)])
 def test_what_the_new_rate_cannot_hold_is_gone(from_hz, lowest_hz):
     for hz in np.linspace(lowest_hz, from_hz / 2 - 50, 9):
-        out_N = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
-        assert 20 * math.log10(np.abs(out_N[1000:-1000]).max()) < -120
+        out_X = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
+        assert 20 * math.log10(np.abs(out_X[1000:-1000]).max()) < -120
 
 
 @pytest.mark.parametrize("from_hz", [8000, 22050, 32000, 44099, 48000, 88200, 96000, 192000])
 def test_a_constant_keeps_its_level(from_hz):
-    out_N = resample(np.full((1, from_hz), 0.5, np.float32), from_hz, TO_HZ)[0]
-    np.testing.assert_allclose(out_N[500:-500], 0.5, rtol=3e-6)
+    out_X = resample(np.full((1, from_hz), 0.5, np.float32), from_hz, TO_HZ)[0]
+    np.testing.assert_allclose(out_X[500:-500], 0.5, rtol=3e-6)
 
 
 @given(
@@ -81,9 +81,9 @@ def test_a_constant_keeps_its_level(from_hz):
 )
 @settings(max_examples=25, deadline=None)
 def test_the_matrix_products_are_the_defining_sum(from_hz, num_samples, seed):
-    audio_N = np.random.default_rng(seed).uniform(-1, 1, num_samples).astype(np.float32)
-    out_N = resample(audio_N[None], from_hz, TO_HZ)[0]
-    np.testing.assert_allclose(out_N, dense(audio_N, from_hz, TO_HZ), atol=2e-6)
+    audio_X = np.random.default_rng(seed).uniform(-1, 1, num_samples).astype(np.float32)
+    out_X = resample(audio_X[None], from_hz, TO_HZ)[0]
+    np.testing.assert_allclose(out_X, dense(audio_X, from_hz, TO_HZ), atol=2e-6)
 
 
 @given(from_hz=st.integers(2000, 400_000), num_samples=st.integers(0, 10**9))
@@ -103,36 +103,36 @@ def test_a_signal_of_any_length_gets_the_length_of_the_rule(num_samples):
 
 def test_two_signals_mixed_are_resampled_as_the_mix_of_both():
     random = np.random.default_rng(0)
-    one_CN, two_CN = random.uniform(-1, 1, (2, 2, 30000)).astype(np.float32)
-    mixed_CN = resample(0.5 * one_CN + 0.25 * two_CN, 48000, TO_HZ)
-    apart_CN = 0.5 * resample(one_CN, 48000, TO_HZ) + 0.25 * resample(two_CN, 48000, TO_HZ)
-    np.testing.assert_allclose(mixed_CN, apart_CN, atol=1e-6)
+    one_AX, two_AX = random.uniform(-1, 1, (2, 2, 30000)).astype(np.float32)
+    mixed_AX = resample(0.5 * one_AX + 0.25 * two_AX, 48000, TO_HZ)
+    apart_AX = 0.5 * resample(one_AX, 48000, TO_HZ) + 0.25 * resample(two_AX, 48000, TO_HZ)
+    np.testing.assert_allclose(mixed_AX, apart_AX, atol=1e-6)
 
 
 @given(periods=st.integers(1, 900))
 @settings(max_examples=10, deadline=None)
 def test_a_delay_of_whole_periods_in_is_a_delay_of_whole_periods_out(periods):
     up, down = ratio_of(48000, TO_HZ).up, ratio_of(48000, TO_HZ).down
-    audio_CN = np.random.default_rng(1).uniform(-1, 1, (1, 20000)).astype(np.float32)
-    late_CN = np.pad(audio_CN, ((0, 0), (periods * down, 0)))
+    audio_AX = np.random.default_rng(1).uniform(-1, 1, (1, 20000)).astype(np.float32)
+    late_AX = np.pad(audio_AX, ((0, 0), (periods * down, 0)))
     np.testing.assert_allclose(
-        resample(late_CN, 48000, TO_HZ)[:, periods * up :], resample(audio_CN, 48000, TO_HZ), atol=1e-6
+        resample(late_AX, 48000, TO_HZ)[:, periods * up :], resample(audio_AX, 48000, TO_HZ), atol=1e-6
     )
 
 
 @given(cuts=st.lists(st.integers(0, 150_000), max_size=6), from_hz=st.sampled_from([48000, 22050, 44100]))
 @settings(max_examples=12, deadline=None)
 def test_the_samples_do_not_depend_on_the_blocks_they_come_in(cuts, from_hz):
-    audio_CN = np.random.default_rng(2).uniform(-1, 1, (2, 150_000)).astype(np.float32)
+    audio_AX = np.random.default_rng(2).uniform(-1, 1, (2, 150_000)).astype(np.float32)
     bounds = [0, *sorted(cuts), 150_000]
-    blocks = [audio_CN[:, start:stop] for start, stop in pairwise(bounds)]
-    streamed_CN = np.concatenate(list(resampled(blocks, from_hz, TO_HZ)), axis=1)
-    assert np.array_equal(streamed_CN, resample(audio_CN, from_hz, TO_HZ))
+    blocks = [audio_AX[:, start:stop] for start, stop in pairwise(bounds)]
+    streamed_AX = np.concatenate(list(resampled(blocks, from_hz, TO_HZ)), axis=1)
+    assert np.array_equal(streamed_AX, resample(audio_AX, from_hz, TO_HZ))
 
 
 def test_equal_rates_change_nothing():
-    audio_CN = np.random.default_rng(3).uniform(-1, 1, (2, 1000)).astype(np.float32)
-    assert np.array_equal(resample(audio_CN, TO_HZ, TO_HZ), audio_CN)
+    audio_AX = np.random.default_rng(3).uniform(-1, 1, (2, 1000)).astype(np.float32)
+    assert np.array_equal(resample(audio_AX, TO_HZ, TO_HZ), audio_AX)
 
 
 def test_memory_does_not_grow_with_the_signal():
@@ -153,11 +153,11 @@ def test_it_is_resampy_up_to_what_resampy_rounds(from_hz, tolerance):
     """Going down, resampy steps through its table in whole entries: 5e-5 of time, hence the wider bound."""
     import resampy
 
-    audio_N = (0.5 * sine(1000, from_hz, 0.5) + 0.3 * sine(5000, from_hz, 0.5)).astype(np.float32)
-    theirs_N = resampy.resample(audio_N, from_hz, TO_HZ, filter=RESAMPLERS["resampy"]["filter"])
-    ours_N = resample(audio_N[None], from_hz, TO_HZ)[0]
-    inner = slice(300, theirs_N.size - 300)
-    np.testing.assert_allclose(ours_N[inner], theirs_N[inner], atol=tolerance)
+    audio_X = (0.5 * sine(1000, from_hz, 0.5) + 0.3 * sine(5000, from_hz, 0.5)).astype(np.float32)
+    theirs_X = resampy.resample(audio_X, from_hz, TO_HZ, filter=RESAMPLERS["resampy"]["filter"])
+    ours_X = resample(audio_X[None], from_hz, TO_HZ)[0]
+    inner = slice(300, theirs_X.size - 300)
+    np.testing.assert_allclose(ours_X[inner], theirs_X[inner], atol=tolerance)
 
 
 def test_neither_threads_nor_a_compiler_have_a_hand_in_the_samples():

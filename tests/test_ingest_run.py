@@ -25,7 +25,7 @@ from stages.ingest.audio.resample import resample
 from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
 from stages.ingest.run import MANIFEST, ingest
 from stages.ingest.source.listing import open_source
-from stages.ingest.window import window
+from stages.ingest.window import dataset_window
 from stages.plural import is_or_are, pluralized
 from stages.prepared_audio import read_prepared
 from tests.small_datasets import PARAMS, RATE, clips, faults, folder, run, sound, tone, workspace, zipped
@@ -127,7 +127,7 @@ def test_damage_behind_the_native_window_is_noticed_too(tmp_path, rate):
 @settings(deadline=None)
 def test_the_window_is_what_was_asked_for_or_the_longest_within_one_frame_and_native(lengths, seconds):
     params = replace(PARAMS, duration_seconds=seconds)
-    found = window(lengths, params)
+    found = dataset_window(lengths, params)
     wanted = max(lengths) if seconds is None else round(seconds * RATE)
     assert found.num_samples == min(max(wanted, 4096), params.native_samples)
     assert (found.num_frames - 1) * 4096 < found.num_samples <= found.num_frames * 4096
@@ -135,7 +135,7 @@ def test_the_window_is_what_was_asked_for_or_the_longest_within_one_frame_and_na
 
 def test_the_native_window_has_the_published_number_of_frames():
     for seconds, frames in ((120, 1292), (380, 4092)):
-        assert window([10**9], replace(PARAMS, native_samples=seconds * RATE)).num_frames == frames
+        assert dataset_window([10**9], replace(PARAMS, native_samples=seconds * RATE)).num_frames == frames
 
 
 def test_each_row_says_its_crop_or_pad_against_the_window(tmp_path):

@@ -25,33 +25,33 @@ any_sample = st.sampled_from(EDGES) | st.floats(-2, 2, width=32)
 any_block = arrays(np.float32, st.tuples(st.just(2), st.integers(1, 40)), elements=any_sample)
 
 
-def layouts(block_CN: np.ndarray) -> list[np.ndarray]:
+def layouts(block_AX: np.ndarray) -> list[np.ndarray]:
     """The block channel by channel, and interleaved."""
-    return [np.ascontiguousarray(block_CN), np.ascontiguousarray(block_CN.T).T]
+    return [np.ascontiguousarray(block_AX), np.ascontiguousarray(block_AX.T).T]
 
 
 @settings(deadline=None, max_examples=100)
 @given(any_block)
-def test_samples_become_the_nearest_24_bit_values_clamped_to_full_scale(block_CN):
-    exact_CN = np.clip(np.rint(block_CN.astype(np.float64) * 2**23), -(2**23), 2**23 - 1).astype(np.int64) * 256
-    for laid_CN in layouts(block_CN):
-        made_NC = _as_24_bit(laid_CN)
-        assert made_NC.flags.c_contiguous and made_NC.dtype == np.int32
-        np.testing.assert_array_equal(made_NC, exact_CN.T)
+def test_samples_become_the_nearest_24_bit_values_clamped_to_full_scale(block_AX):
+    exact_AX = np.clip(np.rint(block_AX.astype(np.float64) * 2**23), -(2**23), 2**23 - 1).astype(np.int64) * 256
+    for laid_AX in layouts(block_AX):
+        made_XA = _as_24_bit(laid_AX)
+        assert made_XA.flags.c_contiguous and made_XA.dtype == np.int32
+        np.testing.assert_array_equal(made_XA, exact_AX.T)
 
 
 @settings(deadline=None, max_examples=100)
 @given(any_block)
-def test_a_sample_is_silence_only_where_both_channels_are_zero_of_either_sign(block_CN):
-    for laid_CN in layouts(block_CN):
-        np.testing.assert_array_equal(_is_sound(laid_CN), (block_CN != 0).any(axis=0))
+def test_a_sample_is_silence_only_where_both_channels_are_zero_of_either_sign(block_AX):
+    for laid_AX in layouts(block_AX):
+        np.testing.assert_array_equal(_is_sound(laid_AX), (block_AX != 0).any(axis=0))
 
 
 def test_blocks_are_resampled_to_the_same_bits_however_they_lie_in_memory():
-    audio_CN = np.random.default_rng(0).uniform(-1, 1, (2, 100_000)).astype(np.float32)
+    audio_AX = np.random.default_rng(0).uniform(-1, 1, (2, 100_000)).astype(np.float32)
     first, second = (
-        np.concatenate(list(resampled(np.split(laid_CN, [30_000, 70_000], axis=1), 48000, RATE)), axis=1)
-        for laid_CN in layouts(audio_CN)
+        np.concatenate(list(resampled(np.split(laid_AX, [30_000, 70_000], axis=1), 48000, RATE)), axis=1)
+        for laid_AX in layouts(audio_AX)
     )
     np.testing.assert_array_equal(first, second)
 

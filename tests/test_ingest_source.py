@@ -16,9 +16,9 @@ import pytest
 
 from cache.fingerprint import digest_bytes
 from stages.errors import SourceUnreadable
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 from stages.ingest.source import listing as source_module
-from stages.ingest.source.archive import forget_open_archives, read_member
+from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
 from tests.small_datasets import counted, folder, zipped
@@ -236,9 +236,9 @@ def test_a_member_reads_back_as_it_was_listed_or_not_at_all(tmp_path):
             zipped(path, {**FILES, "b.txt": b"another"})
         else:
             folder(path, {"b.txt": b"another"})
-        with pytest.raises(Unfit, match="member_changed"):
+        with pytest.raises(FileRejected, match="member_changed"):
             read_member(path, source.kind, source.members[-1])
-    forget_open_archives()
+    close_archives()
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from stages.encode.stage import EncodeParams, item_key, prompt_key
 from stages.ingest.captions.pairing import pair
 from stages.ingest.captions.prompts import read_prompts
 from stages.ingest.file_types import READABLE, stem, suffix
-from stages.ingest.source.archive import forget_open_archives
-from stages.ingest.stage import audio_params, prepared_place
+from stages.ingest.source.archive import close_archives
+from stages.ingest.stage import audio_params, prepared_path
 from stages.records import Clip
 
 UNKNOWN_PROMPT = "its caption is missing or has a fault; ingest says which"
@@ -111,9 +111,9 @@ def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
     params = recipe.ingest_params()
     pairing = pair(resolved.source.members, templated=params.caption_template is not None)
     try:
-        made = read_prompts(resolved.source, pairing, params).of_audio
+        made = read_prompts(resolved.source, pairing, params).by_audio
     finally:
-        forget_open_archives()
+        close_archives()
     return {name: prompt.text for name, prompt in made.items()}
 
 
@@ -157,7 +157,7 @@ class Explainer:
 
     def prepared(self, clip: CurrentClip) -> tuple[str, str]:
         """Whether its prepared audio exists."""
-        path = prepared_place(clip.digest, self.ingest_params, clip.crop_start)
+        path = prepared_path(clip.digest, self.ingest_params, clip.crop_start)
         if (self.store.shared / path).is_file():
             return State.HIT.value, f"shared/{path}"
         now = {"source": clip.digest, "crop_start": clip.crop_start, "audio": self.audio}

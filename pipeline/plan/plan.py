@@ -20,7 +20,7 @@ from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Stage
 from stages.encode.stage import item_key
-from stages.ingest.effective_limits import settled
+from stages.ingest.effective_limits import with_effective_limits
 from stages.ingest.file_types import READABLE, suffix
 from stages.ingest.stage import audio_params
 from stages.plural import pluralized
@@ -109,7 +109,7 @@ def _components(stage: Stage[Any], recipe: Recipe) -> tuple[str, ...]:
 def stage_params(name: str, recipe: Recipe, resolved: ResolvedInputs) -> Any:
     """The params of one stage."""
     if name == "ingest":
-        return settled(recipe.ingest_params(), resolved.source.members)
+        return with_effective_limits(recipe.ingest_params(), resolved.source.members)
     return recipe.encode_params() if name == "encode" else recipe.train_params(resolved.lora_digest)
 
 

@@ -121,7 +121,7 @@ def silence_task(params: EncodeParams, weights: Weights) -> Task:
     """The latents that fill a clip's extension into silence."""
     shape = (SILENCE_FRAMES * weights.sizes.downsampling_ratio, weights.sizes.audio_channels)
     key = silence_key(params, weights.digests["autoencoder"])
-    quiet = lambda out_LC: out_LC.fill(0)  # noqa: E731 - shorter than its signature
+    quiet = lambda out_XA: out_XA.fill(0)  # noqa: E731 - shorter than its signature
     return Task(key=key, clip_id="silence", num_frames=SILENCE_FRAMES, shape=shape, fill=quiet, is_clip=False)
 
 
@@ -281,11 +281,11 @@ def frames_of(
     task: Task, encoder: Autoencoder, params: EncodeParams, device: torch.device, dtype: torch.dtype
 ) -> np.ndarray:
     """(frames, channels) latents of one clip, with silence behind it while encoding, in the storage precision."""
-    audio_LC = np.empty(task.shape, dtype=np.float32)
-    task.fill(audio_LC)
-    audio_CL = torch.from_numpy(audio_LC).to(device, dtype).T
+    audio_XA = np.empty(task.shape, dtype=np.float32)
+    task.fill(audio_XA)
+    audio_AX = torch.from_numpy(audio_XA).to(device, dtype).T
     generator = torch.Generator().manual_seed(int(task.key[:15], 16)) if params.encoder_noise else None
-    return stored(task, encoder.encode_clip(audio_CL, token_noise=generator), params)
+    return stored(task, encoder.encode_clip(audio_AX, token_noise=generator), params)
 
 
 def stored(task: Task, latents_CT: Tensor, params: EncodeParams) -> np.ndarray:

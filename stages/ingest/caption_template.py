@@ -1,6 +1,7 @@
-"""Captions made of what is known about a clip: a template over keys. Light: standard library only.
+"""Captions made by a template whose keys are filled with facts about a clip. Light: standard library only.
 
-A key is looked up in the JSON file beside the audio, then in the audio's own tags; `{caption}` is the sibling .txt.
+A key is looked up in the JSON file next to the audio, then in the audio's own tags; `{caption}` is the .txt of the same
+name.
 """
 
 from __future__ import annotations
@@ -12,28 +13,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 
 CAPTION_KEY = "caption"
-"""The text of the sibling .txt, as it would be without a template."""
+"""Key of the text of the .txt, which would be the caption without a template."""
 SIDECAR = ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What a template may draw on for one clip; each is asked for only when a key needs it."""
+class CaptionSources:
+    """The three sources of one clip's keys; caption and tags are read only when a key needs them."""
 
     caption: Callable[[], str | None]
-    """The .txt; None where there is none."""
+    """The text of the .txt; None where there is none."""
     sidecar: Mapping[str, object]
     tags: Callable[[], Mapping[str, str]]
     names: tuple[str, str, str]
-    """Where each of the three lies, for the record."""
+    """The files that caption, sidecar and tags come from, for the record."""
 
 
 @lru_cache(maxsize=8)
 def template_keys(template: str) -> tuple[str, ...]:
-    """The keys of a template, in order. ValueError when it is not one."""
+    """The keys of a template, in order.
+
+    Raises:
+        ValueError: it is not a valid template.
+    """
     keys: list[str] = []
     for _, key, form, conversion in string.Formatter().parse(template):
         if key is None:
@@ -47,7 +52,7 @@ def template_keys(template: str) -> tuple[str, ...]:
 
 
 def template_fault(template: str) -> str | None:
-    """What is wrong with a template, or None."""
+    """What is wrong with a template; None if it is valid."""
     try:
         keys = template_keys(template)
     except ValueError as error:
@@ -55,38 +60,38 @@ def template_fault(template: str) -> str | None:
     return None if keys else "it names no key in braces"
 
 
-def filled(template: str, known: Known) -> tuple[str, str]:
-    """The caption, and where its parts came from, such as `a.json + tags of a.mp3`.
+def filled_template(template: str, sources: CaptionSources) -> tuple[str, str]:
+    """The caption, and the files its values came from, such as `a.json + tags of a.mp3`.
 
     Raises:
-        Unfit: `caption_key_missing`, naming the first key that has no value.
+        FileRejected: `caption_key_missing`, naming the first key that has no value.
     """
     values: dict[str, str] = {}
     used: set[int] = set()
     for key in template_keys(template):
-        place, values[key] = _value(key, known)
-        used.add(place)
+        source, values[key] = _value(key, sources)
+        used.add(source)
     parts = string.Formatter().parse(template)
     text = "".join(before + (values[key] if key is not None else "") for before, key, _, _ in parts)
-    return text, " + ".join(known.names[place] for place in sorted(used))
+    return text, " + ".join(sources.names[source] for source in sorted(used))
 
 
-def _value(key: str, known: Known) -> tuple[int, str]:
-    """(which source, the value as text) of one key."""
-    if key == CAPTION_KEY and (caption := known.caption()) is not None:
+def _value(key: str, sources: CaptionSources) -> tuple[int, str]:
+    """(index of the source, the value as text) of one key."""
+    if key == CAPTION_KEY and (caption := sources.caption()) is not None:
         return 0, caption
-    if (text := _as_text(_found(known.sidecar, key))) is not None:
+    if (text := _as_text(_looked_up(sources.sidecar, key))) is not None:
         return 1, text
-    tags = known.tags()
+    tags = sources.tags()
     if (text := _as_text(tags.get(key.casefold()))) is not None:
         return 2, text
-    there = sorted({str(name) for name in known.sidecar} | set(tags))
-    shown = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "") or "none"
-    raise Unfit("caption_key_missing", key=key, there=shown)
+    available = sorted({str(name) for name in sources.sidecar} | set(tags))
+    shown = ", ".join(available[:12]) + (" ..." if len(available) > 12 else "") or "none"
+    raise FileRejected("caption_key_missing", key=key, there=shown)
 
 
-def _found(sidecar: object, key: str) -> object:
-    """The value under a key; `meta.genre` looks into objects unless that very key is there."""
+def _looked_up(sidecar: object, key: str) -> object:
+    """The value of a key; `meta.genre` looks into the object `meta` unless there is a key of that very name."""
     if isinstance(sidecar, Mapping) and key in sidecar:
         return sidecar[key]
     for part in key.split("."):
@@ -95,7 +100,7 @@ def _found(sidecar: object, key: str) -> object:
 
 
 def _as_text(value: object) -> str | None:
-    """A string, a number, true or false, or a list of such; None for what is no text, or empty."""
+    """A string, number, boolean or list of these as text; None for other values and for empty text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -111,19 +116,19 @@ def _as_text(value: object) -> str | None:
 
 
 def read_sidecar(data: bytes) -> dict[str, object]:
-    """The JSON object beside an audio file.
+    """The JSON object in the file next to an audio file.
 
     Raises:
-        Unfit: `sidecar_invalid`.
+        FileRejected: `sidecar_invalid`.
     """
     try:
-        read = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
+        read = json.loads(data.decode("utf-8-sig"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise Unfit("sidecar_invalid", why=str(error).partition("\n")[0]) from None
+        raise FileRejected("sidecar_invalid", why=str(error).partition("\n")[0]) from None
     if not isinstance(read, dict):
-        raise Unfit("sidecar_invalid", why="it holds no object")
+        raise FileRejected("sidecar_invalid", why="it is not an object")
     return read
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

@@ -9,31 +9,23 @@ from stages.errors import Fault
 from stages.ingest.faults import fault
 
 WITH_PYAV = {".m4a", ".m4b", ".aac", ".wma"}
-"""Suffixes that are decoded where the optional package PyAV is installed."""
-
-
+"""Suffixes of audio that is decoded where the optional package PyAV is installed."""
 READABLE = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"} | {
     *(".au", ".snd", ".caf", ".w64", ".rf64", *WITH_PYAV)
 }
-"""Suffixes that are decoded."""
-
-
+"""Suffixes of audio that is decoded."""
 UNREADABLE = {".alac", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".dff", ".amr"} | {
     *(".3gp", ".ra", ".mka", ".weba")
 }
-"""Audio all the same: leaving it out unsaid would lose a clip."""
-
-
+"""Suffixes of audio that is not decoded. A fault, as ignoring such a file would silently lose a clip."""
 CAPTION = ".txt"
-
-
 ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
-"""Not opened; there may be clips inside, so leaving one out unsaid could lose them."""
+"""Suffixes of archives. A fault inside a dataset, as there may be clips in them."""
 
 
 def suffix(name: str) -> str:
     """`.wav` of `drums/Kick.WAV`."""
-    return splitext(name)[1].lower().rstrip(".")  # several times faster than a path, and asked of every file
+    return splitext(name)[1].lower().rstrip(".")  # several times faster than pathlib, and called for every file
 
 
 def stem(name: str) -> str:
@@ -42,6 +34,6 @@ def stem(name: str) -> str:
 
 
 def unreadable_format(name: str) -> Fault:
-    """The fault of audio that cannot be decoded here, with what would help."""
+    """The fault of audio that cannot be decoded here, and its remedy."""
     install = "Install PyAV with `pip install av`, or convert it" if suffix(name) in WITH_PYAV else "Convert it"
     return fault(name, "unsupported_audio_format", suffix=suffix(name), name=name, stem=stem(name), remedy=install)

@@ -1,4 +1,4 @@
-"""What decides the manifest and the prepared audio. Light: standard library only."""
+"""Stage `ingest`: its params and the keys of prepared audio. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stages.ingest.caption_template import template_fault
 from stages.ingest.source.limits import ArchiveLimits
 
 AUDIO_VERSION = 2
-"""Bump when the same source bytes and params should give other prepared samples."""
+"""Bump when the same source bytes and params should give different prepared samples."""
 RESAMPLERS = {
     "resampy": {"filter": "kaiser_best", "length": "ceil(n * to / from)"},
     "soxr": {"filter": "HQ", "length": "ceil(n * to / from)"},
 }
-"""What each resampler's name stands for: recorded with the audio params, so a change of filter is a change of name."""
+"""Settings of each resampler, recorded with the audio params: another filter gives other keys."""
 
 SOXR = OptionalPackage(extra="soxr", package="soxr", module="soxr")
 MUTAGEN = OptionalPackage(extra="tags", package="mutagen", module="mutagen")
@@ -56,7 +56,7 @@ class IngestParams:
         help="recordings longer than the native length: keep the first window, or make one clip of each window",
     )
     trigger_phrase: str | None = param(None, help="text put before every caption")
-    """Not repeated before a caption that holds it already."""
+    """Not repeated before a caption that contains it already."""
     caption_template: str | None = param(
         None,
         fault=template_fault,
@@ -96,7 +96,7 @@ class IngestParams:
 
     @property
     def limits(self) -> ArchiveLimits:
-        """The bounds that guard reading the archive."""
+        """The limits under which the archive is read."""
         return ArchiveLimits(
             max_member_bytes=self.max_member_bytes,
             max_total_bytes=self.max_total_bytes,
@@ -106,7 +106,7 @@ class IngestParams:
 
 
 def audio_params(params: IngestParams) -> dict[str, Any]:
-    """The part of the params that decides prepared samples, with the version of the code that makes them."""
+    """The part of the params that decides prepared samples, and `AUDIO_VERSION`."""
     return {
         "version": AUDIO_VERSION,
         "sample_rate_hz": params.sample_rate_hz,
@@ -118,13 +118,13 @@ def audio_params(params: IngestParams) -> dict[str, Any]:
 
 
 def prepared_key(digest: str, params: IngestParams, crop_start: int = 0) -> str:
-    """Name of one clip's prepared audio: what it was made of, how, and from which sample on."""
+    """Fingerprint of one clip's prepared audio: source digest, audio params, and first sample unless that is 0."""
     record = {"digest": digest, "audio_params": audio_params(params)}
     return fingerprint("prepared", {**record, "crop_start": crop_start} if crop_start else record)
 
 
-def prepared_place(digest: str, params: IngestParams, crop_start: int = 0) -> str:
-    """The prepared file, relative to the shared folder."""
+def prepared_path(digest: str, params: IngestParams, crop_start: int = 0) -> str:
+    """Path of the prepared file, relative to the shared folder."""
     key = prepared_key(digest, params, crop_start)
     return f"prepared/{key[:2]}/{key}.flac"
 

@@ -1,4 +1,4 @@
-"""The window of a dataset, and each clip's row against it. Light: standard library only."""
+"""The length that a dataset's clips are cropped or padded to, and their manifest rows. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.ingest.captions.prompts import Prompt
-from stages.ingest.stage import IngestParams, prepared_place
+from stages.ingest.stage import IngestParams, prepared_path
 from stages.records import Clip
 
 if TYPE_CHECKING:
-    from stages.ingest.prepare_clip import Prepared
+    from stages.ingest.prepare_clip import PreparedClip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The length clips are cropped and padded to when they are read."""
+    """Length that clips are cropped or padded to when they are read."""
 
     num_samples: int
     num_frames: int
-    """Latent frames that cover it."""
+    """Latent frames that cover `num_samples`."""
 
 
-def window(lengths: Iterable[int], params: IngestParams) -> Window:
-    """As long as asked for, else as the longest clip; at most the model's native length, at least one latent frame.
+def dataset_window(lengths: Iterable[int], params: IngestParams) -> Window:
+    """The duration asked for, else the longest clip; at most the model's native length, at least one latent frame.
 
     Args:
         lengths: samples of every whole recording; at least one.
@@ -36,19 +36,19 @@ def window(lengths: Iterable[int], params: IngestParams) -> Window:
     return Window(num_samples=num_samples, num_frames=math.ceil(num_samples / params.downsampling_ratio))
 
 
-def row(clip_id: str, prompt: Prompt, prepared: Prepared, against: Window, params: IngestParams) -> Clip:
-    """A clip's row: kept whole on disk, its crop or pad only counted."""
+def manifest_row(clip_id: str, prompt: Prompt, prepared: PreparedClip, window: Window, params: IngestParams) -> Clip:
+    """A clip's row of the manifest. The clip is stored whole; the row says how much the window crops or pads."""
     number = prepared.crop_start // params.native_samples + 1
     return Clip(
         clip_id=clip_id if number == 1 else f"{clip_id}#{number}",
-        audio=prepared_place(prepared.digest, params, prepared.crop_start),
+        audio=prepared_path(prepared.digest, params, prepared.crop_start),
         digest=prepared.digest,
         num_samples=prepared.num_samples,
         source_sample_rate_hz=prepared.source_sample_rate_hz,
         num_channels=prepared.num_channels,
         crop_start=prepared.crop_start,
-        num_samples_cut=max(0, prepared.num_samples - against.num_samples),
-        num_samples_padded=max(0, against.num_samples - prepared.num_samples),
+        num_samples_cut=max(0, prepared.num_samples - window.num_samples),
+        num_samples_padded=max(0, window.num_samples - prepared.num_samples),
         seconds_total=math.ceil(prepared.num_samples_whole / params.sample_rate_hz),
         prompt=prompt.text,
         caption_source=prompt.source,

@@ -28,7 +28,7 @@ from pipeline.request.recipe import Recipe, read_recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Member, Source, Weights
 from stages.encode.stage import item_key
-from stages.ingest.stage import audio_params, prepared_place
+from stages.ingest.stage import audio_params, prepared_path
 from stages.records import Clip, EncodedClip, PromptRow
 
 CHANNELS = 8
@@ -69,7 +69,7 @@ def build(root: Path, format: str, num_clips: int) -> None:
     audio = audio_params(ingest.params)
     digests = [digest_of(number) for number in range(num_clips)]
     keys = [item_key(digest, 0, audio, encode.params, DIGESTS["autoencoder"]) for digest in digests]
-    paths = [prepared_place(digest, ingest.params, 0) for digest in digests]
+    paths = [prepared_path(digest, ingest.params, 0) for digest in digests]
 
     scratch = new_scratch(store, ingest)
     write_rows(scratch / "manifest.parquet", clips(digests, paths), Clip)

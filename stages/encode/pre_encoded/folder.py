@@ -71,11 +71,11 @@ class FolderClip:
         """(T, C) float32, contiguous, the valid frames only.
 
         Raises:
-            Unfit: the file is not what it was when the folder was looked through.
+            FileRejected: the file is not what it was when the folder was looked through.
         """
         frames_TC = _valid(_array(_content(self.file, self.member)), self.num_frames)
         if digest_of(frames_TC) != self.digest:
-            raise Unfit("file_changed", "it changed while the folder was read; run again")
+            raise FileRejected("file_changed", "it changed while the folder was read; run again")
         return frames_TC
 
 
@@ -91,7 +91,7 @@ class Folder:
     """What a person should know about clips that are used."""
 
 
-class Unfit(Exception):
+class FileRejected(Exception):
     """One file, or one field of it, is not as it should be."""
 
     def __init__(self, type: str, msg: str) -> None:
@@ -109,13 +109,13 @@ def read_folder(source: Source, shape: Shape) -> Folder:
     for stem in stems:
         try:
             found.clips.append(_clip(source.path, members, stem, shape, fields))
-        except Unfit as unfit:
-            found.faults.append(Fault(member=f"{stem}.npy", type=unfit.type, msg=unfit.msg))
+        except FileRejected as rejection:
+            found.faults.append(Fault(member=f"{stem}.npy", type=rejection.type, msg=rejection.msg))
     found.faults += _lonely(members, stems)
     try:
         found.silence_TC = _silence(source.path, members, shape)
-    except Unfit as unfit:
-        found.faults.append(Fault(member=SILENCE, type=unfit.type, msg=unfit.msg))
+    except FileRejected as rejection:
+        found.faults.append(Fault(member=SILENCE, type=rejection.type, msg=rejection.msg))
     found.clips = _named_apart(found.clips)
     found.notes = list(_notes(members, stems, found.clips, fields))
     return found
@@ -152,13 +152,13 @@ def _clip(root: Path, members: Mapping[str, Member], stem: str, shape: Shape, fi
 
 def _metadata(root: Path, members: Mapping[str, Member], name: str) -> dict[str, Any]:
     if name not in members:
-        raise Unfit("metadata_missing", f"{name} is not there; encode this clip again, or take its .npy away")
+        raise FileRejected("metadata_missing", f"{name} is not there; encode this clip again, or take its .npy away")
     try:
         about = json.loads(_content(root / name, members[name]))
     except ValueError as error:
-        raise Unfit("metadata_unreadable", f"{name} is not JSON ({error})") from error
+        raise FileRejected("metadata_unreadable", f"{name} is not JSON ({error})") from error
     if not isinstance(about, dict):
-        raise Unfit("metadata_unreadable", f"{name} holds no JSON object")
+        raise FileRejected("metadata_unreadable", f"{name} holds no JSON object")
     return about
 
 
@@ -166,7 +166,7 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
     """The metadata, once every field that is read is there and makes sense."""
     missing = [name for name in READ if name not in about]
     if missing:
-        raise Unfit("field_missing", f"its metadata lacks {', '.join(missing)}")
+        raise FileRejected("field_missing", f"its metadata lacks {', '.join(missing)}")
     mask, prompt, rate = about["padding_mask"], about["prompt"], about["sample_rate"]
     rules = [
         ("relpath", isinstance(about["relpath"], str) and about["relpath"], "a file name"),
@@ -178,7 +178,7 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
     ]
     wrong = [f"its {name} must be {rule}; it is {_shown(about[name])}" for name, holds, rule in rules if not holds]
     if wrong:
-        raise Unfit("field_invalid", "; ".join(wrong))
+        raise FileRejected("field_invalid", "; ".join(wrong))
     return about
 
 
@@ -206,10 +206,10 @@ def _shown(value: object) -> str:
 
 def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndarray:
     if SILENCE not in members:
-        raise Unfit("silence_missing", "it is not there; without it a clip cannot be followed by silence")
+        raise FileRejected("silence_missing", "it is not there; without it a clip cannot be followed by silence")
     latents_1CT = _array(_content(root / SILENCE, members[SILENCE]))
     if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1:
-        raise Unfit("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")
+        raise FileRejected("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")
     _check_latents(latents_1CT[0], latents_1CT.shape[2], shape)
     return _valid(latents_1CT[0], latents_1CT.shape[2])
 
@@ -218,13 +218,13 @@ def _content(file: Path, member: Member) -> bytes:
     """The bytes the folder was named by."""
     if member.fault is not None:
         type, _, msg = member.fault.partition(": ")
-        raise Unfit(type, msg or type)
+        raise FileRejected(type, msg or type)
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise Unfit("file_unreadable", f"{file.name} cannot be read ({error.strerror})") from error
+        raise FileRejected("file_unreadable", f"{file.name} cannot be read ({error.strerror})") from error
     if digest_bytes(content) != member.digest:
-        raise Unfit("file_changed", f"{file.name} changed while the folder was read; run again")
+        raise FileRejected("file_changed", f"{file.name} changed while the folder was read; run again")
     return content
 
 
@@ -232,22 +232,22 @@ def _array(content: bytes) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise Unfit("latents_unreadable", f"it is no whole .npy array of numbers ({error})") from error
+        raise FileRejected("latents_unreadable", f"it is no whole .npy array of numbers ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise Unfit("latents_unreadable", "it holds no array of floating point numbers")
+        raise FileRejected("latents_unreadable", "it holds no array of floating point numbers")
     return array
 
 
 def _check_latents(latents_CT: np.ndarray, num_frames: int, shape: Shape) -> None:
     if latents_CT.ndim != 2 or latents_CT.shape[0] != shape.channels:
         wanted = f"({shape.channels}, frames), as latents of {shape.model} are"
-        raise Unfit("latents_misshapen", f"it is {latents_CT.shape}, not {wanted}")
+        raise FileRejected("latents_misshapen", f"it is {latents_CT.shape}, not {wanted}")
     if latents_CT.shape[1] != num_frames or num_frames == 0:
-        raise Unfit("mask_misshapen", f"it has {latents_CT.shape[1]} frames, its padding_mask {num_frames}")
+        raise FileRejected("mask_misshapen", f"it has {latents_CT.shape[1]} frames, its padding_mask {num_frames}")
     if not np.isfinite(latents_CT).all():
-        raise Unfit("latents_not_finite", "it holds NaN or infinity")
+        raise FileRejected("latents_not_finite", "it holds NaN or infinity")
     if np.abs(latents_CT).max() > np.finfo(shape.dtype).max:
-        raise Unfit("latents_too_large", f"it holds values beyond {shape.dtype}; use --latent-dtype float32")
+        raise FileRejected("latents_too_large", f"it holds values beyond {shape.dtype}; use --latent-dtype float32")
 
 
 def _valid(latents_CT: np.ndarray, num_frames: int) -> np.ndarray:

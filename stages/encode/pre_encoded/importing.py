@@ -17,7 +17,7 @@ from cache.location import Location
 from cache.manifest import write_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, Unfit, digest_of, read_folder
+from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, FileRejected, digest_of, read_folder
 from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
 from stages.errors import DatasetFaults, Fault
@@ -37,7 +37,7 @@ class Task:
     clip_id: str
     num_frames: int
     frames: Callable[[], np.ndarray]
-    """(T, C) float32. Raises: Unfit."""
+    """(T, C) float32. Raises: FileRejected."""
     is_clip: bool = True
 
 
@@ -150,8 +150,8 @@ def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: 
     def frames(task: Task) -> np.ndarray:
         try:
             return task.frames().astype(dtype)
-        except Unfit as unfit:
-            raise DatasetFaults([Fault(member=task.clip_id, type=unfit.type, msg=unfit.msg)]) from unfit
+        except FileRejected as rejection:
+            raise DatasetFaults([Fault(member=task.clip_id, type=rejection.type, msg=rejection.msg)]) from rejection
 
     return located | sealed(pool, pending, sizes, frames, shard_metadata(params, weights), work)
 

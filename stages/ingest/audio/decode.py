@@ -1,4 +1,4 @@
-"""One audio file decoded, block by block, and looked at on the way. Suffixes: N samples, C channels (two)."""
+"""Decodes an audio file block by block and checks it on the way. Suffixes: A audio channels (two), X samples."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from stages.ingest.audio.level import Level
+from stages.ingest.audio.level import LevelMeter
 from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
 from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, OPEN_ERRORS, READ_ERRORS, ForwardOnlySoundFile, error_text
-from stages.ingest.faults import Unfit
-from stages.ingest.integrity.flac_md5 import FlacSum, flac_sum
-from stages.ingest.integrity.mp3 import Walked, check_frames, looks_like_mp3
-from stages.ingest.integrity.riff_ogg_flac import check_whole, stray_bytes
+from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.flac_md5 import FlacMd5, flac_md5
+from stages.ingest.integrity.mp3 import FrameScan, check_frames, looks_like_mp3
+from stages.ingest.integrity.riff_ogg_flac import check_declared_length, stray_bytes
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
-"""Beyond this a float file is damaged or scaled as integers; up to it, it is loud and gets clamped."""
+"""Beyond this a float file is damaged or scaled as integers; up to this it is too loud, and is clamped."""
 _LENGTH_UNKNOWN = 1 << 62
-"""libsndfile announces a length beyond this when the file does not say."""
+"""libsndfile returns a length beyond this when the file declares none."""
 
 
 class Recording:
-    """A sound file in memory. Read its `blocks` once, to the end; `check` then says whether it was fit.
+    """An audio file in memory. Read its `blocks` once, to the end, then call `check`.
 
     Raises:
-        Unfit: not a sound file libsndfile knows, cut short, or of a rate beyond reason.
+        FileRejected: not audio that libsndfile can decode, truncated, or of an unsupported sample rate.
     """
 
     delay_known = True
-    """False when a codec put silence before the sound and the file does not say how much."""
+    """False when a codec added silence before the sound and the file does not say how much."""
     length_known = True
-    """Whether the file says how long it is: else a cut between two of its parts could not be noticed."""
+    """Whether the file declares its length; if not, missing audio cannot be detected."""
     _expected: int | None = None
-    """Samples that there must be."""
+    """Number of samples that must be decoded."""
     num_stray_bytes = 0
-    """Behind the end that the file itself declares."""
-    _sum: FlacSum | None = None
+    """Bytes after the end that the file itself declares."""
+    _md5: FlacMd5 | None = None
     num_padding = 0
-    """Samples that an encoder added behind the sound and that are left out."""
+    """Samples that an encoder added at the end and that are left out."""
     complaints: Mapping[str, int] = {}
     """What the decoder reported about damage, and how often; complete once all blocks are read."""
 
@@ -48,17 +48,17 @@ class Recording:
         self.num_samples = 0
         """Samples read so far, at the file's own rate."""
         self.peak = 0.0
-        self.level = Level()
+        self.level = LevelMeter()
         self._open(data)
         if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
             bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
-            raise Unfit("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
+            raise FileRejected("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
 
     def _open(self, data: bytes) -> None:
-        self.length_known = check_whole(data)
+        self.length_known = check_declared_length(data)
         self.num_stray_bytes = stray_bytes(data)
-        # Before the decoder sees it: a fault says more than the decoder's words.
-        walked = check_frames(data) if looks_like_mp3(data) else None
+        # Before decoding: these faults say more than the decoder's errors.
+        scan = check_frames(data) if looks_like_mp3(data) else None
         self._file = _opened(data)
         self.sample_rate_hz: int = self._file.samplerate
         self.num_channels: int = self._file.channels
@@ -66,73 +66,73 @@ class Recording:
         self.length_known &= declared < _LENGTH_UNKNOWN
         self._expected = declared if self.length_known else None
         if self._file.format == "MP3":
-            self._expect(check_frames(data) if walked is None else walked)
-        self._sum = flac_sum(data, self._file.subtype, declared)
+            self._expect(check_frames(data) if scan is None else scan)
+        self._md5 = flac_md5(data, self._file.subtype, declared)
         if isinstance(self._file, MpegFile):
             self.complaints = self._file.complaints
 
-    def _expect(self, walked: Walked | None) -> None:
-        """What an MP3 does not announce, libsndfile guesses from its size and the first frame's bit rate."""
-        if walked is None or not walked.is_announced:
+    def _expect(self, scan: FrameScan | None) -> None:
+        """Expect the length of an MP3's frames where it declares none: libsndfile guesses it from size and bit rate."""
+        if scan is None or not scan.is_declared:
             self.length_known = False
-            self._expected = None if walked is None else walked.num_samples
+            self._expected = None if scan is None else scan.num_samples
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The sound as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
+        """The audio as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
 
-        The blocks are views of interleaved samples, as files hold them: what is written again is never turned around.
+        Blocks are views of interleaved samples, as files store them, so that writing them needs no transposition.
 
         Raises:
-            Unfit: the decoder fails on the way, or a sample is not finite.
+            FileRejected: decoding fails, or a sample is not finite.
         """
-        for block_NC in self._decoded():
-            block_CN = np.ascontiguousarray(block_NC[:, :2] if self.num_channels > 1 else block_NC.repeat(2, axis=1)).T
-            self.num_samples += block_CN.shape[1]
-            # NaN wins over every number in numpy's min and max, so these two find NaN, infinity and the peak.
-            peak = max(-float(block_CN.min()), float(block_CN.max()))
+        for block_XA in self._decoded():
+            block_AX = np.ascontiguousarray(block_XA[:, :2] if self.num_channels > 1 else block_XA.repeat(2, axis=1)).T
+            self.num_samples += block_AX.shape[1]
+            # NaN propagates through numpy's min and max, so these two find NaN, infinity and the peak.
+            peak = max(-float(block_AX.min()), float(block_AX.max()))
             if not math.isfinite(peak):
-                raise Unfit("not_finite")
+                raise FileRejected("not_finite")
             self.peak = max(self.peak, peak)
-            self.level.add(block_CN, peak)
-            yield block_CN
+            self.level.add(block_AX, peak)
+            yield block_AX
 
     def _decoded(self) -> Iterator[np.ndarray]:
         """(n, channels) float32 blocks, none of them empty."""
-        while len(block_NC := self._read_block()):
-            if self._sum is not None:
-                self._sum.add(block_NC)
-            yield block_NC
+        while len(block_XA := self._read_block()):
+            if self._md5 is not None:
+                self._md5.add(block_XA)
+            yield block_XA
 
     def _read_block(self) -> np.ndarray:
         if isinstance(self._file, MpegFile):
             return self._file.read_block()
         try:
-            block_NC: np.ndarray = self._file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+            block_XA: np.ndarray = self._file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
         except READ_ERRORS as error:
-            raise Unfit("audio_decode_error", why=error_text(error)) from error
-        return block_NC
+            raise FileRejected("audio_decode_error", why=error_text(error)) from error
+        return block_XA
 
     def check(self) -> None:
-        """What only the whole recording shows.
+        """Check the recording after all blocks are read.
 
         Raises:
-            Unfit: `audio_truncated` or `absurd_peak`.
+            FileRejected: `audio_truncated` or `absurd_peak`.
         """
         if self._expected is not None and self.num_samples != self._expected:
-            says = "header says" if self.length_known else "frames hold"
-            why = f"its {says} {self._expected:,} samples, {self.num_samples:,} could be decoded"
-            raise Unfit("audio_truncated", why=why)
-        if self._sum is not None and not self._sum.fits():
-            raise Unfit("audio_decode_error", why="its sound does not match the checksum in its header")
+            source = "header says" if self.length_known else "frames hold"
+            why = f"its {source} {self._expected:,} samples, {self.num_samples:,} could be decoded"
+            raise FileRejected("audio_truncated", why=why)
+        if self._md5 is not None and not self._md5.matches():
+            raise FileRejected("audio_decode_error", why="its audio does not match the checksum in its header")
         if self.peak > LOUDEST_PEAK:
-            raise Unfit("absurd_peak", peak=self.peak)
+            raise FileRejected("absurd_peak", peak=self.peak)
 
 
 def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:
-    """The file, with whatever may go to libmpg123 in a process of its own."""
+    """The opened file; one that libmpg123 may decode is decoded by another process."""
     if may_be_mpeg(data):
         return MpegFile(data)
     try:
         return ForwardOnlySoundFile(io.BytesIO(data))
     except OPEN_ERRORS as error:
-        raise Unfit("audio_decode_error", why=error_text(error)) from error
+        raise FileRejected("audio_decode_error", why=error_text(error)) from error

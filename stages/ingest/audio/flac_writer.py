@@ -1,4 +1,4 @@
-"""Prepared audio as it grows: FLAC, 24 bit, one file per native window. Suffixes: N samples, C channels (two)."""
+"""Writes prepared audio: 24-bit FLAC, one file per native window. Suffixes: A audio channels (two), X samples."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from stages.ingest.stage import IngestParams
 
 _FULL_SCALE = 1 << 23
 _COMPRESSION_LEVEL = 0.0
-"""libsndfile's 0 to 1. The fastest writes a third faster than the usual level and takes 2 % more room (measured)."""
+"""From 0 to 1 in libsndfile. The lowest is a third faster than the default and its files are 2 % larger (measured)."""
 SILENCE_DBFS = -60.0
-"""A clip whose peak stays below this is silent: nothing in it would be heard beside other clips."""
+"""A clip whose peak is below this counts as silent: it is inaudible next to other clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """One window of a recording, finished."""
+class WrittenWindow:
+    """A finished window of a recording."""
 
     crop_start: int
     num_samples: int
     num_clamped: int
     peak: float
     """Before clamping; 1 is full scale."""
-    place: slice
-    """Of its bytes among those of the whole recording."""
+    bytes_in_spool: slice
+    """Where its FLAC file lies in the spool, if there is one."""
 
     @property
     def is_silent(self) -> bool:
+        """Whether its peak is below SILENCE_DBFS."""
         return self.peak < 10 ** (SILENCE_DBFS / 20)
 
 
 class FlacWindows:
-    """The first native window of a recording, or all of them.
+    """Writes the first native window of a recording, or all of them.
 
-    One window stays in memory, where it grew; of several, finished ones wait on the store's own disk, without a name.
+    A single window stays in memory. With several, finished ones are spooled to an unnamed file on the store's disk.
     """
 
     def __init__(self, params: IngestParams, folder: Path) -> None:
@@ -52,22 +53,22 @@ class FlacWindows:
         self._only: memoryview = memoryview(b"")
         self._spool: BinaryIO | None = None
         self._end = 0
-        self._open: _Window | None = None
-        self.written: list[Written] = []
+        self._open: _WindowWriter | None = None
+        self.written: list[WrittenWindow] = []
 
     @property
     def is_full(self) -> bool:
-        """Nothing more would be kept."""
+        """Whether further samples would be dropped."""
         return bool(self.written) and not self._splits
 
-    def write(self, audio_CN: np.ndarray) -> None:
-        """Add samples; what follows a full window begins the next, or is dropped."""
-        while audio_CN.shape[1] and not self.is_full:
+    def write(self, audio_AX: np.ndarray) -> None:
+        """Add (A, X) samples; those after a full window start the next one, or are dropped."""
+        while audio_AX.shape[1] and not self.is_full:
             if self._open is None:
-                self._open = _Window(self._params)
-            self._open.write(audio_CN[:, : self._open.room])
-            audio_CN = audio_CN[:, self._open.last_write :]
-            if not self._open.room:
+                self._open = _WindowWriter(self._params)
+            self._open.write(audio_AX[:, : self._open.num_free])
+            audio_AX = audio_AX[:, self._open.last_write :]
+            if not self._open.num_free:
                 self._finish()
 
     def close(self) -> None:
@@ -76,16 +77,16 @@ class FlacWindows:
             self._finish()
 
     def drop_rest(self) -> None:
-        """Forget a last window that fills no latent frame; the first is kept, whatever its length."""
+        """Drop a last window that is shorter than a latent frame; the first is kept, whatever its length."""
         if len(self.written) > 1 and self.written[-1].num_samples < self._params.downsampling_ratio:
             self.written.pop()
 
-    def content(self, window: Written) -> bytes | memoryview:
+    def content(self, window: WrittenWindow) -> bytes | memoryview:
         """The FLAC file of one window."""
         if self._spool is None:
             return self._only
-        self._spool.seek(window.place.start)
-        return self._spool.read(window.place.stop - window.place.start)
+        self._spool.seek(window.bytes_in_spool.start)
+        return self._spool.read(window.bytes_in_spool.stop - window.bytes_in_spool.start)
 
     def _finish(self) -> None:
         assert self._open is not None
@@ -93,12 +94,12 @@ class FlacWindows:
         content = done.content()
         self._keep(content)
         self.written.append(
-            Written(
+            WrittenWindow(
                 crop_start=len(self.written) * self._params.native_samples,
                 num_samples=done.num_samples,
                 num_clamped=done.num_clamped,
                 peak=done.peak,
-                place=slice(self._end, self._end + len(content)),
+                bytes_in_spool=slice(self._end, self._end + len(content)),
             )
         )
         self._end += len(content)
@@ -117,28 +118,30 @@ class FlacWindows:
             raise write_failure(self._folder / "windows", error) from error
 
 
-class _Window:
-    """FLAC growing in memory; a 16 or 24 bit source at the model's rate comes back bit for bit."""
+class _WindowWriter:
+    """Writes one FLAC file in memory; a 16 or 24 bit source at the model's rate is stored losslessly."""
 
     def __init__(self, params: IngestParams) -> None:
         self._buffer = io.BytesIO()
         form = {"samplerate": params.sample_rate_hz, "channels": 2, "format": "FLAC", "subtype": "PCM_24"}
         self._file = soundfile.SoundFile(self._buffer, "w", **form, compression_level=_COMPRESSION_LEVEL)
-        self.room = params.native_samples
+        self.num_free = params.native_samples
+        """Samples that still fit."""
         self.last_write = 0
+        """Samples of the last call of `write`."""
         self.num_samples = 0
         self.num_clamped = 0
         self.peak = 0.0
 
-    def write(self, audio_CN: np.ndarray) -> None:
-        """Add samples, at most as many as there is room for."""
-        peak = max(float(audio_CN.max()), -float(audio_CN.min()))
+    def write(self, audio_AX: np.ndarray) -> None:
+        """Add (A, X) samples, at most `num_free`."""
+        peak = max(float(audio_AX.max()), -float(audio_AX.min()))
         self.peak = max(self.peak, peak)
         if peak > 1.0:
-            self.num_clamped += int(np.count_nonzero(np.abs(audio_CN) > 1.0))
-        self._file.write(_as_24_bit(audio_CN))
-        self.last_write = audio_CN.shape[1]
-        self.room -= self.last_write
+            self.num_clamped += int(np.count_nonzero(np.abs(audio_AX) > 1.0))
+        self._file.write(_as_24_bit(audio_AX))
+        self.last_write = audio_AX.shape[1]
+        self.num_free -= self.last_write
         self.num_samples += self.last_write
 
     def content(self) -> memoryview:
@@ -147,19 +150,19 @@ class _Window:
         return self._buffer.getbuffer()
 
 
-def _as_24_bit(audio_CN: np.ndarray) -> np.ndarray:
-    """(N, C): nearest 24 bit values, clamped to [-1, 1), in the upper bits of int32 as libsndfile takes them."""
-    scaled_NC = np.empty(audio_CN.T.shape, np.float32)
-    np.clip(audio_CN.T, np.float32(-1), np.float32(1 - 1 / _FULL_SCALE), out=scaled_NC)
-    scaled_NC *= np.float32(_FULL_SCALE)
-    np.rint(scaled_NC, out=scaled_NC)
-    whole_NC = scaled_NC.astype(np.int32)
-    whole_NC <<= 8
-    return whole_NC
+def _as_24_bit(audio_AX: np.ndarray) -> np.ndarray:
+    """(X, A) int32: nearest 24-bit values, clamped to [-1, 1), in the upper bits as libsndfile expects them."""
+    scaled_XA = np.empty(audio_AX.T.shape, np.float32)
+    np.clip(audio_AX.T, np.float32(-1), np.float32(1 - 1 / _FULL_SCALE), out=scaled_XA)
+    scaled_XA *= np.float32(_FULL_SCALE)
+    np.rint(scaled_XA, out=scaled_XA)
+    whole_XA = scaled_XA.astype(np.int32)
+    whole_XA <<= 8
+    return whole_XA
 
 
 def window_starts(num_samples_whole: int, params: IngestParams) -> Iterator[int]:
-    """First samples of the windows that a recording of this length makes."""
+    """First sample of each window of a recording of this length."""
     yield 0
     if params.long_clips == "split":
         native = params.native_samples

@@ -19,7 +19,7 @@ import numpy as np
 
 from stages.errors import StageError
 from stages.ingest.audio.mpeg_process import FRAMES, REQUEST
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.riff_ogg_flac import wave_format_tag
 
 _NOT_MPEG = (b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff", b"RF64")
@@ -61,7 +61,7 @@ def mpeg_tags(data: bytes) -> dict[str, str]:
     """The tags that libsndfile finds in a file.
 
     Raises:
-        Unfit: `audio_decode_error`.
+        FileRejected: `audio_decode_error`.
     """
     with_process = _idle_or_new()
     tags: dict[str, str] = with_process.open(data, wants_samples=False)["tags"]
@@ -73,7 +73,7 @@ class MpegFile:
     """An MP3 in memory, in whatever container: what `soundfile.SoundFile` says of it, and its samples once.
 
     Raises:
-        Unfit: `audio_decode_error`.
+        FileRejected: `audio_decode_error`.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -91,16 +91,16 @@ class MpegFile:
         """(n, channels) float32; n is 0 at the end, and only there.
 
         Raises:
-            Unfit: `audio_decode_error`.
+            FileRejected: `audio_decode_error`.
         """
-        block_NC = self._process.read_block(self.channels)
-        if not len(block_NC):
+        block_XA = self._process.read_block(self.channels)
+        if not len(block_XA):
             end = self._process.read_line()
             self.complaints.update(damage_reports(end["log"]))
             _idle.append(self._process)
             if end["error"] is not None:
-                raise Unfit("audio_decode_error", why=end["error"])
-        return block_NC
+                raise FileRejected("audio_decode_error", why=end["error"])
+        return block_XA
 
 
 def damage_reports(log: str) -> list[str]:
@@ -141,7 +141,7 @@ class _DecoderProcess:
         """What the file says about itself.
 
         Raises:
-            Unfit: `audio_decode_error`.
+            FileRejected: `audio_decode_error`.
         """
         assert self._process.stdin is not None
         try:
@@ -153,7 +153,7 @@ class _DecoderProcess:
         found = self.read_line()
         if found["error"] is not None:
             _idle.append(self)
-            raise Unfit("audio_decode_error", why=found["error"])
+            raise FileRejected("audio_decode_error", why=found["error"])
         return found
 
     def read_line(self) -> dict[str, Any]:
@@ -168,9 +168,9 @@ class _DecoderProcess:
     def read_block(self, num_channels: int) -> np.ndarray:
         """(n, channels) float32, the next samples."""
         (num_frames,) = FRAMES.unpack(self._read_into(bytearray(FRAMES.size)))
-        block_NC = np.empty((num_frames, num_channels), np.float32)
-        self._read_into(block_NC.reshape(-1).view(np.uint8).data)
-        return block_NC
+        block_XA = np.empty((num_frames, num_channels), np.float32)
+        self._read_into(block_XA.reshape(-1).view(np.uint8).data)
+        return block_XA
 
     def _read_into(self, buffer: bytearray | memoryview) -> bytearray | memoryview:
         assert self._process.stdout is not None

@@ -1,4 +1,4 @@
-"""The prompt of every clip: from its .txt, or by a template from its .json, tags and .txt."""
+"""The prompt of every clip: its .txt, or a filled template. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -8,67 +8,67 @@ from functools import lru_cache
 
 from stages.contract import Member, Source
 from stages.errors import Fault
-from stages.ingest.caption_template import CAPTION_KEY, Known, filled, read_sidecar, template_keys
-from stages.ingest.captions.pairing import Pair, Pairing, caption_text, visible, with_phrase
-from stages.ingest.faults import Unfit, note
+from stages.ingest.caption_template import CAPTION_KEY, CaptionSources, filled_template, read_sidecar, template_keys
+from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable_text, with_trigger_phrase
+from stages.ingest.faults import FileRejected, warning
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is given to the model with one clip, and where it came from."""
+    """The text given to the model with one clip, and where it came from."""
 
     text: str
     source: str
-    """The member, or the members, the caption came from."""
+    """The member or members that the caption came from."""
 
 
 @dataclass(kw_only=True)
 class Prompts:
-    """Every prompt, by the audio's name, and what was wrong with captions and sidecars."""
+    """Every prompt, by the name of its audio file, and the faults of captions and sidecars."""
 
-    of_audio: dict[str, Prompt] = field(default_factory=dict)
+    by_audio: dict[str, Prompt] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
 
 def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prompts:
-    """Read every caption file once, with or without audio, and make the prompt of every pair."""
+    """Read every caption file once, with or without audio; return the prompt of every pair."""
     found = Prompts()
     texts = dict(_each(pairing.captions, source, caption_text, found.faults))
     sidecars = dict(_each(pairing.sidecars, source, read_sidecar, found.faults))
     for pair in pairing.pairs:
         try:
             made = _prompt(pair, texts, sidecars, source, params)
-        except Unfit as unfit:
-            found.faults.append(unfit.fault(pair.audio.name))
+        except FileRejected as rejection:
+            found.faults.append(rejection.fault(pair.audio.name))
             continue
         if made is not None:
-            found.of_audio[pair.audio.name] = made
+            found.by_audio[pair.audio.name] = made
     return found
 
 
 def _each(members: Iterable[Member], source: Source, read: object, faults: list[Fault]) -> Iterable[tuple[str, object]]:
-    """(name, content) of every file that can be read; the others' faults are kept."""
+    """(name, content) of every file that can be read; the faults of the others are appended to `faults`."""
     assert callable(read)
     for member in members:
         try:
             yield member.name, read(read_member(source.path, source.kind, member))
-        except Unfit as unfit:
-            faults.append(unfit.fault(member.name))
+        except FileRejected as rejection:
+            faults.append(rejection.fault(member.name))
 
 
 def _prompt(
     pair: Pair, texts: Mapping[str, object], sidecars: Mapping[str, object], source: Source, params: IngestParams
 ) -> Prompt | None:
-    """The prompt of one clip; None when one of its files has a fault, which is listed already."""
+    """The prompt of one clip; None when one of its files has a fault, which is recorded already."""
     parts = [(pair.caption, texts), (pair.sidecar, sidecars)]
     if any(member is not None and member.name not in read for member, read in parts):
         return None
     caption = str(texts[pair.caption.name]) if pair.caption else None
     if params.caption_template is None:
         assert pair.caption is not None and caption is not None
-        return Prompt(text=with_phrase(caption, params.trigger_phrase), source=pair.caption.name)
+        return Prompt(text=with_trigger_phrase(caption, params.trigger_phrase), source=pair.caption.name)
     sidecar = sidecars[pair.sidecar.name] if pair.sidecar else {}
     assert isinstance(sidecar, dict)
 
@@ -79,9 +79,9 @@ def _prompt(
         return read_tags(read_member(source.path, source.kind, pair.audio))
 
     names = (_name(pair.caption), _name(pair.sidecar), f"tags of {pair.audio.name}")
-    known = Known(caption=lambda: caption, sidecar=sidecar, tags=tags, names=names)
-    text, where = filled(params.caption_template, known)
-    return Prompt(text=with_phrase(visible(text.strip()), params.trigger_phrase), source=where)
+    sources = CaptionSources(caption=lambda: caption, sidecar=sidecar, tags=tags, names=names)
+    text, where = filled_template(params.caption_template, sources)
+    return Prompt(text=with_trigger_phrase(storable_text(text.strip()), params.trigger_phrase), source=where)
 
 
 def _name(member: Member | None) -> str:
@@ -89,9 +89,9 @@ def _name(member: Member | None) -> str:
 
 
 def unused_captions(pairs: Iterable[Pair], params: IngestParams) -> Iterable[Fault]:
-    """A note for each .txt that the template passes over."""
+    """A warning for each .txt that the template does not use."""
     template = params.caption_template
     if template is not None and CAPTION_KEY not in template_keys(template):
         for pair in pairs:
             if pair.caption is not None:
-                yield note(pair.caption.name, "caption_unused")
+                yield warning(pair.caption.name, "caption_unused")

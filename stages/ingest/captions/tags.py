@@ -1,4 +1,4 @@
-"""What a sound file says about itself: title, genre, tempo and the like, by lower-case key."""
+"""Tags of an audio file: title, genre, tempo and the like, by lower-case key."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import soundfile
 
 from stages.errors import PackageMissing
 from stages.ingest.audio.mpeg_decoder import may_be_mpeg, mpeg_tags
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 
 
 def read_tags(data: bytes) -> dict[str, str]:
-    """Tags of any kind that mutagen reads (ID3, Vorbis comments, MP4), and the RIFF ones that libsndfile reads.
+    """The tags that mutagen reads (ID3, Vorbis comments, MP4) and those that libsndfile reads (RIFF, some of ID3).
 
     Raises:
         PackageMissing: mutagen is not installed. (Not a fault of the clip: results must not depend on it.)
-        Unfit: `tags_unreadable`.
+        FileRejected: `tags_unreadable`.
     """
     try:
         import mutagen  # deferred: an optional package
@@ -26,14 +26,14 @@ def read_tags(data: bytes) -> dict[str, str]:
     try:
         found = mutagen.File(io.BytesIO(data), easy=True)
     except (mutagen.MutagenError, ValueError, IndexError, KeyError, OverflowError, EOFError) as error:
-        raise Unfit("tags_unreadable", why=type(error).__name__) from error
-    return _riff_tags(data) | _texts(getattr(found, "tags", None) or {})
+        raise FileRejected("tags_unreadable", why=type(error).__name__) from error
+    return _libsndfile_tags(data) | _texts(getattr(found, "tags", None) or {})
 
 
-def _riff_tags(data: bytes) -> dict[str, str]:
+def _libsndfile_tags(data: bytes) -> dict[str, str]:
     try:
         return {key.casefold(): value for key, value in _sound_file_tags(data).items()}
-    except (Unfit, soundfile.LibsndfileError, RuntimeError, TypeError):
+    except (FileRejected, soundfile.LibsndfileError, RuntimeError, TypeError):
         return {}  # libsndfile cannot open it: whether it is audio at all is found when it is decoded
 
 
@@ -45,7 +45,7 @@ def _sound_file_tags(data: bytes) -> dict[str, str]:
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
-    """Each key's first value, or all of them joined; pictures and the like are no text."""
+    """The text of each tag, several values joined; pictures and other values that are not text are left out."""
     texts = {}
     for key in list(tags.keys()):
         value = tags[key]

@@ -1,4 +1,4 @@
-"""MP3 frame by frame: decoders step over what they do not understand, without a word. Light: standard library only.
+"""Checks an MP3 frame by frame, as decoders silently skip what they cannot read. Light: standard library only.
 
 Sources: ISO 11172-3 and 13818-3 (frame header), the Xing and LAME header in the first frame (gabriel.mp3-tech.org).
 """
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 
 _BITRATES = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -18,15 +18,15 @@ _BITRATES = {
 """kbit/s of layer III, by version bits (2.5 has version 2's)."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _LAYER_3 = 1
-TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
-_STRAY_BYTES = 4096
-"""Of an unknown kind behind the last frame: some tagger's."""
+TAG_MARKERS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
+_MAX_STRAY_BYTES = 4096
+"""Bytes of an unknown kind that may follow the last frame: some programs write their own tags."""
 _SEARCHED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What a frame's header says."""
+    """The header of an MPEG audio frame."""
 
     version: int
     rate_hz: int
@@ -35,12 +35,12 @@ class Frame:
 
     @property
     def num_samples(self) -> int:
-        """Of each channel."""
+        """Samples of each channel."""
         return 1152 if self.version == 3 else 576
 
 
 def frame_at(data: bytes, place: int) -> Frame | None:
-    """The layer III frame that begins there; None where none does, or one of a free bit rate, whose end is unknown."""
+    """The layer III frame at this byte; None if there is none, or one of a free bit rate, whose size is unknown."""
     if len(data) < place + 4 or data[place] != 0xFF or data[place + 1] & 0xE0 != 0xE0:
         return None
     version, layer = data[place + 1] >> 3 & 3, data[place + 1] >> 1 & 3
@@ -55,28 +55,28 @@ def frame_at(data: bytes, place: int) -> Frame | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walked:
-    """What was found by going from frame to frame."""
+class FrameScan:
+    """Result of going through a file frame by frame."""
 
     num_samples: int
-    """That all frames of sound hold."""
-    is_announced: bool
-    """Whether the file says itself how many frames there are: else none that is missing would be noticed."""
+    """Samples of each channel in all audio frames."""
+    is_declared: bool
+    """Whether the file declares its number of frames; if not, missing frames cannot be detected."""
 
 
 def looks_like_mp3(data: bytes) -> bool:
-    """Whether a layer III frame comes first, behind ID3 tags and zeros."""
-    return frame_at(data, behind_tags(data)) is not None
+    """Whether a layer III frame comes first, after ID3 tags and zeros."""
+    return frame_at(data, end_of_tags(data)) is not None
 
 
-def check_frames(data: bytes) -> Walked | None:
-    """Frame follows frame, as many as the first announces, the last one whole.
+def check_frames(data: bytes) -> FrameScan | None:
+    """Check that frames follow each other without gaps, as many as the first declares, the last one complete.
 
     Returns:
-        None of another layer, or a free bit rate: there is nothing to walk along.
+        None for another layer or a free bit rate, whose frames cannot be followed.
 
     Raises:
-        Unfit: `audio_truncated`, or `audio_decode_error` where something lies between frames.
+        FileRejected: `audio_truncated`, or `audio_decode_error` where there is something between frames.
     """
     start = first = _first_frame(data)
     kind = frame_at(data, start)
@@ -85,32 +85,32 @@ def check_frames(data: bytes) -> Walked | None:
     count = 0
     for start, frame in _frames(data, first):
         if (frame.version, frame.rate_hz) != (kind.version, kind.rate_hz):
-            raise Unfit("audio_decode_error", why=f"its sample rate changes at byte {start:,}")
+            raise FileRejected("audio_decode_error", why=f"its sample rate changes at byte {start:,}")
         count, end = count + 1, start + frame.num_bytes
-    declared = announced(data, first, kind)
+    declared = declared_frames(data, first, kind)
     if end > len(data):
-        raise Unfit("audio_truncated", why="its last frame is cut")
+        raise FileRejected("audio_truncated", why="its last frame is cut")
     _check_rest(data, end, complete=declared is not None and count - 1 >= declared)
     if declared is not None and count - 1 < declared:
-        raise Unfit("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
-    num_of_sound = count - 1 if _header(data, first, kind) else count
-    return Walked(num_samples=num_of_sound * kind.num_samples, is_announced=declared is not None)
+        raise FileRejected("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
+    num_audio_frames = count - 1 if _header(data, first, kind) else count
+    return FrameScan(num_samples=num_audio_frames * kind.num_samples, is_declared=declared is not None)
 
 
 def _first_frame(data: bytes) -> int:
-    """Where the frames begin.
+    """The byte at which the frames begin.
 
     Raises:
-        Unfit: something else lies before them.
+        FileRejected: something else comes before them.
     """
-    place = behind_tags(data)
+    place = end_of_tags(data)
     if frame_at(data, place) is None and data[place : place + 1] != b"\xff":
-        raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
+        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {place:,}")
     return place
 
 
-def behind_tags(data: bytes) -> int:
-    """Where ID3 tags and the zeros behind them end."""
+def end_of_tags(data: bytes) -> int:
+    """The byte at which leading ID3 tags, and zeros after them, end."""
     place = 0
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
         size = 0
@@ -123,14 +123,14 @@ def behind_tags(data: bytes) -> int:
 
 
 def _frames(data: bytes, place: int) -> Iterator[tuple[int, Frame]]:
-    """(place, frame) as long as one follows the other; the last may reach beyond the end."""
+    """(first byte, frame) for as long as frames follow each other; the last may reach beyond the end of the file."""
     while (frame := frame_at(data, place)) is not None:
         yield place, frame
         place += frame.num_bytes
 
 
-def announced(data: bytes, place: int, frame: Frame) -> int | None:
-    """Frames of sound that the Xing (or Info) header in the first frame counts; itself not included."""
+def declared_frames(data: bytes, place: int, frame: Frame) -> int | None:
+    """Number of audio frames in the Xing (or Info) header, which is the first frame and not counted itself."""
     head = _header(data, place, frame)
     if not head or not head[7] & 1:
         return None
@@ -139,7 +139,7 @@ def announced(data: bytes, place: int, frame: Frame) -> int | None:
 
 
 def _header(data: bytes, place: int, frame: Frame) -> bytes:
-    """The Xing (or Info) header's first 12 bytes; nothing where the first frame is one of sound."""
+    """The first 12 bytes of the Xing (or Info) header; empty where the first frame is an audio frame."""
     side = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[
         frame.version == 3, frame.is_mono
     ]
@@ -148,16 +148,16 @@ def _header(data: bytes, place: int, frame: Frame) -> bytes:
 
 
 def _check_rest(data: bytes, place: int, *, complete: bool) -> None:
-    """Nothing but tags may follow the last frame; anything may when all frames are there.
+    """Check that only tags follow the last frame, unless all declared frames are there.
 
     Raises:
-        Unfit: frames go on further behind, or there is too much of something unknown.
+        FileRejected: further frames follow after a gap, or too many unknown bytes do.
     """
     rest = data[place:]
-    if complete or not rest or rest.startswith(TAGS):
+    if complete or not rest or rest.startswith(TAG_MARKERS):
         return
     for near in range(place + 1, min(len(data), place + _SEARCHED_BYTES)):
         if data[near] == 0xFF and len(list(zip(range(3), _frames(data, near), strict=False))) == 3:
-            raise Unfit("audio_decode_error", why=f"{near - place:,} bytes at byte {place:,} are no frame")
-    if len(rest) > _STRAY_BYTES:
-        raise Unfit("audio_truncated", why=f"there are no frames from byte {place:,} on")
+            raise FileRejected("audio_decode_error", why=f"{near - place:,} bytes at byte {place:,} are no frame")
+    if len(rest) > _MAX_STRAY_BYTES:
+        raise FileRejected("audio_truncated", why=f"there are no frames from byte {place:,} on")

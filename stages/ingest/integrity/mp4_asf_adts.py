@@ -1,4 +1,4 @@
-"""Are an MP4, a WMA or a raw AAC file as long as they say? FFmpeg is content with less. Light: standard library only.
+"""Checks MP4, WMA and raw AAC against their declared sizes, which FFmpeg does not. Light: standard library only.
 
 Sources: ISO 14496-12, 4.2 (boxes); ASF specification 1.20, 3.1 and 3.2 (header and file properties); ISO 13818-7,
 6.2 (ADTS frames).
@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from stages.ingest.faults import Unfit
-from stages.ingest.integrity.mp3 import TAGS, behind_tags
+from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.mp3 import TAG_MARKERS, end_of_tags
 
 _BOXES = {
     b"ftyp",
@@ -29,15 +29,15 @@ _BOXES = {
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_IS_STREAM = 1
-"""Flag of a file that was written as it came in: its sizes mean nothing."""
+"""Flag of a file that was written as a stream, whose sizes are not valid."""
 _LEAST_ADTS_BYTES = 7
 
 
-def surplus_bytes(data: bytes) -> int:
-    """Compare what an MP4 or WMA declares with what is there; return how many bytes lie behind its declared end.
+def stray_bytes(data: bytes) -> int:
+    """Number of bytes after the declared end of an MP4 or WMA, once it is checked to be complete.
 
     Raises:
-        Unfit: `audio_truncated`.
+        FileRejected: `audio_truncated`.
     """
     if data[4:8] == b"ftyp":
         return len(data) - _end_of_boxes(data)
@@ -45,7 +45,7 @@ def surplus_bytes(data: bytes) -> int:
 
 
 def _end_of_boxes(data: bytes) -> int:
-    """Where the last box ends; what follows and is of no known kind is no box."""
+    """The byte at which the last box ends; what follows is no box of a known kind."""
     place = 0
     while len(data) >= place + 8:
         size, name = struct.unpack_from(">I4s", data, place)
@@ -55,13 +55,13 @@ def _end_of_boxes(data: bytes) -> int:
             (size,) = struct.unpack_from(">Q", data, place + 8)
         stop = place + max(8, size) if size else len(data)
         if stop > len(data):
-            raise _short(f"its {name.decode()} box should end at byte {stop:,}", len(data))
+            raise _truncated(f"its {name.decode()} box should end at byte {stop:,}", len(data))
         place = stop
     return place
 
 
 def _declared_asf_bytes(data: bytes) -> int:
-    """The size in the file properties; what is there, where they are missing or say nothing."""
+    """The size in the file properties; the actual size where they are missing or not valid."""
     for name, start, _ in _asf_objects(data):
         if name != _ASF_FILE or len(data) < start + 92:
             continue
@@ -70,13 +70,13 @@ def _declared_asf_bytes(data: bytes) -> int:
         if flags & _ASF_IS_STREAM or not declared:
             return len(data)
         if declared > len(data):
-            raise _short(f"its header says {declared:,} bytes", len(data))
+            raise _truncated(f"its header says {declared:,} bytes", len(data))
         return int(declared)
     return len(data)
 
 
 def _asf_objects(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, size) of the objects inside the header object."""
+    """(name, start, size) of the objects in the header object."""
     stop = int.from_bytes(data[16:24], "little")
     place = 30
     while place + 24 <= min(stop, len(data)):
@@ -86,23 +86,24 @@ def _asf_objects(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def check_adts(data: bytes) -> None:
-    """Raw AAC is frame behind frame; only tags, zeros, or less than a frame's header, may follow.
+    """Check that raw AAC is frame after frame, followed only by tags, zeros, or less than a frame's header.
 
     Raises:
-        Unfit: `audio_decode_error`, something else lies before, between or behind them; `audio_truncated`.
+        FileRejected: `audio_decode_error` where something else comes before, between or after the frames, or
+            `audio_truncated`.
     """
-    place = behind_tags(data)
+    place = end_of_tags(data)
     while (size := _adts_bytes(data, place)) is not None:
         if place + size > len(data):
-            raise Unfit("audio_truncated", why="its last frame is cut")
+            raise FileRejected("audio_truncated", why="its last frame is cut")
         place += size
     rest = data[place:]
-    if len(rest) >= _LEAST_ADTS_BYTES and any(rest) and not rest.startswith(TAGS):
-        raise Unfit("audio_decode_error", why=f"there is no frame at byte {place:,}")
+    if len(rest) >= _LEAST_ADTS_BYTES and any(rest) and not rest.startswith(TAG_MARKERS):
+        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {place:,}")
 
 
 def _adts_bytes(data: bytes, place: int) -> int | None:
-    """Length of the frame that begins there; None where none does."""
+    """Size of the frame at this byte; None if there is none."""
     head = data[place : place + _LEAST_ADTS_BYTES]
     if len(head) < _LEAST_ADTS_BYTES or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
         return None
@@ -110,5 +111,5 @@ def _adts_bytes(data: bytes, place: int) -> int | None:
     return size if size >= _LEAST_ADTS_BYTES else None
 
 
-def _short(declared: str, there: int) -> Unfit:
-    return Unfit("audio_truncated", why=f"{declared}, {there:,} are there")
+def _truncated(declared: str, there: int) -> FileRejected:
+    return FileRejected("audio_truncated", why=f"{declared}, {there:,} are there")

@@ -1,4 +1,4 @@
-"""Is a file as long as its container says? Decoders are content with what is there. Light: standard library only.
+"""Checks WAV, AIFF, Ogg and FLAC against their declared lengths, which decoders do not. Light: standard library only.
 
 Sources: the RIFF/WAVE and AIFF chunk layouts (Microsoft/IBM 1991; Apple AIFF 1.3), RFC 3533 (Ogg pages).
 """
@@ -9,12 +9,12 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
-from stages.ingest.faults import Unfit
+from stages.ingest.faults import FileRejected
 
 _UNKNOWN = (0, 0xFFFFFFFF)
-"""Sizes that writers leave in a header they could not go back to."""
-_SLOPPY_BYTES = 8
-"""Some writers count their own header into the size; nothing of the audio is missing then."""
+"""Sizes in the header of a stream, whose writer could not go back to fill them in."""
+_TOLERATED_BYTES = 8
+"""Some writers include the header in the declared size; no audio is missing then."""
 _FIRST_PAGE, _LAST_PAGE = 0x02, 0x04
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _FLAC_RATES = {4: 8000, 5: 16000, 6: 22050, 7: 24000, 8: 32000, 9: 44100, 10: 48000, 11: 96000} | {
@@ -22,22 +22,22 @@ _FLAC_RATES = {4: 8000, 5: 16000, 6: 22050, 7: 24000, 8: 32000, 9: 44100, 10: 48
     2: 176400,
     3: 192000,
 }
-"""By a frame header's code; other codes say the rate elsewhere."""
+"""Sample rates by the code in a frame header; other codes mean that the rate is elsewhere."""
 
 
-def is_known(data: bytes) -> bool:
-    """Whether a file begins like one of these containers, whatever its name says."""
+def is_known_container(data: bytes) -> bool:
+    """Whether the content is one of these containers, whatever the file's name."""
     return data.startswith(tuple(_CHECKS))
 
 
-def check_whole(data: bytes) -> bool:
-    """Compare what a container declares with what is there.
+def check_declared_length(data: bytes) -> bool:
+    """Check a file against the length that its container declares.
 
     Returns:
-        False when the container does not say its length, so that nothing can be concluded.
+        False when the container declares none, so that missing audio cannot be detected.
 
     Raises:
-        Unfit: `audio_truncated`.
+        FileRejected: `audio_truncated`.
     """
     for magic, check in _CHECKS.items():
         if data.startswith(magic):
@@ -45,44 +45,46 @@ def check_whole(data: bytes) -> bool:
     return True
 
 
-def _riff(data: bytes, order: str, audio: bytes) -> bool:
+def _check_riff(data: bytes, order: str, audio: bytes) -> bool:
     (declared,) = struct.unpack_from(f"{order}I", data, 4) if len(data) >= 12 else (0,)
     known = declared not in _UNKNOWN
-    if known and declared + 8 > len(data) + _SLOPPY_BYTES:
-        raise _short(declared + 8, len(data))
+    if known and declared + 8 > len(data) + _TOLERATED_BYTES:
+        raise _truncated(declared + 8, len(data))
     end = declared + 8 if known else len(data)
     for name, start, size in _chunks(data, order, end):
-        check = _CONTENTS.get(name)
+        check = _CHUNK_CHECKS.get(name)
         if check and start + size <= len(data):
             check(data[start : start + size], order)
         if name == audio and size in _UNKNOWN:
             return False
-        if start + size > len(data) + (0 if name == audio else _SLOPPY_BYTES):
-            raise _short(start + size, len(data))
+        if start + size > len(data) + (0 if name == audio else _TOLERATED_BYTES):
+            raise _truncated(start + size, len(data))
         if name == audio:
-            _check_rest(data, start + size + size % 2, min(end, len(data)), order)
+            _check_trailing_chunks(data, start + size + size % 2, min(end, len(data)), order)
             return known
     return known
 
 
-def _check_rest(data: bytes, start: int, end: int, order: str) -> None:
-    """Behind the sound, only chunks: else the header gives the sound less than there is.
+def _check_trailing_chunks(data: bytes, start: int, end: int, order: str) -> None:
+    """Check that only chunks follow the audio; otherwise its header declares less audio than there is.
 
     Raises:
-        Unfit: `audio_truncated`.
+        FileRejected: `audio_truncated`.
     """
     rest = data[start:end]
     names = [name for name, _, _ in _chunks(data[:12] + rest, order, 12 + len(rest))]
     if (
-        len(rest) > _SLOPPY_BYTES
+        len(rest) > _TOLERATED_BYTES
         and any(rest)
         and not all(name.isascii() and name.isalnum() for name in (name.strip() for name in names[:1]))
     ):
-        raise Unfit("audio_truncated", why=f"behind the sound its header declares are {len(rest):,} bytes of no kind")
+        raise FileRejected(
+            "audio_truncated", why=f"{len(rest):,} unknown bytes follow the audio that its header declares"
+        )
 
 
 def stray_bytes(data: bytes) -> int:
-    """Bytes behind the end that a RIFF or FORM file declares; 0 for other files."""
+    """Number of bytes after the declared end of a RIFF or FORM file; 0 for other files."""
     order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(data[:4])
     if order is None or len(data) < 12:
         return 0
@@ -90,16 +92,20 @@ def stray_bytes(data: bytes) -> int:
     return max(0, len(data) - declared - 8) if declared not in _UNKNOWN else 0
 
 
-def _fmt(chunk: bytes, order: str) -> None:
-    """A PCM format names its byte rate twice over: a damaged sample rate would change pitch and nothing else."""
+def _check_fmt(chunk: bytes, order: str) -> None:
+    """Check the redundant fields of a PCM format: a damaged sample rate would only change the pitch.
+
+    Raises:
+        FileRejected: `audio_decode_error`.
+    """
     if len(chunk) < 16:
-        raise Unfit("audio_decode_error", why="its format chunk is too short")
+        raise FileRejected("audio_decode_error", why="its format chunk is too short")
     kind, channels, rate, byte_rate, align, bits = struct.unpack_from(f"{order}HHIIHH", chunk)
     if kind == _EXTENSIBLE and len(chunk) >= 26:
         (kind,) = struct.unpack_from(f"{order}H", chunk, 24)
     if kind in (_PCM, _FLOAT) and byte_rate and (rate * align != byte_rate or align != channels * -(-bits // 8)):
         facts = f"{channels} channels of {bits} bits at {rate:,} Hz, and {byte_rate:,} bytes a second"
-        raise Unfit("audio_decode_error", why=f"its header contradicts itself: {facts}")
+        raise FileRejected("audio_decode_error", why=f"its header contradicts itself: {facts}")
 
 
 def wave_format_tag(data: bytes) -> int | None:
@@ -112,11 +118,11 @@ def wave_format_tag(data: bytes) -> int | None:
     return None
 
 
-def _aiff_sound(data: bytes) -> None:
-    """What COMM says about the number of samples, and the sound there is.
+def _check_aiff_length(data: bytes) -> None:
+    """Check the number of samples in COMM against the size of the audio.
 
     Raises:
-        Unfit: `audio_truncated`.
+        FileRejected: `audio_truncated`.
     """
     chunks = {name: (start, size) for name, start, size in _chunks(data, ">", len(data))}
     if data[8:12] != b"AIFF" or not {b"COMM", b"SSND"} <= chunks.keys() or chunks[b"COMM"][1] < 18:
@@ -125,28 +131,32 @@ def _aiff_sound(data: bytes) -> None:
     there = chunks[b"SSND"][1] - 8
     if channels * frames * -(-bits // 8) != there:
         why = f"its header says {frames:,} samples of {channels} channels and {bits} bits, {there:,} bytes are there"
-        raise Unfit("audio_truncated", why=why)
+        raise FileRejected("audio_truncated", why=why)
 
 
-def _form(data: bytes) -> bool:
-    known = _riff(data, ">", b"SSND")
-    _aiff_sound(data)
+def _check_form(data: bytes) -> bool:
+    known = _check_riff(data, ">", b"SSND")
+    _check_aiff_length(data)
     return known
 
 
-def _flac(data: bytes) -> bool:
-    """The stream's header against the first frame's, which is under a checksum: a damaged rate would change pitch."""
+def _check_flac(data: bytes) -> bool:
+    """Check the sample rate in the header against the first frame's, which has a checksum.
+
+    Raises:
+        FileRejected: `audio_decode_error`, as a damaged rate would change the pitch, or `audio_truncated`.
+    """
     place, last = 4, False
     while not last and len(data) >= place + 4:
         last = bool(data[place] & 0x80)
         place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
     head, frame = data[18:22], data[place : place + 4]
     if len(head) < 4 or len(frame) < 4:
-        raise Unfit("audio_truncated", why="there is no sound behind its header")
+        raise FileRejected("audio_truncated", why="there is no audio after its header")
     rate = int.from_bytes(head[:3], "big") >> 4
     coded = _FLAC_RATES.get(frame[2] & 0x0F, rate)
     if coded != rate:
-        raise Unfit("audio_decode_error", why=f"its header says {rate:,} Hz, its first frame {coded:,} Hz")
+        raise FileRejected("audio_decode_error", why=f"its header says {rate:,} Hz, its first frame {coded:,} Hz")
     return True
 
 
@@ -159,8 +169,12 @@ def _chunks(data: bytes, order: str, end: int) -> Iterator[tuple[bytes, int, int
         place += 8 + size + size % 2
 
 
-def _ogg(data: bytes) -> bool:
-    """Every page whole and as it was written, the last one marked as the end of its stream."""
+def _check_ogg(data: bytes) -> bool:
+    """Check that no page is missing or damaged and that the last one is marked as the end of its stream.
+
+    Raises:
+        FileRejected: `audio_decode_error` or `audio_truncated`.
+    """
     flags = 0
     expected: dict[bytes, int] = {}
     for number, (start, stop) in enumerate(ogg_pages(data)):
@@ -168,21 +182,21 @@ def _ogg(data: bytes) -> bool:
         sequence = int.from_bytes(page[18:22], "little")
         stream = page[14:18]
         if sequence != expected.get(stream, sequence if page[5] & _FIRST_PAGE else -1):
-            raise Unfit("audio_decode_error", why=f"a page is missing before page {number}")
+            raise FileRejected("audio_decode_error", why=f"a page is missing before page {number}")
         expected[stream] = sequence + 1
         if int.from_bytes(page[22:26], "little") != ogg_checksum(page):
-            raise Unfit("audio_decode_error", why=f"page {number} does not match its checksum")
+            raise FileRejected("audio_decode_error", why=f"page {number} does not match its checksum")
         flags = page[5]
     if not flags & _LAST_PAGE:
-        raise Unfit("audio_truncated", why="its last page is not the end of the stream")
+        raise FileRejected("audio_truncated", why="its last page is not the end of the stream")
     return True
 
 
 def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
-    """Start and end of every page. What follows the last page of a stream, such as a foreign tag, is no page.
+    """Start and end of every page. What follows the last page of a stream, such as a foreign tag, is not a page.
 
     Raises:
-        Unfit: the data ends inside a page, or something else lies between pages. (Decoders skip it without a word.)
+        FileRejected: the data ends inside a page, or there is something between pages, which decoders silently skip.
     """
     start, ended = 0, False
     while start < len(data):
@@ -190,11 +204,11 @@ def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
         if not header.startswith(b"OggS"):
             if ended:
                 return
-            raise Unfit("audio_decode_error", why=f"there is no page at byte {start:,}")
+            raise FileRejected("audio_decode_error", why=f"there is no page at byte {start:,}")
         lacing = data[start + 27 : start + 27 + header[26]] if len(header) == 27 else b""
         stop = start + 27 + len(lacing) + sum(lacing)
         if stop > len(data) or len(lacing) < header[-1]:
-            raise Unfit("audio_truncated", why="its last page is cut")
+            raise FileRejected("audio_truncated", why="its last page is cut")
         yield start, stop
         start, ended = stop, bool(header[5] & _LAST_PAGE)
 
@@ -203,22 +217,22 @@ _MIRRORED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 def ogg_checksum(page: bytes) -> int:
-    """Of a page, its own checksum field counted as zero: zlib's polynomial, bits mirrored, from zero, not inverted."""
+    """CRC of a page whose checksum field is zero: zlib's polynomial, not reflected, initial value 0, no final XOR."""
     plain = page[:22] + bytes(4) + page[26:]
     mirrored = zlib.crc32(plain.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
-def _short(declared: int, there: int) -> Unfit:
-    return Unfit("audio_truncated", why=f"its header says {declared:,} bytes, {there:,} are there")
+def _truncated(declared: int, there: int) -> FileRejected:
+    return FileRejected("audio_truncated", why=f"its header says {declared:,} bytes, {there:,} are there")
 
 
-_CONTENTS: dict[bytes, Callable[[bytes, str], None]] = {b"fmt ": _fmt}
+_CHUNK_CHECKS: dict[bytes, Callable[[bytes, str], None]] = {b"fmt ": _check_fmt}
 _CHECKS: dict[bytes, Callable[[bytes], bool]] = {
-    b"RIFF": lambda data: _riff(data, "<", b"data"),
-    b"RIFX": lambda data: _riff(data, ">", b"data"),
-    b"FORM": _form,
-    b"OggS": _ogg,
-    b"fLaC": _flac,
+    b"RIFF": lambda data: _check_riff(data, "<", b"data"),
+    b"RIFX": lambda data: _check_riff(data, ">", b"data"),
+    b"FORM": _check_form,
+    b"OggS": _check_ogg,
+    b"fLaC": _check_flac,
 }
-"""By the first four bytes. MP3 has its own file."""
+"""Checks by the first four bytes of a file."""

@@ -1,4 +1,4 @@
-"""The files of a zip or folder: names, limits, one file read whole. Light: standard library only.
+"""Lists the files of a zip or folder, checks names and limits, reads single files. Light: standard library only.
 
 Nothing is ever unpacked to disk and no name from an archive becomes a path, so a hostile name can do no harm here; it
 is refused all the same, because a dataset with such names was not made in good faith.
@@ -23,19 +23,19 @@ from pathlib import Path
 from cache.fingerprint import digest_bytes, digest_stream
 from stages.contract import Member
 from stages.errors import SourceUnreadable
-from stages.ingest.faults import Unfit, as_text
+from stages.ingest.faults import FileRejected, as_line
 from stages.ingest.source.limits import ArchiveLimits, over_limit, over_total
-from stages.ingest.source.zip_directory import check_list_length, too_many_members
+from stages.ingest.source.zip_directory import check_directory_size, too_many_members
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-"""Only these unpack in bounded steps: a few bytes of bzip2 or LZMA can become gigabytes in one."""
+"""Only these decompress in bounded steps: a few bytes of bzip2 or LZMA can become gigabytes in one."""
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""What would move a terminal's cursor, or turn a name's direction of writing."""
+"""Characters that move a terminal's cursor or change the direction of writing."""
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _LOCAL_HEADER_BYTES = 30
-_PACKING_BYTES = 1024
-"""And one in a hundred: what deflate may add to what does not pack."""
+_DEFLATE_OVERHEAD_BYTES = 1024
+"""With 1 % of the size, the most that deflate adds to content that does not compress."""
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _OTHER_ARCHIVES = {
@@ -46,22 +46,32 @@ _OTHER_ARCHIVES = {
     b"\xfd7zX": "an xz archive",
     b"PK\x03\x04": "a zip that is cut short or damaged",
 }
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error)
-"""What reading a damaged or unusual zip member raises (NotImplementedError, an unknown method, is a RuntimeError)."""
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
+"""Errors raised by reading a damaged or unusual zip member (NotImplementedError, for an unknown method, is a
+RuntimeError)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One file as the archive declares it, before it is read."""
+class ListedFile:
+    """One file as the zip or folder lists it, before it is read."""
 
     name: str
     num_bytes: int
-    place: zipfile.ZipInfo | Path
-    unfit: Unfit | None = None
+    location: zipfile.ZipInfo | Path
+    rejection: FileRejected | None = None
 
 
 def is_junk(parts: tuple[str, ...]) -> bool:
-    """Files that systems leave behind: dot files, `__MACOSX/`, Thumbs.db, desktop.ini."""
+    """Whether a file is one that operating systems leave behind: dot files, `__MACOSX/`, Thumbs.db, desktop.ini."""
     return any(part.startswith(".") or part.lower() in _JUNK for part in parts)
 
 
@@ -70,15 +80,15 @@ def opened_zip(path: Path, limits: ArchiveLimits | None = None) -> Iterator[zipf
     """An open zip.
 
     Raises:
-        SourceUnreadable: it is no zip, or its list of contents is damaged or too long.
+        SourceUnreadable: it is not a zip, or its central directory is damaged or too large.
     """
-    check_list_length(path, limits or ArchiveLimits())
+    check_directory_size(path, limits or ArchiveLimits())
     try:
         archive = zipfile.ZipFile(path)
     except UnicodeDecodeError as error:
         why = "a name in its list of contents claims to be UTF-8 and is not"
         raise SourceUnreadable(path, why, "Pack the files again with a tool that writes UTF-8 names.") from error
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise _not_a_zip(path, error) from error
     with archive:
         yield archive
@@ -97,18 +107,18 @@ def _not_a_zip(path: Path, error: Exception) -> SourceUnreadable:
     return SourceUnreadable(path, f"it is {kind}", remedy)
 
 
-def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[Listed]:
-    """Every file of a zip, sorted by name; nothing is read but the list of contents."""
+def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[ListedFile]:
+    """Every file of a zip, sorted by name; only the central directory is read."""
     entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
-    shared = overlapping(entries)
+    shared = overlapping_entries(entries)
     found = [_listed_entry(entry, shared.get(id(entry)), limits) for entry in entries]
     return _within_total([listed for listed in found if listed is not None], limits)
 
 
-def overlapping(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
-    """By id, the entries whose bytes begin before the entry in front of them ends, and that one's name.
+def overlapping_entries(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
+    """The entries (by id) whose bytes overlap another entry's, and the name of that one.
 
-    Method: Fifield, "A better zip bomb" (2019): one packed part serves many entries.
+    Source: Fifield, "A better zip bomb" (2019), in which many entries share one compressed stream.
     """
     shared: dict[int, str] = {}
     ordered = sorted(entries, key=lambda entry: entry.header_offset)
@@ -119,37 +129,37 @@ def overlapping(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
     return shared
 
 
-def _listed_entry(entry: zipfile.ZipInfo, sharer: str | None, limits: ArchiveLimits) -> Listed | None:
-    """One entry, or None for junk."""
+def _listed_entry(entry: zipfile.ZipInfo, sharer: str | None, limits: ArchiveLimits) -> ListedFile | None:
+    """One entry; None for junk."""
     try:
-        name, unfit = _entry_name(entry), None
-    except Unfit as error:
-        name, unfit = entry.filename, error
+        name, rejection = _entry_name(entry), None
+    except FileRejected as error:
+        name, rejection = entry.filename, error
     name, bad_name = _safe_name(name)
     if bad_name is None and is_junk(tuple(name.split("/"))):
         return None
-    unfit = bad_name or unfit or _unfit_entry(entry, limits)
-    if sharer is not None and unfit is None:
-        unfit = Unfit("overlapping_entries", other=sharer)
+    rejection = bad_name or rejection or _unfit_entry(entry, limits)
+    if sharer is not None and rejection is None:
+        rejection = FileRejected("overlapping_entries", other=sharer)
     if _CONTROL.search(name):
-        name, unfit = printable(name), unfit or Unfit("name_not_printable")
-    return Listed(name=name, num_bytes=entry.file_size, place=entry, unfit=unfit)
+        name, rejection = printable(name), rejection or FileRejected("name_not_printable")
+    return ListedFile(name=name, num_bytes=entry.file_size, location=entry, rejection=rejection)
 
 
 def printable(name: str) -> str:
-    """The name with control characters spelled out: a terminal must not obey a dataset."""
+    """The name with control characters escaped, so that it is safe to print to a terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _entry_name(entry: zipfile.ZipInfo) -> str:
-    """The name as its writer meant it: flagged UTF-8, ASCII, or unflagged UTF-8 as several tools write it."""
+    """The name as its writer meant it: flagged UTF-8, ASCII, or UTF-8 without the flag, as several tools write it."""
     if entry.flag_bits & _UTF8:
         return entry.filename
     try:
         raw = entry.filename.encode("cp437")
         return _unicode_extra(entry.extra, raw) or raw.decode("utf-8")
     except UnicodeError:
-        raise Unfit("name_not_utf8") from None
+        raise FileRejected("name_not_utf8") from None
 
 
 def _unicode_extra(extra: bytes, raw_name: bytes) -> str | None:
@@ -162,39 +172,41 @@ def _unicode_extra(extra: bytes, raw_name: bytes) -> str | None:
     return None
 
 
-def _safe_name(name: str) -> tuple[str, Unfit | None]:
-    """The name with forward slashes and without `.` parts, and what is wrong with it."""
+def _safe_name(name: str) -> tuple[str, FileRejected | None]:
+    """The name with forward slashes and without `.` parts; the reason to reject it, if any."""
     if not name:
-        return "(no name)", Unfit("name_not_printable")
+        return "(no name)", FileRejected("name_not_printable")
     if name.startswith(("/", "\\")) or _DRIVE.match(name):
-        return name, Unfit("absolute_name")
+        return name, FileRejected("absolute_name")
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts:
-        return "/".join(parts), Unfit("path_traversal")
+        return "/".join(parts), FileRejected("path_traversal")
     device = any(_DEVICES.fullmatch(part) for part in parts)
-    return "/".join(parts) or name, Unfit("device_name") if device else None
+    return "/".join(parts) or name, FileRejected("device_name") if device else None
 
 
-def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> Unfit | None:
-    """What a zip entry declares about itself that forbids reading it."""
+def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> FileRejected | None:
+    """Why an entry may not be read, from what it declares about itself; None if it may."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        return Unfit("symlink")
+        return FileRejected("symlink")
     if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):
-        return Unfit("not_a_file")
+        return FileRejected("not_a_file")
     if entry.flag_bits & _ENCRYPTED:
-        return Unfit("encrypted")
+        return FileRejected("encrypted")
     if entry.compress_type not in _METHODS:
         method = getattr(zipfile, "compressor_names", {}).get(entry.compress_type, str(entry.compress_type))
-        return Unfit("compression_method", method=method)
-    if entry.compress_size > entry.file_size + entry.file_size // 100 + _PACKING_BYTES:  # it would be read at once
-        return Unfit(
+        return FileRejected("compression_method", method=method)
+    if (
+        entry.compress_size > entry.file_size + entry.file_size // 100 + _DEFLATE_OVERHEAD_BYTES
+    ):  # zipfile would read it at once
+        return FileRejected(
             "member_unreadable", why=f"{entry.compress_size:,} bytes packed for {entry.file_size:,} plain ones"
         )
     return over_limit(entry.file_size, entry.compress_size, limits)
 
 
-def list_folder(root: Path, limits: ArchiveLimits) -> list[Listed]:
+def list_folder(root: Path, limits: ArchiveLimits) -> list[ListedFile]:
     """Every file below a folder, sorted by name; links are listed, not followed."""
     found = list(islice(_below(root, (), limits), limits.max_members + 1))
     if len(found) > limits.max_members:
@@ -202,14 +214,14 @@ def list_folder(root: Path, limits: ArchiveLimits) -> list[Listed]:
     return _within_total(found, limits)
 
 
-def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Iterator[Listed]:
+def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Iterator[ListedFile]:
     try:
         with os.scandir(folder) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         if not parts:
-            raise SourceUnreadable(folder, reason(error), "Check its permissions.") from error
-        yield _listed_path(folder, parts, 0, Unfit("member_unreadable", why=reason(error)))
+            raise SourceUnreadable(folder, read_error_text(error), "Check its permissions.") from error
+        yield _listed_path(folder, parts, 0, FileRejected("member_unreadable", why=read_error_text(error)))
         return
     for entry in entries:
         inside = (*parts, entry.name)
@@ -221,53 +233,56 @@ def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Itera
             yield _listed_file(entry, inside, limits)
 
 
-def _listed_file(entry: os.DirEntry[str], parts: tuple[str, ...], limits: ArchiveLimits) -> Listed:
+def _listed_file(entry: os.DirEntry[str], parts: tuple[str, ...], limits: ArchiveLimits) -> ListedFile:
     path = Path(entry.path)
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError as error:
-        return _listed_path(path, parts, 0, Unfit("member_unreadable", why=reason(error)))
-    unfit = None
+        return _listed_path(path, parts, 0, FileRejected("member_unreadable", why=read_error_text(error)))
+    rejection = None
     if stat.S_ISLNK(status.st_mode):
-        unfit = Unfit("symlink")
+        rejection = FileRejected("symlink")
     elif not stat.S_ISREG(status.st_mode):
-        unfit = Unfit("not_a_file")  # opening a pipe would wait for ever
-    return _listed_path(path, parts, status.st_size, unfit or over_limit(status.st_size, None, limits))
+        rejection = FileRejected("not_a_file")  # opening a pipe would block
+    return _listed_path(path, parts, status.st_size, rejection or over_limit(status.st_size, None, limits))
 
 
-def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, unfit: Unfit | None) -> Listed:
+def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, rejection: FileRejected | None) -> ListedFile:
     name = "/".join(parts)
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        name, unfit = os.fsencode(name).decode("utf-8", "backslashreplace"), unfit or Unfit("name_not_utf8")
+        name, rejection = (
+            os.fsencode(name).decode("utf-8", "backslashreplace"),
+            rejection or FileRejected("name_not_utf8"),
+        )
     if _CONTROL.search(name):
-        name, unfit = printable(name), unfit or Unfit("name_not_printable")
-    return Listed(name=name, num_bytes=num_bytes, place=path, unfit=unfit)
+        name, rejection = printable(name), rejection or FileRejected("name_not_printable")
+    return ListedFile(name=name, num_bytes=num_bytes, location=path, rejection=rejection)
 
 
-def _within_total(found: list[Listed], limits: ArchiveLimits) -> list[Listed]:
-    """Sorted by name; if all together are too large, none may be read."""
+def _within_total(found: list[ListedFile], limits: ArchiveLimits) -> list[ListedFile]:
+    """The files sorted by name; if their total size is over the limit, none may be read."""
     unread = over_total(sum(listed.num_bytes for listed in found), limits)
     found = sorted(found, key=lambda listed: listed.name)
-    return found if unread is None else [replace(one, unfit=one.unfit or unread) for one in found]
+    return found if unread is None else [replace(one, rejection=one.rejection or unread) for one in found]
 
 
-def member_of(listed: Listed, digest: Callable[[Listed], str]) -> Member:
+def as_member(listed: ListedFile, digest: Callable[[ListedFile], str]) -> Member:
     """The file with its digest, or with the fault that keeps it from being read."""
-    packed = listed.place.compress_size if isinstance(listed.place, zipfile.ZipInfo) else None
-    found, unfit = None, listed.unfit
-    if unfit is None:
+    packed = listed.location.compress_size if isinstance(listed.location, zipfile.ZipInfo) else None
+    known_digest, rejection = None, listed.rejection
+    if rejection is None:
         try:
-            found = digest(listed)
-        except _DAMAGE as error:
-            unfit = Unfit("member_unreadable", why=reason(error))
-    fault = as_text(unfit.fault(listed.name)) if unfit else None
-    return Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=found, fault=fault)
+            known_digest = digest(listed)
+        except _READ_ERRORS as error:
+            rejection = FileRejected("member_unreadable", why=read_error_text(error))
+    fault = as_line(rejection.fault(listed.name)) if rejection else None
+    return Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=known_digest, fault=fault)
 
 
-def reason(error: Exception) -> str:
-    """Why a file could not be read, in words that hold no path: results must not depend on where a dataset lies."""
+def read_error_text(error: Exception) -> str:
+    """Why a file could not be read, without its path: results must not depend on where a dataset lies."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return str(error) or type(error).__name__
@@ -277,44 +292,44 @@ def digest_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     """`sha256:...` of one entry's bytes, read to the end so that its CRC is checked too; memory stays small."""
     with archive.open(entry) as file:
         digest = digest_stream(file)
-        if file.tell() != entry.file_size:  # zipfile is content with less than was declared
+        if file.tell() != entry.file_size:  # zipfile accepts less than was declared
             raise zipfile.BadZipFile(f"{entry.file_size:,} bytes were declared, {file.tell():,} are there")
         return digest
 
 
 def read_member(source: Path, kind: str, member: Member) -> bytes:
-    """All bytes of one file, which are those that were digested.
+    """All bytes of one file, whose digest is that of the listing.
 
     Raises:
-        Unfit: the file cannot be read any more, or has other bytes than when the dataset was listed.
+        FileRejected: the file can no longer be read, or has changed since the dataset was listed.
     """
     try:
         data = _zip_bytes(source, member) if kind == "zip" else (source / member.name).read_bytes()
-    except _DAMAGE as error:
-        raise Unfit("member_unreadable", why=reason(error)) from error
+    except _READ_ERRORS as error:
+        raise FileRejected("member_unreadable", why=read_error_text(error)) from error
     if digest_bytes(data) != member.digest:
-        raise Unfit("member_changed")
+        raise FileRejected("member_changed")
     return data
 
 
 def _zip_bytes(source: Path, member: Member) -> bytes:
     status = source.stat()
-    archive, entries = _kept_open(source, status.st_size, status.st_mtime_ns)
+    archive, entries = _cached_archive(source, status.st_size, status.st_mtime_ns)
     entry = entries.get(member.name)
-    # Another entry of the same name may have declared any size, which would be read at once.
+    # Another entry of the same name may declare any size, which would be read at once.
     if entry is None or (entry.file_size, entry.compress_size) != (member.num_bytes, member.packed_bytes):
-        raise Unfit("member_changed")
+        raise FileRejected("member_changed")
     return archive.read(entry)
 
 
 @lru_cache(maxsize=1)
-def _kept_open(source: Path, size: int, mtime_ns: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """A zip and its entries by our names, kept between clips: a long list of contents costs more than a clip."""
+def _cached_archive(source: Path, size: int, mtime_ns: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An open zip and its entries by listed name, kept between clips as its directory may cost more than a clip."""
     archive = zipfile.ZipFile(source)
     listed = list_zip(archive, ArchiveLimits())
-    return archive, {one.name: one.place for one in listed if isinstance(one.place, zipfile.ZipInfo)}
+    return archive, {one.name: one.location for one in listed if isinstance(one.location, zipfile.ZipInfo)}
 
 
-def forget_open_archives() -> None:
-    """Let go of the zip this process keeps open."""
-    _kept_open.cache_clear()
+def close_archives() -> None:
+    """Close the zip that this process keeps open."""
+    _cached_archive.cache_clear()

@@ -1,4 +1,4 @@
-"""The user's zip or folder, listed and digested: what `plan` needs to name it. Light: standard library only."""
+"""Lists a zip or folder and digests its files, which gives its fingerprint. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Protocol
 from cache.fingerprint import digest_file, fingerprint
 from stages.contract import Member, Source
 from stages.errors import SourceUnreadable
-from stages.ingest.faults import as_text
+from stages.ingest.faults import as_line
 from stages.ingest.file_types import WITH_PYAV, suffix, unreadable_format
-from stages.ingest.source.archive import Listed, digest_entry, list_folder, list_zip, member_of, opened_zip
+from stages.ingest.source.archive import ListedFile, as_member, digest_entry, list_folder, list_zip, opened_zip
 from stages.ingest.source.limits import ArchiveLimits
 
 _LIST_VERSION = 2
-"""Bump when the same zip should be listed otherwise: remembered lists are then made anew."""
+"""Bump when the same zip should be listed differently: remembered lists are then made again."""
 
 
 class DigestLookup(Protocol):
-    """Remembers what was found out about a file while the file stays as it is."""
+    """Remembers facts about a file for as long as the file does not change."""
 
     def get(self, path: Path, what: str) -> str | None: ...
 
@@ -33,11 +33,11 @@ class DigestLookup(Protocol):
 
 
 def open_source(path: Path, digest_cache: DigestLookup | None = None, limits: ArchiveLimits | None = None) -> Source:
-    """List a zip or folder and digest every file in it; files that cannot be read carry their fault.
+    """List a zip or folder and digest every file in it; files that cannot be read have a fault instead.
 
     Args:
         digest_cache: where digests are remembered: one list for a zip, one digest per file for a folder.
-        limits: what may be read; the same as the ingest params have by default.
+        limits: limits of reading; by default those of the ingest params.
 
     Raises:
         SourceUnreadable: the path is missing, or is neither a folder nor a readable zip.
@@ -61,24 +61,26 @@ def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
 
 
 def _decodable(member: Member) -> Member:
-    """The member, or with its fault where its decoder is not installed: then the dataset has another name, too, so
-    that installing the decoder later cannot find a result that was made without it."""
+    """The member, with a fault where its decoder is not installed.
+
+    The fault changes the dataset's fingerprint, so a result made without the decoder is not found with it.
+    """
     if member.fault is None and suffix(member.name) in WITH_PYAV and find_spec("av") is None:
-        return replace(member, digest=None, fault=as_text(unreadable_format(member.name)))
+        return replace(member, digest=None, fault=as_line(unreadable_format(member.name)))
     return member
 
 
-def _folder_member(listed: Listed, digest_cache: DigestLookup | None) -> Member:
-    def digest(one: Listed) -> str:
-        assert isinstance(one.place, Path)
-        known = digest_cache.get(one.place, "bytes") if digest_cache else None
+def _folder_member(listed: ListedFile, digest_cache: DigestLookup | None) -> Member:
+    def digest(one: ListedFile) -> str:
+        assert isinstance(one.location, Path)
+        known = digest_cache.get(one.location, "bytes") if digest_cache else None
         if known is None:
-            known = digest_file(one.place)
+            known = digest_file(one.location)
             if digest_cache:
-                digest_cache.put(one.place, "bytes", known)
+                digest_cache.put(one.location, "bytes", known)
         return known
 
-    return member_of(listed, digest)
+    return as_member(listed, digest)
 
 
 def _zip_members(path: Path, digest_cache: DigestLookup | None, limits: ArchiveLimits) -> list[Member]:
@@ -93,9 +95,9 @@ def _zip_members(path: Path, digest_cache: DigestLookup | None, limits: ArchiveL
     return members
 
 
-def _zip_member(archive: zipfile.ZipFile, listed: Listed) -> Member:
-    def digest(one: Listed) -> str:
-        assert isinstance(one.place, zipfile.ZipInfo)
-        return digest_entry(archive, one.place)
+def _zip_member(archive: zipfile.ZipFile, listed: ListedFile) -> Member:
+    def digest(one: ListedFile) -> str:
+        assert isinstance(one.location, zipfile.ZipInfo)
+        return digest_entry(archive, one.location)
 
-    return member_of(listed, digest)
+    return as_member(listed, digest)

@@ -1,4 +1,4 @@
-"""How long a zip's list of contents is, before it is read into memory. Light: standard library only.
+"""Size of a zip's central directory, checked before it is read into memory. Light: standard library only.
 
 Source: PKWARE APPNOTE, end of central directory record (4.3.16) and its zip64 form (4.3.14, 4.3.15).
 """
@@ -15,29 +15,29 @@ _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 22, 20, 56
 _LONGEST_COMMENT = 0xFFFF
 _BYTES_PER_MEMBER = 512
-"""Of the list of contents, on average: 46, a name and what systems add. A list is judged by its bytes, since what it
-says about its own count may be a lie."""
+"""Average size of an entry of the central directory: 46 bytes, a name and what systems add. The size in bytes is
+checked because the declared number of entries may be false."""
 
 
-def check_list_length(path: Path, limits: ArchiveLimits) -> None:
-    """Refuse a list of contents that is longer than the limit on members allows.
+def check_directory_size(path: Path, limits: ArchiveLimits) -> None:
+    """Check a zip's central directory against the limit on members. A file that is not a zip passes.
 
     Raises:
-        SourceUnreadable: it is. (What is no zip at all is told by whoever opens it.)
+        SourceUnreadable: it is longer.
     """
-    count, num_bytes = declared_list(path)
+    count, num_bytes = declared_directory(path)
     if count > limits.max_members or num_bytes > limits.max_members * _BYTES_PER_MEMBER:
         raise too_many_members(path, limits)
 
 
 def too_many_members(path: Path, limits: ArchiveLimits) -> SourceUnreadable:
-    """The error, with its remedy."""
+    """The error for too many files, with its remedy."""
     why = f"it holds more than {limits.max_members:,} files; none was read"
     return SourceUnreadable(path, why, "Split the dataset, or raise --max-members.")
 
 
-def declared_list(path: Path) -> tuple[int, int]:
-    """(number of entries, bytes) that a zip declares for its list of contents; zeros when it declares none."""
+def declared_directory(path: Path) -> tuple[int, int]:
+    """(number of entries, bytes) that a zip declares for its central directory; zeros when it declares none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
