@@ -17,7 +17,7 @@ from cache.location import Location
 from cache.manifest import write_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.pre_encoded.folder import SILENCE, Folder, FolderClip, Shape, FileRejected, digest_of, read_folder
+from stages.encode.pre_encoded.folder import SILENCE, FileRejected, Folder, FolderClip, Shape, digest_of, read_folder
 from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
 from stages.errors import DatasetFaults, Fault
