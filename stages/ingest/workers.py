@@ -17,7 +17,7 @@ from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.audio.mpeg_decoder import start_decoder
 from stages.ingest.file_types import suffix
 from stages.ingest.prepare_clip import GRACE_SECONDS, Interrupted, Job, PreparedClip, prepare
-from stages.processes import sigint_blocked, init_worker
+from stages.processes import init_worker, sigint_blocked
 
 Result = tuple[Job, tuple[PreparedClip, ...] | Fault]
 _BYTES_PER_WORKER = 64 << 20
