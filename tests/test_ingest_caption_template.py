@@ -47,7 +47,7 @@ def test_a_key_without_a_text_is_missing_and_the_message_says_what_there_is(valu
         filled_template("{genre}", known({"genre": value, "bpm": 3}, {"title": "x"}))
     fault = caught.value.fault("a.wav")
     assert fault.type == "caption_key_missing"
-    assert "asks for genre" in fault.msg and "bpm, genre, title" in fault.msg
+    assert "needs genre" in fault.msg and "bpm, genre, title" in fault.msg
 
 
 @pytest.mark.parametrize("template", ["plain", "{", "}", "{}", "{0}", "{a[0]}", "{a!r}", "{a:5}", "{a.}", "{.a}", ""])

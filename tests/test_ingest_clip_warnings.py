@@ -1,4 +1,4 @@
-"""What is said of recordings that are used: in the singular where there is one of a thing."""
+"""The wording of warnings about recordings: singular where there is one of a thing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def notes(place: Path, audio_XA: np.ndarray) -> list[str]:
     return [one["msg"] for one in outcome.facts["warnings"]]
 
 
-def test_one_sample_beyond_full_scale_is_said_in_the_singular(tmp_path):
+def test_one_sample_beyond_full_scale_is_worded_in_the_singular(tmp_path):
     audio_XA = tone()
     audio_XA[100, 0] = 1.5
-    assert notes(tmp_path, audio_XA) == ["1 sample is beyond full scale (peak 1.500) and is clamped to it."]
+    assert notes(tmp_path, audio_XA) == ["1 sample is beyond full scale (peak 1.500) and is clamped."]
 
 
-def test_one_stretch_of_silence_is_said_in_the_singular(tmp_path):
+def test_one_stretch_of_silence_is_worded_in_the_singular(tmp_path):
     audio_XA = tone(2.0)
     audio_XA[30_000:60_000] = 0
-    said = "1 stretch of exact silence begins abruptly in it: parts of the file may be missing."
+    said = "1 stretch of exact silence begins abruptly: parts of the file may be missing. Listen to it."
     assert notes(tmp_path, audio_XA) == [said]

@@ -26,7 +26,7 @@ from tests.damages import FORMS, flipped, frame_start, whole
 from tests.small_datasets import clips, counted, folder, run, sound, tone, workspace
 
 ROOT = Path(__file__).parents[1]
-MSG = "its decoder reported damage 2 times (big_values too large): listen to it, or export it anew."
+MSG = "its decoder reported damage 2 times (big_values too large). Listen to it, or export it again."
 RAIN = {"member": "rain.mp3", "type": "decoder_complaints", "msg": MSG}
 
 
@@ -82,7 +82,7 @@ def test_an_mp3_whose_decoder_reports_damage_is_warned_of_by_name(tmp_path):
 
 def test_one_report_is_worded_in_the_singular(tmp_path, monkeypatch):
     monkeypatch.setattr(Recording, "complaints", {"dequantization failed": 1})
-    msg = "its decoder reported damage once (dequantization failed): listen to it, or export it anew."
+    msg = "its decoder reported damage once (dequantization failed). Listen to it, or export it again."
     assert [one["msg"] for one in warned(tmp_path, folder(tmp_path / "d", clips("a")))] == [msg]
 
 

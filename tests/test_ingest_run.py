@@ -85,7 +85,7 @@ def test_float_audio_is_clamped_to_full_scale_and_off_by_half_a_24_bit_step_at_m
         if not beyond
         else [
             f"{pluralized(beyond, 'sample')} {is_or_are(beyond)} beyond full scale "
-            f"(peak {np.abs(audio).max():.3f}) and {is_or_are(beyond)} clamped to it."
+            f"(peak {np.abs(audio).max():.3f}) and {is_or_are(beyond)} clamped."
         ]
     )
 
