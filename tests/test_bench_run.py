@@ -1,4 +1,4 @@
-"""The grid of measurements, on the smallest model."""
+"""Benchmarks of training steps, on the smallest model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, config_of, new_batch, new_training
-from stages.bench.measuring import Place, timed, timed_apart
+from stages.bench.measure import BenchEnvironment, timed, timed_in_isolation
 from stages.bench.memory import PeakMemory
-from stages.bench.run import COLUMNS, Grid, bench, checked, table
+from stages.bench.run import COLUMNS, Grid, bench, estimate_accuracy, table
 from stages.bench.timing import product_flops_per_second, seconds
 from stages.bench.useful_flops import attention_flops, product_flops, useful_flops
 from stages.models.nets.attention.attention import masked_attention, replace_attention
@@ -36,7 +36,7 @@ def measured(tmp_path_factory) -> tuple[str, dict]:
     """The table and the file of one case, with blocks kept and recomputed."""
     target = tmp_path_factory.mktemp("bench") / "bench.json"
     grid = Grid(models=["tiny-base"], frames=[8], precisions=["fp32"], checkpointing=[False, True], rank=2, steps=2)
-    text = bench(grid, "cpu", 1, target, lambda line: None, apart=False)
+    text = bench(grid, "cpu", 1, target, lambda line: None, isolated=False)
     return text, json.loads(target.read_text("utf-8"))
 
 
@@ -49,7 +49,7 @@ def test_a_row_holds_both_paths_and_how_far_their_losses_differ(measured):
     assert written["rows"][0]["largest_loss_difference"] < 1e-5
 
 
-def test_beside_memory_stands_what_a_training_would_have_estimated(measured):
+def test_a_row_holds_the_estimated_memory_as_well(measured):
     text, written = measured
     for row in written["rows"]:
         assert row["plain_gib_estimated"] > 0 and row["fast_gib_estimated"] > 0
@@ -57,7 +57,7 @@ def test_beside_memory_stands_what_a_training_would_have_estimated(measured):
     assert "time estimated" not in text
 
 
-def test_recomputed_blocks_are_a_row_of_their_own(measured):
+def test_recomputed_blocks_are_another_row(measured):
     _, written = measured
     assert [row["checkpointing"] for row in written["rows"]] == [False, True]
     kept, again = (row["tflops_per_second"] * row["fast_ms"] for row in written["rows"])
@@ -69,10 +69,10 @@ def test_the_last_lines_say_how_far_the_estimates_lie_from_the_measurements():
         {"plain_peak_gib": None, "plain_gib_estimated": 1.0, "fast_peak_gib": peak, "fast_gib_estimated": 1.0}
         for peak in (2.0, 0.8)
     ]
-    assert checked(rows) == ["memory estimated, fast: 0.50 to 1.25 of what was measured"]
+    assert estimate_accuracy(rows) == ["memory estimated, fast: 0.50 to 1.25 of the memory measured"]
 
 
-def test_what_is_not_known_is_a_dash():
+def test_an_unknown_value_is_a_dash():
     row = dict.fromkeys((key for _, key, _ in COLUMNS), None)
     assert set(table([row]).splitlines()[1].split()) == {"-"}
 
@@ -107,22 +107,22 @@ def test_the_speed_of_this_machine_is_measured_in_sensible_units():
     assert 0 <= seconds(CPU, lambda: None) < 1
 
 
-def test_an_unknown_model_is_no_other_model():
+def test_an_unknown_model_is_an_error():
     with pytest.raises(StopIteration):
         config_of("huge-base")
 
 
-def test_on_the_cpu_a_case_is_measured_in_a_process_of_its_own(tmp_path):
+def test_on_the_cpu_a_case_is_measured_in_a_new_process(tmp_path):
     held = torch.ones(1 << 29, dtype=torch.uint8)  # of this process: no other has it
-    place = Place(device=CPU, memory=PeakMemory(CPU), say=print, steps=1, caches=tmp_path)
+    environment = BenchEnvironment(device=CPU, memory=PeakMemory(CPU), say=print, steps=1, caches=tmp_path)
     case = Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2)
-    found, here = timed_apart(case, place, stacked=True), timed(case, place, stacked=True)
+    found, here = timed_in_isolation(case, environment, stacked=True), timed(case, environment, stacked=True)
     assert found.losses.tolist() == pytest.approx(here.losses.tolist())
     if found.peak_gib is not None:
         assert 0 < found.peak_gib < held.nbytes / 2**30
 
 
-def test_memory_of_the_process_is_counted_anew_from_each_start():
+def test_start_resets_the_peak_memory():
     memory = PeakMemory(CPU)
     if memory.before is None:
         pytest.skip("only Linux tells")
@@ -139,8 +139,8 @@ def test_memory_of_the_process_is_counted_anew_from_each_start():
 @pytest.mark.gpu
 def test_on_cuda_a_case_measured_again_holds_no_more_than_at_first(tmp_path):
     device = torch.device("cuda")
-    place = Place(device=device, memory=PeakMemory(device), say=print, steps=2, caches=tmp_path)
+    environment = BenchEnvironment(device=device, memory=PeakMemory(device), say=print, steps=2, caches=tmp_path)
     case = Case(model="tiny-base", num_frames=24, base_precision="bf16", rank=4)
-    first, second, third = (timed(case, place, stacked=True).peak_gib for _ in range(3))
+    first, second, third = (timed(case, environment, stacked=True).peak_gib for _ in range(3))
     assert first is not None and second is not None and third is not None
     assert second < first + 2e-3 and third < first + 2e-3

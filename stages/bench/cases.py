@@ -1,4 +1,4 @@
-"""What is measured: networks of the published shapes with random weights, and made-up clips; nothing is saved."""
+"""The cases that are measured: trainings of random networks of the published shapes on random batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUM_PROMPT_TOKENS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One cell of the grid."""
+    """One combination of settings."""
 
     model: str
     num_frames: int
@@ -45,6 +45,7 @@ class Case:
 
     @property
     def params(self) -> TrainParams:
+        """The params of its training."""
         return TrainParams(
             model=self.model,
             adapter_type=self.adapter_type,
@@ -55,7 +56,7 @@ class Case:
         )
 
     def setup(self, device: torch.device, dtype: torch.dtype, *, eager: bool) -> TrainingSetup:
-        """What the estimate is made from."""
+        """The input of the memory estimate."""
         return TrainingSetup(
             config=config_of(self.model),
             params=self.params,
@@ -73,10 +74,10 @@ def config_of(model: str) -> Mapping[str, Any]:
 
 
 def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *, stacked: bool = True) -> Training:
-    """A training of the case before its first step, the same every time.
+    """A training of the case before its first step; deterministic.
 
     Args:
-        stacked: compute the layers' weights together; otherwise each where it is used, which is the plain way.
+        stacked: compute adapted weights of equal layers at once; otherwise layer by layer, which is the plain path.
     """
     torch.manual_seed(0)
     dtype = dtype_named(case.base_precision)
@@ -99,7 +100,7 @@ def new_training(case: Case, config: Mapping[str, Any], device: torch.device, *,
 
 
 def check_rank(case: Case) -> None:
-    """Refuse a rank that the model's layers do not allow. Raises: RankTooLarge."""
+    """Checks the rank against the model's layers. Raises: RankTooLarge."""
     roots = [on_meta(kind, config_of(case.model)) for kind in (Denoiser, Conditioner)]
     weights = {name: module.weight for root in roots for name, module in root.named_modules() if is_layer(module)}
     shapes = {name: (weight.shape[0], weight[0].numel()) for name, weight in weights.items()}
@@ -107,19 +108,19 @@ def check_rank(case: Case) -> None:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether it can carry an adapter."""
+    """True for layers that can carry an adapter."""
     return isinstance(module, nn.Linear | nn.Conv1d)
 
 
 def on_meta(kind: Any, config: Mapping[str, Any]) -> Any:
-    """A network without memory."""
+    """A network on the meta device."""
     with torch.device("meta"):
         return kind(config)
 
 
 @torch.no_grad()
 def random_network(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Weights that keep what flows through at unit size."""
+    """Fills a network with random weights, scaled so that activations keep unit variance."""
     rotary = {name: buffer for name, buffer in network.named_buffers() if name.endswith("inv_freq")}
     network = network.to(dtype).to_empty(device=device)
     for name, parameter in network.named_parameters():
@@ -134,7 +135,7 @@ def random_network(network: Any, device: torch.device, dtype: torch.dtype) -> An
 
 
 def random_singular_vectors(roots: Any, rank: int) -> dict[str, dict[str, Tensor]]:
-    """Orthonormal columns in place of singular vectors, whose search would take minutes and changes no time."""
+    """Random orthonormal columns in place of singular vectors, which take minutes to compute and change no timing."""
     found = {}
     for root in roots:
         for name, module in root.named_modules():
@@ -146,7 +147,7 @@ def random_singular_vectors(roots: Any, rank: int) -> dict[str, dict[str, Tensor
 
 
 def new_batch(case: Case, training: Training, step: int = 0) -> Batch:
-    """A made-up batch, on the CPU; the same for the same step."""
+    """A random batch on the CPU, the same for the same step."""
     generator = torch.Generator().manual_seed(step)
     channels, width = training.network.denoiser.latent_channels, training.network.conditioner.width
     shape = (case.batch_size, channels, case.num_frames)

@@ -1,4 +1,4 @@
-"""The most memory that a measurement held, as far as the device or the operating system keeps count."""
+"""Peak memory of a measurement, as counted by torch on CUDA and by Linux on the CPU."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ CLEAR_PEAK = "5"
 
 
 class PeakMemory:
-    """Counts from `start` on. On CUDA what torch has handed out; on Linux what the process has grown by."""
+    """Peak memory since `start`: allocated by torch on CUDA, and growth of the process on Linux."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.before = resident("VmRSS")
-        """Of the process before anything was measured."""
+        self.before = resident_bytes("VmRSS")
+        """Bytes of the process before the first measurement."""
 
     def start(self) -> None:
-        """Let go of what the last measurement left, and count anew."""
+        """Frees what the last measurement left, and resets the peak."""
         gc.collect()
         if self.device.type == "cuda":
-            drop_workspaces()
+            clear_cublas_workspaces()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.before is not None:
-            give_back()
+            trim_heap()
             CLEAR.write_text(CLEAR_PEAK, encoding="ascii")
 
     def gib(self) -> float | None:
-        """Since `start`; None where nobody counts."""
+        """GiB since `start`; None where neither torch nor the system counts it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
-        peak = resident("VmHWM")
+        peak = resident_bytes("VmHWM")
         return (
             None if self.device.type != "cpu" or self.before is None or peak is None else (peak - self.before) / 2**30
         )
 
 
-def drop_workspaces() -> None:
-    """What cuBLAS keeps for every stream it has met: streams of the last measurement are not of this one."""
-    drop = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
-    if drop is not None:
-        drop()
+def clear_cublas_workspaces() -> None:
+    """Frees the workspaces that cuBLAS keeps for every stream: those of the last measurement are not used again."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
-def resident(name: str) -> int | None:
-    """Bytes of this process in memory, now (`VmRSS`) or at most (`VmHWM`); None where Linux does not tell."""
+def resident_bytes(name: str) -> int | None:
+    """Resident memory of this process: current (`VmRSS`) or peak (`VmHWM`); None on systems other than Linux."""
     if not (STATUS.exists() and CLEAR.exists()):
         return None
     found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
-def give_back() -> None:
-    """Let glibc return free memory to the system; other libraries keep it, and count it again."""
+def trim_heap() -> None:
+    """Makes glibc return free memory to the system; other C libraries keep it, and it is counted again."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""The grid: every combination asked for, a line as each is measured, a table and a JSON file at the end."""
+"""Measures every case of a grid; writes the results as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from stages.bench.cases import Case
-from stages.bench.measuring import Place, measure
+from stages.bench.measure import BenchEnvironment, measure
 from stages.bench.memory import PeakMemory
 from stages.bench.timing import product_flops_per_second
 from stages.models.device import dtype_named, pick_device, set_threads, usable_dtype
@@ -44,7 +44,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every combination of these is measured."""
+    """The values of each setting; every combination of them is a case."""
 
     models: Sequence[str]
     frames: Sequence[int]
@@ -57,7 +57,7 @@ class Grid:
     steps: int = 10
 
     def cases(self) -> list[Case]:
-        """In the order of the table."""
+        """All cases, in the order of the table."""
         axes = product(
             *(self.models, self.frames, self.adapter_types, self.precisions, self.batch_sizes),
             *(self.checkpointing, self.deterministic),
@@ -84,12 +84,13 @@ def bench(
     target: Path | None,
     say: Callable[[str], None],
     *,
-    apart: bool = True,
+    isolated: bool = True,
 ) -> str:
-    """Measure, write `target` as JSON after every row, and return the table with what it says of the estimates.
+    """Measures every case; returns the table, with a line on the accuracy of the memory estimate.
 
     Args:
-        apart: on the CPU, in new processes, so that memory is that of one case alone.
+        target: a JSON file that is written after every case.
+        isolated: on the CPU, measure each case in a new process, so that its memory is that of one case.
     """
     set_threads(threads)
     device = pick_device(device_name)
@@ -97,30 +98,32 @@ def bench(
     limits: dict[str, float] = {}
     with TemporaryDirectory() as caches:
         memory = PeakMemory(device)
-        place = Place(device=device, memory=memory, say=say, steps=grid.steps, caches=Path(caches), apart=apart)
+        environment = BenchEnvironment(
+            device=device, memory=memory, say=say, steps=grid.steps, caches=Path(caches), isolated=isolated
+        )
         for case in grid.cases():
             dtype = usable_dtype(dtype_named(case.base_precision), device, say)
             if case.base_precision not in limits:
                 limits[case.base_precision] = product_flops_per_second(device, dtype)
             say(f"measuring {case.model}, {case.num_frames} frames, {case.adapter_type}, batch {case.batch_size}")
-            rows.append(measure(case, place, dtype, limits[case.base_precision]))
+            rows.append(measure(case, environment, dtype, limits[case.base_precision]))
             if target is not None:
                 target.write_text(json.dumps(report(device, limits, rows), indent=1), encoding="utf-8")
-    return "\n".join([table(rows), *checked(rows)])
+    return "\n".join([table(rows), *estimate_accuracy(rows)])
 
 
-def checked(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How far the estimates lie from what was measured, over all rows."""
-    said = []
-    for way in ("plain", "fast"):
-        ratios = [row[f"{way}_gib_estimated"] / row[f"{way}_peak_gib"] for row in rows if row[f"{way}_peak_gib"]]
+def estimate_accuracy(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One line per path: the range, over all rows, of estimated memory over measured memory."""
+    lines = []
+    for path in ("plain", "fast"):
+        ratios = [row[f"{path}_gib_estimated"] / row[f"{path}_peak_gib"] for row in rows if row[f"{path}_peak_gib"]]
         if ratios:
-            said.append(f"memory estimated, {way}: {min(ratios):.2f} to {max(ratios):.2f} of what was measured")
-    return said
+            lines.append(f"memory estimated, {path}: {min(ratios):.2f} to {max(ratios):.2f} of the memory measured")
+    return lines
 
 
 def report(device: torch.device, limits: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """All that was measured, and on what."""
+    """The JSON document: device, versions and all rows."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "torch": torch.__version__,
@@ -131,7 +134,7 @@ def report(device: torch.device, limits: dict[str, float], rows: list[dict[str, 
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns with a heading."""
+    """The rows as aligned columns with headings."""
     lines = [[heading for heading, _, _ in COLUMNS]]
     lines += [["-" if row[key] is None else form.format(row[key]) for _, key, form in COLUMNS] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]

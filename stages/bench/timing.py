@@ -1,4 +1,4 @@
-"""Times of work on a device, and the speed of a large matrix product, against which steps are held."""
+"""Wall time of work on a device, and the speed of a large matrix product, to which steps are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPEATS = 5
 
 
 def seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Of the clock, until the device is done."""
+    """Wall seconds until the device has finished."""
     started = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -24,7 +24,7 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def product_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiplications and additions of a large product of random square matrices: the median after two warm-ups."""
+    """Speed of a large product of random square matrices, counting multiplications and additions; median of five."""
     size = (8192 if dtype != torch.float32 else 4096) if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = [seconds(device, lambda: left @ right) for _ in range(REPEATS + 2)]

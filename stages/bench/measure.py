@@ -1,7 +1,7 @@
-"""One cell of the grid measured: the fast path and the plain one, side by side.
+"""Measures one case: a training step on the fast path and on the plain path.
 
-Both take the same twenty made-up batches from the same start, so beside every speed stands how far their losses differ,
-and beside memory what the estimate before a training says of it.
+Both run on the same twenty random batches from the same start, so that their losses can be compared as well; the memory
+measured is reported together with the memory that a training would have estimated.
 """
 
 from __future__ import annotations
@@ -29,47 +29,48 @@ from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.determinism import deterministic_algorithms
 from stages.train.forecast.estimate import GIB, estimated
 
-BATCHES = 20
+NUM_BATCHES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one way through the steps took."""
+class Measurement:
+    """Time, memory and losses of the steps on one path."""
 
     step_ms: float
-    """Median."""
+    """Median over the steps after the first."""
     first_step_seconds: float
     peak_gib: float | None
-    """Of memory; None where it is not counted."""
+    """Peak memory; None where neither the device nor the system counts it."""
     losses: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where cases are measured."""
+class BenchEnvironment:
+    """Device and settings that all cases share."""
 
     device: torch.device
     memory: PeakMemory
     say: Callable[[str], None]
     steps: int
-    """How many of each kind are timed, after the first."""
+    """Steps timed after the first."""
     caches: Path
-    """Compiled code: a row begins with what the rows before it have left."""
-    apart: bool = True
-    """On the CPU, where nobody but the system counts memory, measure in new processes: a used heap has holes."""
+    """Folder for compiled code, which later cases reuse."""
+    isolated: bool = True
+    """On the CPU, measure each case in a new process: memory is that of the process there, and a used heap is
+    fragmented."""
 
 
-def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[str, Any]:
-    """One row of the table.
+def measure(case: Case, environment: BenchEnvironment, dtype: torch.dtype, limit: float) -> dict[str, Any]:
+    """Measures a case; returns one row of the table.
 
     Args:
-        dtype: in which the device does the case's precision.
-        limit: products per second of a large matrix product on this device in that precision, times two.
+        dtype: the dtype the device uses for the case's precision.
+        limit: flops per second of a large matrix product on this device in that dtype.
     """
-    plain_setup, fast_setup = (case.setup(place.device, dtype, eager=eager) for eager in (True, False))
-    with deterministic_algorithms(place.device, case.deterministic):
-        plain = timed_apart(case, place, stacked=False)
-        fast = timed_apart(case, place, stacked=True)
+    plain_setup, fast_setup = (case.setup(environment.device, dtype, eager=eager) for eager in (True, False))
+    with deterministic_algorithms(environment.device, case.deterministic):
+        plain = timed_in_isolation(case, environment, stacked=False)
+        fast = timed_in_isolation(case, environment, stacked=True)
     flops_per_second = useful_flops(fast_setup.network, fast_setup.batch) / fast.step_ms * 1e3
     return {
         **case.__dict__,
@@ -88,40 +89,42 @@ def measure(case: Case, place: Place, dtype: torch.dtype, limit: float) -> dict[
     }
 
 
-def timed_apart(case: Case, place: Place, *, stacked: bool) -> Measured:
-    """`timed`, in a process of its own where `place` says so."""
-    if place.device.type != "cpu" or not place.apart:
-        return timed(case, place, stacked=stacked)
+def timed_in_isolation(case: Case, environment: BenchEnvironment, *, stacked: bool) -> Measurement:
+    """Calls `timed`, in a new process where the environment asks for it."""
+    if environment.device.type != "cpu" or not environment.isolated:
+        return timed(case, environment, stacked=stacked)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_timed_here, case, place.steps, torch.get_num_threads(), stacked).result()
+        return process.submit(_timed_on_cpu, case, environment.steps, torch.get_num_threads(), stacked).result()
 
 
-def _timed_here(case: Case, steps: int, threads: int, stacked: bool) -> Measured:
-    """In a new process."""
+def _timed_on_cpu(case: Case, steps: int, threads: int, stacked: bool) -> Measurement:
+    """Calls `timed` in this new process."""
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as caches:
         say = partial(print, file=sys.stderr)
-        place = Place(device=device, memory=PeakMemory(device), say=say, steps=steps, caches=Path(caches))
-        return timed(case, place, stacked=stacked)
+        environment = BenchEnvironment(
+            device=device, memory=PeakMemory(device), say=say, steps=steps, caches=Path(caches)
+        )
+        return timed(case, environment, stacked=stacked)
 
 
-def timed(case: Case, place: Place, *, stacked: bool) -> Measured:
-    """Make some steps of a new training and look at the clock."""
-    device, steps = place.device, place.steps
-    place.memory.start()
+def timed(case: Case, environment: BenchEnvironment, *, stacked: bool) -> Measurement:
+    """Times the steps of a new training."""
+    device, steps = environment.device, environment.steps
+    environment.memory.start()
     training = new_training(case, config_of(case.model), device, stacked=stacked)
     training.network.train(True)
-    batches = [new_batch(case, training, step) for step in range(min(steps + 1, BATCHES))]
+    batches = [new_batch(case, training, step) for step in range(min(steps + 1, NUM_BATCHES))]
     buckets = LengthBuckets([case.num_frames]) if stacked else None
-    with Stepper(training, buckets, place.caches, place.say) as stepper:
+    with Stepper(training, buckets, environment.caches, environment.say) as stepper:
         first = seconds(device, lambda: stepper.advance(batches[0]))
         later = [batches[n % len(batches)] for n in range(1, steps + 1)]
         each = [seconds(device, partial(stepper.advance, batch)) for batch in later]
         training.history.flush()
-        return Measured(
+        return Measurement(
             step_ms=1e3 * statistics.median(each),
             first_step_seconds=first,
-            peak_gib=place.memory.gib(),
+            peak_gib=environment.memory.gib(),
             losses=training.history.losses(1.0),
         )
