@@ -1,5 +1,4 @@
-"""Reads the header of a safetensors file: names, shapes and places of its tensors, without a tensor. Light: standard
-library only.
+"""Reads the header of a safetensors file without its tensors. Light: standard library only.
 
 The format is a little-endian u64 (length of the header), the header as JSON, then the tensors' bytes
 (https://github.com/huggingface/safetensors#format).

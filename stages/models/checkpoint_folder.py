@@ -1,5 +1,4 @@
-"""Names the components of a checkpoint folder by the digests of their tensors, and reads a file's header, without
-loading it. Light: standard library only.
+"""Digests of the components of a checkpoint folder, computed without loading it. Light: standard library only.
 
 A folder in the published layout holds
 
@@ -85,7 +84,7 @@ def file_metadata(file: Path) -> dict[str, str]:
 
 
 def file_digest(file: Path) -> str:
-    """Digest over name, dtype, shape and bytes of all tensors of a file, read anew.
+    """Digest over name, dtype, shape and bytes of all tensors of a file, never from a cache.
 
     Raises:
         WeightsNotFound: the file is cut short or of another format.

@@ -1,0 +1,1 @@
+"""Networks: text encoder, autoencoder, diffusion transformer and their layers. Light: nothing is imported here."""

@@ -1,0 +1,1 @@
+"""Attention layers, their kernels and rotary embedding. Light: nothing is imported here."""

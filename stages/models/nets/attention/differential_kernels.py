@@ -1,5 +1,4 @@
-"""Triton kernels of differential attention: one forward launch, two backward launches; `differential` has the same in
-PyTorch ops.
+"""Triton kernels of differential attention: one launch forward, two backward. The same in PyTorch ops: `differential`.
 
 Both maps are computed in one pass over the keys (or queries), so values and the output's gradient are read once, and of
 the 14 matrix products in the backward of two separate attentions 11 remain: the score gradients of both maps share

@@ -92,10 +92,10 @@ def fused_heads(
     """A `HeadsFunction` for RMSNorm with frozen gains: gradients flow to the projection only."""
     query_gamma, key_gamma, eps = norm_gains(query_norm, key_norm)
     cos_ND, sin_ND = (None, None) if rotary is None else rotary
-    made = torch.ops.sa3_trainer.heads(
+    outputs = torch.ops.sa3_trainer.heads(
         projected_BNO.contiguous(), query_gamma, key_gamma, cos_ND, sin_ND, num_heads, list(roles), eps, value_copies
     )
-    query, key, value = (one if role in roles else None for role, one in enumerate(made))
+    query, key, value = (one if role in roles else None for role, one in enumerate(outputs))
     return query, key, value
 
 
@@ -124,14 +124,14 @@ def _forward(
         return kernels.heads(features, query_gamma, key_gamma, cos, sin, num_heads, roles, eps, value_copies)
     rotary = None if cos is None or sin is None else RotaryAngles(cos, sin)
     norms = [lambda x, gamma=gamma: _normed(x, gamma, eps)[0] for gamma in (query_gamma, key_gamma)]
-    made = eager_heads(features, roles, num_heads, norms[0], norms[1], rotary, value_copies)  # type: ignore[arg-type]
-    query, key, value = (_own_memory(features.new_empty(0) if one is None else one) for one in made)
+    outputs = eager_heads(features, roles, num_heads, norms[0], norms[1], rotary, value_copies)  # type: ignore[arg-type]
+    query, key, value = (_own_memory(features.new_empty(0) if one is None else one) for one in outputs)
     return query, key, value
 
 
-def _own_memory(made: Tensor) -> Tensor:
+def _own_memory(tensor: Tensor) -> Tensor:
     """A contiguous copy, as the kernel would allocate it: a custom op must not return a view of its input."""
-    return made.clone(memory_format=torch.contiguous_format)
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _normed(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,8 +211,8 @@ def _forward_shapes(features: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     batch, num_tokens, num_features = features.shape
     width = num_features // (num_heads * len(roles))
     counts = (list(roles).count(QUERY), list(roles).count(KEY), value_copies if VALUE in roles else 0)
-    made = [features.new_empty((batch, n * num_heads, num_tokens, width) if n else 0) for n in counts]
-    return made[0], made[1], made[2]
+    outputs = [features.new_empty((batch, n * num_heads, num_tokens, width) if n else 0) for n in counts]
+    return outputs[0], outputs[1], outputs[2]
 
 
 @_backward_op.register_fake

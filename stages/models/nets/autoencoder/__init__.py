@@ -1,0 +1,1 @@
+"""The SAME autoencoder. Light: nothing is imported here."""
