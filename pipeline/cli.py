@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,7 @@ def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Calla
         ),
         _parameter("json", Annotated[bool, typer.Option("--json", help="one JSON document on stdout")], False),
         *more,
-        *(_flag(field) for field in FIELDS),
+        *_field_flags(),
     ]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -83,6 +84,12 @@ def with_import(command: Callable[..., None]) -> Callable[..., None]:
 def with_interchange(command: Callable[..., None]) -> Callable[..., None]:
     """`with_fields`, --import and --export."""
     return with_fields(command, IMPORT, EXPORT)
+
+
+@cache
+def _field_flags() -> tuple[inspect.Parameter, ...]:
+    """The flags of all fields, made once for all commands."""
+    return tuple(_flag(field) for field in FIELDS)
 
 
 def _flag(field: Field) -> inspect.Parameter:
