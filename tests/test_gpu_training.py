@@ -102,7 +102,7 @@ def gradient(made: Training) -> Tensor:
     stacks = made.optimizer.stacks
     parts = {}
     for stack, one in zip(stacks, made.optimizer.gradients, strict=True):
-        parts.update(zip(stack.keys, [one] if stack.bare else one.unbind(0), strict=True))
+        parts.update(zip(stack.keys, [one] if stack.unstacked else one.unbind(0), strict=True))
     return torch.cat([parts[key].flatten().cpu() for key in sorted(parts)])
 
 

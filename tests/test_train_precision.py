@@ -102,7 +102,7 @@ def bases() -> dict[str, dict[str, Tensor]]:
 def step(kind: str, dtype: torch.dtype, weights: Weights, batch: Batch, state: dict[str, Tensor] | None = None) -> Step:
     """Velocity, loss and gradients with an adapter that is well away from its start."""
     roots = load_denoiser(weights, dtype=dtype), load_conditioner(weights, dtype=dtype)
-    given: dict[str, Any] = {"bases": bases()} if kind.endswith("-xs") else {}
+    given: dict[str, Any] = {"singular_vectors": bases()} if kind_named(kind).basis.singular else {}
     spec = AdapterSpec(kind=kind, rank=4, alpha=4.0)
     adapter = attach(roots, spec, generator=torch.Generator().manual_seed(1), **given)
     state = state or away_from_the_start(adapter.state())

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stages.adapters.adapter_file import AdapterFile, read, write
 from stages.adapters.attach import Adapter, attach
+from stages.adapters.kind import kind_named
 from stages.adapters.layer_filter import expansions, matching, taken
 from stages.adapters.singular_vectors import singular_vectors
 from stages.adapters.target_layers import layer_shapes
-from stages.catalogue import adapter_kinds, load
+from stages.catalogue import adapter_kinds
 from stages.errors import FilterMatchesNothing
 from stages.records import AdapterSpec
 from tests.parity.conditioning import conditioner, conditioning
@@ -86,7 +87,7 @@ def _attached(family: Family, files: Sequence[AdapterFile]) -> Iterator[list[Ada
     adapters: list[Adapter] = []
     try:
         for file in files:
-            singular = load("adapters.kinds", file.spec.kind.replace("-", "_")).KIND.basis.singular
+            singular = kind_named(file.spec.kind).basis.singular
             bases = recorded_bases(family) if singular else None
             adapters.append(attach((denoiser(family), conditioner(family)), file.spec, singular_vectors=bases))
             adapters[-1].load(file.tensors, "the recorded file")

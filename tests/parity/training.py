@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.adapters.attach import Adapter, attach
+from stages.adapters.kind import kind_named
 from stages.models.nets.attention.attention import masked_attention
 from stages.records import AdapterSpec
 from stages.train.dataset.batch import Batch
@@ -98,7 +99,7 @@ def adapted(family: Family, case: Case) -> Iterator[Adapter]:
     """The recorded initial adapter attached to the family's networks; -xs kinds use the recorded singular vectors."""
     params = case.params
     spec = AdapterSpec(kind=params["adapter_type"], rank=params["rank"], alpha=params["alpha"])
-    bases = recorded_bases(family, spec.rank) if spec.kind.endswith("-xs") else None
+    bases = recorded_bases(family, spec.rank) if kind_named(spec.kind).basis.singular else None
     adapter = attach((denoiser(family), conditioner(family)), spec, singular_vectors=bases)
     try:
         adapter.load(case.group("init:"), case.name)
