@@ -124,5 +124,5 @@ def test_a_training_asked_to_stop_while_it_compiles_saves_its_steps_and_goes_on_
     bench.said.clear()
     bench.train(number_of_steps=5)
 
-    assert "going on from step 3" in bench.said
+    assert "resuming from step 3" in bench.said
     assert bench.results() == whole.results()

@@ -15,7 +15,7 @@ from stages.errors import AdapterMismatch
 from stages.train import run as training
 from stages.train.job import Job
 from stages.train.output import results
-from stages.train.output.readback import apart
+from stages.train.output.readback import own_memory
 from stages.train.record.metrics import ClipRow, StepRow
 from stages.train.setup import new_training
 from tests.small_training import DIGESTS, Bench, params, weights
@@ -237,12 +237,12 @@ def test_every_training_ends_by_loading_its_files_back_and_comparing_outputs(ben
 
 
 def test_a_file_that_means_something_else_than_what_was_trained_is_refused(bench, monkeypatch):
-    write = results.write_adapters
+    write = results.write_adapter_files
 
     def written_with_another_alpha(directory, tensors, spec, metadata, precision):
         return write(directory, tensors, replace(spec, alpha=2 * spec.alpha), metadata, precision)
 
-    monkeypatch.setattr(results, "write_adapters", written_with_another_alpha)
+    monkeypatch.setattr(results, "write_adapter_files", written_with_another_alpha)
     with pytest.raises(AdapterMismatch, match="loaded back, it changes the output by"):
         bench.train(number_of_steps=8, learning_rate=1e-2)
 
@@ -258,6 +258,6 @@ def test_looking_at_outputs_leaves_trained_tensors_where_they_are(bench):
     network = new_training(Job.of(inputs, params(), bench.workspace())).network
     held = [*network.adapter.named_parameters().values()]
     before = [tensor.data_ptr() for tensor in held]
-    with apart(network.adapter):
+    with own_memory(network.adapter):
         assert all(tensor.data_ptr() != old for tensor, old in zip(held, before, strict=True))
     assert [tensor.data_ptr() for tensor in held] == before

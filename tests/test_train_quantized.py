@@ -76,7 +76,7 @@ def test_the_loss_of_the_unquantised_base_is_noted_beside_it_once(bench):
     found = (short.config["loss_before_unquantized"], short.config["loss_before"])
     assert found == (exact, stored) and exact != stored
     (line,) = [line for line in short.said if "unquantised" in line]
-    assert f"{stored:.4f} on the fp8 base, {exact:.4f} unquantised" in line
+    assert f"{stored:.4f} with the base model in fp8, {exact:.4f} unquantised" in line
 
     bench.train(base_quantization="fp8", number_of_steps=4, continued_from=short.directory)
     assert not [line for line in bench.said if "unquantised" in line]

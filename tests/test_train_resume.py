@@ -19,7 +19,7 @@ def bench(tmp_path):
 
 def of_checkpoints(bench: Bench) -> list[str]:
     """What was said about them."""
-    return [line for line in bench.said if re.search(r"going on|step-\d", line)]
+    return [line for line in bench.said if re.search(r"resuming|step-\d", line)]
 
 
 @pytest.fixture(params=["stored", "live"])
@@ -43,7 +43,7 @@ def test_a_training_stopped_anywhere_ends_as_one_that_was_not(either, kind, prec
     either.train(**options)
 
     assert either.results() == whole.results()
-    assert "going on from step 4" in either.said
+    assert "resuming from step 4" in either.said
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows"])
@@ -54,7 +54,7 @@ def test_more_steps_go_on_from_a_shorter_artifact_of_the_same_run(bench, kind):
 
     bench.train(number_of_steps=6, adapter_type=kind, continued_from=short.directory)
 
-    assert of_checkpoints(bench) == ["going on from step 3"]
+    assert of_checkpoints(bench) == ["resuming from step 3"]
     assert bench.results() == whole.results()
 
 
@@ -83,7 +83,7 @@ def test_a_training_killed_between_checkpoints_ends_as_one_that_was_not(bench, m
     monkeypatch.undo()
     bench.train(number_of_steps=7)
 
-    assert of_checkpoints(bench) == ["going on from step 4"]
+    assert of_checkpoints(bench) == ["resuming from step 4"]
     assert bench.results() == whole.results()
 
 
@@ -97,9 +97,9 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(bench):
 
     bench.train(number_of_steps=6)
 
-    damaged, going_on = of_checkpoints(bench)
+    damaged, resuming = of_checkpoints(bench)
     assert "step-00000005 is damaged" in damaged
-    assert going_on == "going on from step 4"
+    assert resuming == "resuming from step 4"
     assert bench.results() == whole.results()
 
 

@@ -1,4 +1,4 @@
-"""From trained values to adapter files, and from an adapter file to starting values."""
+"""Writes adapter files and verifies that they hold what was written."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from stages.train.job import Job
 
 
 @dataclass(frozen=True)
-class Names:
-    """Of the two files of an adapter."""
+class FileNames:
+    """Names of the two files of an adapter."""
 
-    shared: str
-    """For the world, in the precision asked for."""
-    exact: str
-    """In fp32."""
-
-
-TRAINED = Names("adapter.safetensors", "adapter_fp32.safetensors")
-AVERAGE = Names("adapter_ema.safetensors", "adapter_ema_fp32.safetensors")
-"""Of the moving average, where there is one."""
+    exported: str
+    """In the export precision."""
+    fp32: str
+    """As trained."""
 
 
-def write_adapters(
+TRAINED = FileNames("adapter.safetensors", "adapter_fp32.safetensors")
+EMA = FileNames("adapter_ema.safetensors", "adapter_ema_fp32.safetensors")
+"""Files of the moving average, where there is one."""
+
+
+def write_adapter_files(
     directory: Path,
     tensors: Mapping[str, Tensor],
     spec: AdapterSpec,
     metadata: Mapping[str, str],
     precision: str,
-    names: Names = TRAINED,
+    names: FileNames = TRAINED,
 ) -> dict[Path, torch.dtype]:
-    """Write the adapter for the world, in `precision`, and in fp32; read both back and compare. Returns the files.
+    """Write the adapter in the export precision and in fp32, and verify both. Returns each file with its dtype.
 
     Raises:
         AdapterMismatch: a file does not hold what was written.
-        AdapterNotWritable: a value is beyond the precision.
+        AdapterNotWritable: a value exceeds the range of the precision.
     """
-    files = {directory / names.shared: dtype_named(precision), directory / names.exact: torch.float32}
+    files = {directory / names.exported: dtype_named(precision), directory / names.fp32: torch.float32}
     for file, dtype in files.items():
         adapter_file.write(file, tensors, spec, metadata, dtype)
-        compare(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
+        verify(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
     return files
 
 
-def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:
-    """Read an adapter file back. Raises: AdapterMismatch naming every difference."""
+def verify(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:
+    """Read an adapter file back and compare. Raises: AdapterMismatch naming every difference."""
     found = adapter_file.read(file)
     wrong = [f"its spec is {found.spec}, not {spec}"] if found.spec != spec else []
-    wrong += [f"tensor {key} is not there" for key in expected.keys() - found.tensors.keys()]
-    wrong += [f"tensor {key} is too many" for key in found.tensors.keys() - expected.keys()]
+    wrong += [f"tensor {key} is missing" for key in expected.keys() - found.tensors.keys()]
+    wrong += [f"tensor {key} is unexpected" for key in found.tensors.keys() - expected.keys()]
     wrong += [
         f"tensor {key} differs"
         for key in expected.keys() & found.tensors.keys()
@@ -67,8 +67,8 @@ def compare(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> No
         raise AdapterMismatch(file.name, sorted(wrong))
 
 
-def metadata_of(job: Job, step: int) -> dict[str, str]:
-    """What an adapter file says of its origin, beside its spec."""
+def adapter_metadata(job: Job, step: int) -> dict[str, str]:
+    """Metadata of an adapter file: its base model and step."""
     return {
         "base_model": job.model.repo or job.model.name,
         "base_model_name": job.model.name,

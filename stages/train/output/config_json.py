@@ -1,4 +1,4 @@
-"""The JSON beside an adapter: what was asked for as resolved, what was found, what came of it."""
+"""config.json beside an adapter: the request as resolved, the dataset, and the results."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ _PACKAGES = ("stable-audio-3-trainer", "torch", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class TrainingSummary:
     """What is known at the end of a training, apart from params."""
 
     spec: AdapterSpec
-    """Of the adapter, with alpha as resolved."""
+    """The adapter's, with alpha as resolved."""
     rank_limit: int
-    """Smallest dimension of the layers that carry the adapter: what an -xs rank may be at most."""
+    """Smallest dimension of the adapted layers: the largest rank that an -xs kind can have."""
     num_parameters: int
     num_layers: int
     losses: Sequence[float]
-    """Of every step."""
+    """One per step."""
     before: Evaluation
     unquantized: Evaluation | None
-    """As `before`, on the base as it was before it was rounded to 8 bits; None where it was not."""
+    """As `before`, on the unquantised base; None where the base is not quantised."""
     after: Evaluation
-    average: Evaluation | None
+    ema: Evaluation | None
     """Of the moving average, where there is one."""
     seconds: float
-    """Spent in steps."""
+    """Time spent in steps."""
     precision_used: str
-    """Of the base: as asked for, or the nearest the device computes in."""
+    """Precision of the base: as requested, or what the device computes in instead."""
     quantization_used: str
-    """Likewise."""
+    """Quantisation of the base, likewise."""
     started: str
     finished: str
-    """UTC, of the run that finished it."""
+    """UTC, of the run that finished the training."""
 
 
-def configuration(job: Job, summary: Summary) -> dict[str, Any]:
-    """All of config.json: JSON values only."""
+def configuration(job: Job, summary: TrainingSummary) -> dict[str, Any]:
+    """Content of config.json: JSON values only."""
     return {
         "format_version": FORMAT_VERSION,
         **model_entry(job),
@@ -63,8 +63,8 @@ def configuration(job: Job, summary: Summary) -> dict[str, Any]:
     }
 
 
-def packages(job: Job, summary: Summary) -> Iterator[str]:
-    """Those that the adapter's bits come from."""
+def packages(job: Job, summary: TrainingSummary) -> Iterator[str]:
+    """Packages whose versions may change the adapter's values."""
     yield from _PACKAGES
     if summary.quantization_used != NONE:
         yield "torchao"
@@ -73,7 +73,7 @@ def packages(job: Job, summary: Summary) -> Iterator[str]:
 
 
 def model_entry(job: Job) -> dict[str, Any]:
-    """Which base model, and where its adapters are used."""
+    """The base model, and the inference model that its adapters are for."""
     return {
         "model": job.model.name,
         "inference_model": job.model.inference_model,
@@ -83,11 +83,11 @@ def model_entry(job: Job) -> dict[str, Any]:
     }
 
 
-def request_entry(job: Job, summary: Summary) -> dict[str, Any]:
-    """Every param, resolved, and the duration found."""
-    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.params).items()}
+def request_entry(job: Job, summary: TrainingSummary) -> dict[str, Any]:
+    """Every param as resolved, and the duration found."""
+    params = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.params).items()}
     return {
-        **asked,
+        **params,
         "duration": int(job.artifact.facts["window_samples"]) / job.model.sample_rate_hz,
         "alpha": summary.spec.alpha,
         "lora_checkpoint_file": started_from.name
@@ -100,7 +100,7 @@ def request_entry(job: Job, summary: Summary) -> dict[str, Any]:
 
 
 def dataset_entry(job: Job) -> dict[str, Any]:
-    """What was trained on, by content."""
+    """The dataset, named by content."""
     artifact, source = job.artifact, job.inputs.source
     return {
         "fingerprint": source.fingerprint if source else artifact.facts.get("dataset", artifact.fingerprint),
@@ -114,8 +114,8 @@ def dataset_entry(job: Job) -> dict[str, Any]:
     }
 
 
-def result_entry(summary: Summary) -> dict[str, Any]:
-    """What came of it. Losses of single steps differ by their timesteps, so they are averaged over windows."""
+def result_entry(summary: TrainingSummary) -> dict[str, Any]:
+    """Results. Losses of single steps vary with their timesteps, so final and best loss are means over windows."""
     means = window_means(np.asarray(summary.losses, dtype=np.float64))
     best = int(np.argmin(means))
     return {
@@ -129,13 +129,13 @@ def result_entry(summary: Summary) -> dict[str, Any]:
         "loss_before": summary.before.loss,
         "loss_before_unquantized": None if summary.unquantized is None else summary.unquantized.loss,
         "loss_after": summary.after.loss,
-        "loss_after_ema": None if summary.average is None else summary.average.loss,
+        "loss_after_ema": None if summary.ema is None else summary.ema.loss,
         "loss_by_timestep": by_timestep(summary),
         "seconds_per_step": summary.seconds / len(summary.losses),
     }
 
 
-def by_timestep(summary: Summary) -> list[Mapping[str, float]]:
+def by_timestep(summary: TrainingSummary) -> list[Mapping[str, float]]:
     """Loss on fixed noise at fixed timesteps, before and after."""
     rows = zip(TIMESTEPS, summary.before.by_timestep, summary.after.by_timestep, strict=True)
     return [{"timestep": timestep, "before": before, "after": after} for timestep, before, after in rows]

@@ -1,4 +1,4 @@
-"""What storing the base in 8 bits does to the loss: the same adapter, clips, noise and timesteps on both bases."""
+"""Effect of quantising the base on the loss: the same adapter, clips, noise and timesteps on both bases."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ UNQUANTIZED = "unquantized"
 
 
 def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> Evaluation | None:
-    """Of the new adapter on the base as it is; None where nothing is rounded, or the notes of this training have it.
+    """Evaluation of the new adapter on the unquantised base; None where params do not quantise, or notes have it.
 
-    To be called before the stored base is loaded: the two never lie side by side, so that storing the base in 8 bits
-    needs no more memory than not doing so.
+    To be called before the quantised base is loaded: the two are never in memory together, so quantising needs no more
+    memory than not doing so.
 
     Raises:
         OutOfMemory, PackageMissing.
     """
-    how = usable_quantization(job.params.base_quantization, job.device, lambda line: None)
-    if how == NONE or UNQUANTIZED in notes:
+    scheme = usable_quantization(job.params.base_quantization, job.device, lambda line: None)
+    if scheme == NONE or UNQUANTIZED in notes:
         return None
     with explain_out_of_memory("loading the unquantised base", job.device):
         network = new_network(unquantized(job))
@@ -40,12 +40,15 @@ def unquantized_loss(job: Job, examples: Examples, notes: Mapping[str, Any]) -> 
 
 
 def unquantized(job: Job) -> Job:
-    """The same training on the base as it is before it is rounded, and nothing said about it."""
+    """The same job without quantisation, printing nothing."""
     params = replace(job.params, base_quantization=NONE)
     return replace(job, params=params, work=replace(job.work, say=lambda line: None))
 
 
-def rounding_line(how: str, exact: Evaluation, stored: Evaluation) -> str:
-    """For people."""
-    change = stored.loss / exact.loss - 1
-    return f"loss before training: {stored.loss:.4f} on the {how} base, {exact.loss:.4f} unquantised ({change:+.2%})"
+def quantization_note(scheme: str, unquantized: Evaluation, quantized: Evaluation) -> str:
+    """One line on what quantising the base changes, for people."""
+    change = quantized.loss / unquantized.loss - 1
+    return (
+        f"loss before training: {quantized.loss:.4f} with the base model in {scheme}, "
+        f"{unquantized.loss:.4f} unquantised ({change:+.2%})"
+    )
