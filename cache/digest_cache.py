@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cache.disposable_sqlite import DisposableDatabase, row_checksum, warn
+from cache.files.disposable_sqlite import DisposableDatabase, row_checksum, warn
 from cache.fingerprint import digest_file
 
 RACY_SECONDS = 2.0

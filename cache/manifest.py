@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.atomic_files import atomic_write
 from cache.errors import ManifestDamaged, ManifestMismatch
-from cache.parquet_checksum import insert_checksum, verify_checksum
+from cache.files.atomic_files import atomic_write
+from cache.files.parquet_checksum import insert_checksum, verify_checksum
 
 R = TypeVar("R")
 ROW_GROUP_ROWS = 8192

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cache.disposable_sqlite import DisposableDatabase, row_checksum, warn
+from cache.files.disposable_sqlite import DisposableDatabase, row_checksum, warn
 from cache.location import Location
 
 _VERSION = 1

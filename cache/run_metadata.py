@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from cache.store import Store, folder_bytes
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.atomic_files import remove_stale_temporaries
-from cache.disposable_sqlite import warn
 from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
+from cache.files.atomic_files import remove_stale_temporaries
+from cache.files.disposable_sqlite import warn
 from cache.fingerprint import fingerprint
 from cache.location import Location
 from cache.registry import Registry

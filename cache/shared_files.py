@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cache.atomic_files import atomic_write_bytes
 from cache.errors import SharedFileListDamaged
+from cache.files.atomic_files import atomic_write_bytes
 
 FILE_NAME = "needs.tsv"
 

@@ -24,8 +24,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 
-from cache.atomic_files import atomic_write_bytes, fsync_directory, fsync_file, remove_stale_temporaries, write_failure
 from cache.errors import ArtifactDamaged, LockHeld, ReceiptDamaged
+from cache.files.atomic_files import (
+    atomic_write_bytes,
+    fsync_directory,
+    fsync_file,
+    remove_stale_temporaries,
+    write_failure,
+)
 from cache.fingerprint import digest_file
 from cache.receipt import FileEntry, Receipt, read_receipt
 

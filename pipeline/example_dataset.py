@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cache.atomic_files import atomic_write
 from cache.errors import WriteFailed
+from cache.files.atomic_files import atomic_write
 from pipeline.errors import PipelineError
 from stages.ingest.integrity.riff_ogg_flac import ogg_checksum, ogg_pages
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from cache import atomic_files
-from cache.atomic_files import STALE_AFTER_SECONDS, atomic_write, atomic_write_bytes, remove_stale_temporaries
 from cache.errors import WriteFailed
+from cache.files import atomic_files
+from cache.files.atomic_files import STALE_AFTER_SECONDS, atomic_write, atomic_write_bytes, remove_stale_temporaries
 
 
 def names(folder):

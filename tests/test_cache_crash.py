@@ -166,7 +166,7 @@ ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from cache.manifest import write_rows
 from cache.shards import formats, load
 from stages.records import PromptRow

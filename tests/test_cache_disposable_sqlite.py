@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.disposable_sqlite import DisposableDatabase
+from cache.files.disposable_sqlite import DisposableDatabase
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS words (word TEXT PRIMARY KEY)"
 ADD = "INSERT OR REPLACE INTO words VALUES (?)"

@@ -12,8 +12,8 @@ import pytest
 HEAVY = ("numpy", "pyarrow", "h5py", "torch", "filelock")
 ROOT = Path(__file__).parents[1]
 LIGHT = sorted(
-    f"cache.{path.stem}"
-    for path in (ROOT / "cache").glob("*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "cache").rglob("*.py")
     if "Light:" in (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "")
 )
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache.parquet_checksum import FOOTER_ONLY, WHOLE_FILE, insert_checksum, verify_checksum
+from cache.files.parquet_checksum import FOOTER_ONLY, WHOLE_FILE, insert_checksum, verify_checksum
 
 TABLE = pa.table({"name": [f"clip {n}" for n in range(50)]})
 

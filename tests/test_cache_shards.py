@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.errors import ShardDamaged
-from cache.parquet_checksum import FOOTER_ONLY
+from cache.files.parquet_checksum import FOOTER_ONLY
 from cache.shards import hdf5, parquet
 
 ITEMS = [(f"{n:032x}", np.random.default_rng(n).standard_normal((n * 30, 8)).astype("float16")) for n in range(4)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cache.atomic_files import atomic_write
+from cache.files.atomic_files import atomic_write
 from cache.shard_format import HEADER, Header, Items, Layout, ShardReader, new_header
 
 SUFFIX = ".h5"

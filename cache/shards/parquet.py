@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.atomic_files import atomic_write
-from cache.parquet_checksum import FOOTER_ONLY, insert_checksum, verify_checksum
+from cache.files.atomic_files import atomic_write
+from cache.files.parquet_checksum import FOOTER_ONLY, insert_checksum, verify_checksum
 from cache.shard_format import HEADER, Header, Items, Layout, RandomAccessFile, ShardReader, bytes_view, new_header
 
 SUFFIX = ".parquet"

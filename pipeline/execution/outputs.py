@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 from stages.contract import Artifact

@@ -185,7 +185,7 @@ def store_folder(store: Path) -> Results:
 
 
 def _rename(folder: Path) -> str:
-    from cache.atomic_files import atomic_write_bytes
+    from cache.files.atomic_files import atomic_write_bytes
 
     for content in (b"first", b"second"):
         atomic_write_bytes(folder / "file", content)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cache import run_metadata
-from cache.atomic_files import STALE_AFTER_SECONDS
 from cache.errors import LockHeld
+from cache.files.atomic_files import STALE_AFTER_SECONDS
 from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.run_metadata import UnfinishedRun
 from cache.store import Store

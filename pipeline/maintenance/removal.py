@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from cache import run_metadata
-from cache.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
+from cache.files.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
 from cache.registry import Registry
 from cache.store import Store
 from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from pipeline.errors import FetchFailed
 from pipeline.request.redirects import opener
 

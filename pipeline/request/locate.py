@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.atomic_files import atomic_write_bytes
 from cache.digest_cache import DigestCache
+from cache.files.atomic_files import atomic_write_bytes
 from cache.store import Store
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
 from pipeline.request.download import Download, Downloader

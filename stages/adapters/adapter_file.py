@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from stages import catalogue
 from stages.adapters.kind import kind_named
 from stages.errors import AdapterMismatch, AdapterNotWritable

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.atomic_files import atomic_write_bytes
 from cache.errors import CacheError
+from cache.files.atomic_files import atomic_write_bytes
 from cache.fingerprint import canonical, digest_bytes
 from stages.contract import Member
 from stages.errors import Fault, StageError

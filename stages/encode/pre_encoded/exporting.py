@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.atomic_files import fsync_directory, fsync_file, write_failure
+from cache.files.atomic_files import fsync_directory, fsync_file, write_failure
 from cache.location import Location
 from cache.manifest import read_rows
 from cache.shard_pool import ShardPool

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from cache.atomic_files import write_failure
+from cache.files.atomic_files import write_failure
 from stages.ingest.stage import IngestParams
 
 _FULL_SCALE = 1 << 23

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_files import atomic_write_bytes
+from cache.files.atomic_files import atomic_write_bytes
 from cache.manifest import write_rows
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.examples import Examples

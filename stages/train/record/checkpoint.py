@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.atomic_files import atomic_write_bytes, fsync_directory
+from cache.files.atomic_files import atomic_write_bytes, fsync_directory
 from cache.fingerprint import digest_bytes
 
 FOLDER = "checkpoints"

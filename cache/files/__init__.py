@@ -1,0 +1,1 @@
+"""Writing and protecting single files. Light: standard library only."""
