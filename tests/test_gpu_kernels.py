@@ -258,14 +258,14 @@ def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens,
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("roles", [(0, 1, 2, 0, 1), (0, 1, 2), (0, 0), (1, 1, 2), (1, 2)])
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("width", [40, 64])
 @pytest.mark.parametrize("value_copies", [1, 2])
-def test_heads_are_those_of_torch(dtype, roles, turned, width, value_copies):
+def test_heads_are_those_of_torch(dtype, roles, rotated, width, value_copies):
     features = drawn(2, 77, len(roles) * 3 * width, dtype=dtype)
     gammas = [(1 + 0.2 * drawn(width, seed=seed)).to(dtype) for seed in range(2)]
-    turn = RotaryEmbedding(32).to(CUDA)(77) if turned else (None, None)
-    rest = (*gammas, *turn, 3, list(roles), 1e-6, value_copies)
+    angles = RotaryEmbedding(32).to(CUDA)(77) if rotated else (None, None)
+    rest = (*gammas, *angles, 3, list(roles), 1e-6, value_copies)
     from stages.models.nets.attention import heads_kernels as kernels
 
     wanted = [

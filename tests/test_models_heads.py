@@ -27,13 +27,13 @@ def norms(width: int) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("roles", [SELF, CROSS_QUERIES, CONTEXT, *DIFFERENTIAL])
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("value_copies", [1, 2])
-def test_fused_heads_and_their_gradients_equal_those_of_eager_ops(roles, turned, value_copies):
+def test_fused_heads_and_their_gradients_equal_those_of_eager_ops(roles, rotated, value_copies):
     batch, count, heads, width = 2, 11, 3, 40
     features = torch.randn(batch, count, len(roles) * heads * width, generator=torch.Generator().manual_seed(3))
     features.requires_grad_()
-    rotary = RotaryEmbedding(32)(count) if turned else None
+    rotary = RotaryEmbedding(32)(count) if rotated else None
 
     ways = [make(features, roles, heads, *norms(width), rotary, value_copies) for make in (fused_heads, eager_heads)]
 
