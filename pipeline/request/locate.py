@@ -121,7 +121,7 @@ class InputLocator:
             return
         if not path.is_file():
             raise RecipeError(
-                [FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; only a zip has a digest")]
+                [FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; it has none")]
             )
         found = self.digest_cache.digest(path).removeprefix("sha256:")
         if found != digest:
