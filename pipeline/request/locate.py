@@ -120,9 +120,7 @@ class InputLocator:
         if digest is None:
             return
         if not path.is_file():
-            raise RecipeError(
-                [FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; it has none")]
-            )
+            raise RecipeError([FieldError(loc=(field,), type="not_a_file", msg=f"{path} is a folder; it has none")])
         found = self.digest_cache.digest(path).removeprefix("sha256:")
         if found != digest:
             raise _wrong_digest(field, found)
