@@ -93,7 +93,8 @@ def quantize(
     """Quantise the matrices of all transformer blocks in place, one by one. Cast and move the network beforehand.
 
     The blocks hold 98 % of a published transformer. What every token and every block depends on keeps the base
-    precision: input and output projections; timestep, prompt and duration embeddings (smaller than one matrix).
+    precision: input and output projections, timestep, prompt and duration embeddings. So does the conditioner, which is
+    smaller than one matrix.
 
     Args:
         how: `int8` or `fp8`.
@@ -141,9 +142,9 @@ def _quantized(weight_OI: Tensor, config: Any) -> nn.Parameter:
     num_out, num_in = weight_OI.shape
     holder = nn.Linear(num_in, num_out, bias=False, device="meta")
     holder.weight = nn.Parameter(weight_OI.detach(), requires_grad=False)
-    holder_list = nn.Sequential(holder)
-    quantize_(holder_list, config)
-    stored: Any = holder_list[0].weight
+    container = nn.Sequential(holder)
+    quantize_(container, config)
+    stored: Any = container[0].weight
     return nn.Parameter(stored.data, requires_grad=False)
 
 

@@ -1,4 +1,4 @@
-"""tiny-base, the default model that ships with the project: the published layout with few channels.
+"""tiny-base, the model that ships with the project: the published layout with few channels.
 
 It goes through the same loader as any checkpoint folder. Its weights are random, generated from a seed into the store
 on first use: the same bytes on every machine, from the raw output of a counter-based generator by exact arithmetic.
