@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """SAME with a soft-norm bottleneck, from the model_config.json of a whole model or of an autoencoder alone.
 
-    Always frozen: `encode` and `decode` record no gradients. Audio is float, (B, A, X), at `sample_rate` hertz.
+    Always frozen: `encode` and `decode` record no gradients. Audio is float, (B, A, X), at `sample_rate_hz`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Autoencoder(nn.Module):
         )
         patching = section(where, parts, "pretransform")
         require(where, patching, "type", ("patched",))
-        self.sample_rate: int = config["sample_rate"]
+        self.sample_rate_hz: int = config["sample_rate"]
         self.audio_channels: int = parts["io_channels"]
         self.latent_channels: int = parts["latent_dim"]
         self.downsampling_ratio: int = parts["downsampling_ratio"]
