@@ -41,7 +41,9 @@ def prepare() -> None:
     import pipeline.execution.runner
     import pipeline.report
     import pipeline.request.recipe
-    import stages.encode.run as encode
+    import stages.encode.encode_latents as latents
+    import stages.encode.prompts as prompts
+    import stages.encode.run
     import stages.ingest.run
     import stages.train.run
     from cache.shard_pool import shard_ranges
@@ -58,7 +60,7 @@ def prepare() -> None:
     )
     pipeline.request.recipe.read_recipe("clips.zip", {"model": "tiny-base"})
     torch.set_num_threads(1)
-    encode.shard_ranges = partial(shard_ranges, max_items=ITEMS_PER_SHARD)
+    latents.shard_ranges = prompts.shard_ranges = partial(shard_ranges, max_items=ITEMS_PER_SHARD)
     encode_clips = Autoencoder.encode_clips
 
     def noting(self: Any, clips: Any, *args: Any, **more: Any) -> Any:

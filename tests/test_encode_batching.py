@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.encode.batching import FUSED_BYTES, LEAST_FRAMES, MOST_FRAMES, batches_of, frames_within
+from stages.encode.batching import (
+    FUSED_TOKEN_BYTES,
+    MAX_BATCH_FRAMES,
+    MIN_BATCH_FRAMES,
+    batch_frames_for_memory,
+    batches_of,
+)
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from tests.small_networks import config, randomised
 
@@ -23,11 +29,11 @@ def test_every_clip_is_in_one_batch_and_no_batch_is_too_large(num_frames, most):
 
 def test_a_batch_grows_with_memory_between_two_bounds_and_is_smaller_without_fused_kernels():
     encoder = Autoencoder(config())
-    frame_bytes = 17 * 32 * FUSED_BYTES
-    assert frames_within(0, encoder, fused=True) == LEAST_FRAMES
-    assert frames_within(1 << 50, encoder, fused=False) == MOST_FRAMES
-    assert frames_within(1000 * frame_bytes, encoder, fused=True) == 1000
-    assert frames_within(1000 * frame_bytes, encoder, fused=False) < 500
+    frame_bytes = 17 * 32 * FUSED_TOKEN_BYTES
+    assert batch_frames_for_memory(0, encoder, fused=True) == MIN_BATCH_FRAMES
+    assert batch_frames_for_memory(1 << 50, encoder, fused=False) == MAX_BATCH_FRAMES
+    assert batch_frames_for_memory(1000 * frame_bytes, encoder, fused=True) == 1000
+    assert batch_frames_for_memory(1000 * frame_bytes, encoder, fused=False) < 500
 
 
 @pytest.mark.parametrize("windowed", [False, True])

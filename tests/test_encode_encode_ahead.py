@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.encode.device_batches import OnDevice
-from stages.encode.encode_ahead import Ahead, num_readers
-from stages.encode.partial_shards import Pieces
+from stages.encode.device_batches import DeviceEncoder
+from stages.encode.encode_ahead import EncodeAhead, num_readers
+from stages.encode.partial_shards import PartialLatents
 from stages.errors import Stopped
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from tests.small_networks import config, randomised
@@ -48,9 +48,11 @@ def encoder(request) -> Autoencoder:
     return randomised(Autoencoder(config(windowed=request.param)))
 
 
-def ahead(encoder, folder: Path, *, groups=GROUPS, most_frames=60, check_stop=lambda: None, checked=None) -> Ahead:
-    on_device = OnDevice(encoder, "float32", most_frames, lambda line: None)
-    return Ahead(groups, on_device, Pieces(folder), 2, checked or (lambda task, frames: frames), check_stop)
+def ahead(encoder, folder: Path, *, groups=GROUPS, max_frames=60, check_stop=lambda: None, checked=None) -> EncodeAhead:
+    on_device = DeviceEncoder(encoder, "float32", max_frames, lambda line: None)
+    return EncodeAhead(
+        groups, on_device, PartialLatents(folder), 2, checked or (lambda task, frames: frames), check_stop
+    )
 
 
 def alone(encoder: Autoencoder, clip: Clip) -> np.ndarray:
@@ -67,14 +69,14 @@ def test_each_clip_gets_the_latents_it_has_alone(encoder, tmp_path):
 
 def test_a_clip_longer_than_a_batch_is_encoded_in_chunks_to_the_same_latents(encoder, tmp_path):
     long = Clip("long", 150 * RATIO + 5)
-    with ahead(encoder, tmp_path, groups=[[long]], most_frames=64) as frames:
+    with ahead(encoder, tmp_path, groups=[[long]], max_frames=64) as frames:
         np.testing.assert_allclose(frames(long), alone(encoder, long), rtol=0, atol=SAME)
 
 
 def test_no_batch_holds_clips_of_two_shards_nor_more_frames_than_allowed(encoder, tmp_path, monkeypatch):
-    batches, launch = [], OnDevice.launch
+    batches, launch = [], DeviceEncoder.launch
     monkeypatch.setattr(
-        OnDevice, "launch", lambda self, audios: batches.append([len(a) for a in audios]) or launch(self, audios)
+        DeviceEncoder, "launch", lambda self, audios: batches.append([len(a) for a in audios]) or launch(self, audios)
     )
     with ahead(encoder, tmp_path) as frames:
         for clip in CLIPS:
@@ -87,7 +89,7 @@ def test_no_batch_holds_clips_of_two_shards_nor_more_frames_than_allowed(encoder
 
 
 def test_the_next_batch_is_read_while_one_is_encoded(encoder, tmp_path, monkeypatch):
-    began, launch = {clip.key: threading.Event() for clip in CLIPS}, OnDevice.launch
+    began, launch = {clip.key: threading.Event() for clip in CLIPS}, DeviceEncoder.launch
     monkeypatch.setattr(Clip, "fill", lambda self, out: began[self.key].set())
     launched = []
 
@@ -97,8 +99,8 @@ def test_the_next_batch_is_read_while_one_is_encoded(encoder, tmp_path, monkeypa
         launched.append(len(audios))
         return launch(self, audios)
 
-    monkeypatch.setattr(OnDevice, "launch", waiting)
-    with ahead(encoder, tmp_path, groups=[CLIPS[:3]], most_frames=40) as frames:
+    monkeypatch.setattr(DeviceEncoder, "launch", waiting)
+    with ahead(encoder, tmp_path, groups=[CLIPS[:3]], max_frames=40) as frames:
         frames(CLIPS[1])
     assert launched
 
@@ -135,12 +137,12 @@ def test_a_stop_keeps_every_clip_that_was_encoded_and_the_next_run_encodes_the_r
 
 
 def test_long_work_is_kept_in_files_before_any_shard_is_sealed_and_let_go_once_it_is(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.encode.encode_ahead.KEEP_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("stages.encode.encode_ahead.SAVE_INTERVAL_SECONDS", 0.0)
     with ahead(encoder, tmp_path, groups=[CLIPS[:3]]) as frames:
         for clip in CLIPS[:3]:
             frames(clip)
         assert len(list((tmp_path / "pieces").iterdir())) == 3
-    monkeypatch.setattr("stages.encode.encode_ahead.KEEP_EVERY_SECONDS", 1e9)
+    monkeypatch.setattr("stages.encode.encode_ahead.SAVE_INTERVAL_SECONDS", 1e9)
     with pytest.raises(Stopped), ahead(encoder, tmp_path / "sealed") as frames:
         for clip in CLIPS:
             frames(clip)
@@ -171,7 +173,7 @@ def test_latents_are_checked_by_clip_before_they_are_handed_out(encoder, tmp_pat
     [torch.OutOfMemoryError(), RuntimeError("CUDA error: out of memory"), MemoryError()],
     ids=["torch", "CUDA", "numpy"],
 )
-def test_short_memory_halves_the_batch_then_the_chunk_and_says_so(encoder, monkeypatch, told):
+def test_short_memory_halves_the_batch_then_the_chunk_and_reports_it(encoder, monkeypatch, told):
     clips = [Clip("a", 120 * RATIO), Clip("b", 90 * RATIO)]
     expected = [alone(encoder, clip) for clip in clips]
     said, encode_batch = [], Autoencoder.encode_batch
@@ -182,11 +184,11 @@ def test_short_memory_halves_the_batch_then_the_chunk_and_says_so(encoder, monke
         return encode_batch(self, audios, chunk_frames=chunk_frames, **more)
 
     monkeypatch.setattr(Autoencoder, "encode_batch", short)
-    on_device = OnDevice(encoder, "float32", 400, said.append)
-    rooms = [on_device.room(clip.shape) for clip in clips]
-    for clip, room in zip(clips, rooms, strict=True):
-        clip.fill(room.numpy())
-    parts = on_device.launch(rooms)
+    on_device = DeviceEncoder(encoder, "float32", 400, said.append)
+    buffers = [on_device.host_buffer(clip.shape) for clip in clips]
+    for clip, buffer in zip(clips, buffers, strict=True):
+        clip.fill(buffer.numpy())
+    parts = on_device.launch(buffers)
     for latents, whole in zip([one for part in parts for one in part.latents()], expected, strict=True):
         np.testing.assert_allclose(latents, whole, rtol=0, atol=SAME)
     assert ["two batches" in line or "in chunks of" in line for line in said] == [True] * len(said)
@@ -199,7 +201,7 @@ def test_memory_that_suffices_for_nothing_is_an_error(encoder, monkeypatch):
 
     monkeypatch.setattr(Autoencoder, "encode_batch", never)
     with pytest.raises(torch.OutOfMemoryError):
-        OnDevice(encoder, "float32", 4096, lambda line: None).launch([torch.zeros(RATIO, 2)])
+        DeviceEncoder(encoder, "float32", 4096, lambda line: None).launch([torch.zeros(RATIO, 2)])
 
 
 def test_any_other_error_is_not_taken_for_short_memory(encoder, monkeypatch):
@@ -208,7 +210,7 @@ def test_any_other_error_is_not_taken_for_short_memory(encoder, monkeypatch):
 
     monkeypatch.setattr(Autoencoder, "encode_batch", broken)
     with pytest.raises(RuntimeError, match="sizes"):
-        OnDevice(encoder, "float32", 4096, pytest.fail).launch([torch.zeros(RATIO, 2), torch.zeros(RATIO, 2)])
+        DeviceEncoder(encoder, "float32", 4096, pytest.fail).launch([torch.zeros(RATIO, 2), torch.zeros(RATIO, 2)])
 
 
 def test_as_many_threads_read_as_asked_for():

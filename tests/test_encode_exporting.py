@@ -1,4 +1,4 @@
-"""An encode artifact, written as the reference's pre-encoded folder."""
+"""Exporting an encode artifact as the reference's pre-encoded folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cache.errors import ItemNotFound, WriteFailed
 from cache.shard_pool import ShardPool
 from stages.contract import Weights
-from stages.encode import run as encoding
+from stages.encode.encode_latents import silence_task
 from stages.encode.pre_encoded.exporting import export_folder, period, timestamps
+from stages.encode.stage import EncodeParams
 from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip
 from tests.pre_encoded import SPEC, Place, copied
@@ -40,11 +41,11 @@ def test_what_is_written_and_read_again_is_written_the_same(place):
     assert {path.name: path.read_bytes() for path in first} == {path.name: path.read_bytes() for path in second}
 
 
-def test_silence_that_breaks_off_is_written_as_it_is_and_said(place):
+def test_silence_that_is_not_periodic_is_written_as_it_is_and_reported(place):
     # The tool encoded it with nothing behind its last frame, so nothing tells how it would go on.
     files = place.write(place.read())
     np.testing.assert_array_equal(np.load(files[-1]), np.load(place.folder / "silence.npy"))
-    assert "silence.npy holds the 12 frames of the artifact only: their end does not repeat itself" in place.said
+    assert "silence.npy has only the 12 frames of the artifact: its latents of silence are not periodic" in place.said
 
 
 def test_every_field_of_the_tool_is_written_in_its_order(place):
@@ -61,9 +62,9 @@ def test_files_are_numbered_as_batches_of_one_beside_silence(place):
     assert names == sorted([f"{stem}{suffix}" for stem in stems for suffix in (".json", ".npy")] + ["silence.npy"])
 
 
-def test_rounding_by_the_store_is_said(place):
+def test_rounding_by_the_storage_precision_is_reported(place):
     place.write(place.read(latent_dtype="float16"))
-    assert "latents are stored as float16, and exported as such in float32 files" in place.said
+    assert "the float32 files hold latents that are stored as float16, rounded to that" in place.said
 
 
 def test_a_folder_that_holds_something_is_left_alone(place):
@@ -84,10 +85,10 @@ def test_an_export_that_fails_leaves_nothing(place):
     assert set(place.root.iterdir()) == before
 
 
-def test_silence_of_an_own_encoding_goes_on_by_its_period_for_the_native_length(place):
+def test_silence_that_was_encoded_here_is_extended_by_its_period_to_the_native_length(place):
     artifact = place.read()
     # The import has also stored our own silence, to compare with.
-    own = encoding.silence_task(encoding.EncodeParams(model="tiny-s", latent_dtype="float32"), place.weights)
+    own = silence_task(EncodeParams(model="tiny-s", latent_dtype="float32"), place.weights)
     pool = ShardPool(place.root / "shared" / "latents")
     where = pool.locate([own.key])[own.key]
     facts = {**artifact.facts, "silence": {name: getattr(where, name) for name in artifact.facts["silence"]}}

@@ -1,4 +1,4 @@
-"""The reference's pre-encoded folder, read into an artifact that trains."""
+"""Importing the reference's pre-encoded folder as an artifact that trains."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from cache.manifest import read_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Resources, Weights, Workspace
-from stages.encode import run as encoding
-from stages.encode.run import prompt_keys
+from stages.encode import encode_latents as encoding
+from stages.encode.prompts import prompt_keys
 from stages.errors import Stopped
 from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
@@ -45,10 +45,10 @@ def test_every_clip_comes_with_its_valid_frames_its_times_and_its_prompt(tmp_pat
         np.testing.assert_array_equal(place.latents(row), np.load(place.folder / f"{stem}.npy")[:, :valid].T)
 
 
-def test_padding_that_is_left_out_is_said(tmp_path, weights):
+def test_padding_that_is_left_out_is_reported(tmp_path, weights):
     place = copied(tmp_path, weights, "pad_batch2")
     place.read()
-    assert [line for line in place.said if "28 frames of padding left out, behind 4 clips: clip0.wav" in line]
+    assert [line for line in place.said if "28 frames of padding left out, after 4 clips: clip0.wav" in line]
 
 
 def test_prompts_are_embedded_under_the_names_of_our_own(place):
@@ -109,13 +109,13 @@ def test_the_receipt_says_where_the_latents_come_from_and_what_is_not_known(plac
     assert "the folder does not say which autoencoder made it" in "\n".join(place.said)
 
 
-def test_files_and_fields_that_are_not_taken_over_are_said(place):
+def test_files_and_fields_that_are_ignored_are_reported(place):
     (place.folder / "details.json").write_text("{}")
     (place.folder / "notes.txt").write_text("mine")
     place.change("0000000000", genre="ambient")
     place.read()
     assert "not read: details.json, notes.txt" in place.said
-    assert "metadata that is not taken over: genre" in place.said
+    assert "metadata that is ignored: genre" in place.said
 
 
 def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path, weights, monkeypatch):

@@ -1,4 +1,4 @@
-"""Encode: latents of the valid length, made once per content, whatever stopped the run before."""
+"""Encode: latents of the valid length, encoded once per content, whatever stopped the run before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from cache.location import Location
 from cache.manifest import read_rows, write_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
-from stages.encode import run as encoding
+from stages.encode import encode_latents as encoding
+from stages.encode.run import encode
 from stages.encode.stage import EncodeParams, item_key
 from stages.errors import LatentsNotFinite, PreparedAudioMissing, Stopped
 from stages.models.checkpoint_folder import open_folder
@@ -91,7 +92,7 @@ class Place:
         }
         ingest = Artifact(stage="ingest", fingerprint="f", directory=self.root / "ingest", facts=facts)
         inputs = Inputs(artifacts={"ingest": ingest}, weights=self.weights)
-        return encoding.encode(inputs, params or EncodeParams(model="tiny-base"), work)
+        return encode(inputs, params or EncodeParams(model="tiny-base"), work)
 
     def rows(self) -> list[EncodedClip]:
         return read_rows(self.root / "encode" / "manifest.parquet", EncodedClip)
@@ -141,7 +142,7 @@ def test_a_prompt_shared_by_two_clips_is_embedded_once(place):
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4])
-def test_a_stopped_encode_goes_on_to_the_same_bytes(tmp_path, weights, stop_after, monkeypatch):
+def test_a_stopped_encode_is_continued_to_the_same_bytes(tmp_path, weights, stop_after, monkeypatch):
     monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
     whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
@@ -151,11 +152,13 @@ def test_a_stopped_encode_goes_on_to_the_same_bytes(tmp_path, weights, stop_afte
     assert stopped.files() == whole.files()
 
 
-def test_a_stopped_encode_encodes_no_sealed_clip_twice(place, monkeypatch):
+def test_a_stopped_encode_encodes_no_stored_clip_twice(place, monkeypatch):
     monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
-    seen, frames_of = [], encoding.frames_of
+    seen, encode_clip_latents = [], encoding.encode_clip_latents
     monkeypatch.setattr(
-        encoding, "frames_of", lambda task, *rest: (seen.append(task.clip_id), frames_of(task, *rest))[1]
+        encoding,
+        "encode_clip_latents",
+        lambda task, *rest: (seen.append(task.clip_id), encode_clip_latents(task, *rest))[1],
     )
     with pytest.raises(Stopped):
         place.encode(stop_after=2)
@@ -166,9 +169,11 @@ def test_a_stopped_encode_encodes_no_sealed_clip_twice(place, monkeypatch):
 def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_path, weights, monkeypatch):
     whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
-    seen, frames_of = [], encoding.frames_of
+    seen, encode_clip_latents = [], encoding.encode_clip_latents
     monkeypatch.setattr(
-        encoding, "frames_of", lambda task, *rest: (seen.append(task.clip_id), frames_of(task, *rest))[1]
+        encoding,
+        "encode_clip_latents",
+        lambda task, *rest: (seen.append(task.clip_id), encode_clip_latents(task, *rest))[1],
     )
     with pytest.raises(Stopped):
         stopped.encode(stop_after=3)
@@ -182,15 +187,15 @@ def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_pat
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    """Encode on the CPU the way a GPU does: in batches, ahead, with shards written beside it."""
-    monkeypatch.setattr(encoding, "one_by_one", lambda device, params: False)
+    """Encode on the CPU the way a GPU does: in batches, ahead, with shards written meanwhile."""
+    monkeypatch.setattr(encoding, "encodes_singly", lambda device, params: False)
 
 
-def test_clips_encoded_ahead_in_batches_have_the_latents_they_have_alone(tmp_path, weights, monkeypatch):
+def test_clips_encoded_in_batches_have_the_latents_they_have_alone(tmp_path, weights, monkeypatch):
     params = EncodeParams(model="tiny-base", latent_dtype="float32")
     alone, together = (Place(tmp_path / name, weights, CLIPS) for name in ("alone", "together"))
     alone.encode(params)
-    monkeypatch.setattr(encoding, "one_by_one", lambda device, params: False)
+    monkeypatch.setattr(encoding, "encodes_singly", lambda device, params: False)
     assert together.encode(params).facts["num_encoded"] == 3
     for one, other in zip(alone.rows(), together.rows(), strict=True):
         np.testing.assert_allclose(together.latents(other), alone.latents(one), rtol=0, atol=1e-5)
@@ -198,7 +203,7 @@ def test_clips_encoded_ahead_in_batches_have_the_latents_they_have_alone(tmp_pat
 
 @pytest.mark.parametrize("per_shard", [1, 2, 9])
 @pytest.mark.parametrize("stop_after", [0, 2, 3, 5])
-def test_a_stopped_encode_in_batches_goes_on_to_the_same_bytes(
+def test_a_stopped_encode_in_batches_is_continued_to_the_same_bytes(
     tmp_path, weights, as_on_a_device, monkeypatch, per_shard, stop_after
 ):
     def few(sizes):
@@ -229,7 +234,7 @@ def test_a_gpu_encodes_what_the_cpu_does(tmp_path, compute, bound):
         assert np.linalg.norm(gpu.latents(other) - expected) < bound * np.linalg.norm(expected)
 
 
-def test_a_shard_that_cannot_be_written_beside_the_encoding_is_an_error(place, as_on_a_device, monkeypatch):
+def test_a_shard_that_cannot_be_written_while_the_next_is_encoded_is_an_error(place, as_on_a_device, monkeypatch):
     def full(self, items, metadata):
         raise WriteFailed(place.shared, "no space left", 0)
 
@@ -245,8 +250,8 @@ def test_prepared_audio_that_is_shorter_than_its_row_says_is_an_error(place):
         place.encode()
 
 
-def test_pieces_left_by_a_kill_right_after_sealing_do_not_become_part_of_the_artifact(place, monkeypatch):
-    monkeypatch.setattr(encoding.Pieces, "let_go", lambda self, keys: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_latents_saved_before_a_kill_do_not_become_part_of_the_artifact(place, monkeypatch):
+    monkeypatch.setattr(encoding.PartialLatents, "discard", lambda self, keys: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         place.encode()
     assert list((place.root / "encode" / "pieces").iterdir())
@@ -312,7 +317,7 @@ def test_latents_beyond_half_precision_are_an_error_that_names_the_clip(tmp_path
         place.encode()
 
 
-def test_a_prompt_that_is_cut_is_said(tmp_path, weights):
+def test_a_truncated_prompt_is_reported(tmp_path, weights):
     place = Place(tmp_path, weights, [clip("a", FRAME, "long " * 60)])
     place.encode()
     assert any("only the first 128 of" in line for line in place.said)

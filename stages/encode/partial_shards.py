@@ -1,7 +1,8 @@
-"""Latents of the shard that is being filled, clip by clip, so that a stop loses none of them.
+"""Latents of the shard that is being filled, saved clip by clip so that a stop loses none of them.
 
-A shard is sealed when it is full, and most datasets fill none before their end. Until then each clip's latents lie in a
-file of their own in the workspace; sealing reads the same values, so the shard's bytes are those of an unstopped run.
+A shard is written when it is full, and most datasets fill none before their end. Until then each clip's latents are in
+a file of their own in the workspace. The shard is written from the same values, so its bytes are those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cache.files.atomic_files import atomic_write_bytes
 
 
 class Keyed(Protocol):
-    """What a piece is named after."""
+    """Anything with the key that names its file."""
 
     @property
     def key(self) -> str: ...
@@ -27,44 +28,44 @@ class Keyed(Protocol):
 K = TypeVar("K", bound=Keyed)
 
 
-class Pieces:
-    """One file per clip, in a folder of the workspace."""
+class PartialLatents:
+    """Saved latents, one file per clip, in a folder of the workspace."""
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / "pieces"
 
-    def keeping(self, make: Callable[[K], np.ndarray]) -> Callable[[K], np.ndarray]:
-        """`make`, remembered across stops: a piece that is there is read instead of made again."""
+    def cached(self, encode: Callable[[K], np.ndarray]) -> Callable[[K], np.ndarray]:
+        """`encode` with its results saved: latents that are saved already are loaded instead."""
 
-        def kept(task: K) -> np.ndarray:
-            found = self.find(task.key)
-            if found is not None:
-                return found
-            made = make(task)
-            self.keep(task.key, made)
-            return made
+        def loaded_or_encoded(task: K) -> np.ndarray:
+            saved = self.load(task.key)
+            if saved is not None:
+                return saved
+            frames = encode(task)
+            self.save(task.key, frames)
+            return frames
 
-        return kept
+        return loaded_or_encoded
 
-    def find(self, key: str) -> np.ndarray | None:
-        """The piece of that name, if it is there."""
+    def load(self, key: str) -> np.ndarray | None:
+        """The latents saved under that key; None if there are none."""
         file = self._file(key)
         return np.load(file, allow_pickle=False) if file.is_file() else None
 
-    def keep(self, key: str, frames: np.ndarray) -> None:
-        """Write one piece."""
-        held = io.BytesIO()
-        np.save(held, frames, allow_pickle=False)
+    def save(self, key: str, frames: np.ndarray) -> None:
+        """Write the latents of one clip."""
+        buffer = io.BytesIO()
+        np.save(buffer, frames, allow_pickle=False)
         self.folder.mkdir(exist_ok=True)
-        atomic_write_bytes(self._file(key), held.getvalue())
+        atomic_write_bytes(self._file(key), buffer.getvalue())
 
-    def let_go(self, keys: Iterable[str]) -> None:
-        """Forget pieces that lie in a sealed shard now."""
+    def discard(self, keys: Iterable[str]) -> None:
+        """Delete latents that are in a finished shard now."""
         for key in keys:
             self._file(key).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Leave nothing behind in the artifact."""
+        """Delete the folder, which must not become part of the artifact."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, key: str) -> Path:

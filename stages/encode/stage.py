@@ -1,4 +1,4 @@
-"""What decides the latents. Light: standard library only."""
+"""Stage `encode`: its params, those of an import, and the keys of latents and prompts. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.field import check, param, same_param
 from stages.precision import DTYPE_NAMES
 
 SILENCE_FRAMES = 64
-"""Frames of encoded silence kept; beyond its first frames silence repeats itself, so any length follows from these."""
+"""Frames of encoded silence that are stored; later frames repeat, so any length of silence follows from these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class ImportParams:
     latent_format: str = same_param(EncodeParams, "latent_format")
     latent_dtype: str = same_param(EncodeParams, "latent_dtype")
     duration_seconds: float | None
-    """The window clips are cropped and padded to when they are read; None: the longest clip of the folder."""
+    """Length that clips are cropped or padded to when they are read; None: the longest clip of the folder."""
     max_clips: int
     skip_bad: bool
-    """Go on without the clips that have faults; faults of the folder itself still end the run."""
+    """Continue without the clips that have faults; faults of the folder itself still end the run."""
 
     def __post_init__(self) -> None:
         check(self, "encode")
@@ -70,14 +70,14 @@ IMPORT = Stage(
     entry="stages.encode.pre_encoded.importing:import_folder",
     components=("autoencoder", "text_encoder"),
 )
-"""The same kind of artifact, from a folder of the reference's pre-encoding tool instead of prepared audio."""
+"""Makes the same kind of artifact from a folder of the reference's pre-encoding tool instead of prepared audio."""
 
 
 def item_key(digest: str, crop_start: int, audio_params: object, params: EncodeParams, autoencoder: str) -> str:
-    """Name of one clip's latents: whatever dataset, caption, duration or training it is part of.
+    """Fingerprint of one clip's latents, independent of dataset, caption, duration and training.
 
-    The container format is left out: it changes where latents lie, not what they are. So is the model's name:
-    two models that share an autoencoder share latents.
+    The shard format is left out because it does not change the latents; the model's name because two models with the
+    same autoencoder share latents.
     """
     decides = {name: value for name, value in asdict(params).items() if name not in ("latent_format", "model")}
     record = {
@@ -92,20 +92,20 @@ def item_key(digest: str, crop_start: int, audio_params: object, params: EncodeP
 
 
 def silence_key(params: EncodeParams, autoencoder: str) -> str:
-    """Name of the latents of silence."""
+    """Fingerprint of the latents of silence."""
     return item_key("silence", 0, {"frames": SILENCE_FRAMES}, params, autoencoder)
 
 
 def imported_key(digest: str, latent_dtype: str) -> str:
-    """Name of latents that were read, not encoded: by their own values, for nothing is known of what they are from.
+    """Fingerprint of imported latents: of their values, because it is not known how they were made.
 
     Args:
-        digest: of shape and float32 values.
+        digest: digest of their shape and float32 values.
     """
     return fingerprint("imported latents", {"version": IMPORT.version, "values": digest, "latent_dtype": latent_dtype})
 
 
 def prompt_key(prompt: str, text_encoder: str, max_length: int) -> str:
-    """Name of one prompt's hidden states."""
+    """Fingerprint of one prompt's hidden states."""
     record = {"version": STAGE.version, "prompt": prompt, "text_encoder": text_encoder, "max_length": max_length}
     return fingerprint("prompt", record)

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from cache.digest_cache import DigestCache
 from stages import catalogue
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
-from stages.encode.batching import batches_of, frames_at_once
+from stages.encode.batching import batches_of, max_batch_frames
 from stages.encode.run import encode
 from stages.encode.stage import EncodeParams
 from stages.ingest.run import ingest
@@ -128,7 +128,7 @@ def network(name: str, weights: Weights, precision: str, count: int, seconds: fl
 def measured(name: str, how: str, encoder: Autoencoder, audio: torch.Tensor, count: int, exact: torch.Tensor) -> None:
     """Measures batches of one clip, and of as many clips as the stage uses."""
     padded = encoder.num_frames(audio.shape[1]) + encoder.silence_frames
-    most = frames_at_once(encoder, DEVICE, fused=bool(how))
+    most = max_batch_frames(encoder, DEVICE, fused=bool(how))
     for batch in dict.fromkeys((1, len(batches_of([padded] * count, most)[0]))):
         clips = [audio] * batch
         found = encoder.encode_clips(clips)[-1].float()

@@ -1,4 +1,4 @@
-"""An encode artifact written as the reference's pre-encoded folder, which its trainer reads as it is.
+"""Exports an encode artifact as a pre-encoded folder, which the reference's trainer can read.
 
 C latent channels, T frames.
 """
@@ -22,7 +22,7 @@ from stages.encode.pre_encoded.folder import SILENCE
 from stages.records import EncodedClip, ModelSpec
 
 LONGEST_PERIOD = 16
-"""Frames after which latents of silence repeat at the latest: those of one chunk of the autoencoder's attention."""
+"""Longest period, in frames, of the latents of silence: one chunk of the autoencoder's attention."""
 
 
 def export_folder(
@@ -30,8 +30,8 @@ def export_folder(
 ) -> list[Path]:
     """Write `.npy` and `.json` per clip, in the artifact's order, and `silence.npy` of the model's native length.
 
-    The folder appears whole or not at all. Times are those of whole recordings to the second, as they are stored;
-    `path` and `relpath` are the clip's name inside the dataset, `load_time` is 0.
+    The folder appears whole or not at all. Times are of whole recordings, in whole seconds, as they are stored; `path`
+    and `relpath` are the clip's name inside the dataset, and `load_time` is 0.
 
     Args:
         target: does not exist yet, or is empty.
@@ -66,7 +66,7 @@ def _files(
     """(name, latents or metadata) of every file."""
     pool = ShardPool(shared / "latents", artifact.facts["latent_format"], say)
     if artifact.facts["latent_dtype"] != "float32":
-        say(f"latents are stored as {artifact.facts['latent_dtype']}, and exported as such in float32 files")
+        say(f"the float32 files hold latents that are stored as {artifact.facts['latent_dtype']}, rounded to that")
     rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
     for number, row in enumerate(rows):
         latents_CT = _latents(pool, row.location)
@@ -74,7 +74,7 @@ def _files(
         yield f"{number:06d}0000.json", metadata_of(row, spec)
     longest = max([spec.num_frames(spec.native_samples), *(row.num_frames for row in rows)])
     silence_CT = _latents(pool, Location.from_record(artifact.facts["silence"]))
-    yield SILENCE, going_on(silence_CT, longest, say)[None]
+    yield SILENCE, extended_silence(silence_CT, longest, say)[None]
 
 
 def _latents(pool: ShardPool, location: Location) -> np.ndarray:
@@ -83,7 +83,7 @@ def _latents(pool: ShardPool, location: Location) -> np.ndarray:
 
 
 def metadata_of(row: EncodedClip, spec: ModelSpec) -> dict[str, Any]:
-    """The fields of the reference's tool, in its order."""
+    """The metadata that the reference's tool writes for a clip, in its order."""
     return {
         "path": row.clip_id,
         "relpath": row.clip_id,
@@ -98,7 +98,7 @@ def metadata_of(row: EncodedClip, spec: ModelSpec) -> dict[str, Any]:
 
 
 def timestamps(row: EncodedClip, spec: ModelSpec) -> tuple[float, float]:
-    """Where the clip lies in its recording, both in parts of its length; 0 and 1 for a whole one."""
+    """Start and end of the clip as fractions of its recording's length; 0 and 1 for a whole recording."""
     length_seconds = row.num_valid_frames * spec.downsampling_ratio / spec.sample_rate_hz
     end_seconds = row.seconds_start + length_seconds
     # Lengths are known in whole seconds, rounded up.
@@ -106,15 +106,16 @@ def timestamps(row: EncodedClip, spec: ModelSpec) -> tuple[float, float]:
     return row.seconds_start / row.seconds_total, end
 
 
-def going_on(silence_CT: np.ndarray, num_frames: int, say: Callable[[str], None]) -> np.ndarray:
-    """(C, num_frames): silence for as long as asked, by its own period; shorter, and said, where it has none.
+def extended_silence(silence_CT: np.ndarray, num_frames: int, say: Callable[[str], None]) -> np.ndarray:
+    """(C, num_frames) latents of silence, extended by their period; as stored, and reported, where they have none.
 
-    Silence settles within a few frames: to one frame with windowed attention, to the frames of a chunk with chunks.
+    After a few frames the latents of silence are periodic: constant with windowed attention, of the period of a chunk
+    with chunked attention.
     """
     stored = silence_CT.shape[1]
     found = period(silence_CT)
     if found is None and stored < num_frames:
-        say(f"silence.npy holds the {stored} frames of the artifact only: their end does not repeat itself")
+        say(f"silence.npy has only the {stored} frames of the artifact: its latents of silence are not periodic")
         return silence_CT
     frames = np.arange(max(stored, num_frames))
     beyond = frames >= stored
@@ -123,7 +124,7 @@ def going_on(silence_CT: np.ndarray, num_frames: int, say: Callable[[str], None]
 
 
 def period(silence_CT: np.ndarray) -> int | None:
-    """After how many frames the end of silence repeats itself, to the storage precision; None if it does not."""
+    """Period in frames of the second half of silence, within the storage precision; None if it is not periodic."""
     rounding = 2e-3 * float(np.abs(silence_CT).max())
     tail = silence_CT.shape[1] // 2
     for frames in range(1, min(LONGEST_PERIOD, tail) + 1):

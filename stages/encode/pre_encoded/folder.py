@@ -1,4 +1,4 @@
-"""A pre-encoded folder, as the reference's pre-encoding tool writes it, read with every fault of every file found.
+"""Reads a folder written by the reference's pre-encoding tool, and finds every fault of every file.
 
     0000000000.npy    (channels, frames) latents of a clip, float32: batch number in six digits, then item in four
     0000000000.json   its prompt, lengths and padding mask
@@ -32,34 +32,34 @@ FIELDS = (
     *("path", "relpath", "timestamps", "seconds_start", "seconds_total"),
     *("padding_mask", "sample_rate", "load_time", "prompt"),
 )
-"""What the tool writes of a clip, in its order."""
+"""Metadata that the tool writes for a clip, in its order."""
 READ = ("relpath", "seconds_start", "seconds_total", "padding_mask", "sample_rate", "prompt")
-"""What is read of it; the others say where the file lay and how long it took."""
+"""The fields that are read; the others say where the file was and how long loading took."""
 _NUMBERED = re.compile(r"\d{10}")
-"""What the tool calls the files of a clip."""
+"""Names that the tool gives the files of a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What latents must look like to be of one model."""
+    """The form that latents of one model must have."""
 
     model: str
     channels: int
     sample_rate_hz: int
     dtype: str
-    """They must be finite in this storage precision."""
+    """Storage precision, in which they must be finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClip:
-    """One clip of the folder; its latents are read when asked for."""
+    """One clip of the folder; its latents are read when `frames` is called."""
 
     clip_id: str
-    """The folder's own name for it, `relpath`; with `#2` and so on where several clips have the same."""
+    """The `relpath` in its metadata; with `#2` and so on where several clips have the same."""
     file: Path
     member: Member
     digest: str
-    """Of shape and float32 values of the valid frames."""
+    """Digest of the shape and float32 values of the valid frames."""
     num_frames: int
     """Valid frames."""
     num_padding_frames: int
@@ -71,7 +71,7 @@ class FolderClip:
         """(T, C) float32, contiguous, the valid frames only.
 
         Raises:
-            FileRejected: the file is not what it was when the folder was looked through.
+            FileRejected: the file has changed since the folder was read.
         """
         frames_TC = _valid(_array(_content(self.file, self.member)), self.num_frames)
         if digest_of(frames_TC) != self.digest:
@@ -81,18 +81,18 @@ class FolderClip:
 
 @dataclass(kw_only=True)
 class Folder:
-    """What a pre-encoded folder holds."""
+    """The content of a pre-encoded folder."""
 
     clips: list[FolderClip] = field(default_factory=list)
     silence_TC: np.ndarray | None = None
     """(T, C) float32."""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a person should know about clips that are used."""
+    """Notes for the user about the clips that are used."""
 
 
 class FileRejected(Exception):
-    """One file, or one field of it, is not as it should be."""
+    """Raised by a check that finds a fault in one file or one field of its metadata."""
 
     def __init__(self, type: str, msg: str) -> None:
         super().__init__(msg)
@@ -100,7 +100,7 @@ class FileRejected(Exception):
 
 
 def read_folder(source: Source, shape: Shape) -> Folder:
-    """Look through the whole folder: every file is opened, and every value of it seen."""
+    """Read and check every file of a folder, all of its values included."""
     members = {member.name: member for member in source.members}
     arrays = [name for name in members if name.endswith(".npy") and PurePosixPath(name).name != SILENCE]
     stems = [name.removesuffix(".npy") for name in arrays]
@@ -111,18 +111,18 @@ def read_folder(source: Source, shape: Shape) -> Folder:
             found.clips.append(_clip(source.path, members, stem, shape, fields))
         except FileRejected as rejection:
             found.faults.append(Fault(member=f"{stem}.npy", type=rejection.type, msg=rejection.msg))
-    found.faults += _lonely(members, stems)
+    found.faults += _missing_latents(members, stems)
     try:
         found.silence_TC = _silence(source.path, members, shape)
     except FileRejected as rejection:
         found.faults.append(Fault(member=SILENCE, type=rejection.type, msg=rejection.msg))
-    found.clips = _named_apart(found.clips)
+    found.clips = _with_unique_names(found.clips)
     found.notes = list(_notes(members, stems, found.clips, fields))
     return found
 
 
 def digest_of(frames_TC: np.ndarray) -> str:
-    """`sha256:...` of shape and values, whatever file they came from."""
+    """`sha256:...` of shape and values, independent of the file they came from."""
     stored = np.ascontiguousarray(frames_TC, dtype="<f4")
     total = hashlib.sha256(json.dumps(stored.shape).encode())
     total.update(stored.data)
@@ -152,18 +152,18 @@ def _clip(root: Path, members: Mapping[str, Member], stem: str, shape: Shape, fi
 
 def _metadata(root: Path, members: Mapping[str, Member], name: str) -> dict[str, Any]:
     if name not in members:
-        raise FileRejected("metadata_missing", f"{name} is not there; encode this clip again, or take its .npy away")
+        raise FileRejected("metadata_missing", f"{name} is missing; encode this clip again, or remove its .npy")
     try:
         about = json.loads(_content(root / name, members[name]))
     except ValueError as error:
         raise FileRejected("metadata_unreadable", f"{name} is not JSON ({error})") from error
     if not isinstance(about, dict):
-        raise FileRejected("metadata_unreadable", f"{name} holds no JSON object")
+        raise FileRejected("metadata_unreadable", f"{name} does not contain a JSON object")
     return about
 
 
 def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
-    """The metadata, once every field that is read is there and makes sense."""
+    """The metadata, after checking that every field that is read is there and valid."""
     missing = [name for name in READ if name not in about]
     if missing:
         raise FileRejected("field_missing", f"its metadata lacks {', '.join(missing)}")
@@ -173,8 +173,8 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
         ("prompt", isinstance(prompt, str) and prompt.strip(), "some text"),
         ("seconds_start", _is_whole(about["seconds_start"], 0), "a whole number from 0"),
         ("seconds_total", _is_whole(about["seconds_total"], 1), "a whole number from 1"),
-        ("sample_rate", rate == shape.sample_rate_hz, f"{shape.sample_rate_hz}, that of {shape.model}"),
-        ("padding_mask", _is_prefix(mask), "a list of ones, at least one, and then zeros"),
+        ("sample_rate", rate == shape.sample_rate_hz, f"{shape.sample_rate_hz}, the sample rate of {shape.model}"),
+        ("padding_mask", _is_prefix(mask), "a list of one or more ones followed by zeros"),
     ]
     wrong = [f"its {name} must be {rule}; it is {_shown(about[name])}" for name, holds, rule in rules if not holds]
     if wrong:
@@ -206,7 +206,7 @@ def _shown(value: object) -> str:
 
 def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndarray:
     if SILENCE not in members:
-        raise FileRejected("silence_missing", "it is not there; without it a clip cannot be followed by silence")
+        raise FileRejected("silence_missing", "it is missing; clips cannot be extended with silence without it")
     latents_1CT = _array(_content(root / SILENCE, members[SILENCE]))
     if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1:
         raise FileRejected("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")
@@ -215,7 +215,7 @@ def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndar
 
 
 def _content(file: Path, member: Member) -> bytes:
-    """The bytes the folder was named by."""
+    """The bytes of a file, whose digest is the one in the folder's fingerprint."""
     if member.fault is not None:
         type, _, msg = member.fault.partition(": ")
         raise FileRejected(type, msg or type)
@@ -232,38 +232,40 @@ def _array(content: bytes) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise FileRejected("latents_unreadable", f"it is no whole .npy array of numbers ({error})") from error
+        raise FileRejected("latents_unreadable", f"it is not a complete .npy array of numbers ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise FileRejected("latents_unreadable", "it holds no array of floating point numbers")
+        raise FileRejected("latents_unreadable", "it does not contain an array of floating point numbers")
     return array
 
 
 def _check_latents(latents_CT: np.ndarray, num_frames: int, shape: Shape) -> None:
     if latents_CT.ndim != 2 or latents_CT.shape[0] != shape.channels:
-        wanted = f"({shape.channels}, frames), as latents of {shape.model} are"
+        wanted = f"({shape.channels}, frames) as for {shape.model}"
         raise FileRejected("latents_misshapen", f"it is {latents_CT.shape}, not {wanted}")
     if latents_CT.shape[1] != num_frames or num_frames == 0:
         raise FileRejected("mask_misshapen", f"it has {latents_CT.shape[1]} frames, its padding_mask {num_frames}")
     if not np.isfinite(latents_CT).all():
-        raise FileRejected("latents_not_finite", "it holds NaN or infinity")
+        raise FileRejected("latents_not_finite", "it contains NaN or infinity")
     if np.abs(latents_CT).max() > np.finfo(shape.dtype).max:
-        raise FileRejected("latents_too_large", f"it holds values beyond {shape.dtype}; use --latent-dtype float32")
+        raise FileRejected(
+            "latents_too_large", f"it contains values beyond the range of {shape.dtype}; use --latent-dtype float32"
+        )
 
 
 def _valid(latents_CT: np.ndarray, num_frames: int) -> np.ndarray:
-    """(T, C) float32, contiguous, of the first frames."""
+    """The first frames as (T, C) float32, contiguous."""
     return np.ascontiguousarray(latents_CT[:, :num_frames].T, dtype=np.float32)
 
 
-def _lonely(members: Iterable[str], stems: Sequence[str]) -> Iterator[Fault]:
-    for name in _metadata_alone(members, stems):
+def _missing_latents(members: Iterable[str], stems: Sequence[str]) -> Iterator[Fault]:
+    for name in _unpaired_metadata(members, stems):
         if _NUMBERED.fullmatch(PurePosixPath(name).stem):
-            missing = f"{PurePosixPath(name).stem}.npy is not there; encode this clip again, or take its .json away"
+            missing = f"{PurePosixPath(name).stem}.npy is missing; encode this clip again, or remove its .json"
             yield Fault(member=name, type="latents_missing", msg=missing)
 
 
-def _named_apart(clips: Sequence[FolderClip]) -> list[FolderClip]:
-    """Clips of the same file, such as two crops of it, numbered in the order of the folder."""
+def _with_unique_names(clips: Sequence[FolderClip]) -> list[FolderClip]:
+    """The clips with unique names: those of one file, such as two crops of it, are numbered in the folder's order."""
     taken: set[str] = set()
     named = []
     for clip in clips:
@@ -274,24 +276,24 @@ def _named_apart(clips: Sequence[FolderClip]) -> list[FolderClip]:
     return named
 
 
-def _metadata_alone(members: Iterable[str], stems: Sequence[str]) -> list[str]:
+def _unpaired_metadata(members: Iterable[str], stems: Sequence[str]) -> list[str]:
     return [name for name in members if name.endswith(".json") and name.removesuffix(".json") not in set(stems)]
 
 
 def _notes(
     members: Iterable[str], stems: Sequence[str], clips: Sequence[FolderClip], fields: Mapping[str, int]
 ) -> Iterator[str]:
-    alone = [name for name in _metadata_alone(members, stems) if not _NUMBERED.fullmatch(PurePosixPath(name).stem)]
+    alone = [name for name in _unpaired_metadata(members, stems) if not _NUMBERED.fullmatch(PurePosixPath(name).stem)]
     others = sorted([name for name in members if not name.endswith((".npy", ".json"))] + alone)
     if others:
         yield f"not read: {_listed(others)}"
     if fields:
-        yield f"metadata that is not taken over: {_listed(sorted(fields))}"
+        yield f"metadata that is ignored: {_listed(sorted(fields))}"
     padded = [clip.clip_id for clip in clips if clip.num_padding_frames]
     if padded:
         total = sum(clip.num_padding_frames for clip in clips)
         left_out = f"{pluralized(total, 'frame')} of padding left out"
-        yield f"{left_out}, behind {pluralized(len(padded), 'clip')}: {_listed(padded)}"
+        yield f"{left_out}, after {pluralized(len(padded), 'clip')}: {_listed(padded)}"
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -1,8 +1,8 @@
-"""Latents that the reference's pre-encoding tool made, read into an artifact like those of our own encoding.
+"""Imports a folder of the reference's pre-encoding tool as an artifact of encode.
 
-Such a folder does not say which autoencoder made it, and two autoencoders may have as many channels. What it does hold
-is that autoencoder's silence: it is compared with our own encoding of silence, and a folder whose silence is plainly
-another one is refused.
+Such a folder does not say which autoencoder made it, and two autoencoders may have the same number of channels. It does
+hold that autoencoder's encoding of silence, which is compared with ours: a folder whose silence differs too much is
+refused.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from cache.location import Location
 from cache.manifest import write_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
+from stages.encode.encode_latents import encode_latents, silence_task, write_shards
+from stages.encode.facts import facts
 from stages.encode.pre_encoded.folder import SILENCE, FileRejected, Folder, FolderClip, Shape, digest_of, read_folder
-from stages.encode.run import encoded_items, encoded_prompts, facts, prompt_keys, sealed, silence_task
+from stages.encode.prompts import encode_prompts, prompt_keys
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
 from stages.errors import DatasetFaults, Fault
 from stages.models.device import set_threads
 from stages.records import EncodedClip, PromptRow
 
-ANOTHER_AUTOENCODER = 0.5
+MAX_SILENCE_DIFFERENCE = 0.5
 """Relative difference of silence above which latents are refused. Measured on small networks: 0.002 by new-token noise,
 0.004 by a short silence.npy with nothing behind its last frame, 0.008 by bf16 arithmetic; above 1 by other weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One item of latents to be stored."""
+class ImportTask:
+    """One clip, or silence, to be written to a shard."""
 
     key: str
     clip_id: str
@@ -42,38 +44,38 @@ class Task:
 
 
 def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outcome:
-    """Take over the latents of a pre-encoded folder; prompts are embedded here, as for our own latents.
+    """Store the latents of a pre-encoded folder, encode its prompts, and list both in a manifest.
 
-    Items are named by their values: the same latents in two folders are stored once.
+    Latents are keyed by their values: the same latents in two folders are stored once.
 
     Raises:
-        DatasetFaults: naming every file of the folder that is not as it should be.
-        Stopped: asked to, between two clips.
+        DatasetFaults: every fault of every file of the folder.
+        Stopped: a stop was requested, between two clips.
     """
     set_threads(work.resources.threads)
     source, weights = inputs.source, inputs.weights
-    assert source is not None and weights is not None, "the runner hands an import its folder and its weights"
-    folder = read_folder(source, shape_of(weights, params))
+    assert source is not None and weights is not None, "an import is planned with a folder and weights"
+    folder = read_folder(source, expected_shape(weights, params))
     difference = silence_difference(folder, params, weights, work)
     silence_TC = checked_silence(folder, params, difference)
     for note in [*(f"left out: {one.member}: {one.msg}" for one in folder.faults), *folder.notes]:
         work.say(note)
-    silence, *clips = tasks_of(folder, silence_TC, params)
-    located = stored([silence, *clips], params, weights, work)
+    silence, *clips = import_tasks(folder, silence_TC, params)
+    located = store_latents([silence, *clips], params, weights, work)
     pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
-    prompts = encoded_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
+    prompts = encode_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
     key_of = prompt_keys(weights)
     places = [located[task.key] for task in clips]
-    rows = [row_of(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
+    rows = [manifest_row(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
     write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
     write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
-    read = window(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
+    read = window_facts(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
     made = facts(params, read, rows, located[silence.key], set(), prompts.num_encoded, weights)
     return Outcome(facts=made | {"origin": origin(source.fingerprint, folder, difference, weights)})
 
 
-def shape_of(weights: Weights, params: ImportParams) -> Shape:
-    """What latents of this model look like."""
+def expected_shape(weights: Weights, params: ImportParams) -> Shape:
+    """The shape that latents of this model have."""
     rate = weights.sizes.sample_rate_hz
     return Shape(
         model=params.model, channels=weights.sizes.latent_channels, sample_rate_hz=rate, dtype=params.latent_dtype
@@ -81,56 +83,60 @@ def shape_of(weights: Weights, params: ImportParams) -> Shape:
 
 
 def checked_silence(folder: Folder, params: ImportParams, difference: float | None) -> np.ndarray:
-    """The folder's silence, (T, C), once nothing is wrong that --skip-bad may not leave out.
+    """The folder's silence, (T, C), after checking that there are no faults but those that --skip-bad leaves out.
 
     Raises:
-        DatasetFaults: everything that is wrong.
+        DatasetFaults: all faults.
     """
-    whole = [Fault(member="", type=type, msg=msg) for type, msg in _faults_of_all(folder, params, difference)]
+    whole = [Fault(member="", type=type, msg=msg) for type, msg in _folder_faults(folder, params, difference)]
     if whole or folder.silence_TC is None or (folder.faults and not params.skip_bad):
         raise DatasetFaults(whole + folder.faults)
     return folder.silence_TC
 
 
-def _faults_of_all(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
-    """(type, message) of what is wrong with the folder as a whole."""
+def _folder_faults(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
+    """(type, message) of each fault of the folder as a whole."""
     found = []
     of_clips = [fault for fault in folder.faults if fault.member != SILENCE]
     if not folder.clips and not of_clips:
-        found.append(("too_few_clips", "it holds no .npy of a clip; give the folder the pre-encoding tool wrote"))
+        found.append(
+            ("too_few_clips", "it contains no .npy of a clip; give the folder that the pre-encoding tool wrote")
+        )
     elif not folder.clips and params.skip_bad:
-        found.append(("too_few_clips", "no clip of it can be used"))
+        found.append(("too_few_clips", "none of its clips can be used"))
     if len(folder.clips) > params.max_clips:
-        found.append(("too_many_clips", f"it holds {len(folder.clips)} clips; raise --max-clips ({params.max_clips})"))
-    if difference is not None and difference > ANOTHER_AUTOENCODER:
-        said = f"its silence differs from that of {params.model}'s autoencoder by {difference:.0%}: another made it"
+        found.append(
+            ("too_many_clips", f"it contains {len(folder.clips)} clips; raise --max-clips ({params.max_clips})")
+        )
+    if difference is not None and difference > MAX_SILENCE_DIFFERENCE:
+        said = f"its silence differs from that of {params.model} by {difference:.0%}, so another autoencoder made it"
         found.append(("autoencoder_differs", f"{said}. Choose the model it was made for, or encode the clips again"))
     return found
 
 
 def silence_difference(folder: Folder, params: ImportParams, weights: Weights, work: Workspace) -> float | None:
-    """Norm of (their silence - ours) over the norm of ours, over the frames both have; None without their silence."""
+    """Norm of (their silence - ours) relative to ours, over the frames both have; None without their silence."""
     if folder.silence_TC is None:
         return None
     alike = EncodeParams(model=params.model, latent_format=params.latent_format, latent_dtype="float32")
     task, pool = silence_task(alike, weights), ShardPool(work.shared / "latents", params.latent_format, work.say)
-    located, _ = encoded_items(pool, [task], alike, weights, work)
+    located, _ = encode_latents(pool, [task], alike, weights, work)
     num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))
     ours_TC = pool.read(located[task.key], 0, num_frames).astype(np.float64)
     difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - ours_TC) / np.linalg.norm(ours_TC))
     work.say(
-        f"the folder does not say which autoencoder made it; its silence differs from that of {params.model}'s by "
+        f"the folder does not say which autoencoder made it; its silence differs from that of {params.model} by "
         f"{difference:.2%}"
     )
     return difference
 
 
-def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> list[Task]:
-    """Silence, then every clip."""
+def import_tasks(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> list[ImportTask]:
+    """The tasks of silence and then of every clip."""
 
-    def task(clip_id: str, digest: str, num_frames: int, frames: Callable[[], np.ndarray]) -> Task:
+    def task(clip_id: str, digest: str, num_frames: int, frames: Callable[[], np.ndarray]) -> ImportTask:
         key = imported_key(digest, params.latent_dtype)
-        return Task(key=key, clip_id=clip_id, num_frames=num_frames, frames=frames)
+        return ImportTask(key=key, clip_id=clip_id, num_frames=num_frames, frames=frames)
 
     silence = task("silence", digest_of(silence_TC), len(silence_TC), lambda: silence_TC)
     return [
@@ -139,25 +145,27 @@ def tasks_of(folder: Folder, silence_TC: np.ndarray, params: ImportParams) -> li
     ]
 
 
-def stored(tasks: Sequence[Task], params: ImportParams, weights: Weights, work: Workspace) -> dict[str, Location]:
-    """Where every task's latents lie, once those the store does not hold are sealed."""
+def store_latents(
+    tasks: Sequence[ImportTask], params: ImportParams, weights: Weights, work: Workspace
+) -> dict[str, Location]:
+    """Write the latents that the store does not hold; return the location of every task's latents."""
     pool = ShardPool(work.shared / "latents", params.latent_format, work.say)
     located = pool.locate(task.key for task in tasks)
     pending = list({task.key: task for task in tasks if task.key not in located}.values())
     dtype = np.dtype(params.latent_dtype)
     sizes = [task.num_frames * weights.sizes.latent_channels * dtype.itemsize for task in pending]
 
-    def frames(task: Task) -> np.ndarray:
+    def frames(task: ImportTask) -> np.ndarray:
         try:
             return task.frames().astype(dtype)
         except FileRejected as rejection:
             raise DatasetFaults([Fault(member=task.clip_id, type=rejection.type, msg=rejection.msg)]) from rejection
 
-    return located | sealed(pool, pending, sizes, frames, shard_metadata(params, weights), work)
+    return located | write_shards(pool, pending, sizes, frames, shard_metadata(params, weights), work)
 
 
 def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:
-    """What a stranger needs to read a shard of imported latents."""
+    """Metadata of a shard of imported latents, enough to read them without the store."""
     return {
         "layout": "frames, channels",
         "dtype": params.latent_dtype,
@@ -167,8 +175,8 @@ def shard_metadata(params: ImportParams, weights: Weights) -> dict[str, str]:
     }
 
 
-def row_of(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip:
-    """One line of manifest.parquet."""
+def manifest_row(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip:
+    """A clip's row of manifest.parquet."""
     return EncodedClip(
         clip_id=clip.clip_id,
         item_key=location.item_key,
@@ -184,8 +192,8 @@ def row_of(clip: FolderClip, location: Location, prompt_key: str) -> EncodedClip
     )
 
 
-def window(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) -> dict[str, Any]:
-    """As long as asked for, else as the longest clip; at most the model's native length, at least one frame."""
+def window_facts(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) -> dict[str, Any]:
+    """Facts about the window: the duration asked for, else the longest clip; at most the model's native length."""
     rate = weights.sizes.sample_rate_hz
     ratio = weights.sizes.downsampling_ratio
     seconds, longest = params.duration_seconds, max(row.num_frames for row in rows) * ratio
@@ -200,7 +208,7 @@ def window(rows: Sequence[EncodedClip], params: ImportParams, weights: Weights) 
 
 
 def origin(fingerprint: str, folder: Folder, difference: float | None, weights: Weights) -> Mapping[str, Any]:
-    """Where the latents come from, for the receipt."""
+    """The origin of the latents, for the receipt."""
     return {
         "kind": "pre-encoded folder",
         "source": fingerprint,
