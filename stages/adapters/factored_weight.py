@@ -130,7 +130,7 @@ class FactoredWeight:
             magnitude_O,
             q_LI=self.q_I,
             squares_LO=self.row_squares_O,
-            product_LOK=term.weight_right_OR if self.q_I is None else None,
+            product_LOR=term.weight_right_OR if self.q_I is None else None,
         )
 
     def _fits_kernels(self) -> bool:

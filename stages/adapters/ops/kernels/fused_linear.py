@@ -2,7 +2,7 @@
 
 They compute what `ops.fused_linear` writes in torch. Sums have a fixed order: within parts, then over parts. Imported
 on CUDA only.
-Letters: L layers of one shape, M tokens, O output features, R rank, J = O + width columns of a joined product, N parts.
+Letters: L layers of one shape, M tokens, O output features, R rank, J = O + width columns of a joined product, Z parts.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from stages.adapters.ops.kernels.norms import _load_tile, _store_tile
 COMBINED = {"TOKENS": 32, "ROWS": 128, "num_warps": 4}
 GATED_COMBINED = {"TOKENS": 32, "ROWS": 64, "num_warps": 4}
 GRADIENTS = {"TOKENS": 64, "ROWS": 64, "num_warps": 4, "num_stages": 1}
-THIN = {"PLACES": 32, "AT_ONCE": 64, "num_warps": 2}
-THIN_MANY_BLOCKS = {"PLACES": 16, "AT_ONCE": 256, "num_warps": 4}
-SUM_PARTS = {"PLACES": 32, "AT_ONCE": 16, "num_warps": 2}
+THIN = {"ELEMENTS": 32, "PARTS_PER_LOAD": 64, "num_warps": 2}
+THIN_MANY_BLOCKS = {"ELEMENTS": 16, "PARTS_PER_LOAD": 256, "num_warps": 4}
+SUM_PARTS = {"ELEMENTS": 32, "PARTS_PER_LOAD": 16, "num_warps": 2}
 """Tile sizes: the fastest, or as good, of some eight to eighteen tried for each on an H200, at 172 to 4155 tokens."""
 MAX_PARTS = 16
 MANY_TOKENS = 512
@@ -190,50 +190,52 @@ def _output_gradients_kernel(
 
 
 @triton.jit
-def _total(parts, num_parts, size, places, AT_ONCE: tl.constexpr, PLACES: tl.constexpr):
+def _sum_elements(parts, num_parts, size, elements, PARTS_PER_LOAD: tl.constexpr, ELEMENTS: tl.constexpr):
     """Sums over parts, many read at a time, so that loads overlap."""
-    sums = tl.zeros((PLACES,), dtype=tl.float32)
-    for first in range(0, num_parts, AT_ONCE):
-        which = first + tl.arange(0, AT_ONCE)
-        sums += tl.sum(_load_tile(parts, size, 1, which, places, num_parts, size), axis=0)
+    sums = tl.zeros((ELEMENTS,), dtype=tl.float32)
+    for first in range(0, num_parts, PARTS_PER_LOAD):
+        which = first + tl.arange(0, PARTS_PER_LOAD)
+        sums += tl.sum(_load_tile(parts, size, 1, which, elements, num_parts, size), axis=0)
     return sums
 
 
 @triton.jit(do_not_specialize=["tokens", "blocks"])
 def _thin_kernel(
-    d_thin, d_joined, tokens, num_out, blocks, WIDTH: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr
+    d_thin, d_joined, tokens, num_out, blocks, WIDTH: tl.constexpr, ELEMENTS: tl.constexpr, PARTS_PER_LOAD: tl.constexpr
 ):  # fmt: skip
     layer = tl.program_id(1).to(tl.int64)
-    places, size, row = tl.program_id(0) * PLACES + tl.arange(0, PLACES), tokens * WIDTH, num_out + WIDTH
-    sums = _total(d_thin + layer * blocks * size, blocks, size, places, AT_ONCE, PLACES)
-    there = d_joined + layer * tokens * row + places // WIDTH * row + num_out + places % WIDTH
-    tl.store(there, sums.to(d_joined.dtype.element_ty), mask=places < size)
+    elements, size, row = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS), tokens * WIDTH, num_out + WIDTH
+    sums = _sum_elements(d_thin + layer * blocks * size, blocks, size, elements, PARTS_PER_LOAD, ELEMENTS)
+    there = d_joined + layer * tokens * row + elements // WIDTH * row + num_out + elements % WIDTH
+    tl.store(there, sums.to(d_joined.dtype.element_ty), mask=elements < size)
 
 
 @triton.jit(do_not_specialize=["parts", "left_programs"])
 def _sum_parts_kernel(
     d_left_parts, d_scale_parts, d_left, d_scale, num_out, rank, parts, left_programs,
-    HAS_SCALE: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr,
+    HAS_SCALE: tl.constexpr, ELEMENTS: tl.constexpr, PARTS_PER_LOAD: tl.constexpr,
 ):  # fmt: skip
     layer, job = tl.program_id(1).to(tl.int64), tl.program_id(0)
     if job < left_programs:
-        places, size = job * PLACES + tl.arange(0, PLACES), num_out * rank
-        sums = _total(d_left_parts + layer * parts * size, parts, size, places, AT_ONCE, PLACES)
-        tl.store(d_left + layer * size + places, sums.to(d_left.dtype.element_ty), mask=places < size)
+        elements, size = job * ELEMENTS + tl.arange(0, ELEMENTS), num_out * rank
+        sums = _sum_elements(d_left_parts + layer * parts * size, parts, size, elements, PARTS_PER_LOAD, ELEMENTS)
+        tl.store(d_left + layer * size + elements, sums.to(d_left.dtype.element_ty), mask=elements < size)
     elif HAS_SCALE:
-        places = (job - left_programs) * PLACES + tl.arange(0, PLACES)
-        sums = _total(d_scale_parts + layer * parts * num_out, parts, num_out, places, AT_ONCE, PLACES)
-        tl.store(d_scale + layer * num_out + places, sums, mask=places < num_out)
+        elements = (job - left_programs) * ELEMENTS + tl.arange(0, ELEMENTS)
+        sums = _sum_elements(
+            d_scale_parts + layer * parts * num_out, parts, num_out, elements, PARTS_PER_LOAD, ELEMENTS
+        )
+        tl.store(d_scale + layer * num_out + elements, sums, mask=elements < num_out)
 
 
 class OutputGradients(NamedTuple):
-    """Gradients of the joined product, and those of the left factor and the scale in N parts of the tokens."""
+    """Gradients of the joined product, and those of the left factor and the scale in Z parts of the tokens."""
 
     d_joined_LMJ: Tensor
     """Gradient of the joined product, complete."""
-    d_left_LNOR: Tensor
-    """Gradient of the left factor, from each of N parts of the tokens."""
-    d_scale_LNO: Tensor | None
+    d_left_LZOR: Tensor
+    """Gradient of the left factor, from each of Z parts of the tokens."""
+    d_scale_LZO: Tensor | None
 
 
 def output_gradients(
@@ -260,12 +262,12 @@ def output_gradients(
         None if scale_LO is None else wide(layers, parts, num_out),
     )
     _output_gradients_kernel[(blocks, parts, layers)](
-        d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, made.d_joined_LMJ, d_thin, made.d_left_LNOR,
-        made.d_scale_LNO, tokens, num_out, num_made, rank, each, *left_LOR.stride(), GATED=gated,
+        d_out_LMO, joined_LMJ, left_LOR, scale_LO, bias_LJ, made.d_joined_LMJ, d_thin, made.d_left_LZOR,
+        made.d_scale_LZO, tokens, num_out, num_made, rank, each, *left_LOR.stride(), GATED=gated,
         HAS_SCALE=scale_LO is not None, HAS_BIAS=bias_LJ is not None, WIDTH=width, **GRADIENTS,
     )  # fmt: skip
-    tiles = THIN_MANY_BLOCKS if blocks > THIN["AT_ONCE"] and tokens < MANY_TOKENS else THIN
-    _thin_kernel[(triton.cdiv(tokens * width, tiles["PLACES"]), layers)](
+    tiles = THIN_MANY_BLOCKS if blocks > THIN["PARTS_PER_LOAD"] and tokens < MANY_TOKENS else THIN
+    _thin_kernel[(triton.cdiv(tokens * width, tiles["ELEMENTS"]), layers)](
         d_thin, made.d_joined_LMJ, tokens, num_out, blocks, WIDTH=width, **tiles
     )
     return made
@@ -273,10 +275,10 @@ def output_gradients(
 
 def sum_parts(parts: OutputGradients, d_left_LOR: Tensor, d_scale_LO: Tensor | None) -> None:
     """Sum the parts into the gradients of the left factor (L, O, R) and of the scale (L, O)."""
-    layers, num_parts, num_out, rank = parts.d_left_LNOR.shape
-    left_programs = triton.cdiv(num_out * rank, SUM_PARTS["PLACES"])
-    scale_programs = 0 if d_scale_LO is None else triton.cdiv(num_out, SUM_PARTS["PLACES"])
+    layers, num_parts, num_out, rank = parts.d_left_LZOR.shape
+    left_programs = triton.cdiv(num_out * rank, SUM_PARTS["ELEMENTS"])
+    scale_programs = 0 if d_scale_LO is None else triton.cdiv(num_out, SUM_PARTS["ELEMENTS"])
     _sum_parts_kernel[(left_programs + scale_programs, layers)](
-        parts.d_left_LNOR, parts.d_scale_LNO, d_left_LOR, d_scale_LO, num_out, rank, num_parts, left_programs,
+        parts.d_left_LZOR, parts.d_scale_LZO, d_left_LOR, d_scale_LO, num_out, rank, num_parts, left_programs,
         HAS_SCALE=d_scale_LO is not None, **SUM_PARTS,
     )  # fmt: skip

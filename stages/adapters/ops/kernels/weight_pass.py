@@ -2,7 +2,7 @@
 
 A pass is bound by memory bandwidth, so computing both in one saves the other. Sums have a fixed order. Imported on CUDA
 only.
-Letters: L layers of one shape, O rows of M, I its columns, K columns of F, J rows of its pieces, N parts of a sum.
+Letters: L layers of one shape, O rows of M, I its columns, R columns of F, J rows of its pieces, Z parts of a sum.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def _pass_kernel(
 
 
 class ProductAndSquares(NamedTuple):
-    """M F and sum over i of M_oi^2 f_i, both in N parts of M's columns, to be summed by the reader."""
+    """M F and sum over i of M_oi^2 f_i, both in Z parts of M's columns, to be summed by the reader."""
 
-    products_LNOK: Tensor
-    squares_LNO: Tensor
+    products_LZOR: Tensor
+    squares_LZO: Tensor
 
 
 def num_parts(programs: int, num_tiles: int) -> int:
@@ -87,13 +87,13 @@ def product_and_squares(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tenso
     blocks, num_tiles = triton.cdiv(num_rows, TILES["ROWS"]), triton.cdiv(num_columns, TILES["COLUMNS"])
     each = triton.cdiv(num_tiles, num_parts(blocks * layers, num_tiles)) * TILES["COLUMNS"]
     parts = triton.cdiv(num_columns, each)
-    products_LNKO = torch.empty(layers, parts, rank, num_rows, device=matrix_LOI.device)
-    squares_LNO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
+    products_LZRO = torch.empty(layers, parts, rank, num_rows, device=matrix_LOI.device)
+    squares_LZO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
     _pass_kernel[(blocks, parts, layers)](
-        matrix_LOI, pieces_LJI, factor_LI, products_LNKO, squares_LNO, num_rows, num_columns, rank, each, step,
+        matrix_LOI, pieces_LJI, factor_LI, products_LZRO, squares_LZO, num_rows, num_columns, rank, each, step,
         *matrix_LOI.stride(), WIDTH=tile_width(rank), **TILES,
     )  # fmt: skip
-    return ProductAndSquares(products_LNKO.mT, squares_LNO)
+    return ProductAndSquares(products_LZRO.mT, squares_LZO)
 
 
 @triton.jit
@@ -123,9 +123,9 @@ def weighted_squares(matrix_LOI: Tensor, factor_LI: Tensor) -> Tensor:
     parts = max(1, min(TARGET_PROGRAMS // (blocks * layers), triton.cdiv(num_columns, columns)))
     each = triton.cdiv(triton.cdiv(num_columns, parts), columns) * columns
     parts = triton.cdiv(num_columns, each)
-    sums_LNO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
+    sums_LZO = torch.empty(layers, parts, num_rows, device=matrix_LOI.device)
     _squares_kernel[(blocks, parts, layers)](
-        matrix_LOI, factor_LI.contiguous(), sums_LNO, num_rows, num_columns, each, *matrix_LOI.stride(),
+        matrix_LOI, factor_LI.contiguous(), sums_LZO, num_rows, num_columns, each, *matrix_LOI.stride(),
         ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
-    return sums_LNO.sum(1)
+    return sums_LZO.sum(1)
