@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.adapters.layer_filter import expansions, matching, near_names, selected, taken
+from stages.adapters.layer_filter import expansions, filtered, matching, near_names, selected
 from stages.errors import FilterMatchesNothing
 
 NAMES = [
@@ -61,13 +61,13 @@ def test_a_match_minds_case_and_takes_a_dot_for_a_dot():
 
 
 def test_no_include_takes_all_and_an_empty_include_takes_none():
-    assert taken(NAMES, None, None) == NAMES
-    assert taken(NAMES, None, []) == NAMES
-    assert taken(NAMES, [], None) == []
+    assert filtered(NAMES, None, None) == NAMES
+    assert filtered(NAMES, None, []) == NAMES
+    assert filtered(NAMES, [], None) == []
 
 
 def test_exclude_wins_over_include_and_the_order_of_names_is_kept():
-    chosen = taken(NAMES, ["conditioners", "layers.[3-2]."], ["to_qkv"])
+    chosen = filtered(NAMES, ["conditioners", "layers.[3-2]."], ["to_qkv"])
     assert chosen == [
         "model.transformer.layers.2.ff.ff.0.proj",
         "model.transformer.layers.3.ff.ff.0.proj",

@@ -164,7 +164,7 @@ def test_a_new_adapter_on_a_16_bit_base_changes_less_than_that_base_s_own_roundi
     assert relative(velocity_BCT(roots), before) <= relative(before, velocity_BCT(exact))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in adapter_kinds() if kind_named(kind).magnitude.trained])
+@pytest.mark.parametrize("kind", [kind for kind in adapter_kinds() if kind_named(kind).has_magnitude])
 def test_magnitudes_rounded_to_the_base_s_precision_would_not_be_the_base(kind):
     difference, changed = moved(TINY, kind, rounded_weights, FP32)
     assert difference > 1e-3

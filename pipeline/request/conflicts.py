@@ -42,7 +42,7 @@ def _conflicting(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
         yield "lora_checkpoint_sha256", "is of lora_checkpoint_url, which is not given"
     kind = values.get("adapter_type")
-    if kind is not None and values.get("decay_magnitudes") is False and not kind_named(kind).magnitude.trained:
+    if kind is not None and values.get("decay_magnitudes") is False and not kind_named(kind).has_magnitude:
         yield (
             "decay_magnitudes",
             f"has no effect on {kind}, which has no magnitudes: leave it out, or take another kind",

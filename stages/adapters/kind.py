@@ -44,8 +44,10 @@ class Basis(LazyClass):
 class Magnitude(LazyClass):
     """Second axis: which rows or columns of the weight get trained norms."""
 
-    trained: bool = True
-    """Whether there are magnitudes at all."""
+    output: bool = False
+    """Rows: one magnitude per output feature."""
+    input: bool = False
+    """Columns: one magnitude per input feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +59,27 @@ class Kind:
 
     @property
     def has_output_magnitude(self) -> bool:
-        """Whether every row of the weight has a trained length."""
-        return self.magnitude in (OUTPUT, BOTH)
+        """Whether every row of the weight has a trained norm."""
+        return self.magnitude.output
 
     @property
     def has_input_magnitude(self) -> bool:
-        """Whether every column of the weight has a trained length."""
-        return self.magnitude in (INPUT, BOTH)
+        """Whether every column of the weight has a trained norm."""
+        return self.magnitude.input
+
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether rows, columns or both have trained norms."""
+        return self.has_output_magnitude or self.has_input_magnitude
 
 
 FREE = Basis(entry="stages.adapters.basis:FreeBasis", singular=False)
 SVD = Basis(entry="stages.adapters.basis:SvdBasis", singular=True)
 
-NONE = Magnitude(entry="stages.adapters.magnitude:NoMagnitude", trained=False)
-OUTPUT = Magnitude(entry="stages.adapters.magnitude:OutputMagnitude")
-INPUT = Magnitude(entry="stages.adapters.magnitude:InputMagnitude")
-BOTH = Magnitude(entry="stages.adapters.magnitude:BothMagnitudes")
+NONE = Magnitude(entry="stages.adapters.magnitude:NoMagnitude")
+OUTPUT = Magnitude(entry="stages.adapters.magnitude:OutputMagnitude", output=True)
+INPUT = Magnitude(entry="stages.adapters.magnitude:InputMagnitude", input=True)
+BOTH = Magnitude(entry="stages.adapters.magnitude:BothMagnitudes", output=True, input=True)
 
 
 def kind_named(name: str) -> Kind:

@@ -86,7 +86,7 @@ class Slot(nn.Module):
 
     def __init__(self, kind: Kind, init: LayerInit, scaling: float) -> None:
         super().__init__()
-        self.scaling, self.rank = scaling, init.rank
+        self.kind, self.scaling, self.rank = kind, scaling, init.rank
         self.strength = 1.0
         magnitude = kind.magnitude.load()
         self.needs_squares: bool = magnitude.needs_squares

@@ -49,7 +49,7 @@ def matching(names: Collection[str], pattern: str) -> list[str]:
     return [name for name in names if any(part in name for part in parts)]
 
 
-def taken(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
+def filtered(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
     """Names that an include pattern matches (None: all; an empty list: none) and no exclude pattern does, in order."""
     wanted = set(names) if include is None else {name for pattern in include for name in matching(names, pattern)}
     unwanted = {name for pattern in exclude or () for name in matching(names, pattern)}
@@ -57,7 +57,7 @@ def taken(names: Collection[str], include: Sequence[str] | None, exclude: Sequen
 
 
 def selected(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
-    """As `taken`, for patterns a user gave: one without effect, or a selection left empty, is an error.
+    """As `filtered`, for patterns a user gave: one without effect, or a selection left empty, is an error.
 
     Raises:
         FilterMatchesNothing: a pattern matches no name at all, or no name is left; lists near names.
@@ -67,7 +67,7 @@ def selected(names: Collection[str], include: Sequence[str] | None, exclude: Seq
         if dead:
             near = [name for pattern in dead for name in near_names(pattern, names)]
             raise FilterMatchesNothing(field, dead, list(dict.fromkeys(near)))
-    chosen = taken(names, include, exclude)
+    chosen = filtered(names, include, exclude)
     if not chosen:
         if include is not None and not include:
             raise FilterMatchesNothing("include", (), list(names)[:5])

@@ -39,10 +39,10 @@ class SingularVectors:
 class SingularVectorCache(Protocol):
     """Stores singular vectors between runs, by the digest of the weight."""
 
-    def recall(self, digest: str, rank: int) -> SingularVectors | None:
+    def get(self, digest: str, rank: int) -> SingularVectors | None:
         """At least the first `rank` vectors, or None if they are not stored."""
 
-    def remember(self, digest: str, vectors: SingularVectors) -> None:
+    def put(self, digest: str, vectors: SingularVectors) -> None:
         """Store these."""
 
 
@@ -55,11 +55,11 @@ def leading_singular_vectors(weight_OI: Tensor, rank: int, cache: SingularVector
     if cache is None:
         return singular_vectors(weight_OI)
     digest = weight_digest(weight_OI)
-    known = cache.recall(digest, rank)
+    known = cache.get(digest, rank)
     if known is not None:
         return known
     found = singular_vectors(weight_OI)
-    cache.remember(digest, found)
+    cache.put(digest, found)
     return found
 
 
@@ -91,7 +91,7 @@ class SingularVectorFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def recall(self, digest: str, rank: int) -> SingularVectors | None:
+    def get(self, digest: str, rank: int) -> SingularVectors | None:
         """At least the first `rank` vectors, or None. Raises: SingularVectorsDamaged when its file is unreadable."""
         path = self._path(digest)
         if not path.exists():
@@ -107,7 +107,7 @@ class SingularVectorFolder:
             raise SingularVectorsDamaged(str(path), "its vectors do not belong together or are not finite")
         return SingularVectors(U_OK=U_KO.T, V_IK=V_KI.T) if known.pop() >= rank else None
 
-    def remember(self, digest: str, vectors: SingularVectors) -> None:
+    def put(self, digest: str, vectors: SingularVectors) -> None:
         """Store the leading vectors. Raises: cache.errors.WriteFailed."""
         rows = {"U_KO": vectors.U_OK[:, :NUM_KEPT].T.contiguous(), "V_KI": vectors.V_IK[:, :NUM_KEPT].T.contiguous()}
         atomic_write_bytes(self._path(digest), save(rows))

@@ -147,14 +147,14 @@ def _canonical(params: TrainParams) -> dict[str, object]:
     if params.alpha is None and params.lora_checkpoint is None:
         values["alpha"] = float(params.rank)
     # Where nothing pulls, or there is nothing to pull on, sparing magnitudes is the same training.
-    values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or not _has_magnitudes(params)
+    values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or not _has_magnitude(params)
     return values
 
 
-def _has_magnitudes(params: TrainParams) -> bool:
+def _has_magnitude(params: TrainParams) -> bool:
     """Whether the adapter kind trains magnitudes; True for unknown kinds, which `check` refuses afterwards."""
     kind = params.adapter_type
-    return kind not in catalogue.adapter_kinds() or kind_named(kind).magnitude.trained
+    return kind not in catalogue.adapter_kinds() or kind_named(kind).has_magnitude
 
 
 def _one_spelling(declared: object, value: object) -> object:

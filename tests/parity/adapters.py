@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.adapters.adapter_file import AdapterFile, read, write
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.kind import kind_named
-from stages.adapters.layer_filter import expansions, matching, taken
+from stages.adapters.layer_filter import expansions, filtered, matching
 from stages.adapters.singular_vectors import singular_vectors
 from stages.adapters.target_layers import layer_shapes
 from stages.catalogue import adapter_kinds
@@ -153,7 +153,7 @@ def filters(family: Family, case: Case) -> Iterator[Comparison]:
     for one in case.params["adapted_modules"]:
         recorded = one["model"] + one["conditioner"]
         title = f"adapted_modules +{one['include']} -{one['exclude']}"
-        yield _same(title, taken(known, one["include"], one["exclude"]), recorded)
+        yield _same(title, filtered(known, one["include"], one["exclude"]), recorded)
         yield _same(f"{title} (attached)", _attached_names(family, one["include"], one["exclude"], known), recorded)
     with safe_open(family.folder / "model.safetensors", "pt") as file:
         shapes = layer_shapes({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
@@ -171,15 +171,15 @@ def _attached_names(
 ) -> list[str]:
     """Layers that `attach` adapts. It must refuse patterns without effect, and only those."""
     dead = [pattern for pattern in (*(include or ()), *(exclude or ())) if not matching(known, pattern)]
-    refused = bool(dead) or not taken(known, include, exclude)
+    refused = bool(dead) or not filtered(known, include, exclude)
     spec = AdapterSpec(kind="lora", rank=1, alpha=1.0, include=_tuple(include), exclude=_tuple(exclude))
     try:
         adapter = attach((denoiser(family), conditioner(family)), spec)
     except FilterMatchesNothing:
-        return taken(known, include, exclude) if refused else ["refused without reason"]
+        return filtered(known, include, exclude) if refused else ["refused without reason"]
     names = adapter.layer_names()
     adapter.detach()
-    return ["taken in spite of a dead pattern"] if refused else names
+    return ["filtered in spite of a dead pattern"] if refused else names
 
 
 def _tuple(patterns: list[str] | None) -> tuple[str, ...] | None:

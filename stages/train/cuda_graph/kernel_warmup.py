@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stages.adapters.magnitude import BothMagnitudes
 from stages.adapters.ops import fused_linear
 from stages.adapters.ops.frozen_matmul import NUM_PIECES
 from stages.adapters.ops.side_streams import use_side_streams
@@ -40,12 +39,12 @@ def compile_kernels(denoiser: Denoiser, layers: StackedAdapter) -> None:
     if not joining:
         return
     smallest = min(joining, key=lambda group: group.weight_LOI.numel())
-    has_scale = bool(smallest.slot.magnitude.needs_weight_right)  # then rows have magnitudes
-    works: list[Callable[[], object]] = [partial(_norms, smallest), *_products(smallest, has_scale), *_heads(denoiser)]
-    has_both = isinstance(smallest.slot.magnitude, BothMagnitudes)
-    if has_both or smallest.slot.magnitude.needs_left_weight:  # then columns have magnitudes
+    kind = smallest.slot.kind
+    products = _products(smallest, kind.has_output_magnitude)
+    works: list[Callable[[], object]] = [partial(_norms, smallest), *products, *_heads(denoiser)]
+    if kind.has_input_magnitude:
         works += _in_scales(smallest)
-    if has_both:
+    if kind.has_input_magnitude and kind.has_output_magnitude:
         works += _passes(smallest)
     device = smallest.weight_LOI.device
     # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
