@@ -1,4 +1,4 @@
-"""Adapter files: the field's form, byte for byte the same each time, read strictly."""
+"""Adapter files: the format of the public tools, deterministic bytes, strict reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def some_tensors() -> dict[str, torch.Tensor]:
 
 
 def foreign(path: Path, config: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
-    """A file as another program writes it."""
+    """A file as another tool writes it."""
     text = config if isinstance(config, str) else json.dumps(config)
     save_file({k: v.half() for k, v in (tensors or some_tensors()).items()}, path, metadata={"lora_config": text})
     return path
@@ -37,7 +37,7 @@ def faults_of(path: Path) -> str:
     return "\n".join(caught.value.differences)
 
 
-def test_the_settings_are_written_in_the_order_and_types_of_the_field(tmp_path):
+def test_settings_are_written_in_the_order_and_types_of_the_public_tools(tmp_path):
     write(tmp_path / "a.safetensors", some_tensors(), SPEC)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata()["lora_config"] == (
@@ -78,7 +78,7 @@ def test_the_same_values_give_the_same_bytes_whatever_the_order(tmp_path):
     assert len(contents) == 1
 
 
-def test_with_the_settings_alone_the_bytes_are_those_of_the_usual_writer(tmp_path):
+def test_with_lora_config_alone_the_bytes_equal_those_of_the_safetensors_library(tmp_path):
     write(tmp_path / "ours.safetensors", some_tensors(), SPEC)
     config = json.loads(read(tmp_path / "ours.safetensors").metadata["lora_config"])
     usual = foreign(tmp_path / "usual.safetensors", config)
@@ -93,7 +93,7 @@ def test_with_the_settings_alone_the_bytes_are_those_of_the_usual_writer(tmp_pat
         (7e4, torch.float16, "beyond the range of float16"),
     ],
 )
-def test_a_value_the_file_cannot_hold_is_an_error_and_leaves_no_file(tmp_path, value, dtype, what):
+def test_a_value_beyond_the_dtype_is_an_error_and_leaves_no_file(tmp_path, value, dtype, what):
     tensors = some_tensors()
     tensors[LAYER + "lora_B"][1, 1] = value
     with pytest.raises(AdapterNotWritable, match=what) as caught:
@@ -108,7 +108,7 @@ def test_a_large_value_fits_a_float32_file(tmp_path):
     assert torch.equal(read(tmp_path / "a.safetensors").tensors[LAYER + "lora_A"], tensors[LAYER + "lora_A"])
 
 
-def test_writing_refuses_strange_names_dtypes_and_a_second_config(tmp_path):
+def test_unknown_keys_other_dtypes_and_a_second_config_are_not_written(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="not the name of an adapter tensor"):
         write(path, {"model.x.weight": torch.ones(2)}, SPEC)
@@ -118,14 +118,14 @@ def test_writing_refuses_strange_names_dtypes_and_a_second_config(tmp_path):
         write(path, some_tensors(), SPEC, {"lora_config": "{}"})
 
 
-def test_absent_settings_get_the_fields_defaults(tmp_path):
+def test_absent_settings_get_the_defaults_of_the_public_tools(tmp_path):
     tensors = {key: tensor for key, tensor in some_tensors().items() if "magnitude" not in key}
     spec = read(foreign(tmp_path / "a.safetensors", {}, tensors)).spec
     assert spec == AdapterSpec(kind="lora", rank=2, alpha=2.0)
 
 
 @pytest.mark.parametrize("leaf", ["lora_A", "lora_B", "M_xs"])
-def test_an_absent_rank_is_read_off_any_of_the_low_rank_tensors(tmp_path, leaf):
+def test_an_absent_rank_is_taken_from_any_low_rank_tensor(tmp_path, leaf):
     shape = {"lora_A": (4, 7), "lora_B": (5, 4), "M_xs": (4, 4)}[leaf]
     path = foreign(tmp_path / "a.safetensors", {"alpha": 1}, {LAYER + leaf: torch.ones(shape)})
     assert read(path).spec.rank == 4
@@ -142,7 +142,7 @@ def test_the_old_name_dora_is_resolved_by_the_shape_of_its_magnitudes(tmp_path, 
     assert file.tensors[LAYER + "magnitude"].shape == stored
 
 
-def test_dropout_noted_beside_frozen_directions_was_never_applied_and_is_dropped(tmp_path):
+def test_dropout_in_an_xs_file_is_ignored(tmp_path):
     path = foreign(
         tmp_path / "a.safetensors", {"adapter_type": "lora-xs", "dropout": 0.2}, {LAYER + "M_xs": torch.ones(2, 2)}
     )
@@ -161,7 +161,7 @@ def test_dropout_noted_beside_frozen_directions_was_never_applied_and_is_dropped
         ("[]", "is not a JSON object"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(tmp_path, config, what):
+def test_invalid_settings_are_named(tmp_path, config, what):
     assert what in faults_of(foreign(tmp_path / "a.safetensors", config))
 
 
@@ -184,7 +184,7 @@ def test_layers_of_different_ranks_are_refused(tmp_path):
     assert "rank 2: " in faults and f"rank 3: {other}lora_A" in faults
 
 
-def test_a_file_that_is_no_adapter_file_says_so(tmp_path):
+def test_a_file_that_is_not_an_adapter_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     assert "cannot be read" in faults_of(path)
     path.write_bytes(b"not tensors at all")
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_adapter_file_says_so(tmp_path):
     assert "no lora_A, lora_B or M_xs" in faults_of(foreign(path, {}, {LAYER + "magnitude": torch.ones(3)}))
 
 
-def test_a_cut_file_is_refused(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     write(path, some_tensors(), SPEC)
     path.write_bytes(path.read_bytes()[:-3])

@@ -1,4 +1,4 @@
-"""Attaching, stacking, loading and taking off adapters."""
+"""Attaching, stacking, loading, merging and detaching adapters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DORA = AdapterSpec(kind="dora-rows", rank=3, alpha=3.0)
 
 
 class Wrapped(nn.Module):
-    """A network under a name, as the denoiser is."""
+    """A network inside another, as the denoiser is."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def test_base_weights_keep_their_names_and_their_storage():
     assert next(iter(after)) == "inner.0.weight"
 
 
-def test_the_start_does_not_depend_on_the_global_generator_when_one_is_given():
+def test_with_a_generator_initial_values_do_not_depend_on_the_global_one():
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def test_include_and_exclude_choose_the_layers():
     assert type(net.conv) is nn.Conv1d
 
 
-def test_a_filter_that_matches_nothing_leaves_the_network_alone():
+def test_a_filter_that_matches_nothing_leaves_the_network_unchanged():
     net = Net()
     modules = dict(net.named_modules())
     with pytest.raises(FilterMatchesNothing, match=r"inner\[0-1\]"):
@@ -103,7 +103,7 @@ def test_a_filter_that_matches_nothing_leaves_the_network_alone():
         (nn.Conv1d(6, 6, 1, stride=2), "stride"),
     ],
 )
-def test_a_convolution_that_is_no_plain_product_is_refused_unless_excluded(conv, what):
+def test_a_convolution_that_is_not_one_product_per_frame_is_refused_unless_excluded(conv, what):
     net = nn.ModuleDict({"fine": nn.Linear(4, 4), "odd": conv})
     with pytest.raises(LayerNotAdaptable, match=f"odd cannot carry an adapter.*{what}"):
         attach([net], LORA)
@@ -118,7 +118,7 @@ def test_a_convolution_that_is_no_plain_product_is_refused_unless_excluded(conv,
         (AdapterSpec(kind="lora", rank=0, alpha=2.0), "rank must be at least 1"),
     ],
 )
-def test_a_spec_that_makes_no_sense_is_refused(spec, what):
+def test_an_invalid_spec_is_refused(spec, what):
     with pytest.raises(ValueError, match=what):
         attach([Net()], spec)
 
@@ -128,7 +128,7 @@ def test_roots_that_share_a_layer_name_are_refused():
         attach([Net(), Net()], LORA)
 
 
-def test_strength_is_addressed_by_adapter():
+def test_each_adapter_has_its_own_strength():
     net = Net().double()
     bare = deepcopy(net)
     first, second = shaken(net, LORA, 1), shaken(net, DORA, 2)
@@ -161,7 +161,7 @@ def test_an_adapter_keeps_its_tensors_on_layers_that_an_earlier_one_left_out():
     assert not net.conv.slots[0].basis.lora_A.eq(0.25).any()
 
 
-def test_a_stacked_adapter_starts_from_the_bare_weight():
+def test_an_adapter_on_top_of_another_starts_from_the_frozen_weight():
     net = Net()
     norms = net.conv.weight.flatten(1).norm(dim=1)
     shaken(net, LORA)
@@ -170,7 +170,7 @@ def test_a_stacked_adapter_starts_from_the_bare_weight():
 
 
 @pytest.mark.parametrize("first_off", [0, 1])
-def test_stacked_adapters_come_off_in_any_order(first_off):
+def test_stacked_adapters_can_be_detached_in_any_order(first_off):
     net = Net()
     modules, output = dict(net.named_modules()), net(tokens())
     adapters = [shaken(net, LORA, 1), shaken(net, DORA, 2)]
@@ -187,13 +187,13 @@ def test_stacked_adapters_come_off_in_any_order(first_off):
 
 
 def shaken_alone(net: nn.Module, off: int) -> torch.Tensor:
-    """What the network gives with one of its two slots silenced."""
+    """The network's output with one of its two slots at strength 0."""
     for layer in NET_LAYERS:
         net.get_submodule(layer).slots[off].strength = 0.0
     return net(tokens())
 
 
-def test_state_is_a_copy_and_load_takes_it_back():
+def test_state_is_a_copy_and_can_be_loaded_again():
     net = Net()
     adapter = shaken(net, DORA)
     state, output = adapter.state(), net(tokens())
@@ -237,7 +237,7 @@ def test_the_later_adapter_cannot_be_merged_first():
         assert torch.equal(net.get_submodule(layer).weight, weight)
 
 
-def test_a_merge_beyond_the_base_precision_is_refused_whole():
+def test_a_merge_beyond_the_range_of_the_base_changes_nothing():
     net = Net().half()
     adapter = shaken(net, LORA)
     adapter.named_parameters()["conv.parametrizations.weight.0.lora_B"].data.fill_(1e6)
@@ -248,7 +248,7 @@ def test_a_merge_beyond_the_base_precision_is_refused_whole():
     assert len(net.inner[0].slots) == 1
 
 
-def test_merging_an_adapter_in_training_leaves_its_dropout_out():
+def test_merging_in_training_mode_applies_no_dropout():
     net = Net().double()
     adapter = shaken(net, AdapterSpec(kind="dora-rows", rank=2, alpha=2.0, dropout=0.5))
     adapter.train(False)
@@ -260,7 +260,7 @@ def test_merging_an_adapter_in_training_leaves_its_dropout_out():
     torch.testing.assert_close(net(tokens().double()), output, rtol=0, atol=1e-12)
 
 
-def test_an_adapter_that_was_taken_off_cannot_be_used():
+def test_a_detached_adapter_cannot_be_used():
     adapter = shaken(Net(), LORA)
     adapter.detach()
     for use in (adapter.named_parameters, adapter.detach, adapter.merge, adapter.state):
@@ -269,6 +269,6 @@ def test_an_adapter_that_was_taken_off_cannot_be_used():
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_that_is_no_number_is_refused(strength):
+def test_a_strength_that_is_not_finite_is_refused(strength):
     with pytest.raises(ValueError, match="finite"):
         shaken(Net(), LORA).set_strength(strength)

@@ -1,4 +1,4 @@
-"""The algebra of diag(p) W diag(q) + L R, against the matrix itself."""
+"""The algebra of diag(p) W diag(q) + L R, compared with the dense matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sizes = st.integers(1, 7)
 
 @st.composite
 def factored_weights(draw):
-    """Any mixture of scales and terms, some terms with their products with W known, others with scales of their own."""
+    """Any mixture of scales and terms, some terms with known products with W, others with scales of their own."""
     num_out, num_in = draw(sizes), draw(sizes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
 
@@ -57,14 +57,14 @@ def test_row_norms_are_those_of_the_dense_matrix(whole):
 
 @given(whole=factored_weights())
 @settings(max_examples=60, deadline=None)
-def test_a_transpose_is_a_transpose_and_twice_is_nothing(whole):
+def test_transposing_transposes_and_twice_restores(whole):
     torch.testing.assert_close(whole.transposed().dense(), whole.dense().T)
     torch.testing.assert_close(whole.transposed().transposed().dense(), whole.dense())
 
 
 @given(whole=factored_weights(), seed=st.integers(0, 100))
 @settings(max_examples=60, deadline=None)
-def test_lengths_come_out_as_asked_whatever_came_before(whole, seed):
+def test_rescaled_rows_and_columns_have_the_magnitudes_as_norms(whole, seed):
     num_out, num_in = whole.weight_OI.shape
     generator = torch.Generator().manual_seed(seed)
     length_O = torch.rand(num_out, generator=generator, dtype=torch.float64) + 0.5

@@ -1,4 +1,4 @@
-"""One product for a weight and its thin factor: the numbers and gradients of two. Its kernels: `test_gpu_kernels`."""
+"""Joined products [W; A] x give the values and gradients of separate ones. The kernels: `test_gpu_kernels`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_joined_product_and_its_gradients_are_those_of_the_formula(rank, sca
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_what_needs_no_gradient_is_not_asked_for_one():
+def test_gradients_that_are_not_needed_are_not_computed():
     x, left, right = drawn(1, 4, 6), drawn(1, 9, 2).requires_grad_(), drawn(1, 2, 6)
     joined = torch.cat([drawn(1, 9, 6, seed=3), right, torch.zeros(1, num_factor_rows(2) - 2, 6).double()], dim=1)
     out = joined_product(x[0].view(2, 2, 6), joined[0], left[0], right[0], None, None)
@@ -58,10 +58,10 @@ def test_what_needs_no_gradient_is_not_asked_for_one():
     assert left.grad is not None and x.grad is None and right.grad is None
 
 
-@pytest.mark.parametrize("one_for_all", [True, False])
-def test_rows_kept_longer_than_the_features_change_no_number_and_no_gradient(one_for_all):
+@pytest.mark.parametrize("is_expanded", [True, False])
+def test_padded_rows_change_no_value_and_no_gradient(is_expanded):
     layers, num_in, num_out, rank = 3, 13, 9, 2
-    x = drawn(1 if one_for_all else layers, 7, num_in).requires_grad_()
+    x = drawn(1 if is_expanded else layers, 7, num_in).requires_grad_()
     left, right = drawn(layers, num_out, rank).requires_grad_(), drawn(layers, rank, num_in).requires_grad_()
     spare = torch.zeros(layers, num_factor_rows(rank) - rank, num_in, dtype=x.dtype)
     joined = torch.cat([drawn(layers, num_out, num_in, seed=4), right.detach(), spare], dim=1)
@@ -79,7 +79,7 @@ def test_rows_kept_longer_than_the_features_change_no_number_and_no_gradient(one
 
 
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
-def test_layers_that_join_their_products_compute_what_they_did(kind):
+def test_layers_with_joined_products_give_the_same_as_without(kind):
     net, adapter = tower(kind)
     plain = net(tokens())
     wanted = torch.autograd.grad(plain.square().sum(), list(adapter.named_parameters().values()))
@@ -98,7 +98,7 @@ def test_layers_that_join_their_products_compute_what_they_did(kind):
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_a_compiler_is_told_the_sizes_and_places_that_the_operation_gives(gated):
+def test_the_fake_implementation_has_the_shapes_and_devices_of_the_real_one(gated):
     rank, num_out = 2, 10
     joined = drawn(1, num_out + num_factor_rows(rank), 6)
     factors = (drawn(1, num_out, rank), drawn(1, rank, 6), drawn(1, num_out), drawn(1, joined.shape[1]))
@@ -110,7 +110,7 @@ def test_a_compiler_is_told_the_sizes_and_places_that_the_operation_gives(gated)
 
 @pytest.mark.parametrize("joins", [True, False])
 @pytest.mark.parametrize("kind", ["dora-rows", "dora-cols", "bora", "lora"])
-def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gate(joins, kind):
+def test_an_adapted_gated_projection_is_value_times_silu_of_the_gate(joins, kind):
     net = GatedProjection(6, 5, torch.nn.functional.silu).double()
     adapter = attach([net], AdapterSpec(kind=kind, rank=3, alpha=4.0), generator=torch.Generator())
     shake(adapter.named_parameters(), torch.Generator().manual_seed(5))
@@ -131,7 +131,7 @@ def test_a_gated_projection_with_an_adapter_on_it_is_value_times_silu_of_the_gat
     torch.testing.assert_close(d_found, d_wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_room_behind_the_weights_changes_no_weight_and_no_name():
+def test_spare_rows_behind_the_weights_change_no_weight_and_no_name():
     net, adapter = tower("dora-rows")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     all_layers = stack_adapter(adapter, spare_rows=True)
@@ -143,7 +143,7 @@ def test_room_behind_the_weights_changes_no_weight_and_no_name():
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_convolution_joins_its_products_as_other_layers_do():
+def test_a_convolution_with_joined_products_gives_the_same():
     net, adapter = tower("dora-rows", include=("conv",))
     tokens_BIN = drawn(2, 6, 7).requires_grad_()
     plain = net.conv(tokens_BIN)

@@ -20,7 +20,7 @@ from tests.dense_adapters import Net, shake
 
 
 def one_layer(spec: AdapterSpec, num_in: int = 40, num_out: int = 6, dtype: torch.dtype = torch.float32):
-    """A Linear with an adapter whose values matter, and its parameters."""
+    """A Linear with an adapter with random values, and its parameters."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(num_in, num_out).to(dtype))
     adapter = attach([net], spec)
@@ -28,7 +28,7 @@ def one_layer(spec: AdapterSpec, num_in: int = 40, num_out: int = 6, dtype: torc
     return net, adapter
 
 
-def test_a_convolution_of_kernel_one_does_to_frames_what_a_linear_does_to_tokens():
+def test_a_convolution_of_kernel_one_equals_a_linear_on_each_frame():
     torch.manual_seed(0)
     conv = nn.Sequential(nn.Conv1d(5, 4, 1))
     linear = nn.Sequential(nn.Linear(5, 4))
@@ -80,7 +80,7 @@ def test_no_full_precision_copy_of_a_16_bit_weight_is_kept_for_the_backward(kind
 
 
 class NewMatrices(TorchDispatchMode):
-    """Names of the operations that make a tensor as large as the weight, views of the weight aside."""
+    """Names of the operations that create a tensor as large as the weight, views of the weight excepted."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class NewMatrices(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", adapter_kinds())
-def test_no_adapted_weight_is_ever_built(kind):
+def test_the_dense_adapted_weight_is_never_built(kind):
     net, adapter = one_layer(AdapterSpec(kind=kind, rank=2, alpha=1.0), 40, 30)
     tokens = torch.randn(3, 40, requires_grad=True)
 
@@ -124,7 +124,7 @@ def test_one_dropout_mask_over_input_features_multiplies_a():
     assert {round(value, 4) for value in mask.unique().tolist()} == {0.0, round(1 / 0.7, 4)}
 
 
-def test_dropout_silences_each_input_feature_as_often_as_asked_and_keeps_the_mean():
+def test_dropout_zeroes_input_features_at_its_rate_and_keeps_the_mean():
     net, adapter = one_layer(AdapterSpec(kind="lora", rank=1, alpha=1.0, dropout=0.25), num_in=50, num_out=1)
     with torch.no_grad():
         net[0].weight.zero_()
@@ -149,7 +149,7 @@ def test_activation_checkpointing_replays_the_dropout_mask():
     assert all(torch.equal(plain, again) for plain, again in zip(*grads, strict=True))
 
 
-def test_the_square_root_is_flat_at_zero_and_below():
+def test_the_guarded_square_root_has_gradient_zero_at_zero_and_below():
     square = torch.tensor([4.0, 0.0, -1e-9], requires_grad=True)
     root = guarded_sqrt(square)
     root.sum().backward()
@@ -157,7 +157,7 @@ def test_the_square_root_is_flat_at_zero_and_below():
     assert square.grad.tolist() == [0.25, 0.0, 0.0]
 
 
-def test_norms_that_cancel_to_nothing_give_finite_values_and_gradients():
+def test_norms_that_cancel_to_zero_give_finite_values_and_gradients():
     net, adapter = one_layer(AdapterSpec(kind="bora", rank=6, alpha=6.0), num_in=6, num_out=6)
     parameters = {key.rpartition(".")[2]: tensor for key, tensor in adapter.named_parameters().items()}
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_norms_that_cancel_to_nothing_give_finite_values_and_gradients():
     assert all(tensor.grad.isfinite().all() for tensor in parameters.values())
 
 
-def test_casting_a_network_that_carries_adapters_is_refused():
+def test_casting_a_network_with_adapters_is_refused():
     net, adapter = one_layer(AdapterSpec(kind="dora-rows", rank=2, alpha=2.0))
     for cast in (net.half, net.bfloat16, net.double):
         with pytest.raises(InvalidAdapterState, match="Cast the base before attaching"):
@@ -184,7 +184,7 @@ def test_a_network_in_evaluation_mode_still_trains_a_new_adapter_with_dropout():
     assert not torch.equal(net(tokens), net(tokens))
 
 
-def test_a_layer_compiles_in_one_piece_to_the_same_result():
+def test_a_layer_compiles_without_graph_breaks_to_the_same_result():
     net, _ = one_layer(AdapterSpec(kind="bora", rank=2, alpha=2.0))
     twin = deepcopy(net)
     tokens = torch.randn(3, 40)

@@ -27,7 +27,7 @@ NAMES = [
         ("layers.[3]", ["layers.[3]"]),
     ],
 )
-def test_brackets_become_every_number_and_every_combination(pattern, parts):
+def test_brackets_expand_to_every_number_and_every_combination(pattern, parts):
     assert expansions(pattern) == parts
 
 
@@ -38,14 +38,14 @@ def test_brackets_become_every_number_and_every_combination(pattern, parts):
     after=st.text("xyz.", max_size=4),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_range_holds_both_ends_once_and_turns_round_with_them(first, last, before, after):
+def test_a_range_includes_both_ends_once_and_may_count_down(first, last, before, after):
     up = expansions(f"{before}[{first}-{last}]{after}")
     assert up == expansions(f"{before}[{last}-{first}]{after}")[::-1]
     assert len(up) == abs(last - first) + 1
     assert up[0] == f"{before}{first}{after}" and up[-1] == f"{before}{last}{after}"
 
 
-def test_a_pattern_that_would_explode_is_refused():
+def test_a_pattern_with_too_many_expansions_is_refused():
     with pytest.raises(ValueError, match="above 10,000"):
         expansions("[0-999][0-999]")
 
@@ -55,7 +55,7 @@ def test_a_match_is_a_plain_substring_so_layers_1_finds_layers_10_to_12_too():
     assert {name.split(".")[3] for name in matching(NAMES, "layers.1.")} == {"1"}
 
 
-def test_a_match_minds_case_and_takes_a_dot_for_a_dot():
+def test_matching_is_case_sensitive_and_a_dot_is_a_dot():
     assert matching(NAMES, "Self_attn") == []
     assert matching(NAMES, "ff.0.proj") and not matching(NAMES, "ff?0.proj")
 
@@ -104,7 +104,7 @@ def test_filters_that_leave_nothing_are_an_error():
         ("self_attention.to_qkv", "model.transformer.layers.0.self_attn.to_qkv"),
     ],
 )
-def test_near_names_find_what_was_meant(pattern, near):
+def test_near_names_suggest_what_was_meant(pattern, near):
     assert near in near_names(pattern, NAMES)
 
 

@@ -1,4 +1,4 @@
-"""Frozen products by oneDNN: where they are taken, and that they are those of F.linear."""
+"""Frozen products by oneDNN: when they are used, and that they equal those of F.linear."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT, WIDTH, WIDER, RANK = 40, 256, 320, 16
 
 
 class Counting:
-    """Stands before the product, or in its place."""
+    """Wraps or replaces the product, and counts calls."""
 
     def __init__(self, product: Callable[..., Tensor]) -> None:
         self.product, self.calls = product, 0
@@ -40,7 +40,7 @@ class Counting:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This machine as one where oneDNN is faster; its changes may be changed again."""
+    """Pretends that this machine is one where oneDNN is faster; tests may patch further."""
     monkeypatch.setattr(onednn_linear, "has_operation", lambda: True)
     monkeypatch.setattr(onednn_linear, "cpu_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
@@ -49,7 +49,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def seen(processor: pytest.MonkeyPatch) -> Counting:
-    """Counts products that oneDNN would do."""
+    """Counts products that oneDNN would compute; torch computes them."""
     fake = Counting(F.linear)
     processor.setattr(onednn_linear, "onednn_product", fake)
     return fake
@@ -57,7 +57,7 @@ def seen(processor: pytest.MonkeyPatch) -> Counting:
 
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Counting:
-    """Counts products that oneDNN does."""
+    """Counts products that oneDNN computes."""
     if not onednn_linear.has_operation():
         pytest.skip(f"torch {torch.__version__} has no mkldnn._linear_pointwise here")
     counting = Counting(onednn_linear.onednn_product)
@@ -70,7 +70,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def assert_as_near(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """To the exact values, as what torch does by itself."""
+    """As close to the exact values as torch's own result is."""
     assert ours.shape == exact.shape
     allowed = 1.5 * (theirs.double() - exact).norm() + 1e-7 * exact.norm()
     assert (ours.double() - exact).norm() <= allowed
@@ -80,7 +80,7 @@ Compute = Callable[..., Tensor]
 
 
 def assert_product_and_gradients(ours: Compute, plain: Compute, *leaves: Tensor | None) -> None:
-    """Of a function of these, against the plain one in float32 and in float64."""
+    """Compare gradients of a function with those of the plain one in float32 and float64."""
     found = []
     for compute, dtype in ((ours, torch.float32), (plain, torch.float32), (plain, torch.float64)):
         given = [None if leaf is None else leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
@@ -96,7 +96,7 @@ SHAPES = [(COUNT, WIDTH), (2, COUNT, WIDTH), (1, 1, COUNT, WIDTH)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_product_and_its_gradient_are_as_near_as_those_of_torch_alone(real, shape, biased):
+def test_a_product_and_its_gradient_are_as_accurate_as_torchs(real, shape, biased):
     weight, bias = drawn(WIDER, WIDTH), drawn(WIDER) if biased else None
 
     def plain(tokens: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def test_a_product_and_its_gradient_are_as_near_as_those_of_torch_alone(real, sh
 
 
 def strided(tokens: Tensor) -> dict[str, Tensor]:
-    """The same values, lying in memory as they may come out of a network."""
+    """The same values in another memory layout."""
     return {
         "columns first": tokens.mT.contiguous().mT,
         "part of wider rows": torch.cat([tokens, tokens], dim=-1)[..., : tokens.shape[-1]],
@@ -116,13 +116,13 @@ def strided(tokens: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("how", strided(torch.zeros(1, 1, 1)))
-def test_tokens_may_lie_in_memory_as_they_like(real, how):
+def test_tokens_may_have_any_memory_layout(real, how):
     weight, tokens = drawn(WIDER, WIDTH), drawn(2, COUNT, WIDTH)
     wanted = frozen_linear(tokens, weight)
     torch.testing.assert_close(frozen_linear(strided(tokens)[how], weight), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_gradient_that_is_one_number_for_all_is_taken_as_it_is(real):
+def test_an_expanded_gradient_is_accepted(real):
     weight, tokens = drawn(WIDER, WIDTH), drawn(COUNT, WIDTH).requires_grad_()
     frozen_linear(tokens, weight).sum().backward()
     torch.testing.assert_close(tokens.grad, weight.sum(dim=0).expand(COUNT, -1), rtol=1e-5, atol=1e-5)
@@ -145,7 +145,7 @@ def test_tokens_without_a_gradient_get_none(real):
 
 @pytest.mark.parametrize("rank", [1, 5, RANK, 65])
 @pytest.mark.parametrize("biased", [True, False])
-def test_an_adapted_product_and_its_gradients_are_as_near_as_those_of_torch_alone(real, rank, biased):
+def test_an_adapted_product_and_its_gradients_are_as_accurate_as_torchs(real, rank, biased):
     weight, bias = drawn(WIDER, WIDTH), drawn(WIDER, seed=3) if biased else None
 
     def plain(tokens: Tensor, left: Tensor, right: Tensor, p: Tensor) -> Tensor:
@@ -160,13 +160,13 @@ def test_an_adapted_product_and_its_gradients_are_as_near_as_those_of_torch_alon
     assert real.calls >= 2
 
 
-def test_a_fresh_adapter_gives_the_very_bits_of_the_base_product(real):
+def test_a_fresh_adapter_gives_the_base_product_to_the_bit(real):
     tokens, weight, bias = drawn(COUNT, WIDTH), drawn(WIDER, WIDTH), drawn(WIDER)
     fresh = adapted_linear(tokens, weight, bias, torch.zeros(WIDER, RANK), drawn(RANK, WIDTH), torch.ones(WIDER))
     assert torch.equal(fresh, frozen_linear(tokens, weight, bias))
 
 
-def test_thin_factors_that_lie_across_memory_are_not_given_to_onednn(seen):
+def test_thin_factors_with_gaps_between_rows_do_not_use_onednn(seen):
     left, right = drawn(WIDER, 2 * RANK)[:, ::2], drawn(2 * RANK, WIDTH)[::2]
     tokens = drawn(10 * COUNT, WIDTH).requires_grad_()
     adapted_linear(tokens, drawn(WIDER, WIDTH), None, left, right, drawn(WIDER)).sum().backward()
@@ -189,7 +189,7 @@ def norm_product(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_products_for_norms_are_as_near_as_those_of_torch_alone(real, transposed):
+def test_products_for_norms_are_as_accurate_as_torchs(real, transposed):
     weight = drawn(2, WIDTH, WIDER).mT if transposed else drawn(2, WIDER, WIDTH)
     assert_product_and_gradients(
         lambda factor: norm_product(weight, factor),
@@ -199,12 +199,12 @@ def test_products_for_norms_are_as_near_as_those_of_torch_alone(real, transposed
     assert real.calls == 2 * 2, "of every layer, forward and backward"
 
 
-def test_products_for_the_norms_of_one_layer_go_the_old_way(seen):
+def test_products_for_the_norms_of_one_layer_use_torchs_default(seen):
     norm_product(drawn(WIDER, WIDTH), drawn(RANK, WIDTH).requires_grad_()).sum().backward()
     assert seen.calls == 0
 
 
-def test_products_for_the_norms_of_several_layers_go_the_new_way(seen):
+def test_products_for_the_norms_of_several_layers_use_onednn(seen):
     norm_product(drawn(3, WIDER, WIDTH), drawn(3, RANK, WIDTH).requires_grad_()).sum().backward()
     assert seen.calls == 2 * 3
 
@@ -214,7 +214,7 @@ def layer(*, count: int = COUNT, num_out: int = WIDER, num_in: int = WIDTH, dtyp
     return drawn(count, num_in).to(dtype), drawn(num_out, num_in).to(dtype)
 
 
-def test_a_frozen_float32_product_of_many_tokens_is_taken(processor):
+def test_a_frozen_float32_product_of_many_tokens_uses_onednn(processor):
     assert is_faster(*layer())
 
 
@@ -235,38 +235,38 @@ ODD_LAYERS = {
 
 
 @pytest.mark.parametrize("what", ODD_LAYERS)
-def test_a_product_goes_the_old_way_with(processor, what):
+def test_a_product_uses_torchs_default_with(processor, what):
     assert not is_faster(*ODD_LAYERS[what])
 
 
-def test_a_trained_bias_goes_the_old_way(processor):
+def test_a_trained_bias_uses_torchs_default(processor):
     assert not is_faster(*layer(), drawn(WIDER).requires_grad_())
 
 
-def test_autocast_goes_the_old_way(processor):
+def test_autocast_uses_torchs_default(processor):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_faster(*layer())
 
 
-def test_what_the_compiler_traces_goes_the_old_way(processor):
-    """It does not know the operation with a gradient, and has its own way to it."""
+def test_code_traced_by_the_compiler_uses_torchs_default(processor):
+    """torch.compile does not support the operator with a gradient, and uses oneDNN by itself."""
     processor.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not is_faster(*layer())
 
 
 @pytest.mark.parametrize("make", ["GenuineIntel", None])
-def test_a_processor_where_it_was_not_seen_to_be_faster_goes_the_old_way(processor, make):
+def test_a_processor_where_it_was_not_measured_to_be_faster_uses_torchs_default(processor, make):
     processor.setattr(onednn_linear, "cpu_vendor", lambda: make)
     assert not is_faster(*layer())
 
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "NO AVX"])
-def test_a_processor_without_avx512_goes_the_old_way(processor, capability):
+def test_a_processor_without_avx512_uses_torchs_default(processor, capability):
     processor.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert not is_faster(*layer())
 
 
-def test_a_torch_without_the_operation_goes_the_old_way(processor):
+def test_a_torch_without_the_operation_uses_torchs_default(processor):
     processor.setattr(onednn_linear, "has_operation", lambda: False)
     assert not is_faster(*layer())
 
@@ -289,18 +289,18 @@ LISTS = {
 
 
 @pytest.mark.parametrize("listed", LISTS)
-def test_the_make_is_read_from_the_list_of_processors(tmp_path, listed):
+def test_the_vendor_is_read_from_cpuinfo(tmp_path, listed):
     path = tmp_path / "cpuinfo"
     path.write_text(listed)
     assert onednn_linear.cpu_vendor_in(path) == LISTS[listed]
 
 
-def test_a_list_that_cannot_be_read_names_no_make(tmp_path):
+def test_an_unreadable_cpuinfo_gives_no_vendor(tmp_path):
     assert onednn_linear.cpu_vendor_in(Path(tmp_path / "none")) is None
 
 
 class Net(nn.Module):
-    """Wide enough for it: alike blocks behind a lone layer, and a convolution."""
+    """Wide enough for oneDNN: equal blocks behind a single layer, and a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,7 +336,7 @@ every_kind = pytest.mark.parametrize("kind", catalogue.adapter_kinds())
 
 
 @every_kind
-def test_a_step_of_a_network_has_the_loss_and_gradients_it_had(real, monkeypatch, kind):
+def test_a_step_of_a_network_has_the_same_loss_and_gradients(real, monkeypatch, kind):
     net, _, all_layers = stacked_net(kind)
     loss, found = step(net, all_layers)
     assert real.calls >= 2 * 5 - 1, "every linear layer, and all but the first to the tokens"
@@ -369,13 +369,13 @@ def test_a_recomputed_layer_has_the_gradients_of_one_that_was_kept(real):
 
 
 @every_kind
-def test_layers_one_by_one_keep_to_the_old_way(seen, kind):
+def test_layers_one_by_one_use_torchs_default(seen, kind):
     net, _, _ = stacked_net(kind)
     net(drawn(2, COUNT, WIDTH)).sum().backward()
     assert seen.calls == 0
 
 
-def test_a_convolution_keeps_to_the_old_way(seen):
+def test_a_convolution_uses_torchs_default(seen):
     base = nn.Conv1d(WIDTH, WIDER, 1).requires_grad_(False)
     conv = AdaptedConv1d(base)
     conv.precomputed = AdaptedWeight(drawn(WIDER), None, drawn(WIDER, RANK), drawn(RANK, WIDTH))

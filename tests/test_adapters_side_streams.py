@@ -1,4 +1,4 @@
-"""What is done streams the chain: who waits for whom, on streams that only remember what they were told."""
+"""Side streams: what waits for what, on fake streams that record the order of kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.adapters.stacked.layer_group import StepPhase
 
 
 class Stream:
-    """Knows what comes before its next kernel: its own kernels, and those of streams and events it has waited for."""
+    """Knows what precedes its next kernel: its own kernels, and those of streams and events it has waited for."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.before: set[str] = set()
@@ -33,8 +33,8 @@ class Stream:
 
 
 @pytest.fixture
-def chain(monkeypatch) -> Stream:
-    """The stream that is current in the beginning."""
+def main(monkeypatch) -> Stream:
+    """The main stream, current at first."""
     current = [Stream()]
 
     @contextmanager
@@ -56,8 +56,8 @@ def work(name: str, made: torch.Tensor, *, large: bool = False) -> DeferredWork:
     return DeferredWork(run=lambda: now().run(name), reads=[], writes=[made], large=large)
 
 
-def begun(streams: SideStreams) -> None:
-    """Weights of every part given out, each to streams of its kind."""
+def launch_weights(streams: SideStreams) -> None:
+    """Launch the weights of every phase, each on streams of its kind."""
     streams.fork()
     for phase, numbers in (
         (StepPhase.BEFORE_BLOCKS, (0, 1, 2)),
@@ -70,18 +70,18 @@ def begun(streams: SideStreams) -> None:
         streams.mark_computed(phase)
 
 
-def test_each_part_waits_for_its_own_weights_and_for_nothing_of_a_later_one(chain):
+def test_each_phase_waits_for_its_own_weights_and_none_of_a_later_one(main):
     streams = SideStreams(torch.device("cpu"))
-    chain.run("batch")
-    begun(streams)
-    assert chain.before == {"batch", "BEFORE_BLOCKS 0"}, "nothing is waited for before it is needed"
+    main.run("batch")
+    launch_weights(streams)
+    assert main.before == {"batch", "BEFORE_BLOCKS 0"}, "nothing is waited for before it is needed"
     before = {"batch", *(f"BEFORE_BLOCKS {number}" for number in range(NUM_PRIORITY_STREAMS + 1))}
     streams.wait_for_phase(StepPhase.BEFORE_BLOCKS)
-    assert chain.before == before
+    assert main.before == before
     streams.wait_for_phase(StepPhase.BATCHED_BLOCKS)
-    assert chain.before == before | {"BATCHED_BLOCKS 3", "BATCHED_BLOCKS 4"}
+    assert main.before == before | {"BATCHED_BLOCKS 3", "BATCHED_BLOCKS 4"}
     streams.wait_for_phase(StepPhase.IN_BLOCKS)
-    assert chain.before == before | {
+    assert main.before == before | {
         "BATCHED_BLOCKS 3",
         "BATCHED_BLOCKS 4",
         "IN_BLOCKS 3",
@@ -90,22 +90,22 @@ def test_each_part_waits_for_its_own_weights_and_for_nothing_of_a_later_one(chai
     }
 
 
-def test_a_part_is_waited_for_once_and_the_end_waits_for_what_nobody_came_to(chain):
+def test_a_phase_is_waited_for_once_and_join_waits_for_the_rest(main):
     streams = SideStreams(torch.device("cpu"))
-    begun(streams)
+    launch_weights(streams)
     streams.wait_for_phase(StepPhase.BEFORE_BLOCKS)
-    seen = set(chain.before)
+    seen = set(main.before)
     streams.wait_for_phase(StepPhase.BEFORE_BLOCKS)
-    assert chain.before == seen and "IN_BLOCKS 5" not in seen
+    assert main.before == seen and "IN_BLOCKS 5" not in seen
     streams.join()
-    assert {"BATCHED_BLOCKS 3", "IN_BLOCKS 3", "IN_BLOCKS 4", "IN_BLOCKS 5"} <= chain.before
+    assert {"BATCHED_BLOCKS 3", "IN_BLOCKS 3", "IN_BLOCKS 4", "IN_BLOCKS 5"} <= main.before
 
 
-def test_what_a_stopped_step_left_is_waited_for_by_no_later_one(chain):
+def test_nothing_left_by_a_failed_step_is_waited_for_later(main):
     streams, made = SideStreams(torch.device("cpu")), torch.zeros(1)
-    begun(streams)
+    launch_weights(streams)
     streams.defer(work("gradient", made))
-    chain.before.clear()
+    main.before.clear()
     for stream in (*streams._priority, *streams._block):
         stream.before.clear()
     streams.fork()
@@ -113,31 +113,31 @@ def test_what_a_stopped_step_left_is_waited_for_by_no_later_one(chain):
         streams.wait_for_phase(phase)
     streams.wait_for_gradients([made])
     streams.join()
-    assert not chain.before
+    assert not main.before
 
 
-def test_a_gradient_begins_from_where_it_was_asked_for_and_its_reader_waits_for_it(chain):
+def test_a_gradient_starts_where_it_was_deferred_and_its_reader_waits_for_it(main):
     streams, made = SideStreams(torch.device("cpu")), [torch.zeros(1) for _ in range(WORK_PER_LAUNCH + 1)]
     for number, one in enumerate(made):
-        chain.run(f"block {number}")
+        main.run(f"block {number}")
         streams.defer(work(f"gradient {number}", one))
-    assert not any(kernel.startswith("gradient") for kernel in chain.before)
-    chain.run("much later")
+    assert not any(kernel.startswith("gradient") for kernel in main.before)
+    main.run("much later")
     streams.wait_for_gradients([made[0]])
-    assert {"gradient 0", "gradient 5"} <= chain.before and "gradient 6" not in chain.before
+    assert {"gradient 0", "gradient 5"} <= main.before and "gradient 6" not in main.before
     streams.wait_for_gradients([made[-1]])
-    assert "gradient 6" in chain.before
+    assert "gradient 6" in main.before
     assert "much later" not in streams._gradients.before
 
 
-def test_what_waits_begins_before_a_large_gradient_whose_kernels_it_would_wait_for(chain):
+def test_deferred_work_is_launched_before_a_large_gradient_and_does_not_wait_for_it(main):
     streams, (small, large) = SideStreams(torch.device("cpu")), (torch.zeros(1), torch.zeros(1))
-    chain.run("last of the blocks")
+    main.run("last of the blocks")
     streams.defer(work("small", small))
-    chain.run("long kernel")
+    main.run("long kernel")
     streams.defer(work("large", large, large=True))
-    chain.before.clear()
+    main.before.clear()
     streams.wait_for_gradients([small])
-    assert chain.before == {"last of the blocks", "small"}
+    assert main.before == {"last of the blocks", "small"}
     streams.wait_for_gradients([large])
-    assert "large" in chain.before
+    assert "large" in main.before

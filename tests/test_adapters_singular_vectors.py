@@ -1,4 +1,4 @@
-"""Singular vectors: the sign rule, files of them, and the cache between starts."""
+"""Singular vectors: the sign rule, vectors passed in, and the cache between runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def some_weight(num_out: int = 9, num_in: int = 6) -> torch.Tensor:
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many SVDs were computed."""
+    """Counts SVDs."""
     calls = []
     real = module.singular_vectors
     monkeypatch.setattr(module, "singular_vectors", lambda weight: calls.append(weight.shape) or real(weight))
@@ -63,7 +63,7 @@ def test_a_bf16_weight_is_decomposed_as_rounded():
     assert torch.equal(singular_vectors(rounded).U_OK, singular_vectors(rounded.float()).U_OK)
 
 
-def test_the_digest_names_bytes_dtype_and_shape():
+def test_the_digest_covers_bytes_dtype_and_shape():
     weight = some_weight()
     digests = {
         weight_digest(weight),
@@ -75,7 +75,7 @@ def test_the_digest_names_bytes_dtype_and_shape():
     assert weight_digest(weight.T.contiguous().T) == weight_digest(weight)
 
 
-def test_a_second_start_computes_nothing_whatever_its_rank(tmp_path, counted):
+def test_a_second_run_of_any_rank_computes_no_svd(tmp_path, counted):
     net = Net()
     for rank in (2, 5):
         attach(
@@ -86,7 +86,7 @@ def test_a_second_start_computes_nothing_whatever_its_rank(tmp_path, counted):
     assert len(counted) == len(NET_LAYERS)
 
 
-def test_remembered_vectors_are_those_that_were_computed(tmp_path):
+def test_cached_vectors_equal_the_computed_ones(tmp_path):
     cache = SingularVectorFolder(tmp_path)
     computed, recalled = (leading_singular_vectors(some_weight(), 4, cache) for _ in range(2))
     assert recalled.count == 4
@@ -94,7 +94,7 @@ def test_remembered_vectors_are_those_that_were_computed(tmp_path):
     assert torch.equal(recalled.V_IK, computed.V_IK[:, :4])
 
 
-def test_more_vectors_than_were_kept_are_computed_anew(tmp_path, counted, monkeypatch):
+def test_more_vectors_than_are_cached_are_recomputed(tmp_path, counted, monkeypatch):
     monkeypatch.setattr(module, "NUM_KEPT", 3)
     cache = SingularVectorFolder(tmp_path)
     assert [leading_singular_vectors(some_weight(), rank, cache).count >= rank for rank in (2, 3, 5)] == [True] * 3
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_delete(tmp_path, damage):
 
 
 def bases_file(net: nn.Module, key: str, columns: int = 4) -> dict[str, dict[str, torch.Tensor]]:
-    """Vectors with their signs turned, so that nobody can mistake them for computed ones."""
+    """Vectors with flipped signs, which differ from computed ones."""
     found = {name: singular_vectors(net.get_submodule(name).weight.flatten(1)) for name in NET_LAYERS}
     return {
         key.format(name): {"U": -bases.U_OK[:, :columns], "V": -bases.V_IK[:, :columns]}
@@ -130,7 +130,7 @@ def bases_file(net: nn.Module, key: str, columns: int = 4) -> dict[str, dict[str
 
 
 @pytest.mark.parametrize("key", ["{}.weight", "model.{}.weight", "conditioner.{}.weight"])
-def test_given_vectors_are_used_as_they_are_under_either_style_of_key(key, counted):
+def test_given_vectors_are_used_unchanged_under_every_style_of_key(key, counted):
     net = Net()
     given = bases_file(net, key)
     attach([net], AdapterSpec(kind="lora-xs", rank=3, alpha=1.0), singular_vectors=given)

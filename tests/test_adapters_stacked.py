@@ -1,4 +1,4 @@
-"""All layers at once: the same numbers and gradients as layer by layer, for every kind."""
+"""Stacked adapters give the same values and gradients as layer by layer, for every kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    """Three alike blocks between two lone layers, one of them a convolution."""
+    """Three equal blocks between two single layers, one of them a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ def gradients(all_layers: StackedAdapter, loss: torch.Tensor) -> dict[str, torch
     }
 
 
-def at_once_in_blocks(name: str) -> StepPhase:
-    """Of the tower's layers: those of its blocks are used at once."""
+def batched_blocks(name: str) -> StepPhase:
+    """Phases of the tower's layers: those of its blocks are run as a batch."""
     return StepPhase.BATCHED_BLOCKS if name.startswith("blocks.") else StepPhase.BEFORE_BLOCKS
 
 
@@ -104,18 +104,18 @@ def assert_same_as_layer_by_layer(
 
 
 @every_kind
-def test_outputs_and_gradients_are_those_of_layer_by_layer(kind):
+def test_outputs_and_gradients_equal_those_layer_by_layer(kind):
     assert_same_as_layer_by_layer(*tower(kind))
 
 
 @every_kind
-def test_layers_of_all_blocks_used_at_once_give_the_same(kind):
+def test_layers_batched_over_blocks_give_the_same(kind):
     net, adapter = tower(kind)
     runs = []
     for block in net.blocks:
         for layer in (block.mix[0], block.mix[2]):
             layer.register_forward_hook(lambda *seen: runs.append(1))
-    all_layers = assert_same_as_layer_by_layer(net, adapter, at_once_in_blocks, at_once=True)
+    all_layers = assert_same_as_layer_by_layer(net, adapter, batched_blocks, at_once=True)
     assert len(runs) == 2 * 3, "one by one before they were stacked, and never after"
     assert [one for group in all_layers.groups for one in group.slices] == [slice(0, 3), slice(0, 3), 0, 0]
 
@@ -125,12 +125,12 @@ FILTERS = [("conv",), ("blocks.0",), ("blocks.1",), ("mix.0",), ("mix.2",), ("bl
 
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("include", FILTERS, ids=str)
-def test_layers_that_a_filter_leaves_out_keep_their_own_weights(include, at_once):
-    assert_same_as_layer_by_layer(*tower("dora-rows", include=include), at_once_in_blocks, at_once=at_once)
+def test_layers_left_out_by_a_filter_keep_their_own_weights(include, at_once):
+    assert_same_as_layer_by_layer(*tower("dora-rows", include=include), batched_blocks, at_once=at_once)
 
 
-class Watcher:
-    """Stands for a device's streams, and notes what is asked of them."""
+class RecordingStreams:
+    """Fake side streams that record calls."""
 
     def __init__(self) -> None:
         self.seen: list[object] = []
@@ -154,15 +154,15 @@ class Watcher:
         self.seen.append("abandon")
 
 
-def test_weights_are_given_out_to_streams_by_the_part_of_the_step_that_waits_for_them():
+def test_weights_are_launched_by_phase_and_each_phase_waits_for_its_own():
     net, adapter = tower("dora-rows")
     plain = net(tokens())
-    all_layers = stack_adapter(adapter, at_once_in_blocks)
-    all_layers.side_streams, net.each = (watcher := Watcher()), all_layers.run_each
+    all_layers = stack_adapter(adapter, batched_blocks)
+    all_layers.side_streams, net.each = (streams := RecordingStreams()), all_layers.run_each
     with all_layers.precomputed():
-        watcher.seen.append("layers")
+        streams.seen.append("layers")
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
-    marks = [one for one in watcher.seen if isinstance(one, str)]
+    marks = [one for one in streams.seen if isinstance(one, str)]
     before, at_once = (f"all of {phase.name} launched" for phase in (StepPhase.BEFORE_BLOCKS, StepPhase.BATCHED_BLOCKS))
     assert marks == ["fork", before, at_once, "wait for BEFORE_BLOCKS", "layers"] + 2 * ["wait for BATCHED_BLOCKS"] + [
         "join"
@@ -174,7 +174,7 @@ class Stack:
         self.phase, self.weight_LOI = phase, torch.empty(size, 1, 1)
 
 
-def test_the_largest_stacks_of_a_part_are_given_out_first_to_whoever_has_least_to_do():
+def test_the_largest_groups_of_a_phase_go_first_to_the_stream_with_the_least_work():
     assert (NUM_PRIORITY_STREAMS, NUM_BLOCK_STREAMS) == (2, 3)
     blocks, before = (
         [Stack(StepPhase.IN_BLOCKS, size) for size in (3, 5, 2)],
@@ -188,18 +188,18 @@ def test_the_largest_stacks_of_a_part_are_given_out_first_to_whoever_has_least_t
     ]
 
 
-def test_streams_of_a_step_that_fails_are_given_up_and_its_weights_taken_back():
+def test_a_failed_step_abandons_its_streams_and_clears_its_weights():
     _, adapter = tower("dora-rows")
     all_layers = stack_adapter(adapter)
-    all_layers.side_streams = watcher = Watcher()
+    all_layers.side_streams = streams = RecordingStreams()
     with pytest.raises(MemoryError), all_layers.precomputed():
         raise MemoryError
-    assert watcher.seen[-1] == "abandon"
+    assert streams.seen[-1] == "abandon"
     assert all(place.layer.precomputed is None for place in adapter.attachments())
 
 
-class Deferring:
-    """Makes gradients as late as a stream beside the chain may: when somebody says that he reads them."""
+class LazyStreams:
+    """Fake side streams that compute gradients as late as possible: when their reader waits for them."""
 
     def __init__(self) -> None:
         self.waiting: list[DeferredWork] = []
@@ -216,7 +216,7 @@ class Deferring:
 
 
 def deferred_gradients(d_out, product, left, p, bias, gated, real=fused_linear.output_gradients):
-    """As kernels do it: the gradients of L and p are there when their work has run; before, nothing useful is."""
+    """As the kernels: the gradients of L and p are NaN until their deferred work has run."""
     d_product, d_left, d_p = real(d_out, product, left, p, bias, gated=gated)
     places = [torch.full_like(one, float("nan")) for one in (d_left, d_p)]
 
@@ -229,10 +229,10 @@ def deferred_gradients(d_out, product, left, p, bias, gated, real=fused_linear.o
 
 
 @pytest.mark.parametrize("include", [None, *FILTERS[1:]], ids=str)
-def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_there(include, monkeypatch):
-    def found(beside: Deferring | None) -> dict[str, torch.Tensor]:
+def test_gradients_from_side_streams_are_not_read_before_they_are_computed(include, monkeypatch):
+    def found(beside: LazyStreams | None) -> dict[str, torch.Tensor]:
         net, adapter = tower("dora-rows", include=include)
-        all_layers = stack_adapter(adapter, at_once_in_blocks, spare_rows=True)
+        all_layers = stack_adapter(adapter, batched_blocks, spare_rows=True)
         all_layers.batches_blocks = all_layers.joins_products = True
         net.each = all_layers.run_each
         with use_side_streams(beside), all_layers.precomputed():
@@ -240,7 +240,7 @@ def test_gradients_made_beside_the_chain_are_read_by_nobody_before_they_are_ther
 
     wanted = found(None)
     monkeypatch.setattr(fused_linear, "output_gradients", deferred_gradients)
-    beside = Deferring()
+    beside = LazyStreams()
     ours = found(beside)
     assert beside.made > 0 and not beside.waiting
     assert all(torch.equal(ours[key], wanted[key]) for key in wanted)
@@ -259,7 +259,7 @@ def test_a_fresh_adapter_on_a_16_bit_base_rounds_a_bias_once(kind):
 
 
 @every_kind
-def test_stacking_changes_no_name_no_order_and_no_value(kind):
+def test_stacking_changes_no_name_order_or_value(kind):
     net, adapter = tower(kind)
     before, names, output = adapter.state(), list(net.state_dict()), net(tokens())
 
@@ -272,7 +272,7 @@ def test_stacking_changes_no_name_no_order_and_no_value(kind):
 
 
 @every_kind
-def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
+def test_loading_and_training_are_seen_in_stacks_and_layers(kind):
     _, adapter = tower(kind)
     all_layers = stack_adapter(adapter)
     loaded = {key: value + 0.5 for key, value in adapter.state().items()}
@@ -292,7 +292,7 @@ def test_what_is_loaded_or_trained_is_seen_on_both_sides(kind):
 
 
 @every_kind
-def test_norms_are_computed_once_however_often_layers_run(kind):
+def test_norms_are_computed_once_per_step(kind):
     net, adapter = tower(kind)
     all_layers = stack_adapter(adapter)
     calls = []
@@ -327,7 +327,7 @@ def test_strength_and_training_mode_follow_the_adapter():
         torch.testing.assert_close(net(tokens()), plain, rtol=0, atol=1e-12)
 
 
-def test_masks_drawn_beforehand_are_the_dropout_of_the_step():
+def test_dropout_masks_set_beforehand_are_used():
     net, adapter = tower("dora-rows", dropout=0.5)
     all_layers = stack_adapter(adapter)
     masks = all_layers.dropout_masks(torch.Generator().manual_seed(1))
@@ -344,7 +344,7 @@ def test_masks_drawn_beforehand_are_the_dropout_of_the_step():
         assert not torch.equal(net(tokens()), outputs[0])
 
 
-def test_a_stacked_adapter_is_refused():
+def test_layers_with_several_adapters_cannot_be_stacked():
     net, adapter = tower("lora")
     attach([net], AdapterSpec(kind="lora", rank=2, alpha=2.0))
     with pytest.raises(InvalidAdapterState, match="another adapter"):
@@ -364,7 +364,7 @@ def test_a_16_bit_base_gives_the_same_as_layer_by_layer(kind):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [1.0, 1e-9, 3e4])
-def test_pieces_of_16_bits_add_up_to_the_float32_they_were_cut_from(dtype, size):
+def test_16_bit_pieces_sum_to_the_float32_they_were_split_from(dtype, size):
     wide = size * torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(2))
     pieces, scales = pieces_of(wide, dtype)
     whole = sum(piece.double() * scale for piece, scale in zip(pieces, scales, strict=True))

@@ -1,4 +1,4 @@
-"""What a plan can know about targeted layers from shapes alone."""
+"""Shapes and rank limits of targeted layers, without torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_limit_is_the_smallest_dimension_and_names_its_layer():
     assert rank_limit(layer_shapes(HEADER)) == (16, "model.preprocess_conv")
 
 
-def test_only_kinds_on_singular_vectors_have_a_limit():
+def test_only_kinds_with_singular_vectors_have_a_limit():
     shapes = layer_shapes(HEADER)
     assert spec_rank_limit(AdapterSpec(kind="dora-rows", rank=200, alpha=1.0), shapes) is None
     assert spec_rank_limit(AdapterSpec(kind="bora-xs", rank=16, alpha=1.0), shapes) == 16

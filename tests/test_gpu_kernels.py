@@ -1,4 +1,4 @@
-"""Hand-written kernels against what they stand for, written in torch."""
+"""Hand-written Triton kernels compared with the same computation in torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_scales_and_their_gradients_are_those_of_float64(rank, columns, dtype):
 @pytest.mark.parametrize("rank", [1, 8, 16, 20, 64])
 @pytest.mark.parametrize(("num_out", "num_in"), [(96, 80), (301, 1155)])
 @pytest.mark.parametrize("columns_first", [False, True])
-def test_scales_of_rows_and_columns_in_turn_are_those_of_float64(dtype, rank, num_out, num_in, columns_first):
+def test_scales_of_rows_then_columns_are_those_of_float64(dtype, rank, num_out, num_in, columns_first):
     layers = 2
     weight = drawn(layers, num_out, num_in, dtype=dtype)
     drawings = (0.3 * drawn(layers, num_out, rank), drawn(layers, rank, num_in))
@@ -127,7 +127,7 @@ def test_one_pass_gives_products_and_weighted_squares(dtype, rank, layers, num_r
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("trains_product", [False, True])
-def test_a_known_product_is_not_made_again_and_has_a_gradient_of_its_own(dtype, trains_product):
+def test_a_known_product_is_not_recomputed_and_has_its_own_gradient(dtype, trains_product):
     weight, length = drawn(2, 90, 70, dtype=dtype), drawn(2, 90).abs()
     left, right = 0.3 * drawn(2, 90, 16), drawn(2, 16, 70)
 
@@ -170,7 +170,7 @@ def test_a_row_of_zeros_keeps_scale_and_gradients_finite():
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("layers", [1, 5])
-def test_weighted_squares_read_a_matrix_either_way(dtype, layers):
+def test_weighted_squares_accept_either_layout(dtype, layers):
     weight = drawn(layers, 200, 333, dtype=dtype)
     for matrix in (weight, weight.mT):
         factor = drawn(layers, matrix.shape[-1]).abs().requires_grad_()
@@ -208,7 +208,7 @@ def test_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layers,
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("tokens", [172, 1300])
-def test_joined_products_of_so_many_features_that_parts_are_added_up_in_turns_are_those_of_torch(tokens, gated):
+def test_joined_products_with_many_parts_are_those_of_torch(tokens, gated):
     assert_joined_products_are_those_of_torch(torch.bfloat16, 16, True, True, 1, tokens, gated, num_out=20 * 1024 + 16)
 
 
@@ -240,9 +240,9 @@ def assert_joined_products_are_those_of_torch(dtype, rank, scaled, biased, layer
 
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
 @pytest.mark.parametrize("tokens", [1, 77, 1300])
-@pytest.mark.parametrize(("num_in", "one_for_all"), [(257, True), (96, False)])
-def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens, num_in, one_for_all):
-    x = drawn(1 if one_for_all else 3, tokens, num_in, dtype=dtype).requires_grad_()
+@pytest.mark.parametrize(("num_in", "is_expanded"), [(257, True), (96, False)])
+def test_scaled_inputs_are_those_of_torch(dtype, tokens, num_in, is_expanded):
+    x = drawn(1 if is_expanded else 3, tokens, num_in, dtype=dtype).requires_grad_()
     scale = (1 + 0.1 * drawn(3, num_in)).requires_grad_()
     wanted = (x * scale[:, None]).to(dtype)
     d_out = drawn(*wanted.shape, dtype=dtype, seed=3)
@@ -252,7 +252,7 @@ def test_what_goes_into_layers_in_its_new_length_is_that_of_torch(dtype, tokens,
     (alone,) = torch.autograd.grad(scaled_inputs(x.detach().expand(3, -1, -1), scale), [scale], d_out)
     assert torch.equal(found, wanted) and torch.equal(alone, ours[1])
     # Of one for all, gradients are added up: before they are rounded, or after.
-    assert torch.equal(ours[0], d_x) if not one_for_all else apart(ours[0], d_x) < 2 * ULP.get(dtype, 1e-6)
+    assert torch.equal(ours[0], d_x) if not is_expanded else apart(ours[0], d_x) < 2 * ULP.get(dtype, 1e-6)
     assert apart(ours[1], (d_out.double() * x.double()).sum(1)) < 1e-6
 
 

@@ -57,7 +57,7 @@ def test_its_file_states_the_equation_and_what_is_trained(kind):
 
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_fresh_adapter_leaves_the_base_as_it_was(kind, dtype):
+def test_a_fresh_adapter_does_not_change_the_output(kind, dtype):
     net, tokens = network(dtype), some_tokens(dtype)
     before = net(tokens)
 
@@ -177,7 +177,7 @@ def test_detach_restores_the_original_modules(kind):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str
 )
-def test_merging_keeps_the_output_and_leaves_bare_layers(kind, dtype, tolerance):
+def test_merging_keeps_the_output_and_leaves_plain_layers(kind, dtype, tolerance):
     net, tokens = network(dtype), some_tokens(dtype)
     adapter = shaken(net, kind)
     adapter.set_strength(0.8)
@@ -238,7 +238,7 @@ def test_a_file_gives_back_the_same_adapter(kind, tmp_path):
 
 
 @every_kind
-def test_zero_rows_and_columns_stay_zero_and_harm_no_gradient(kind):
+def test_zero_rows_and_columns_stay_zero_with_finite_gradients(kind):
     net, tokens = network(torch.float32), some_tokens(torch.float32)
     with torch.no_grad():
         net.conv.weight[1] = 0
@@ -271,7 +271,7 @@ def test_dropout_is_applied_or_refused(kind):
 
 
 @every_kind
-def test_the_same_seed_gives_the_same_start(kind):
+def test_the_same_seed_gives_the_same_initial_values(kind):
     states = []
     for _ in range(2):
         states.append(attach([network()], SPEC[kind], generator=torch.Generator().manual_seed(11)).state())

@@ -1,4 +1,4 @@
-"""Layers that all blocks of the real network use at once: they are named as such, and learn what they would alone."""
+"""Phases of a step on the real network: layers are in the phase that runs them, and batching changes nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.small_networks import config, denoiser_inputs, randomised
 
 
 @pytest.mark.parametrize("differential", [True, False])
-def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differential):
-    """Those and no others: a layer of which it is said by mistake would learn nothing, run by itself."""
+def test_the_layers_run_once_for_all_blocks_are_declared_as_such(differential):
+    """No others: a layer assigned by mistake would be run by itself, and learn nothing."""
     read = config(differential=differential)
     network = randomised(Denoiser(read))
     tower, seen = network.model.transformer, []
@@ -45,8 +45,8 @@ def test_the_layers_that_a_network_runs_for_all_blocks_are_named_as_such(differe
 
 
 @pytest.mark.parametrize("differential", [True, False])
-def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
-    """Any other would be read before the weights that it uses are there."""
+def test_the_layers_run_inside_blocks_are_declared_as_such(differential):
+    """Any other would run before its weights are computed."""
     read = config(differential=differential)
     network = randomised(Denoiser(read))
     tower, inside, seen = network.model.transformer, [], set()
@@ -68,7 +68,7 @@ def test_the_layers_that_the_blocks_run_are_named_as_such(differential):
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows", "bora"])
 @pytest.mark.parametrize("include", [None, ("layers.1",), ("to_kv", "to_out")], ids=str)
-def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alone(kind, include):
+def test_gradients_of_a_network_are_the_same_batched_over_blocks_or_layer_by_layer(kind, include):
     read = config(differential=True)
     inputs = denoiser_inputs(read, 2, 9)
 
@@ -98,7 +98,7 @@ def test_every_layer_of_a_network_learns_the_same_stacked_for_all_blocks_or_alon
         torch.testing.assert_close(one, wanted[key], rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_a_block_on_the_fast_path_runs_when_its_weights_are_there():
+def test_a_compiled_block_waits_for_its_weights():
     read = config(differential=True)
     network = Denoiser(read)
     layers = stacked_layers(
