@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.bench.cases import Case, new_batch, new_training
-from stages.train.cuda_graph.compiled_blocks import compile_caches, options
+from stages.train.cuda_graph.compiled_blocks import compile_caches, compile_options
 from stages.train.cuda_graph.graph_steps import ALIGNMENT, GraphSteps, pack, views_into
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.batch import tensor_fields
@@ -30,7 +30,7 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error, self.buckets = error, LengthBuckets([24])
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         pass
 
     def advance(self, batch) -> None:
@@ -41,8 +41,8 @@ def on_cpu(error: Exception) -> tuple[Stepper, Training, list[str]]:
     said: list[str] = []
     training = new_training(case(), config(), torch.device("cpu"))
     stepper = Stepper(training, LengthBuckets([24]), Path("unused"), said.append)
-    assert stepper.__enter__().fast is None
-    stepper.fast = Failing(error)
+    assert stepper.__enter__().graph_steps is None
+    stepper.graph_steps = Failing(error)
     return stepper, training, said
 
 
@@ -59,7 +59,7 @@ def test_short_memory_is_met_by_recomputing_blocks_before_giving_up():
     stepper.advance(new_batch(case(), training))
     assert training.step == 1
     assert training.network.denoiser.model.transformer.checkpointing
-    assert len(said) == 2 and "recomputing" in said[0] and "without the fast path" in said[1]
+    assert len(said) == 2 and "gradient checkpointing is on" in said[0] and "without the fast path" in said[1]
 
 
 def test_an_interrupt_is_no_reason_to_go_on():
@@ -78,13 +78,13 @@ def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monke
     build = GraphLowering.__init__
 
     def looked_at(graph, *args, **named) -> None:
-        asked = options(deterministic=True)
+        asked = compile_options(deterministic=True)
         seen.append((bool(named.get("is_backward")), {name: getattr(told, name) for name in asked} == asked))
         build(graph, *args, **named)
 
     monkeypatch.setattr(GraphLowering, "__init__", looked_at)
     compiled = torch.compile(
-        lambda x, weight: torch.sin(x @ weight).sum(), dynamic=False, options=options(deterministic=True)
+        lambda x, weight: torch.sin(x @ weight).sum(), dynamic=False, options=compile_options(deterministic=True)
     )
     x = torch.randn(8, 8, requires_grad=True)
     # A setting that turns the cache off might not reach that thread either: nothing is in this one.
@@ -98,17 +98,17 @@ def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monke
 
 
 def test_this_torch_knows_every_setting_that_the_streams_rely_on():
-    assert {"allow_buffer_reuse", "inplace_buffers"} <= options(deterministic=True).keys()
+    assert {"allow_buffer_reuse", "inplace_buffers"} <= compile_options(deterministic=True).keys()
 
 
 class Repeating(GraphSteps):
     """In place of a recording, which only CUDA has: the work itself, done again at every replay."""
 
-    def _captured(self, placed, *, finishes):
-        self.last = placed
-        return super()._captured(placed, finishes=finishes)
+    def _capture_step(self, inputs, *, with_update):
+        self.last = inputs
+        return super()._capture_step(inputs, with_update=with_update)
 
-    def told(self, work):
+    def capture(self, work):
         found = work()
         results, placed = found if isinstance(found, tuple) else (found,), getattr(self, "last", None)
 
@@ -140,26 +140,26 @@ def test_what_is_recorded_makes_the_steps_that_are_made_plainly(precision, parts
         made[0].advance(batch)
         assert steps.advance(batch)
     plain, recorded = (training.as_checkpoint() for training in made)
-    assert len(steps.recordings) == len(set(parts) or {3})
+    assert len(steps.graphs) == len(set(parts) or {3})
     for ours, theirs in ((recorded.adapter, plain.adapter), (recorded.optimizer, plain.optimizer)):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(recorded.history["figures_N3"], plain.history["figures_N3"])
 
 
-def test_a_recording_reads_each_batch_where_it_read_the_first():
+def test_a_graph_reads_each_batch_where_it_read_the_first():
     training = new_training(case(), config(), torch.device("cpu"))
     steps, (first, other) = (
         Repeating(training, LengthBuckets([24]), str),
         [new_batch(case(), training, n) for n in (0, 1)],
     )
-    placed = steps.placed(first)
-    lies_at = {name: one.data_ptr() for name, one in tensor_fields(placed.batch).items()}
-    steps.fill(placed, other, 0.25)
-    found = tensor_fields(placed.batch)
+    inputs = steps.static_inputs(first)
+    lies_at = {name: one.data_ptr() for name, one in tensor_fields(inputs.batch).items()}
+    steps.copy_inputs(inputs, other, 0.25)
+    found = tensor_fields(inputs.batch)
     assert {name: one.data_ptr() for name, one in found.items()} == lies_at
     assert all(torch.equal(found[name], one) for name, one in tensor_fields(other).items())
-    assert placed.weight.item() == 0.25
-    assert torch.equal(placed.prompts_BPE, training.network.padded_prompts(other))
+    assert inputs.weight.item() == 0.25
+    assert torch.equal(inputs.prompts_BPE, training.network.padded_prompts(other))
 
 
 def test_tensors_packed_into_one_memory_are_found_there_again_aligned():

@@ -130,7 +130,7 @@ def test_the_loop_makes_its_steps_through_the_stepper(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"optimizer": "lion"}, "the host looks at every step of optimizer lion"), ({}, "its layers are computed one by")],
+    [({"optimizer": "lion"}, "optimizer lion needs the CPU in every step"), ({}, "its layers run one by")],
 )
 def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_path, change, why):
     training = training_with(torch.device("cpu"), **change)
@@ -138,17 +138,17 @@ def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_pa
         training.network = replace(training.network, layers=None)
     training.device, said = CUDA, []
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
-        assert stepper.fast is None
+        assert stepper.graph_steps is None
     assert said[0].startswith(f"stepping without the fast path: {why}")
 
 
 class Full:
-    """A fast path that has recorded as many shapes as it will."""
+    """CUDA graphs of as many shapes as are allowed."""
 
     def __init__(self) -> None:
         self.buckets = LengthBuckets([24])
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         pass
 
     def advance(self, batch) -> bool:
@@ -158,14 +158,14 @@ class Full:
 def test_a_batch_of_one_shape_too_many_is_stepped_plainly_and_said_once(tmp_path):
     training, said = training_with(torch.device("cpu")), []
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
-        stepper.fast, stepper.code = (
+        stepper.graph_steps, stepper.compiled = (
             Full(),
             CompiledNetwork(training.network.denoiser, training.network.layers, deterministic=True),
         )
         for batch in batches(training, 3):
             stepper.advance(batch)
     assert training.step == 3
-    assert said == ["batches of more than 16 shapes: others are stepped without the fast path"]
+    assert said == ["batches of more than 16 shapes: further ones take the slower path"]
 
 
 def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_and_said(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_the_fast_path_is_left_alone_when_told_so(tmp_path):
     training, said = training_with(torch.device("cpu")), []
     training.device = CUDA
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append, wanted=False) as stepper:
-        assert stepper.fast is None
+        assert stepper.graph_steps is None
     assert said == ["stepping without the fast path: fast_path is off"]
 
 

@@ -1,4 +1,4 @@
-"""What a training on CUDA has compiled: the transformer's block, once for every length, by torch's compiler."""
+"""Compiled transformer blocks: torch.compile, once per batch shape, for training on CUDA."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ from stages.processes import temporary_environment
 
 
 class CompiledNetwork:
-    """What a network runs: itself as it is written, or what the compilers made of it."""
+    """A network whose blocks run compiled between `install` and `uninstall`, with fused attention and products."""
 
     def __init__(self, denoiser: Denoiser, layers: StackedAdapter, *, deterministic: bool) -> None:
         self.denoiser, self.layers = denoiser, layers
         self.head_width = denoiser.model.transformer.head_width
         self.narrow = denoiser.dtype != torch.float32
-        self.compiled_block = torch.compile(run_block, dynamic=False, options=options(deterministic=deterministic))
+        self.compiled_block = torch.compile(
+            run_block, dynamic=False, options=compile_options(deterministic=deterministic)
+        )
         device = denoiser.model.transformer.memory_tokens.device
         self.attention = FlexAttention(device) if deterministic and self.narrow else masked_attention
         self.side_streams = SideStreams(device) if self.narrow and device.type == "cuda" else None
 
-    def take(self) -> None:
-        """The compilers'."""
+    def install(self) -> None:
+        """Run compiled and fused code."""
         tower = self.denoiser.model.transformer
         tower.run_block, tower.apply_each = self.run_block, self.layers.run_each
-        tower.checkpoint_options = {"preserve_rng_state": False}  # nothing is drawn inside a block
+        tower.checkpoint_options = {"preserve_rng_state": False}  # blocks draw no random numbers
         self.layers.batches_blocks, self.layers.joins_products = True, self.narrow
         self.layers.side_streams = self.side_streams
         if self.narrow:
@@ -53,8 +55,8 @@ class CompiledNetwork:
                 self.denoiser, differential_attention if has_kernels_for_width(self.head_width) else None
             )
 
-    def leave(self) -> None:
-        """As it is written."""
+    def uninstall(self) -> None:
+        """Run the eager code again."""
         tower = self.denoiser.model.transformer
         replace_attention(self.denoiser, masked_attention)
         replace_differential_attention(self.denoiser, None)
@@ -64,55 +66,55 @@ class CompiledNetwork:
         self.layers.side_streams = None
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """Compiled; programs of all lengths are kept. The backward pass, too, comes here to compute a block again."""
+        """A block, compiled; the backward pass calls it too, to recompute a checkpointed block."""
         import torch._dynamo  # deferred: compiling is for CUDA only
 
         self.layers.wait_for_phase(StepPhase.IN_BLOCKS)
         dynamo: Any = torch._dynamo.config
-        with dynamo.patch(recompile_limit=64):  # of this thread: newer versions of torch keep settings for each
+        with dynamo.patch(recompile_limit=64):  # in this thread: newer torch has settings per thread
             out: Tensor = self.compiled_block(block, *inputs)
         return out
 
     @contextmanager
-    def as_written(self) -> Iterator[None]:
-        """Within, nothing compiled is run."""
-        self.leave()
+    def uncompiled(self) -> Iterator[None]:
+        """Within, the eager code is run."""
+        self.uninstall()
         try:
             yield
         finally:
-            self.take()
+            self.install()
 
 
 @contextmanager
 def compiled(
     denoiser: Denoiser, layers: StackedAdapter, caches: Path | None = None, *, deterministic: bool = True
 ) -> Iterator[CompiledNetwork]:
-    """Within, blocks run compiled, and what all blocks have in common is computed for all at once.
+    """Within, blocks run compiled, and layers that all blocks use alike are computed for all of them at once.
 
-    One compilation per shape of batch serves all blocks.
+    One compilation per batch shape serves all blocks.
 
     Args:
-        caches: where compiled code is kept between runs.
-        deterministic: only kernels that give the same bits every time; otherwise the fastest attention there is.
+        caches: folder that keeps compiled code between runs.
+        deterministic: use only kernels that give the same bits every time; else the fastest attention.
     """
-    code = CompiledNetwork(denoiser, layers, deterministic=deterministic)
+    network = CompiledNetwork(denoiser, layers, deterministic=deterministic)
     try:
-        code.take()
+        network.install()
         with (
             compile_caches(caches),
             compile_workers_kept(),
             attention_backends_by_speed(),
             enable_kernels(),
-            use_side_streams(code.side_streams),
+            use_side_streams(network.side_streams),
         ):
-            begin_compiling()
-            yield code
+            start_compile_workers()
+            yield network
     finally:
-        code.leave()
+        network.uninstall()
 
 
-def begin_compiling() -> None:
-    """Let the processes that torch compiles in start already: they take seconds until they are ready."""
+def start_compile_workers() -> None:
+    """Start torch's compile worker processes early: they take seconds until they are ready."""
     from torch._inductor import async_compile  # deferred: compiling is for CUDA only
 
     begin = getattr(async_compile, "maybe_warm_pool", None)
@@ -121,14 +123,14 @@ def begin_compiling() -> None:
 
 
 def compile_caches(caches: Path | None) -> AbstractContextManager[None]:
-    """Compiled code of both compilers, torch's and Triton's, is kept here; None: where they keep it by themselves."""
-    places = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
-    return temporary_environment({name: str(place) for name, place in places.items()})
+    """Within, torch's and Triton's compilers keep compiled code in this folder; None: in their own."""
+    folders = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
+    return temporary_environment({name: str(folder) for name, folder in folders.items()})
 
 
 @contextmanager
 def attention_backends_by_speed() -> Iterator[None]:
-    """Torch's own attention kernels in the order of their speed on this kind of device."""
+    """Within, torch tries its attention kernels in the order of their speed."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -136,12 +138,12 @@ def attention_backends_by_speed() -> Iterator[None]:
         yield
 
 
-def options(*, deterministic: bool) -> dict[str, Any]:
-    """What the compiler is told with the block: settings of its own would not reach the thread of the backward pass."""
+def compile_options(*, deterministic: bool) -> dict[str, Any]:
+    """Options of torch.compile; global settings would not reach the thread that compiles the backward pass."""
     import torch._inductor.config
 
     wanted = {
-        # Programs chosen by the clock could differ between two runs, and with them the last bits.
+        # Kernels chosen by timing could differ between two runs, and with them the last bits.
         "deterministic": deterministic,
         # What gradients on side streams still read must not be overwritten by the block's next kernel.
         "allow_buffer_reuse": False,
@@ -152,7 +154,7 @@ def options(*, deterministic: bool) -> dict[str, Any]:
 
 @contextmanager
 def compile_workers_kept() -> Iterator[None]:
-    """Compile processes that were sent home after a quiet minute would be forked anew for the next length."""
+    """Within, idle compile workers are kept: else they would be forked anew for the next shape."""
     import torch._inductor.config  # deferred: compiling is for CUDA only
 
     inductor: Any = torch._inductor.config

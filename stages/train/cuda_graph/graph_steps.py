@@ -1,8 +1,8 @@
-"""The fast way through a step on CUDA: compiled blocks, and the whole step replayed as one graph per batch length.
+"""Training steps as CUDA graphs: a whole step is captured once per batch shape and replayed for every batch of it.
 
 A step of this size is thousands of small kernels; launching them one by one takes the host longer than the device needs
-for them. So the step (weights of all layers, forward, backward, optimiser) is recorded once for a length and replayed.
-The host only copies each batch into the memory that the recording reads. The arithmetic is that of the plain step.
+for them. So the step (weights of all layers, forward, backward, optimiser) is captured once per shape and replayed. The
+host only copies each batch into the memory that the graph reads. The arithmetic is that of the eager step.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.model.network import loss_scale, needs_loss_scale
 from stages.train.training import Training
 
-# B clips, C latent channels, T frames, L prompt tokens, D conditioning width.
+# B clips, P prompt tokens, E conditioning width: the legend of ARCHITECTURE.md.
 
 Result = TypeVar("Result")
 
 MAX_GRAPHS = 16
-"""Batches by frames come in some forty shapes; a step whose shape is beyond these takes the plain way."""
+"""Batches by frames come in some forty shapes; steps of shapes beyond these are made eagerly."""
 
 ALIGNMENT = 256
-"""Bytes that each tensor begins at a multiple of, as those that a device allocates do."""
+"""Each packed tensor starts at a multiple of so many bytes, as CUDA allocations do."""
 
-WITHOUT = "--fast-path off goes without"
+SKIP_HINT = "--fast-path off trains without"
 
-FIRST = -1
-"""Priority of a stream; 0 is the usual one, and comes after it."""
+HIGH_PRIORITY = -1
+"""Priority of a CUDA stream; 0 is the default and lower."""
 
-WARM_UPS = 2
-"""Runs before a recording: the first compiles, the second finds every lazily made thing there."""
+WARMUP_RUNS = 2
+"""Runs before a capture: the first compiles, the second finds everything that is created lazily."""
 
 
 @dataclass(kw_only=True)
-class Placed:
-    """What a recording reads: tensors that keep their place."""
+class StaticInputs:
+    """Inputs of a graph: tensors that stay at one address, into which each batch is copied."""
 
     memory: Tensor
-    """Where all but the prompts lie, packed as `GraphSteps.host_inputs` lists them."""
+    """All but the prompts, packed in the order of `GraphSteps.host_inputs`."""
     batch: Batch
     prompts_BPE: Tensor
     masks: list[Tensor]
@@ -56,33 +56,33 @@ class Placed:
 
 
 @dataclass(kw_only=True)
-class Recording:
-    """What the device was told to do with a batch of one shape: a whole step, or one part of a step."""
+class StepGraph:
+    """A captured step of one batch shape: all of it, or forward and backward of one microbatch."""
 
-    placed: Placed
+    inputs: StaticInputs
     figures_3B: Tensor
-    """What it writes: timestep, generated loss, context loss."""
+    """Written by the graph: timestep, generated loss and context loss of each clip."""
     loss: Tensor
     norm: Tensor | None
-    """Of the gradient; None where more parts follow."""
+    """Norm of the gradient; None for a microbatch."""
     gradients: list[Tensor]
-    """Where they lie until another recording runs; none where more parts follow."""
+    """Gradients, valid until another graph is replayed; empty for a microbatch."""
     graph: torch.cuda.CUDAGraph
 
 
 @dataclass(kw_only=True)
-class Finishing:
-    """The end of a step of several parts, as the device was told it."""
+class UpdateGraph:
+    """The captured update of a step of several microbatches."""
 
     loss: Tensor
     scale: Tensor
-    """What the host writes before: what the parts add to the loss, and what they were multiplied by."""
+    """Written by the host before: the loss of the step, and what it was multiplied by."""
     norm: Tensor
     graph: torch.cuda.CUDAGraph
 
 
 class GraphSteps:
-    """Makes the steps of a training. State lies where the plain step keeps it: either can go on from the other."""
+    """Makes steps by replaying graphs. State is kept where the eager step has it, so the two can alternate."""
 
     def __init__(
         self,
@@ -91,160 +91,164 @@ class GraphSteps:
         say: Callable[[str], None],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`should_stop` is asked while a step is prepared, which takes longest."""
+        """Graphs are captured when they are first needed; `should_stop` is polled meanwhile, as that takes longest."""
         self.training, self.buckets, self.say, self.should_stop = training, buckets, say, should_stop
         self.scaled = needs_loss_scale(training.network.denoiser.dtype)
         self.pool: Any = None
         self.streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
-        """For warm-ups and for recordings; None before the first."""
-        self.forget()
+        """For warm-up runs and for captures; None before the first."""
+        self.reset()
 
-    def forget(self) -> None:
-        """Everything recorded so far."""
-        self.recordings: dict[tuple[Any, ...], Recording] = {}
-        self.finishing: Finishing | None = None
+    def reset(self) -> None:
+        """Drop all graphs and their memory."""
+        self.graphs: dict[tuple[Any, ...], StepGraph] = {}
+        self.update_graph: UpdateGraph | None = None
         self.pool = None
         self.gradients: list[Tensor] = []
         self.training.optimizer.gradients = []
         self.training.optimizer.zero_grad()
 
     def advance(self, batch: Batch) -> bool:
-        """One update from a batch on the CPU; does not wait for the device.
+        """Make one update from a batch on the CPU, without waiting for the device.
 
         Returns:
-            False where its shapes are new and enough shapes are recorded already: then nothing was done.
+            False, with nothing done, if this would capture more than `MAX_GRAPHS` graphs.
 
         Raises:
-            Interrupted: asked to stop while the step was prepared; nothing was updated.
+            Interrupted: asked to stop during a capture; nothing was updated.
         """
         training = self.training
         parts = microbatches(batch, paired=training.params.optimal_transport)
-        if len(self.recordings.keys() | {self.buckets.shape_of(part) for part in parts}) > MAX_GRAPHS:
+        if len(self.graphs.keys() | {self.buckets.shape_of(part) for part in parts}) > MAX_GRAPHS:
             return False
-        # Of the whole batch, as the plain step has it; a power of two, so it changes no digit of what it scales.
+        # From the whole batch, as in the eager step; a power of two, so it rounds nothing.
         scale = loss_scale(batch, training.network.denoiser.dtype)
         with training.updating():
-            figures_3B, norm = self.whole(parts[0], scale) if len(parts) == 1 else self.in_parts(parts, scale)
+            figures_3B, norm = (
+                self.whole_step(parts[0], scale) if len(parts) == 1 else self.accumulated_step(parts, scale)
+            )
         training.history.append(figures_3B, norm)
         training.step += 1
         return True
 
-    def whole(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
-        """A step of one part: one recording does all of it."""
+    def whole_step(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+        """A step of one microbatch: one graph does all of it. Returns figures_3B and the gradient's norm."""
         batch = self.buckets.padded(batch)
-        recording = self.recording_for(batch, finishes=True)
-        self.replay(recording, batch, scale)
-        self.updated(recording.gradients)
-        assert recording.norm is not None, "a recording that finishes has the norm of its gradient"
-        return recording.figures_3B.clone(), recording.norm.clone()
+        graph = self.graph_for(batch, with_update=True)
+        self.replay(graph, batch, scale)
+        self.note_update(graph.gradients)
+        assert graph.norm is not None, "a graph with the update has the norm of its gradient"
+        return graph.figures_3B.clone(), graph.norm.clone()
 
-    def updated(self, gradients: list[Tensor]) -> None:
-        """A recording has made an update, as `Optimizer.finish` does."""
+    def note_update(self, gradients: list[Tensor]) -> None:
+        """Note on the host that a graph has made an update, as `Optimizer.apply_gradients` does."""
         optimizer = self.training.optimizer
         optimizer.num_updates += 1
         optimizer.gradients = gradients
 
-    def in_parts(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
-        """A step of several: each adds its gradient, then one more recording makes the update."""
-        filled = [self.buckets.padded(part) for part in parts]
-        recordings = [self.recording_for(part, finishes=False) for part in filled]
-        finishing = self.finishing = self.finishing or self.recorded_end()
+    def accumulated_step(self, parts: list[Batch], scale: float) -> tuple[Tensor, Tensor]:
+        """A step of several microbatches: each adds its gradient, then one more graph makes the update."""
+        padded = [self.buckets.padded(part) for part in parts]
+        graphs = [self.graph_for(part, with_update=False) for part in padded]
+        update = self.update_graph = self.update_graph or self.capture_update()
         count = sum(len(part.clip_ids) for part in parts)
         torch._foreach_zero_(self.gradients)
-        finishing.loss.zero_()
-        finishing.scale.fill_(scale)
+        update.loss.zero_()
+        update.scale.fill_(scale)
         figures = []
-        for recording, part in zip(recordings, filled, strict=True):
+        for graph, part in zip(graphs, padded, strict=True):
             share = len(part.clip_ids) / count
-            self.replay(recording, part, share * scale)
-            finishing.loss.add_(recording.loss, alpha=share)
-            figures.append(recording.figures_3B.clone())
-        finishing.graph.replay()
-        self.updated(self.gradients)
-        return torch.cat(figures, dim=1), finishing.norm.clone()
+            self.replay(graph, part, share * scale)
+            update.loss.add_(graph.loss, alpha=share)
+            figures.append(graph.figures_3B.clone())
+        update.graph.replay()
+        self.note_update(self.gradients)
+        return torch.cat(figures, dim=1), update.norm.clone()
 
-    def replay(self, recording: Recording, batch: Batch, weight: float) -> None:
-        """Hand a batch to a recording, and let the device go through it."""
-        self.fill(recording.placed, batch, weight)
-        recording.graph.replay()
+    def replay(self, graph: StepGraph, batch: Batch, weight: float) -> None:
+        """Copy a batch into the inputs of a graph and replay it."""
+        self.copy_inputs(graph.inputs, batch, weight)
+        graph.graph.replay()
 
-    def recording_for(self, batch: Batch, *, finishes: bool) -> Recording:
-        """The recording for batches of this shape, made if there is none yet."""
+    def graph_for(self, batch: Batch, *, with_update: bool) -> StepGraph:
+        """The graph for batches of this shape, captured if there is none yet."""
         key = self.buckets.shape_of(batch)
-        if key not in self.recordings:
+        if key not in self.graphs:
             started = time.perf_counter()
             try:
-                self.recordings[key] = self.recorded(batch, finishes=finishes)
+                self.graphs[key] = self.prepare_graph(batch, with_update=with_update)
             finally:
                 self.training.preparation_seconds += time.perf_counter() - started
-        return self.recordings[key]
+        return self.graphs[key]
 
-    def placed(self, batch: Batch) -> Placed:
-        """Memory on the device for batches of this shape; this one lies there."""
-        told, network = self.host_inputs(batch, 1.0), self.training.network
-        memory = pack(told).to(self.training.device)
-        weight, *rest = views_into(memory, told)
+    def static_inputs(self, batch: Batch) -> StaticInputs:
+        """Device memory for batches of this shape, with this one in it."""
+        values, network = self.host_inputs(batch, 1.0), self.training.network
+        memory = pack(values).to(self.training.device)
+        weight, *rest = views_into(memory, values)
         held: dict[str, Any] = {name: rest.pop(0) for name in tensor_fields(batch)}
         prompts_BPE = network.padded_prompts(batch)
-        return Placed(memory=memory, batch=replace(batch, **held), prompts_BPE=prompts_BPE, masks=rest, weight=weight)
+        return StaticInputs(
+            memory=memory, batch=replace(batch, **held), prompts_BPE=prompts_BPE, masks=rest, weight=weight
+        )
 
-    def fill(self, placed: Placed, batch: Batch, weight: float) -> None:
-        """Copy a batch to where a recording reads it, without waiting."""
-        memory = placed.memory
+    def copy_inputs(self, inputs: StaticInputs, batch: Batch, weight: float) -> None:
+        """Copy a batch to where a graph reads it, without waiting."""
+        memory = inputs.memory
         memory.copy_(pack(self.host_inputs(batch, weight), pinned=memory.is_cuda), non_blocking=True)
-        self.training.network.conditioner.write_padded_prompts(placed.prompts_BPE, batch.hidden)
+        self.training.network.conditioner.write_padded_prompts(inputs.prompts_BPE, batch.hidden)
 
     def host_inputs(self, batch: Batch, weight: float) -> list[Tensor]:
-        """What the device is told of the next step, on the CPU: weight of the loss, batch, dropout masks."""
-        return [torch.tensor(weight), *tensor_fields(batch).values(), *self.masks()]
+        """Host-side inputs of the next graph replay: weight of the loss, batch, dropout masks."""
+        return [torch.tensor(weight), *tensor_fields(batch).values(), *self.dropout_masks()]
 
-    def masks(self) -> list[Tensor]:
+    def dropout_masks(self) -> list[Tensor]:
         """Dropout masks of the next step, on the CPU."""
         training = self.training
         assert training.network.layers is not None, "only stacked adapters are captured"
         return training.network.layers.dropout_masks(training.dropout_generator())
 
-    def recorded(self, batch: Batch, *, finishes: bool) -> Recording:
-        """Compile, warm up and record; parameters, moments and figures stay as they are."""
+    def prepare_graph(self, batch: Batch, *, with_update: bool) -> StepGraph:
+        """Compile, warm up and capture; parameters, moments and metrics stay as they are."""
         started, training = time.perf_counter(), self.training
         layers = training.network.layers
         assert layers is not None, "only stacked adapters are captured"
         shape = f"{batch.latents_BCT.shape[-1]} frames{'' if batch.all_real else ', padded'}"
         self.say(f"preparing the fast path for {shape}")
-        placed = self.placed(batch)
-        layers.set_dropout_masks(placed.masks)
+        inputs = self.static_inputs(batch)
+        layers.set_dropout_masks(inputs.masks)
         if layers.joins_products:
-            with interruptible("compiling", self.say, self.should_stop, WITHOUT):
+            with interruptible("compiling", self.say, self.should_stop, SKIP_HINT):
                 compile_kernels(training.network.denoiser, layers)
         with training.optimizer.discarding_updates():
-            recording = self._captured(placed, finishes=finishes)
+            graph = self._capture_step(inputs, with_update=with_update)
         self.say(f"fast path for {shape} ready after {time.perf_counter() - started:.0f} s")
-        return recording
+        return graph
 
-    def _captured(self, placed: Placed, *, finishes: bool) -> Recording:
-        training, weight = self.training, placed.weight
+    def _capture_step(self, inputs: StaticInputs, *, with_update: bool) -> StepGraph:
+        training, weight = self.training, inputs.weight
 
-        def work() -> tuple[Tensor, Tensor, Tensor | None]:
-            if finishes:
+        def step() -> tuple[Tensor, Tensor, Tensor | None]:
+            if with_update:
                 training.optimizer.zero_grad()
             with training.network.precomputed_weights():
-                loss, figures_3B = training.forward_loss(placed.batch, placed.prompts_BPE)
-                # What the gradient of loss * weight begins with.
+                loss, figures_3B = training.forward_loss(inputs.batch, inputs.prompts_BPE)
+                # `weight` is the incoming gradient: this is the backward pass of loss * weight.
                 loss.backward(weight)
-            if not finishes:
+            if not with_update:
                 return loss.detach(), figures_3B, None
             norm = training.optimizer.apply_gradients(loss.detach(), weight if self.scaled else 1.0)
             return loss.detach(), figures_3B, norm
 
-        if not finishes:
-            self.keep_gradients()
-        graph, (loss, figures_3B, norm) = self.told(work)
-        gradients = [unowned(gradient) for gradient in training.optimizer.gradients] if finishes else []
-        if finishes:
-            # Other recordings may have their memory, which held by every recording would come to gigabytes.
+        if not with_update:
+            self.share_gradients()
+        graph, (loss, figures_3B, norm) = self.capture(step)
+        gradients = [unowned_view(gradient) for gradient in training.optimizer.gradients] if with_update else []
+        if with_update:
+            # Other graphs may reuse their memory, which kept by every graph would come to gigabytes.
             training.optimizer.zero_grad()
-        return Recording(
-            placed=placed,
+        return StepGraph(
+            inputs=inputs,
             figures_3B=figures_3B,
             loss=loss,
             norm=None if norm is None else norm.detach(),
@@ -252,53 +256,53 @@ class GraphSteps:
             graph=graph,
         )
 
-    def keep_gradients(self) -> None:
-        """Memory that keeps its place, for every recorded part to add its gradients to."""
+    def share_gradients(self) -> None:
+        """Give parameters gradients at a fixed address, to which the graphs of all microbatches add theirs."""
         trained = self.training.optimizer.trained
         self.gradients = self.gradients or [torch.zeros_like(parameter) for parameter in trained]
-        for parameter, place in zip(trained, self.gradients, strict=True):
-            parameter.grad = place
+        for parameter, gradient in zip(trained, self.gradients, strict=True):
+            parameter.grad = gradient
 
-    def recorded_end(self) -> Finishing:
-        """Record the update itself; nothing is changed by that."""
+    def capture_update(self) -> UpdateGraph:
+        """Capture the update of accumulated gradients; nothing is changed by that."""
         training = self.training
         loss, scale = (torch.ones((), device=training.device) for _ in range(2))
         with training.optimizer.discarding_updates():
-            graph, norm = self.told(lambda: training.optimizer.apply_gradients(loss, scale if self.scaled else 1.0))
-        return Finishing(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
+            graph, norm = self.capture(lambda: training.optimizer.apply_gradients(loss, scale if self.scaled else 1.0))
+        return UpdateGraph(loss=loss, scale=scale, norm=norm.detach(), graph=graph)
 
-    def told(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-        """Warm up and record. Raises: Interrupted."""
-        # What is left of computations on another stream would draw that stream into the recording.
+    def capture(self, work: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Warm up and capture; returns the graph and the tensors that it writes. Raises: Interrupted."""
+        # Garbage of computations on another stream would draw that stream into the capture.
         gc.collect()
         device = self.training.device
-        # The same for every recording: cuBLAS keeps memory of its own for every stream that it has met.
-        warming, recording = self.streams = self.streams or _streams(device)
-        warming.wait_stream(torch.cuda.current_stream(device))
+        # The same streams for every capture: cuBLAS keeps a workspace for every stream that it has seen.
+        warmup, capturing = self.streams = self.streams or _streams(device)
+        warmup.wait_stream(torch.cuda.current_stream(device))
         try:
-            with torch.cuda.stream(warming), interruptible("compiling", self.say, self.should_stop, WITHOUT):
-                for _ in range(WARM_UPS):
+            with torch.cuda.stream(warmup), interruptible("compiling", self.say, self.should_stop, SKIP_HINT):
+                for _ in range(WARMUP_RUNS):
                     work()
         finally:
-            # Also after a stop: an update that is refused must be over before updates are no longer refused.
-            torch.cuda.current_stream(device).wait_stream(warming)
+            # Also after a stop: discarded updates must have run before updates are applied again.
+            torch.cuda.current_stream(device).wait_stream(warmup)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=recording, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=capturing, capture_error_mode="thread_local"):
             result = work()
         self.pool = graph.pool()
         return graph, result
 
 
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """For warm-ups and for recordings; what is recorded goes before what runs beside it (`_beside`)."""
-    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=FIRST)
+    """Streams for warm-up runs and captures; captured work goes before that on side streams (`side_streams`)."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=HIGH_PRIORITY)
 
 
-class _Place:
-    """Memory of a device, by the protocol that array libraries have for it (CUDA Array Interface, version 3)."""
+class _CudaArray:
+    """Device memory of a tensor, by the CUDA Array Interface, version 3."""
 
     def __init__(self, tensor: Tensor) -> None:
-        assert tensor.dtype == torch.float32, "gradients of an adapter"
+        assert tensor.dtype == torch.float32, "gradients of an adapter are float32"
         self.__cuda_array_interface__ = {
             "version": 3,
             "typestr": "<f4",
@@ -308,25 +312,25 @@ class _Place:
         }
 
 
-def unowned(tensor: Tensor) -> Tensor:
-    """The same memory, which may be given to others all the same."""
-    return torch.as_tensor(_Place(tensor), device=tensor.device) if tensor.is_cuda else tensor
+def unowned_view(tensor: Tensor) -> Tensor:
+    """A view that does not keep its memory allocated."""
+    return torch.as_tensor(_CudaArray(tensor), device=tensor.device) if tensor.is_cuda else tensor
 
 
 def pack(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
-    """(bytes,) uint8 on the CPU: copies of these, one behind the other.
+    """(bytes,) uint8 on the CPU: copies of the tensors one behind the other, so that one transfer moves all of them.
 
     Args:
-        pinned: where a device may read it while the host goes on.
+        pinned: page-locked, so that a device can read it while the host continues.
     """
     memory = torch.empty(sum(map(_aligned_bytes, tensors)), dtype=torch.uint8, pin_memory=pinned)
-    for place, tensor in zip(views_into(memory, tensors), tensors, strict=True):
-        place.copy_(tensor)
+    for view, tensor in zip(views_into(memory, tensors), tensors, strict=True):
+        view.copy_(tensor)
     return memory
 
 
 def views_into(memory: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Where `pack` puts tensors of these shapes: views of the memory."""
+    """Views of the memory where `pack` puts tensors of these shapes."""
     found, start = [], 0
     for tensor in like:
         found.append(memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))

@@ -1,4 +1,4 @@
-"""The hand-written kernels of a training compiled side by side: one after the other takes as long as a block does."""
+"""Compiles the Triton kernels of a training in parallel: one after the other takes as long as compiling a block."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from stages.models.nets.attention.rotary import RotaryAngles
 from stages.models.nets.dit.transformer import Denoiser
 
 SIZE = 32
-"""Of made-up tensors: what a compiled kernel depends on is the dtype, and which sizes 16 divides."""
+"""Sizes of made-up tensors: a compiled kernel depends on the dtype and on which sizes are multiples of 16."""
 ODD, ODD_LENGTH = 257, 108
-"""Features, or frames, that 16 does not divide."""
-MANY = 8192
-"""Features of a gated result, as wide as they are where sums of its parts are of many."""
+"""Features and frames that are not multiples of 16."""
+WIDE = 8192
+"""Features of a gated output, wide enough for the kernel that sums over many blocks."""
 THREADS = 8
 
 
 def compile_kernels(denoiser: Denoiser, layers: StackedAdapter) -> None:
-    """Run each kernel once, on little; compiling lets go of Python's lock for most of its time.
+    """Run each kernel once on small tensors, in threads: compiling releases the GIL most of the time.
 
     A kernel that is missed here is compiled where it is first used.
     """
@@ -47,7 +47,7 @@ def compile_kernels(denoiser: Denoiser, layers: StackedAdapter) -> None:
     if kind.has_input_magnitude and kind.has_output_magnitude:
         works += _passes(smallest)
     device = smallest.weight_LOI.device
-    # A thread begins with the first device; and nothing of this is of a step, to be done beside its chain.
+    # A new thread uses device 0; and side streams are for training steps, not for this.
     on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
     with use_side_streams(None), ThreadPoolExecutor(THREADS, initializer=on_device) as pool:
         for work in [pool.submit(one) for one in works]:
@@ -55,7 +55,7 @@ def compile_kernels(denoiser: Denoiser, layers: StackedAdapter) -> None:
 
 
 def _norms(group: LayerGroup) -> None:
-    """Forward and backward of a small group's own scales, on copies of what is trained."""
+    """Forward and backward of a small group's row and column scales, on copies of its parameters."""
     group = replace(group, slot=deepcopy(group.slot))
     ready = group.compute(adapted_weight, joined=False)
     scales = [one.sum() for one in (ready.p_O, ready.q_I) if one is not None]
@@ -64,7 +64,7 @@ def _norms(group: LayerGroup) -> None:
 
 
 def _in_scales(group: LayerGroup) -> Iterator[Callable[[], object]]:
-    """Of tokens that need a gradient; and of the local condition, which needs none, of several clips and of one."""
+    """Scaled inputs: tokens, which need a gradient; and the local condition, which needs none, of one clip and more."""
     like = group.weight_LOI
     odd = (like.new_zeros(1, SIZE, ODD), like.new_zeros(1, ODD, ODD_LENGTH).mT)
     for tokens_1MI, needs_tokens in ((like.new_zeros(1, SIZE, SIZE), True), *((one, False) for one in odd)):
@@ -81,7 +81,7 @@ def _in_scale(tokens_1MI: Tensor, needs_tokens: bool) -> None:
 
 
 def _passes(group: LayerGroup) -> Iterator[Callable[[], object]]:
-    """Over the weights and over their transposes."""
+    """Passes over weights and over their transposes."""
     from stages.adapters.ops.kernels import weight_pass as passes  # deferred, as above
 
     matrix_1OI = group.weight_LOI.new_zeros(1, SIZE, SIZE)
@@ -92,10 +92,10 @@ def _passes(group: LayerGroup) -> Iterator[Callable[[], object]]:
 
 
 def _products(group: LayerGroup, has_scale: bool) -> Iterator[Callable[[], object]]:
-    """Forward and backward, with a bias and without, and gated."""
+    """Forward and backward of fused linear layers: with a bias, without, and gated."""
     rank, like = group.slot.rank, group.weight_LOI
     tokens = like.new_zeros(1, SIZE, SIZE)
-    for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (MANY, True, True)):
+    for num_out, has_bias, gated in ((SIZE, True, False), (SIZE, False, False), (WIDE, True, True)):
         joined, left = (
             like.new_zeros(1, num_out + fused_linear.num_factor_rows(rank), SIZE),
             like.new_zeros(1, num_out, rank),
@@ -108,7 +108,7 @@ def _products(group: LayerGroup, has_scale: bool) -> Iterator[Callable[[], objec
 
 
 def _heads(denoiser: Denoiser) -> Iterator[Callable[[], object]]:
-    """Forward and backward of self- and cross-attention."""
+    """Forward and backward of the head kernels of self- and cross-attention, and of differential attention."""
     tower = denoiser.model.transformer
     rotary = tower.rotary_pos_emb(SIZE)
     for module in tower.layers[0].modules():

@@ -1,4 +1,4 @@
-"""Which way through a step is taken, and what is done when it fails."""
+"""Chooses how steps are made, by CUDA graphs or eagerly, and falls back when graphs or memory fail."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.training import Training
 
 RECOMPUTES = "recomputes"
-"""The note that blocks are computed again since memory was short."""
+"""Key of the note that gradient checkpointing was switched on because memory was short."""
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What compiling or recording raises where something does not allow it; torch's compiler raises the first."""
+    """Exceptions of compiling and capturing where something does not support it; torch's compiler raises the first."""
     if not has_triton():
         return RuntimeError, NotImplementedError
     from triton.errors import TritonError  # deferred: Triton comes with CUDA builds of torch
@@ -29,10 +29,10 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 class Stepper:
-    """Steps in the fastest way there is: captured on CUDA, else and after a failure one operation at a time.
+    """Makes steps in the fastest way available: CUDA graphs, or eagerly on other devices and after a failure.
 
-    Which way is taken follows from the device, the network and the batches, never from how many steps are left. What
-    short memory has led to is kept in the checkpoints, so that a training that was stopped goes on in the same way.
+    The choice depends on the device, the network and the batches, never on how many steps are left. Whether memory was
+    short is kept in the checkpoints, so a training that was stopped continues in the same way.
     """
 
     def __init__(
@@ -46,19 +46,21 @@ class Stepper:
         wanted: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Ways to step.
+        """Makes steps of this training.
 
         Args:
-            may_recompute: where memory turns out too short, compute blocks again in the backward pass.
-            wanted: whether the fast path may be taken.
-            should_stop: asked while something is compiled, too.
+            buckets: lengths that batches are padded to for graphs; None makes every step eagerly.
+            caches: folder of compiled code.
+            may_recompute: switch gradient checkpointing on where memory turns out too short.
+            wanted: whether graphs may be used (`fast_path`).
+            should_stop: polled during compilation too.
         """
         self.training, self.say, self.buckets, self.caches = training, say, buckets, caches
         self.may_recompute, self.wanted, self.should_stop = may_recompute, wanted, should_stop
         self.settings = ExitStack()
-        self.fast: GraphSteps | None = None
-        self.code: CompiledNetwork | None = None
-        self.told_beyond = False
+        self.graph_steps: GraphSteps | None = None
+        self.compiled: CompiledNetwork | None = None
+        self.has_reported_overflow = False
 
     def __enter__(self) -> Stepper:
         tower = self.training.network.denoiser.model.transformer
@@ -69,100 +71,100 @@ class Stepper:
         if why := self.why_not_graphs():
             self.say(f"stepping without the fast path: {why}")
         elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
-            self.prepare(layers, self.buckets)
+            self.enable_graphs(layers, self.buckets)
         return self
 
-    def prepare(self, layers: StackedAdapter, buckets: LengthBuckets) -> None:
-        """Take the fast path from here on, unless this version of torch has not what it needs."""
+    def enable_graphs(self, layers: StackedAdapter, buckets: LengthBuckets) -> None:
+        """Compile blocks and use graphs from here on, unless this version of torch lacks what they need."""
         ordered = self.training.params.deterministic
         missing: tuple[type[Exception], ...] = (ImportError, AttributeError, TypeError, *failures())
         try:
-            code = compiled(self.training.network.denoiser, layers, self.caches, deterministic=ordered)
-            self.code = self.settings.enter_context(code)
+            network = compiled(self.training.network.denoiser, layers, self.caches, deterministic=ordered)
+            self.compiled = self.settings.enter_context(network)
         except missing as error:
-            self.give_up(error)
+            self.fall_back(error)
             return
-        self.fast = GraphSteps(self.training, buckets, self.say, self.should_stop)
+        self.graph_steps = GraphSteps(self.training, buckets, self.say, self.should_stop)
 
     def why_not_graphs(self) -> str:
-        """What of a training on CUDA cannot be recorded; empty when nothing is in the way."""
+        """Why a training on CUDA cannot use graphs; empty if it can, and on other devices."""
         if self.training.device.type != "cuda" or self.buckets is None:
             return ""
         if not self.wanted:
             return "fast_path is off"
         if self.training.network.layers is None:
-            return "its layers are computed one by one"
+            return "its layers run one by one"
         name = self.training.params.optimizer
-        return "" if self.training.optimizer.rule.capturable else f"the host looks at every step of optimizer {name}"
+        return "" if self.training.optimizer.rule.capturable else f"optimizer {name} needs the CPU in every step"
 
     def __exit__(self, *exception: object) -> None:
-        if self.fast is not None and self.fast.buckets.frames_padded > 0:
-            buckets = self.fast.buckets
+        if self.graph_steps is not None and self.graph_steps.buckets.frames_padded > 0:
+            buckets = self.graph_steps.buckets
             self.say(
-                f"of the frames worked on, {buckets.padding_share:.1%} were padding up to prepared lengths, "
+                f"of the frames computed, {buckets.padding_share:.1%} were padding up to prepared lengths, "
                 f"{buckets.masked_share:.1%} lay behind clips shorter than the longest of their batch"
             )
-        self.plainly()
+        self.disable_graphs()
 
-    def plainly(self) -> None:
-        """From now on without what was prepared."""
-        if self.fast is not None:
-            self.fast.forget()
-        self.fast = None
+    def disable_graphs(self) -> None:
+        """Make steps eagerly from now on, and free what was compiled and captured."""
+        if self.graph_steps is not None:
+            self.graph_steps.reset()
+        self.graph_steps = None
         self.settings.close()
 
     def advance(self, batch: Batch) -> None:
-        """One update from a batch on the CPU.
+        """Make one update from a batch on the CPU.
 
         Raises:
-            Interrupted: asked to stop while it was prepared; nothing was updated.
+            Interrupted: asked to stop while compiling; nothing was updated.
         """
-        done, made = False, self.training.optimizer.num_updates
+        done, updates_before = False, self.training.optimizer.num_updates
         while not done:
             try:
                 self.step(batch)
                 done = True
             except failures() as error:
-                if self.training.optimizer.num_updates != made:
+                if self.training.optimizer.num_updates != updates_before:
                     raise
                 self.recover(error)
-            # Tried again only out here: an error that is being handled holds on to what the step had made.
+            # Retried outside the handler: an exception being handled keeps the tensors of the failed step alive.
 
     def step(self, batch: Batch) -> None:
-        """In the fastest way that is open to this batch."""
-        if self.fast is None:
+        """Make one update in the fastest way available for this batch."""
+        if self.graph_steps is None:
             self.training.advance(batch)
-        elif not self.fast.advance(batch):
-            self.step_beyond(batch)
+        elif not self.graph_steps.advance(batch):
+            self.step_uncaptured(batch)
 
-    def step_beyond(self, batch: Batch) -> None:
-        """One of the shapes that are too many to record each."""
-        assert self.code is not None, "there is compiled code where there is a fast path"
-        if not self.told_beyond:
-            self.say(f"batches of more than {MAX_GRAPHS} shapes: others are stepped without the fast path")
-            self.told_beyond = True
-        with self.code.as_written():
+    def step_uncaptured(self, batch: Batch) -> None:
+        """Make a step of a shape beyond `MAX_GRAPHS` eagerly."""
+        assert self.compiled is not None, "graphs are used with compiled blocks only"
+        if not self.has_reported_overflow:
+            self.say(f"batches of more than {MAX_GRAPHS} shapes: further ones take the slower path")
+            self.has_reported_overflow = True
+        with self.compiled.uncompiled():
             self.training.advance(batch)
 
     def recover(self, error: Exception) -> None:
-        """Nothing of the failed step was kept: recompute blocks where memory was short, else take the plain way.
+        """After a failed step, which changed nothing: use gradient checkpointing if memory was short, else eager steps.
 
         Raises:
-            error: that was the plain way.
+            error: if the step was eager already.
         """
         tower = self.training.network.denoiser.model.transformer
         if is_out_of_memory(error) and self.may_recompute and not tower.checkpointing:
-            self.say("device memory is short: recomputing each block in the backward pass from now on")
+            self.say("device memory is short: gradient checkpointing is on from now (slower, same results)")
             tower.checkpointing = self.training.notes[RECOMPUTES] = True
-            if self.fast is not None:
-                self.fast.forget()
+            if self.graph_steps is not None:
+                self.graph_steps.reset()
             return
-        if self.fast is None:
+        if self.graph_steps is None:
             raise error
-        self.give_up(error)
+        self.fall_back(error)
 
-    def give_up(self, error: Exception) -> None:
-        """Say why there is no fast path, and go on without."""
+    def fall_back(self, error: Exception) -> None:
+        """Print why there is no fast path, and continue without."""
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
-        self.plainly()
+        self.disable_graphs()
