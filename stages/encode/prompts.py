@@ -1,4 +1,4 @@
-"""Encodes the prompts that the store does not hold yet into hidden states of the text encoder."""
+"""Prompt embeddings: hidden states of the text encoder, for the prompts that the store does not hold yet."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from stages.records import PromptRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedPrompts:
-    """The location of every prompt's hidden states, and how many were encoded now."""
+class EmbeddedPrompts:
+    """The location of every prompt's hidden states, and how many were embedded now."""
 
     rows: list[PromptRow]
     num_encoded: int
 
 
-def encode_prompts(pool: ShardPool, texts: Iterable[str], weights: Weights, work: Workspace) -> EncodedPrompts:
-    """Encode each prompt that the store does not hold yet; the text encoder is loaded only if there is one."""
+def embed_prompts(pool: ShardPool, texts: Iterable[str], weights: Weights, work: Workspace) -> EmbeddedPrompts:
+    """Embed each prompt that the store does not hold yet; the text encoder is loaded only if there is one."""
     key_of = prompt_keys(weights)
     prompts = {key_of(prompt): prompt for prompt in dict.fromkeys(texts)}
     located = pool.locate(prompts)
     pending = [key for key in prompts if key not in located]
     if pending:
-        work.say(f"encoding {pluralized(len(pending), 'prompt')}")
+        work.say(f"embedding {pluralized(len(pending), 'prompt')}")
         encoder = load_text_encoder(weights, pick_device(work.resources.device))
         for group in shard_ranges([encoder.max_length * 4096] * len(pending)):
             if work.should_stop():
-                raise Stopped("while encoding prompts")
+                raise Stopped("while embedding prompts")
             now = pending[group.start : group.stop]
             report_truncated_prompts(encoder, [prompts[key] for key in now], work)
             hidden = encoder.hidden_states([prompts[key] for key in now])
@@ -46,7 +46,7 @@ def encode_prompts(pool: ShardPool, texts: Iterable[str], weights: Weights, work
             metadata = {"layout": "tokens, width", "text_encoder": weights.digests["text_encoder"]}
             located.update({location.item_key: location for location in pool.write(items, metadata)})
     rows = [prompt_row(located[key], prompt) for key, prompt in prompts.items()]
-    return EncodedPrompts(rows=rows, num_encoded=len(pending))
+    return EmbeddedPrompts(rows=rows, num_encoded=len(pending))
 
 
 def report_truncated_prompts(encoder: TextEncoder, prompts: Iterable[str], work: Workspace) -> None:

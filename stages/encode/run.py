@@ -11,7 +11,7 @@ from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.encode_latents import EncodeTask, encode_latents, silence_task
 from stages.encode.facts import facts
-from stages.encode.prompts import encode_prompts, prompt_keys
+from stages.encode.prompts import embed_prompts, prompt_keys
 from stages.encode.stage import EncodeParams, item_key
 from stages.models.device import set_threads
 from stages.prepared_audio import read_prepared_into
@@ -36,7 +36,7 @@ def encode(inputs: Inputs, params: EncodeParams, work: Workspace) -> Outcome:
     tasks = [silence_task(params, weights), *clip_tasks(clips, keys, weights, work)]
     located, encoded = encode_latents(latents, tasks, params, weights, work)
     pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
-    prompts = encode_prompts(pool, (clip.prompt for clip in clips), weights, work)
+    prompts = embed_prompts(pool, (clip.prompt for clip in clips), weights, work)
     rows = [
         manifest_row(clip, located[key], prompt_keys(weights)(clip.prompt), weights)
         for clip, key in zip(clips, keys, strict=True)

@@ -20,7 +20,7 @@ from stages.contract import Inputs, Outcome, Weights, Workspace
 from stages.encode.encode_latents import encode_latents, silence_task, write_shards
 from stages.encode.facts import facts
 from stages.encode.pre_encoded.folder import SILENCE, FileRejected, Folder, FolderClip, Shape, digest_of, read_folder
-from stages.encode.prompts import encode_prompts, prompt_keys
+from stages.encode.prompts import embed_prompts, prompt_keys
 from stages.encode.stage import SILENCE_FRAMES, EncodeParams, ImportParams, imported_key
 from stages.errors import DatasetFaults, Fault
 from stages.models.device import set_threads
@@ -63,7 +63,7 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
     silence, *clips = import_tasks(folder, silence_TC, params)
     located = store_latents([silence, *clips], params, weights, work)
     pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
-    prompts = encode_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
+    prompts = embed_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
     key_of = prompt_keys(weights)
     places = [located[task.key] for task in clips]
     rows = [manifest_row(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
