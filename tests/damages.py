@@ -1,4 +1,4 @@
-"""A corpus of damaged sound files: each is caught, proven harmless, or undetectable in principle.
+"""A corpus of damaged audio files: each is detected, proven harmless, or undetectable in principle.
 
 `python -m tests.damages` prints the table: kind of damage by format.
 """
@@ -23,13 +23,13 @@ from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.integrity.mp3 import frame_at
 from stages.ingest.integrity.riff_ogg_flac import ogg_pages
 from stages.ingest.prepare_clip import Job, PreparedClip, prepare
-from tests.foreign_sounds import (
-    FOREIGN_DAMAGES,
-    FOREIGN_EXPECTED,
-    FOREIGN_FORMS,
-    FOREIGN_HARMLESS,
-    FOREIGN_UNDETECTABLE,
-    foreign,
+from tests.pyav_formats import (
+    PYAV_DAMAGES,
+    PYAV_EXPECTED,
+    PYAV_FORMATS,
+    PYAV_HARMLESS,
+    PYAV_UNDETECTABLE,
+    written_by_pyav,
 )
 from tests.small_datasets import PARAMS, RATE, sound
 
@@ -45,13 +45,13 @@ FORMS = {
 }
 WITH_PYAV = find_spec("av") is not None
 if WITH_PYAV:
-    FORMS |= FOREIGN_FORMS
+    FORMS |= PYAV_FORMATS
 PCM = ("WAV 16", "WAV 24", "WAV float", "AIFF")
 
 
 @lru_cache
 def whole(form: str) -> bytes:
-    """Three seconds of a tone in noise, off centre by nothing: something every codec fills its frames with."""
+    """Three seconds of a tone in noise, without DC offset, which fills the frames of every codec."""
     rate = FORMS[form][3]
     time_X = np.arange(3 * rate) / rate
     noise_XA = np.random.default_rng(0).uniform(-0.05, 0.05, (3 * rate, 2))
@@ -60,16 +60,16 @@ def whole(form: str) -> bytes:
 
 
 def written(form: str, audio_XA: np.ndarray) -> bytes:
-    """Sound as a file of that form."""
+    """The audio as a file of that format."""
     _, container, subtype, rate = FORMS[form]
     audio_XA = audio_XA.astype(np.float32)
-    if form in FOREIGN_FORMS:
-        return foreign(container, subtype, audio_XA, rate)
+    if form in PYAV_FORMATS:
+        return written_by_pyav(container, subtype, audio_XA, rate)
     return sound(audio_XA, rate, container, subtype)
 
 
 def changed(edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[str, bytes], bytes]:
-    """Damage of the sound itself, before it was written."""
+    """Damage to the audio itself, before it is written."""
 
     def made(form: str, data: bytes) -> bytes:
         time_X = np.arange(3 * FORMS[form][3]) / FORMS[form][3]
@@ -83,7 +83,7 @@ def flipped(data: bytes, places: list[int], mask: int = 0x5A) -> bytes:
 
 
 def flips(count: int) -> Callable[[str, bytes], bytes]:
-    """Bytes flipped in the sound, away from the header and the end."""
+    """Bytes flipped in the audio, away from the header and the end."""
 
     def made(form: str, data: bytes) -> bytes:
         places = np.random.default_rng(1).integers(len(data) // 3, len(data) - 500, count)
@@ -164,7 +164,7 @@ class Damage:
 
 
 ALL = tuple(FORMS)
-FOREIGN = tuple(form for form in FOREIGN_FORMS if form in FORMS)
+PYAV = tuple(form for form in PYAV_FORMATS if form in FORMS)
 DAMAGES = [
     Damage(kind="empty file", forms=ALL, make=lambda form, data: b""),
     Damage(kind="first 40 bytes only", forms=ALL, make=lambda form, data: data[:40]),
@@ -200,17 +200,17 @@ DAMAGES = [
     Damage(kind="second half silent", forms=("WAV 16", "FLAC"), make=changed(half_silent)),
     Damage(
         kind="shorter than a latent frame",
-        forms=("WAV 16", "AIFF", "FLAC", "OGG", *FOREIGN),
+        forms=("WAV 16", "AIFF", "FLAC", "OGG", *PYAV),
         make=changed(lambda audio: audio[:3000]),
     ),
     Damage(
         kind="clipped",
-        forms=("WAV 16", "FLAC", "AIFF", *FOREIGN),
+        forms=("WAV 16", "FLAC", "AIFF", *PYAV),
         make=changed(lambda audio: np.clip(6 * audio, -1, 1)),
     ),
     Damage(
         kind="off centre",
-        forms=("WAV 16", "WAV float", "FLAC", "OGG", *FOREIGN),
+        forms=("WAV 16", "WAV float", "FLAC", "OGG", *PYAV),
         make=changed(lambda audio: audio + 0.1),
     ),
     Damage(kind="NaN sample", forms=("WAV float",), make=changed(with_nan(np.nan))),
@@ -270,12 +270,12 @@ DAMAGES = [
     Damage(kind="the last page missing", forms=("OGG", "OPUS"), make=without_last_page),
 ]
 if WITH_PYAV:
-    DAMAGES += [Damage(kind=kind, forms=forms, make=make) for kind, (forms, make) in FOREIGN_DAMAGES.items()]
+    DAMAGES += [Damage(kind=kind, forms=forms, make=make) for kind, (forms, make) in PYAV_DAMAGES.items()]
 
 
 HARMLESS = {
     "junk behind the end": "the container ends by its own account before it; the prepared audio is the same bytes",
-    **FOREIGN_HARMLESS,
+    **PYAV_HARMLESS,
 }
 UNDETECTABLE = {
     "one byte flipped": "{form} carries no checksum of its sound; inside a zip its CRC catches it",
@@ -285,7 +285,7 @@ UNDETECTABLE = {
 }
 UNDETECTABLE_OF = {
     ("one byte flipped", "MP3"): "a frame's sum is optional and encoders leave it out; inside a zip its CRC catches it",
-    **FOREIGN_UNDETECTABLE,
+    **PYAV_UNDETECTABLE,
 }
 EXPECTED = {
     "empty file": "audio_decode_error",
@@ -326,7 +326,7 @@ EXPECTED = {
     "the list of contents (moov) zeros": "audio_decode_error",
     "all of the sound (mdat) zeros": "audio_decode_error",
 }
-"""What each kind is caught as, or noted as; by format where it differs:"""
+"""Fault or warning that each kind leads to; by format where it differs:"""
 EXPECTED_OF = {
     **{("second half zeros", form): "dropouts" for form in PCM},
     **{("4 KiB of zeros inside", form): "dropouts" for form in PCM},
@@ -342,12 +342,12 @@ EXPECTED_OF = {
     ("channels in the header", "WAV 16"): "audio_decode_error",
     ("length in the header too long", "FLAC"): "audio_decode_error",
     ("length in the header too short", "FLAC"): "audio_decode_error",
-    **FOREIGN_EXPECTED,
+    **PYAV_EXPECTED,
 }
 
 
 def verdict(form: str, data: bytes) -> tuple[str, str]:
-    """(`caught`, type), (`noted`, types), (`same`, "") or (`other`, ""): what ingest makes of a file."""
+    """What ingest makes of a file: (`caught`, type), (`noted`, types), (`same`, "") or (`other`, "")."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / FORMS[form][0]).write_bytes(data)
         member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))
@@ -362,13 +362,13 @@ def verdict(form: str, data: bytes) -> tuple[str, str]:
 
 
 def usual_notes(form: str) -> list[Fault]:
-    """What is noted of a whole file already: that WMA does not tell its encoder's delay, for example."""
+    """Warnings about an undamaged file, such as that WMA does not declare its encoder's delay."""
     return list(clip_warnings({"a": prepared_whole(form)}, PARAMS))
 
 
 @lru_cache
 def prepared_whole(form: str) -> tuple[PreparedClip, ...]:
-    """What the whole file is prepared as."""
+    """The facts of the undamaged file's prepared audio."""
     data = whole(form)
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / FORMS[form][0]).write_bytes(data)
@@ -379,7 +379,7 @@ def prepared_whole(form: str) -> tuple[PreparedClip, ...]:
 
 
 def expected(kind: str, form: str) -> str:
-    """What the table should say: a type, or nothing where the damage is harmless or undetectable."""
+    """Expected type of fault or warning; empty where the damage is harmless or undetectable."""
     return EXPECTED_OF.get((kind, form), EXPECTED.get(kind, ""))
 
 
@@ -406,7 +406,7 @@ def main() -> None:
         said = f"{outcome} as {type}" if type else reason(outcome, kind, form)
         print(f"{kind:<38} {form:<10} {said}")
     if not WITH_PYAV:
-        print(f"\n{', '.join(FOREIGN_FORMS)}: not measured: PyAV is not installed (pip install av)")
+        print(f"\n{', '.join(PYAV_FORMATS)}: not measured: PyAV is not installed (pip install av)")
     counts = {what: sum(cell[2] == what for cell in found) for what in ("caught", "noted", "same", "other")}
     kinds = len({cell[0] for cell in found})
     print(

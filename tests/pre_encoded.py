@@ -1,4 +1,4 @@
-"""Copies of a recorded pre-encoded folder, to be changed, imported and exported."""
+"""Copies of a recorded pre-encoded folder, which tests change, import and export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.records import EncodedClip, ModelSpec
 from tests.small_networks import TINY
 
 WAYS = TINY / "preencode"
-"""What the reference's tool wrote for four clips: one by one, and in padded batches of two."""
+"""Output of the reference's tool for four clips: one by one, and in padded batches of two."""
 SPEC = ModelSpec(
     name="tiny-s",
     inference_model="tiny-s",
@@ -46,7 +46,7 @@ USUAL: dict[str, Any] = {
 
 @dataclass
 class Place:
-    """A pre-encoded folder to be changed, and a store."""
+    """A pre-encoded folder and a store."""
 
     root: Path
     weights: Weights

@@ -1,4 +1,4 @@
-"""Small datasets made of real sound files, and the run of ingest over them."""
+"""Small datasets of real audio files, and runs of ingest on them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PARAMS = IngestParams(native_samples=4 * RATE)
 def tone(
     seconds: float = 0.5, *, hz: float = 440.0, rate: int = RATE, level: float = 0.3, channels: int = 2
 ) -> np.ndarray:
-    """(n, channels) float32: a sine whose level falls from channel to channel."""
+    """(X, A) float32: a sine whose level falls from channel to channel."""
     time_X = np.arange(round(seconds * rate)) / rate
     sine_X = level * np.sin(2 * np.pi * hz * time_X)
     return np.stack([sine_X / (1 + channel) for channel in range(channels)], axis=1).astype(np.float32)
 
 
 def sound(audio: np.ndarray | None = None, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:
-    """The bytes of a sound file."""
+    """The bytes of an audio file."""
     buffer, audio = io.BytesIO(), tone() if audio is None else audio
     with soundfile.SoundFile(buffer, "w", rate, audio.shape[1], subtype, format=form) as file:
         step = 4096 if subtype in ("VORBIS", "OPUS") or form == "OGG" else 1 << 20
@@ -45,7 +45,7 @@ def sound(audio: np.ndarray | None = None, rate: int = RATE, form: str = "WAV", 
 
 
 def clips(*names: str, **tone_settings: Any) -> dict[str, bytes]:
-    """Files of a sound dataset: one tone per name, each of its own pitch, with its caption."""
+    """Files of a valid dataset: one tone per name, each of its own pitch, with its caption."""
     files: dict[str, bytes] = {}
     for number, name in enumerate(names):
         files[f"{name}.wav"] = sound(tone(hz=300.0 + 50 * number, **tone_settings))
@@ -54,7 +54,7 @@ def clips(*names: str, **tone_settings: Any) -> dict[str, bytes]:
 
 
 def folder(root: Path, files: Mapping[str, bytes]) -> Path:
-    """The files below a folder."""
+    """A folder of the files."""
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -62,7 +62,7 @@ def folder(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def zipped(path: Path, files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    """The files in a zip."""
+    """A zip of the files."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -70,7 +70,7 @@ def zipped(path: Path, files: Mapping[str, bytes], compression: int = zipfile.ZI
 
 
 def workspace(place: Path, resources: Resources | None = None, **changes: Any) -> Workspace:
-    """A workspace whose shared folder lies beside its directory; one worker in this process."""
+    """A workspace with its shared folder next to it; ingest runs in this process."""
     directory = place / "scratch"
     directory.mkdir(parents=True, exist_ok=True)
     return Workspace(
@@ -79,7 +79,7 @@ def workspace(place: Path, resources: Resources | None = None, **changes: Any) -
 
 
 def run(data: Path, work: Workspace, **params: Any) -> tuple[Outcome, list[Clip]]:
-    """Ingest, and the rows it wrote."""
+    """The outcome of ingest and the rows of its manifest."""
     outcome = ingest(Inputs(source=open_source(data)), replace(PARAMS, **params), work)
     return outcome, read_rows(work.directory / MANIFEST, Clip)
 
@@ -97,7 +97,7 @@ def faults(data: Path, place: Path, **params: Any) -> list[tuple[str, str]]:
 
 
 def counted(function: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
-    """The function, noting what it is called with."""
+    """The function, recording its first argument at every call."""
 
     def noting(first: Any, *rest: Any) -> Any:
         seen.append(first)

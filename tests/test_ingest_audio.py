@@ -1,4 +1,4 @@
-"""Sound files decoded and looked at: every format in, every damage noticed."""
+"""Decoding: every format is read, and damage is detected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = [
 
 
 def noisy(rate: int, seconds: float = 2.0, channels: int = 2) -> np.ndarray:
-    """A tone in noise: something that every codec fills its frames with."""
+    """A tone in noise, which fills the frames of every codec."""
     audio = tone(seconds, rate=rate, channels=channels)
     return audio + np.random.default_rng(0).uniform(-0.05, 0.05, audio.shape).astype(np.float32)
 
@@ -57,7 +57,7 @@ def test_every_format_is_decoded_to_its_end(form, subtype, rate):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
-def test_mono_is_doubled_and_of_many_channels_the_first_two_are_kept(channels):
+def test_mono_is_doubled_and_only_the_first_two_of_many_channels_are_kept(channels):
     audio = tone(0.2, channels=channels)
     recording, audio_AX = decoded(sound(audio, RATE, "WAV", "FLOAT"))
     assert recording.num_channels == channels
@@ -66,7 +66,7 @@ def test_mono_is_doubled_and_of_many_channels_the_first_two_are_kept(channels):
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
-def test_a_file_cut_at_half_is_noticed_in_every_format(form, subtype, rate):
+def test_a_file_cut_in_half_is_detected_in_every_format(form, subtype, rate):
     data = sound(noisy(rate), rate, form, subtype)
     assert fault(data[: len(data) // 2]) in {"audio_truncated", "audio_decode_error"}
 
@@ -74,19 +74,19 @@ def test_a_file_cut_at_half_is_noticed_in_every_format(form, subtype, rate):
 @pytest.mark.parametrize(
     ("form", "subtype"), [(form, subtype) for form, subtype, _ in FORMS if form in ("WAV", "AIFF")]
 )
-def test_a_pcm_file_that_lacks_its_last_samples_is_noticed(form, subtype):
+def test_a_pcm_file_without_its_last_samples_is_detected(form, subtype):
     data = sound(noisy(RATE), RATE, form, subtype)
     assert fault(data[:-4]) == "audio_truncated"
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), FORMS)
 @pytest.mark.parametrize("num_bytes", [0, 3, 20])
-def test_a_stub_of_a_file_is_noticed(form, subtype, rate, num_bytes):
+def test_the_first_bytes_of_a_file_alone_are_rejected(form, subtype, rate, num_bytes):
     assert fault(sound(noisy(rate), rate, form, subtype)[:num_bytes]) in {"audio_truncated", "audio_decode_error"}
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), [one for one in FORMS if one[0] in ("FLAC", "OGG")])
-def test_flipped_bytes_are_noticed_where_the_format_can_show_them(form, subtype, rate):
+def test_flipped_bytes_are_detected_where_the_format_allows_it(form, subtype, rate):
     data = bytearray(sound(noisy(rate, 4.0), rate, form, subtype))
     for place in np.random.default_rng(1).integers(len(data) // 4, len(data) - 200, 200):
         data[place] ^= 0x5A
@@ -94,24 +94,24 @@ def test_flipped_bytes_are_noticed_where_the_format_can_show_them(form, subtype,
 
 
 @pytest.mark.parametrize(("form", "subtype", "rate"), [one for one in FORMS if one[0] in ("FLAC", "OGG")])
-def test_a_second_half_of_zeros_is_noticed_where_the_format_can_show_it(form, subtype, rate):
+def test_a_second_half_of_zeros_is_detected_where_the_format_allows_it(form, subtype, rate):
     data = sound(noisy(rate), rate, form, subtype)
     half = len(data) // 2
     assert fault(data[:half] + bytes(len(data) - half)) in {"audio_truncated", "audio_decode_error"}
 
 
-def test_an_ogg_page_cut_at_its_end_is_noticed():
+def test_an_ogg_page_cut_at_its_end_is_detected():
     data = sound(noisy(RATE), RATE, "OGG", "VORBIS")
     with pytest.raises(FileRejected, match="audio_truncated"):
         check_declared_length(data[:-1])
 
 
-def test_text_under_a_sound_suffix_cannot_be_decoded():
+def test_text_with_an_audio_suffix_is_rejected():
     assert fault(b"this is no sound at all, just words " * 50) == "audio_decode_error"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_sample_that_is_no_number_is_noticed_wherever_it_is(value):
+def test_nan_and_infinite_samples_are_detected_anywhere(value):
     for place in (0, 40_000, -1):
         audio = tone(2.0)
         audio[place, 1] = value
@@ -121,7 +121,7 @@ def test_a_sample_that_is_no_number_is_noticed_wherever_it_is(value):
 @pytest.mark.parametrize(
     ("peak", "expected"), [(15.0, None), (-15.0, None), (17.0, "absurd_peak"), (-1e6, "absurd_peak")]
 )
-def test_loud_is_let_through_and_absurd_is_not(peak, expected):
+def test_loud_audio_is_accepted_and_an_absurd_peak_is_not(peak, expected):
     audio = tone(0.5)
     audio[100, 0] = peak
     data = sound(audio, RATE, "WAV", "FLOAT")
@@ -132,20 +132,20 @@ def test_loud_is_let_through_and_absurd_is_not(peak, expected):
 
 
 @pytest.mark.parametrize("rate", [1, 1999, 768_001, 2**31 - 1])
-def test_a_rate_beyond_reason_is_refused(rate):
+def test_an_unsupported_sample_rate_is_rejected(rate):
     data = bytearray(sound(tone(0.2)))
     struct.pack_into("<II", data, 24, rate, 0)  # a byte rate of zero says nothing
     assert fault(bytes(data)) == "sample_rate_unsupported"
 
 
-def test_what_libsndfile_says_is_passed_on_without_addresses():
+def test_errors_of_libsndfile_are_quoted_without_addresses():
     with pytest.raises(FileRejected) as caught:
         Recording(b"nonsense" * 20)
     message = caught.value.fault("a.wav").msg
     assert "0x" not in message and "BytesIO" not in message
 
 
-def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_said_to_be_unknown():
+def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_unknown():
     data = bytearray(sound(tone(0.5)))
     struct.pack_into("<I", data, 4, 0xFFFFFFFF)
     struct.pack_into("<I", data, data.index(b"data") + 4, 0xFFFFFFFF)
@@ -154,14 +154,14 @@ def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_said_to_be_unknown():
     assert audio_AX.shape[1] == len(tone(0.5))
 
 
-def test_a_header_that_counts_itself_and_bytes_behind_the_end_are_no_damage():
+def test_a_size_that_includes_the_header_and_bytes_after_the_end_are_accepted():
     data = bytearray(sound(tone(0.5)))
     struct.pack_into("<I", data, 4, len(data))
     assert check_declared_length(bytes(data))
     assert check_declared_length(sound(tone(0.5)) + b"\xff" * 100)
 
 
-def test_chunks_before_the_sound_are_stepped_over():
+def test_chunks_before_the_audio_are_skipped():
     plain = sound(tone(0.5))
     listed = plain[:12] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\x00" + plain[12:]
     listed = listed[:4] + struct.pack("<I", len(listed) - 8) + listed[8:]
@@ -171,7 +171,7 @@ def test_chunks_before_the_sound_are_stepped_over():
 
 
 def low_mp3(rate: int, channels: int, compression: float, seconds: float = 6.0) -> bytes:
-    """Of a constant bit rate; where its frames are too small to hold that, without a header that counts them."""
+    """An MP3 of a constant low bit rate; where its frames are too small for one, without a header that counts them."""
     buffer = io.BytesIO()
     form = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": compression}
     soundfile.write(buffer, noisy(rate, seconds, channels), rate, **form)
@@ -181,13 +181,13 @@ def low_mp3(rate: int, channels: int, compression: float, seconds: float = 6.0) 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("compression", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("rate", [16000, 44100])
-def test_an_mp3_of_a_low_bit_rate_is_decoded_in_blocks_to_what_it_is_at_once(channels, compression, rate):
+def test_an_mp3_of_a_low_bit_rate_decodes_to_the_same_samples_in_blocks_and_at_once(channels, compression, rate):
     data = low_mp3(rate, channels, compression)
     at_once, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     assert np.abs(decoded(data)[1][:channels].T - at_once).max() < 1e-7
 
 
-def test_an_mp3_that_does_not_count_its_frames_is_read_whole_and_its_length_is_said_to_be_unknown():
+def test_an_mp3_that_declares_no_number_of_frames_is_read_whole_and_its_length_is_unknown():
     data = low_mp3(44100, 2, 0.99)
     assert b"Xing" not in data and b"Info" not in data
     recording, audio_AX = decoded(data)
@@ -197,30 +197,30 @@ def test_an_mp3_that_does_not_count_its_frames_is_read_whole_and_its_length_is_s
 
 
 def uncounted(data: bytes) -> bytes:
-    """With a Xing or Info header that says nothing."""
+    """The MP3 with a Xing or Info header that declares no number of frames."""
     (start,) = [data.index(tag) for tag in (b"Xing", b"Info") if tag in data[:2000]]
     return data[: start + 4] + bytes(104) + data[start + 108 :]
 
 
-def test_an_mp3_whose_header_counts_no_frames_is_read_whole():
+def test_an_mp3_whose_header_declares_no_frames_is_read_whole():
     recording, audio_AX = decoded(uncounted(low_mp3(44100, 2, 0.5)))
     assert not recording.length_known
     assert audio_AX.shape[1] >= 6 * 44100
 
 
-def test_an_mp3_of_varying_bit_rate_that_libsndfile_ends_at_its_guess_is_refused_and_not_cut():
+def test_a_variable_bit_rate_mp3_that_libsndfile_would_cut_is_rejected():
     with pytest.raises(FileRejected) as caught:
         decoded(uncounted(sound(noisy(44100), 44100, "MP3", "MPEG_LAYER_III")))
     assert "frames hold" in str(caught.value.facts["why"])
 
 
-def test_an_mp3_that_does_not_count_its_frames_and_ends_within_one_is_cut():
+def test_an_mp3_that_declares_no_number_of_frames_and_ends_within_one_is_truncated():
     with pytest.raises(FileRejected) as caught:
         decoded(low_mp3(44100, 2, 0.99)[:-50])
     assert caught.value.type == "audio_truncated"
 
 
-def test_frames_without_a_header_of_which_the_decoder_leaves_some_out_are_noticed(monkeypatch):
+def test_frames_that_the_decoder_leaves_out_are_detected_without_a_header(monkeypatch):
     read = MpegFile.read_block
     monkeypatch.setattr(MpegFile, "read_block", lambda file: read(file)[:-1])
     with pytest.raises(FileRejected) as caught:

@@ -35,14 +35,14 @@ def known(sidecar: object = None, tags: dict[str, str] | None = None, caption: s
         ("{live}", "true", "a.json"),
     ],
 )
-def test_a_template_is_filled_from_where_its_keys_are_and_says_where(template, text, source):
+def test_a_template_is_filled_and_the_sources_of_its_values_are_named(template, text, source):
     sidecar = {"genre": "house", "bpm": 120, "meta": {"key": "A minor"}, "moods": ["calm", "warm"], "swing": 0.5}
     found = filled_template(template, known({**sidecar, "live": True}, {"title": "Dawn", "genre": "other"}, "a loop"))
     assert found == (text, source)
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", [], {}, {"a": 1}, [[]], float("inf")])
-def test_a_key_without_a_text_is_missing_and_the_message_says_what_there_is(value):
+def test_a_key_without_text_is_missing_and_the_message_lists_the_available_keys(value):
     with pytest.raises(FileRejected) as caught:
         filled_template("{genre}", known({"genre": value, "bpm": 3}, {"title": "x"}))
     fault = caught.value.fault("a.wav")
@@ -51,7 +51,7 @@ def test_a_key_without_a_text_is_missing_and_the_message_says_what_there_is(valu
 
 
 @pytest.mark.parametrize("template", ["plain", "{", "}", "{}", "{0}", "{a[0]}", "{a!r}", "{a:5}", "{a.}", "{.a}", ""])
-def test_a_template_that_is_none_is_refused_with_a_reason(template):
+def test_an_invalid_template_is_rejected_with_a_reason(template):
     assert template_fault(template)
 
 

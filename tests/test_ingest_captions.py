@@ -1,4 +1,4 @@
-"""Which caption belongs to which audio, and the prompt it gives."""
+"""Pairing of audio and captions, and the prompts that captions give."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, f
         (["song.mka"], [("song.mka", "missing_caption"), ("song.mka", "unsupported_audio_format")]),
     ],
 )
-def test_files_that_fit_nowhere_are_faults(names, expected):
+def test_files_that_belong_to_no_clip_are_faults(names, expected):
     assert types(members(*names)) == expected
 
 
 @pytest.mark.parametrize("suffix", sorted(UNREADABLE))
-def test_an_unreadable_format_comes_with_the_command_that_mends_it(suffix):
+def test_an_unsupported_format_comes_with_the_command_that_converts_it(suffix):
     (fault,) = pair(members(f"a/song{suffix}", "a/song.txt")).faults
     assert f"ffmpeg -i a/song{suffix} a/song.wav" in fault.msg
 
 
-def test_a_caption_that_differs_in_case_is_pointed_out():
+def test_a_caption_that_differs_only_in_case_is_named():
     faults = pair(members("Kick.wav", "kick.txt")).faults
     assert all("differs in upper and lower case" in fault.msg for fault in faults)
 
@@ -92,7 +92,7 @@ def test_composed_and_decomposed_accents_are_one_name():
     assert len(pair(members(*names)).pairs) == 1
 
 
-def test_other_files_are_mentioned_and_hostile_ones_are_faults():
+def test_other_files_are_warnings_and_hostile_ones_are_faults():
     found = pair(
         [*members("a.wav", "a.txt", "notes.md"), unreadable("x.bin", "encrypted"), unreadable("../y", "path_traversal")]
     )
@@ -100,7 +100,7 @@ def test_other_files_are_mentioned_and_hostile_ones_are_faults():
     assert [(fault.member, fault.type) for fault in found.faults] == [("../y", "path_traversal")]
 
 
-def test_a_clip_with_an_unreadable_file_is_no_pair_and_the_file_is_not_missing():
+def test_a_clip_with_an_unreadable_file_is_left_out_and_the_file_is_not_reported_missing():
     found = pair(
         [*members("a.wav", "b.txt"), unreadable("a.txt", "encrypted"), unreadable("b.wav", "member_unreadable")]
     )
@@ -116,7 +116,7 @@ def test_a_clip_with_an_unreadable_file_is_no_pair_and_the_file_is_not_missing()
         ("Gitarre, schön\n\nzweite Zeile ".encode(), "Gitarre, schön\n\nzweite Zeile"),
     ],
 )
-def test_a_caption_is_its_text_without_mark_and_margins(data, prompt):
+def test_a_caption_is_its_text_without_byte_order_mark_and_surrounding_space(data, prompt):
     assert with_trigger_phrase(caption_text(data), None) == prompt
 
 
@@ -138,5 +138,5 @@ def test_a_caption_in_another_encoding_is_refused(data):
     ("caption", "prompt"),
     [("a loop", "zxq style, a loop"), ("a loop, ZXQ style", "a loop, ZXQ style")],
 )
-def test_the_trigger_phrase_is_put_before_captions_that_lack_it(caption, prompt):
+def test_the_trigger_phrase_is_put_before_captions_that_do_not_contain_it(caption, prompt):
     assert with_trigger_phrase(caption_text(caption.encode()), " zxq style ") == prompt

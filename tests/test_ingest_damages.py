@@ -1,4 +1,4 @@
-"""Every damage of the corpus is caught, proven harmless, or undetectable for a reason that is written down."""
+"""Every damage of the corpus is detected, proven harmless, or undetectable for a stated reason."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_without_pyav_the_table_says_what_it_could_not_measure():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_whole_file_has_no_fault_and_no_warning(form):
+def test_an_undamaged_file_has_no_fault_and_no_warning(form):
     assert verdict(form, whole(form)) == ("same", "")
 
 
 @pytest.mark.parametrize("form", ["WAV 16", "WAV float", "AIFF", "MP3"])
-def test_inside_a_zip_even_one_flipped_bit_of_plain_sound_is_caught(tmp_path, form):
+def test_inside_a_zip_even_one_flipped_bit_of_pcm_is_caught(tmp_path, form):
     data = whole(form)
     path = zipped(tmp_path / "d.zip", {FORMS[form][0]: data})
     content = bytearray(path.read_bytes())

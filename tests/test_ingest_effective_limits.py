@@ -39,7 +39,7 @@ NARROWER = {
     "max_total_bytes": 400_000,
     "max_compression_ratio": 99.0,
 }
-"""The dataset below just fits."""
+"""The dataset below is just within these."""
 TOO_NARROW = {
     "max_clips": 1,
     "max_members": 3,
@@ -51,7 +51,7 @@ TOO_NARROW = {
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory) -> Path:
-    """Two clips, one of them packed to about a half, ingested."""
+    """A finished ingest of two clips, one of them compressed to about half its size."""
     root = tmp_path_factory.mktemp("first")
     files = clips("low", seconds=0.5) | {"long.txt": b"a long one"}
     zipped(root / "clips.zip", files)
@@ -82,14 +82,14 @@ def planned(root: Path, **flags) -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("limits", [WIDER, NARROWER], ids=["wider", "narrower"])
 @pytest.mark.parametrize("limit", WIDER)
-def test_a_limit_that_nothing_reaches_makes_nothing_anew(root, limit, limits):
+def test_a_limit_that_is_not_exceeded_makes_nothing_again(root, limit, limits):
     before = planned(root)
     assert before[0][0] == "HIT"
     assert planned(root, **{limit: limits[limit]}) == before
 
 
 @pytest.mark.parametrize("limit", ["max_clips", "max_members", "max_member_bytes", "max_total_bytes"])
-def test_a_limit_below_what_a_finished_ingest_took_in_still_refuses_it(root, limit):
+def test_a_limit_that_a_finished_ingest_exceeds_still_refuses_it(root, limit):
     with pytest.raises((DatasetFaults, SourceUnreadable)) as caught:
         run_until("ingest", recipe(root, **{limit: TOO_NARROW[limit]}), Report())
     assert limit.replace("_", "-") in str(caught.value).replace("_", "-"), "the message names what to raise"
@@ -103,7 +103,7 @@ def test_a_compression_ratio_below_that_of_a_finished_ingest_still_refuses_it(tm
         run_until("ingest", recipe(tmp_path, max_compression_ratio=TOO_NARROW["max_compression_ratio"]), Report())
 
 
-def test_plan_says_that_a_limit_is_exceeded(root):
+def test_plan_reports_an_exceeded_limit(root):
     asked = recipe(root, max_clips=1)
     (run, *_) = plan(asked, Store(asked.store), resolve_inputs(asked, fetch=False)).runs
     assert (run.state.value, run.reason) == ("MISS", "max_clips 2000 -> 1")
@@ -116,7 +116,7 @@ def test_nothing_is_run_for_a_wider_limit(root, monkeypatch):
     assert not seen
 
 
-def test_where_long_recordings_are_split_the_number_of_clips_is_not_known_before_and_stays_in_the_name():
+def test_with_split_recordings_the_limit_on_clips_stays_in_the_fingerprint():
     members = [Member(name="a.wav", num_bytes=10, digest="sha256:00")]
     split = replace(PARAMS, long_clips="split", max_clips=7)
     assert with_effective_limits(split, members).max_clips == 7
@@ -142,13 +142,13 @@ any_limits = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(any_member, max_size=8), any_limits, any_limits)
-def test_params_are_settled_alike_exactly_where_neither_request_refuses_anything(members, one, other):
+def test_effective_limits_are_equal_exactly_where_neither_request_refuses_anything(members, one, other):
     first, second = (replace(PARAMS, **limits) for limits in (one, other))
-    settled_first, settled_second = with_effective_limits(first, members), with_effective_limits(second, members)
-    assert with_effective_limits(settled_first, members) == settled_first, "settling twice changes nothing"
+    first_limits, second_limits = with_effective_limits(first, members), with_effective_limits(second, members)
+    assert with_effective_limits(first_limits, members) == first_limits, "a second call changes nothing"
     refused = [name for name in one if not _holds(name, members, first) or not _holds(name, members, second)]
-    assert {name for name in one if getattr(settled_first, name) != getattr(settled_second, name)} <= set(refused)
-    for params, made in ((first, settled_first), (second, settled_second)):
+    assert {name for name in one if getattr(first_limits, name) != getattr(second_limits, name)} <= set(refused)
+    for params, made in ((first, first_limits), (second, second_limits)):
         assert all(_holds(name, members, params) == _holds(name, members, made) for name in one)
 
 

@@ -1,4 +1,4 @@
-"""AAC, ALAC and WMA through PyAV; long recordings split into windows; the resampler of one's choice."""
+"""AAC, ALAC and WMA through PyAV; long recordings split into windows; the choice of resampler."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from stages.ingest.run import ingest
 from stages.ingest.source import listing
 from stages.ingest.source.listing import open_source
 from stages.ingest.stage import audio_params, prepared_key
+from stages.plural import pluralized
 from stages.prepared_audio import read_prepared
-from tests.foreign_sounds import box, foreign
+from tests.pyav_formats import box, written_by_pyav
 from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace
 
 NATIVE = PARAMS.native_samples
 av = pytest.importorskip("av")
-FOREIGN = [("a.m4a", "ipod", "aac"), ("a.m4a", "ipod", "alac"), ("a.aac", "adts", "aac"), ("a.wma", "asf", "wmav2")]
+PYAV = [("a.m4a", "ipod", "aac"), ("a.m4a", "ipod", "alac"), ("a.aac", "adts", "aac"), ("a.wma", "asf", "wmav2")]
 
 
 def dataset(place: Path, name: str, data: bytes) -> Path:
     return folder(place / "d", {name: data, f"{Path(name).stem}.txt": b"words"})
 
 
-@pytest.mark.parametrize(("name", "container", "codec"), FOREIGN, ids=lambda value: value)
-def test_a_format_beyond_libsndfile_is_decoded(tmp_path, name, container, codec):
+@pytest.mark.parametrize(("name", "container", "codec"), PYAV, ids=lambda value: value)
+def test_a_format_that_libsndfile_cannot_read_is_decoded(tmp_path, name, container, codec):
     audio = tone(1.0) + np.random.default_rng(0).uniform(-0.02, 0.02, (RATE, 2)).astype(np.float32)
-    outcome, (row,) = run(dataset(tmp_path, name, foreign(container, codec, audio)), workspace(tmp_path))
+    outcome, (row,) = run(dataset(tmp_path, name, written_by_pyav(container, codec, audio)), workspace(tmp_path))
     kept = read_prepared(tmp_path / "shared" / row.audio)
     assert row.source_sample_rate_hz == RATE and row.num_channels == 2
     assert abs(row.num_samples - RATE) < 4096
@@ -48,9 +49,9 @@ def test_a_format_beyond_libsndfile_is_decoded(tmp_path, name, container, codec)
 
 
 @pytest.mark.parametrize("codec", ["aac", "alac"])
-def test_what_an_mp4_says_its_encoder_added_is_left_out_and_recorded(tmp_path, codec):
+def test_the_padding_that_an_mp4_declares_is_left_out_and_recorded(tmp_path, codec):
     audio = tone(1.0)
-    outcome, (row,) = run(dataset(tmp_path, "a.m4a", foreign("ipod", codec, audio)), workspace(tmp_path))
+    outcome, (row,) = run(dataset(tmp_path, "a.m4a", written_by_pyav("ipod", codec, audio)), workspace(tmp_path))
     kept = read_prepared(tmp_path / "shared" / row.audio)
     assert abs(row.num_samples - RATE) <= RATE // 1000, "an MP4 counts in milliseconds"
     span = slice(20_000, 24_000)
@@ -59,19 +60,19 @@ def test_what_an_mp4_says_its_encoder_added_is_left_out_and_recorded(tmp_path, c
     assert bool(said) == (codec == "aac")
 
 
-@pytest.mark.parametrize(("name", "container", "codec"), FOREIGN[:2], ids=lambda value: value)
-def test_a_cut_mp4_is_noticed(tmp_path, name, container, codec):
-    data = foreign(container, codec, tone(2.0))
+@pytest.mark.parametrize(("name", "container", "codec"), PYAV[:2], ids=lambda value: value)
+def test_a_truncated_mp4_is_detected(tmp_path, name, container, codec):
+    data = written_by_pyav(container, codec, tone(2.0))
     found = faults(dataset(tmp_path, name, data[: len(data) // 2]), tmp_path)
     assert found[0][1] in {"audio_decode_error", "audio_truncated"}
 
 
-def test_words_under_such_a_suffix_cannot_be_decoded(tmp_path):
+def test_text_with_such_a_suffix_is_rejected(tmp_path):
     assert faults(dataset(tmp_path, "a.wma", b"just words " * 500), tmp_path) == [("a.wma", "audio_decode_error")]
 
 
-def test_without_the_package_such_a_file_is_named_with_what_to_install(tmp_path, monkeypatch):
-    data = folder(tmp_path / "d", {**clips("b"), "a.m4a": foreign("ipod", "aac", tone(1.0)), "a.txt": b"words"})
+def test_without_the_package_such_a_file_is_a_fault_that_says_what_to_install(tmp_path, monkeypatch):
+    data = folder(tmp_path / "d", {**clips("b"), "a.m4a": written_by_pyav("ipod", "aac", tone(1.0)), "a.txt": b"words"})
     with_it = open_source(data).fingerprint
     monkeypatch.setattr(listing, "find_spec", lambda name: None)
     without = open_source(data)
@@ -89,8 +90,8 @@ def test_bytes_are_decoded_alike_under_every_name(form, subtype):
     assert set(decoded.values()) == {prepare_clip.Recording}, "prepared audio is named by bytes, not by names"
 
 
-def test_raw_aac_may_carry_tags_before_and_behind_its_frames(tmp_path):
-    data = foreign("adts", "aac", tone(1.0))
+def test_raw_aac_may_have_tags_before_and_after_its_frames(tmp_path):
+    data = written_by_pyav("adts", "aac", tone(1.0))
     tagged = b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + data + b"TAG" + bytes(125)
     outcome, (row,) = run(dataset(tmp_path, "a.aac", tagged), workspace(tmp_path))
     plain, (same,) = run(dataset(tmp_path / "plain", "a.aac", data), workspace(tmp_path / "plain"))
@@ -98,8 +99,8 @@ def test_raw_aac_may_carry_tags_before_and_behind_its_frames(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["aac", "alac"])
-def test_an_mp4_may_keep_its_list_of_contents_in_front_of_the_sound_and_a_box_without_end(codec):
-    data = foreign("ipod", codec, tone(1.0))
+def test_an_mp4_may_have_its_moov_box_before_the_audio_and_a_box_without_a_size(codec):
+    data = written_by_pyav("ipod", codec, tone(1.0))
     start, stop = box(data, b"mdat")
     assert stray_bytes(data) == 0
     endless = data[:start] + data[stop:] + bytes(4) + data[start + 4 : stop]
@@ -109,8 +110,8 @@ def test_an_mp4_may_keep_its_list_of_contents_in_front_of_the_sound_and_a_box_wi
     assert stray_bytes(data + b"strange things") == 14
 
 
-def test_a_wma_that_was_streamed_says_no_size_and_is_not_judged_by_it():
-    data = bytearray(foreign("asf", "wmav2", tone(1.0)))
+def test_a_streamed_wma_declares_no_size_and_is_not_checked_against_it():
+    data = bytearray(written_by_pyav("asf", "wmav2", tone(1.0)))
     assert stray_bytes(bytes(data)) == 0 and stray_bytes(bytes(data) + b"more") == 4
     data[data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 88] |= 1
     assert stray_bytes(bytes(data) + b"more") == 0
@@ -143,13 +144,13 @@ def test_a_long_recording_becomes_one_clip_per_native_window(tmp_path, rate):
 
 
 @pytest.mark.parametrize(("rest", "windows"), [(4095, 1), (4096, 2), (0, 1), (1, 1)])
-def test_a_rest_below_one_latent_frame_is_dropped_with_a_warning(tmp_path, rest, windows):
+def test_a_remainder_shorter_than_one_latent_frame_is_dropped_with_a_warning(tmp_path, rest, windows):
     audio = noise((NATIVE + rest) / RATE)
     data = folder(tmp_path / "d", {"a.wav": sound(audio), "a.txt": b"noise"})
     outcome, rows = run(data, workspace(tmp_path), long_clips="split")
     assert len(rows) == windows
     said = [one["msg"] for one in outcome.facts["warnings"]]
-    dropped = f"its last {rest:,} samples are less than one latent frame, and make no clip."
+    dropped = f"its end is left out: {pluralized(rest, 'sample')}, less than one latent frame."
     assert said == ([dropped] if 0 < rest < 4096 else [])
 
 
@@ -160,7 +161,7 @@ def test_a_silent_window_makes_no_clip_and_the_others_keep_their_numbers(tmp_pat
     for _ in range(2):
         outcome, rows = run(data, workspace(tmp_path), long_clips="split")
         assert [row.clip_id for row in rows] == ["a", "a#3"]
-        assert "its part from 4.0 to 8.0 s is silent and makes no clip." in [
+        assert "the part from 4.0 to 8.0 s is silent and is left out." in [
             one["msg"] for one in outcome.facts["warnings"]
         ]
     assert faults(folder(tmp_path / "e", {"a.wav": sound(0 * audio), "a.txt": b"x"}), tmp_path, long_clips="split") == [
@@ -168,7 +169,7 @@ def test_a_silent_window_makes_no_clip_and_the_others_keep_their_numbers(tmp_pat
     ]
 
 
-def test_the_first_window_is_shared_by_both_ways_and_nothing_whole_is_decoded_again(tmp_path, monkeypatch):
+def test_first_and_split_share_the_first_window_and_decode_no_complete_recording_again(tmp_path, monkeypatch):
     seen: list[object] = []
     monkeypatch.setattr(prepare_clip, "open_recording", counted(prepare_clip.open_recording, seen))
     data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
@@ -186,14 +187,14 @@ def test_the_first_window_is_shared_by_both_ways_and_nothing_whole_is_decoded_ag
     assert not [path for path in (tmp_path / "shared").rglob("*") if path.suffix not in (".flac", ".json", "")]
 
 
-def test_windows_are_counted_against_the_limit_and_their_names_must_be_free(tmp_path):
+def test_windows_count_towards_the_limit_and_their_names_must_be_unique(tmp_path):
     data = folder(tmp_path / "d", {"a.wav": sound(noise(9.0)), "a.txt": b"noise"})
     assert faults(data, tmp_path, long_clips="split", max_clips=2) == [("", "too_many_clips")]
     folder(data, {**clips("a#2")})
     assert faults(data, tmp_path, long_clips="split") == [("a.wav", "duplicate_name")]
 
 
-def test_a_window_has_its_own_key_and_the_first_one_that_of_the_whole():
+def test_each_window_has_its_own_key_and_the_first_one_has_that_of_the_recording():
     assert prepared_key("sha256:00", PARAMS, 0) == prepared_key("sha256:00", PARAMS)
     assert prepared_key("sha256:00", PARAMS, NATIVE) != prepared_key("sha256:00", PARAMS)
     assert prepared_key("sha256:00", PARAMS) == prepared_key("sha256:00", replace(PARAMS, long_clips="split"))
@@ -207,14 +208,14 @@ def warnings(place: Path, audio: np.ndarray, **form: object) -> set[str]:
     return {one["type"] for one in run(data, workspace(place))[0].facts["warnings"]}
 
 
-def test_clipping_is_warned_of_and_single_peaks_at_full_scale_are_not(tmp_path):
+def test_clipping_is_warned_of_and_single_samples_at_full_scale_are_not(tmp_path):
     assert warnings(tmp_path / "loud", np.clip(4 * tone(1.0), -1, 1)) == {"clipping"}
     normalised = tone(1.0)
     normalised[::500] = 1.0
     assert warnings(tmp_path / "peaks", normalised) == set()
 
 
-def test_a_sound_cut_off_into_exact_silence_is_warned_of_and_a_fade_is_not(tmp_path):
+def test_a_dropout_is_warned_of_and_a_fade_is_not(tmp_path):
     cut, faded = tone(2.0, hz=441), tone(2.0, hz=441)
     cut[RATE // 2 + 25 : RATE] = 0
     faded *= np.linspace(1, -0.5, len(faded)).clip(0)[:, None].astype(np.float32)
@@ -222,7 +223,7 @@ def test_a_sound_cut_off_into_exact_silence_is_warned_of_and_a_fade_is_not(tmp_p
     assert warnings(tmp_path / "faded", faded) == set()
 
 
-def test_a_sound_off_centre_is_warned_of(tmp_path):
+def test_a_dc_offset_is_warned_of(tmp_path):
     assert warnings(tmp_path / "off", tone(1.0) + 0.05) == {"dc_offset"}
 
 
@@ -230,7 +231,7 @@ def test_a_sound_off_centre_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize("from_hz", [48000, 96000, 22050, 8000, 44099])
-def test_soxr_keeps_our_rule_of_length_and_gives_one_signal_whatever_the_blocks(from_hz):
+def test_soxr_follows_the_length_rule_and_does_not_depend_on_the_blocks(from_hz):
     pytest.importorskip("soxr")
     audio_AX = tone(1.3, rate=from_hz).T
     whole = resample(audio_AX, from_hz, RATE, "soxr")
@@ -249,7 +250,7 @@ def test_soxr_keeps_a_tone_clean(hz):
     assert 10 * np.log10((fit_X**2).mean() / ((out_X - fit_X) ** 2).mean()) > 110
 
 
-def test_the_resampler_asked_for_is_used_recorded_and_renames_the_audio(tmp_path):
+def test_the_resampler_asked_for_is_used_recorded_and_part_of_the_key(tmp_path):
     pytest.importorskip("soxr")
     data = folder(tmp_path / "d", {"a.wav": sound(tone(1.0, rate=48000), 48000), "a.txt": b"tone"})
     outcome, (row,) = run(data, workspace(tmp_path), resampler="soxr")

@@ -1,4 +1,4 @@
-"""Archives made to do harm, and archives that are merely odd: harm is refused by name, oddity is read."""
+"""Hostile archives, which are refused by name, and merely unusual ones, which are read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_pipes_and_devices_inside_a_zip_are_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_packing_that_cannot_be_undone_in_bounded_steps_is_refused_unread(tmp_path, method):
+def test_compression_that_cannot_be_undone_in_bounded_steps_is_refused_unread(tmp_path, method):
     path = zipped(tmp_path / "d.zip", {"a.wav": bytes(1000)}, method)
     assert fault_types(path) == {"a.wav": "compression_method"}
 
@@ -101,7 +101,7 @@ def test_very_many_files_are_refused_before_they_are_listed(tmp_path):
         open_source(folder(tmp_path / "f", {f"{n}.txt": b"x" for n in range(30)}), limits=ArchiveLimits(max_members=20))
 
 
-def test_a_list_that_lies_about_its_count_is_judged_by_its_length(tmp_path):
+def test_a_central_directory_with_a_false_count_is_judged_by_its_size(tmp_path):
     data = zipped(tmp_path / "d.zip", {f"{'n' * 200}{number}.txt": b"x" for number in range(80)})
     content = bytearray(data.read_bytes())
     end = content.rindex(b"PK\x05\x06")
@@ -112,8 +112,8 @@ def test_a_list_that_lies_about_its_count_is_judged_by_its_length(tmp_path):
         open_source(data, limits=ArchiveLimits(max_members=30))
 
 
-def test_listing_a_huge_list_stays_in_bounded_memory(tmp_path):
-    """A list of contents of 60 MB is refused by a process that may not have 1 GB."""
+def test_a_huge_central_directory_is_refused_in_bounded_memory(tmp_path):
+    """A central directory of 60 MB is refused by a process limited to 1 GB."""
     entry = b"PK\x01\x02" + bytes(24) + struct.pack("<H", 20) + bytes(16) + b"n" * 20
     count = (60 << 20) // len(entry)
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 7, 7, count * len(entry), 0, 0)
@@ -149,7 +149,7 @@ def test_zip64_data_descriptors_comments_and_prepended_bytes_are_read(tmp_path):
 
 
 class Unseekable(io.RawIOBase):
-    """A pipe, as far as zipfile can tell."""
+    """A file that zipfile takes for a pipe."""
 
     def __init__(self, target: io.BytesIO) -> None:
         self.target = target
@@ -195,7 +195,7 @@ def test_the_same_name_twice_is_no_clip_at_all(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_an_entry_that_hides_behind_the_name_of_another_is_not_read(tmp_path):
-    """Its declared size would be read at once: 16 MiB here, any number in an archive made to do harm."""
+    """Its declared size would be read at once: 16 MiB here, any size in a hostile archive."""
     path = tmp_path / "d.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.wav", b"x")
@@ -215,25 +215,25 @@ def test_an_entry_that_hides_behind_the_name_of_another_is_not_read(tmp_path):
         close_archives()
 
 
-def test_names_that_fall_together_without_regard_to_case_are_faults(tmp_path):
+def test_names_that_differ_only_in_case_are_faults(tmp_path):
     data = zipped(tmp_path / "d.zip", {**clips("straße"), **clips("STRASSE")})
     assert {type for _, type in faults(data, tmp_path)} == {"duplicate_name"}
 
 
-def test_a_name_flagged_utf8_that_is_none_is_refused_with_a_remedy(tmp_path):
+def test_a_name_falsely_flagged_as_utf8_is_refused_with_a_remedy(tmp_path):
     path = zipped(tmp_path / "d.zip", {"schön.wav": b"x"})
     path.write_bytes(path.read_bytes().replace("schön".encode(), b"sch\xf6nn"))
     with pytest.raises(SourceUnreadable, match="claims to be UTF-8 and is not"):
         open_source(path)
 
 
-def test_a_header_that_names_another_file_than_the_list_does_is_not_read(tmp_path):
+def test_a_local_header_with_another_name_than_the_central_directory_is_not_read(tmp_path):
     path = zipped(tmp_path / "d.zip", {"a.wav": b"content"})
     path.write_bytes(path.read_bytes().replace(b"a.wav", b"b.wav", 1))
     assert fault_types(path) == {"a.wav": "member_unreadable"}
 
 
-def test_nothing_is_ever_unpacked_beside_the_store(tmp_path):
+def test_nothing_is_ever_unpacked_outside_the_store(tmp_path):
     data = zipped(tmp_path / "d.zip", {**clips("a", "b/c"), "../out.wav": b"x", "/out.wav": b"x"})
     before = set(tmp_path.rglob("*"))
     faults(data, tmp_path / "place")

@@ -1,4 +1,4 @@
-"""MP4 boxes, ASF objects and ADTS frames of any bytes: a count or a fault, and nothing else."""
+"""MP4 boxes, ASF objects and ADTS frames of arbitrary bytes give a count or a fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def box(name: bytes, content: bytes) -> bytes:
 
 
 def asf(declared: int, rest: bytes) -> bytes:
-    """A file whose properties declare so many bytes."""
+    """A file whose properties declare that many bytes."""
     properties = ASF_FILE + struct.pack("<Q", 104) + bytes(16) + struct.pack("<Q", declared) + bytes(56)
     return ASF_HEADER + struct.pack("<QI2s", 30 + len(properties), 1, b"\1\2") + properties + rest
 
@@ -50,14 +50,14 @@ def judged(data: bytes) -> int | str:
 
 @settings(deadline=None, max_examples=150)
 @given(any_boxes, st.binary(max_size=20))
-def test_any_boxes_lead_to_a_count_or_a_cut(boxes, rest):
+def test_any_boxes_give_a_count_or_are_truncated(boxes, rest):
     found = judged(box(b"ftyp", b"M4A ") + b"".join(boxes) + rest)
     assert found == "audio_truncated" or 0 <= found <= sum(map(len, boxes)) + len(rest)
 
 
 @settings(deadline=None, max_examples=150)
 @given(any_objects, st.integers(0, 2**64 - 1), st.binary(max_size=20))
-def test_any_objects_lead_to_a_count_or_a_cut(objects, stop, rest):
+def test_any_objects_give_a_count_or_are_truncated(objects, stop, rest):
     data = ASF_HEADER + struct.pack("<QI2s", stop, len(objects), b"\1\2") + b"".join(objects) + rest
     found = judged(data)
     assert found == "audio_truncated" or 0 <= found <= len(data)
@@ -65,7 +65,7 @@ def test_any_objects_lead_to_a_count_or_a_cut(objects, stop, rest):
 
 @settings(deadline=None, max_examples=150)
 @given(any_frames)
-def test_any_frames_are_raw_aac_or_are_not(data):
+def test_any_frames_are_accepted_or_rejected_as_raw_aac(data):
     try:
         check_adts(data)
     except FileRejected as rejection:
@@ -73,7 +73,7 @@ def test_any_frames_are_raw_aac_or_are_not(data):
 
 
 @given(st.binary(max_size=40), st.data())
-def test_a_file_cut_anywhere_inside_its_last_box_is_cut_short(content, data):
+def test_a_file_cut_anywhere_inside_its_last_box_is_truncated(content, data):
     whole = box(b"ftyp", b"M4A ") + box(b"mdat", content) + box(b"moov", content)
     assert judged(whole) == 0
     end = data.draw(st.integers(len(whole) - len(content), len(whole)))
@@ -85,5 +85,5 @@ def test_a_wma_is_as_long_as_its_properties_say(declared, verdict):
     assert judged(asf(declared, bytes(10))) == verdict
 
 
-def test_other_files_are_not_judged_here():
+def test_other_files_are_not_checked_here():
     assert judged(b"RIFF" + bytes(40)) == judged(b"") == judged(b"\0" * 8) == 0

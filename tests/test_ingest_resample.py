@@ -1,4 +1,4 @@
-"""Sample-rate conversion: exact where it can be, and the same whatever the blocks, the threads and the position."""
+"""Sample-rate conversion: its accuracy, and its independence of blocks, threads and position."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sine(hz: float, rate_hz: int, seconds: float = 2.0) -> np.ndarray:
 
 
 def raw_snr_db(hz: float, from_hz: int) -> float:
-    """Of a resampled sine against the same sine computed at the new rate: no fitted gain or phase, edges left out."""
+    """Signal-to-error ratio of a resampled sine against the sine at the new rate; no fitted gain or phase, no edges."""
     out_X = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
     true_X = sine(hz, TO_HZ)[: out_X.size]
     inner = slice(1000, -1000)
@@ -32,7 +32,7 @@ def raw_snr_db(hz: float, from_hz: int) -> float:
 
 
 def dense(audio_X: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """The defining sum, output by output, in float64."""
+    """The defining sum of the filter, output by output, in float64."""
     from resampy.filters import get_filter
 
     half_window, per_zero, _ = get_filter("kaiser_best")
@@ -57,12 +57,12 @@ def dense(audio_X: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         (997, 8000, 105),
     ],
 )
-def test_a_tone_comes_out_as_the_same_tone(hz, from_hz, least_db):
+def test_a_tone_is_resampled_to_the_same_tone(hz, from_hz, least_db):
     assert raw_snr_db(hz, from_hz) > least_db
 
 
 @pytest.mark.parametrize(("from_hz", "lowest_hz"), [(48000, 22750), (96000, 22750)])
-def test_what_the_new_rate_cannot_hold_is_gone(from_hz, lowest_hz):
+def test_frequencies_above_the_new_nyquist_frequency_are_removed(from_hz, lowest_hz):
     for hz in np.linspace(lowest_hz, from_hz / 2 - 50, 9):
         out_X = resample(sine(hz, from_hz)[None].astype(np.float32), from_hz, TO_HZ)[0]
         assert 20 * math.log10(np.abs(out_X[1000:-1000]).max()) < -120
@@ -88,20 +88,20 @@ def test_the_matrix_products_are_the_defining_sum(from_hz, num_samples, seed):
 
 @given(from_hz=st.integers(2000, 400_000), num_samples=st.integers(0, 10**9))
 @settings(deadline=None)
-def test_the_length_is_the_least_that_reaches_the_end(from_hz, num_samples):
+def test_the_length_is_the_least_that_covers_the_signal(from_hz, num_samples):
     length = resampled_length(num_samples, from_hz, TO_HZ)
     assert (length - 1) * from_hz < num_samples * TO_HZ <= length * from_hz or length == num_samples == 0
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 159, 160, 161, 44100, 48000, 65536, 70000])
-def test_a_signal_of_any_length_gets_the_length_of_the_rule(num_samples):
+def test_signals_of_any_length_follow_the_length_rule(num_samples):
     assert resample(np.zeros((2, num_samples), np.float32), 48000, TO_HZ).shape == (
         2,
         math.ceil(num_samples * 147 / 160),
     )
 
 
-def test_two_signals_mixed_are_resampled_as_the_mix_of_both():
+def test_resampling_is_linear():
     random = np.random.default_rng(0)
     one_AX, two_AX = random.uniform(-1, 1, (2, 2, 30000)).astype(np.float32)
     mixed_AX = resample(0.5 * one_AX + 0.25 * two_AX, 48000, TO_HZ)
@@ -111,7 +111,7 @@ def test_two_signals_mixed_are_resampled_as_the_mix_of_both():
 
 @given(periods=st.integers(1, 900))
 @settings(max_examples=10, deadline=None)
-def test_a_delay_of_whole_periods_in_is_a_delay_of_whole_periods_out(periods):
+def test_a_delay_by_whole_periods_is_a_delay_by_whole_periods_after_resampling(periods):
     up, down = ratio_of(48000, TO_HZ).up, ratio_of(48000, TO_HZ).down
     audio_AX = np.random.default_rng(1).uniform(-1, 1, (1, 20000)).astype(np.float32)
     late_AX = np.pad(audio_AX, ((0, 0), (periods * down, 0)))
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_the_signal():
 
 
 @pytest.mark.parametrize(("from_hz", "tolerance"), [(22050, 1e-6), (32000, 1e-6), (48000, 3e-4), (96000, 3e-4)])
-def test_it_is_resampy_up_to_what_resampy_rounds(from_hz, tolerance):
+def test_samples_are_those_of_resampy_up_to_its_rounding(from_hz, tolerance):
     """Going down, resampy steps through its table in whole entries: 5e-5 of time, hence the wider bound."""
     import resampy
 
@@ -160,7 +160,7 @@ def test_it_is_resampy_up_to_what_resampy_rounds(from_hz, tolerance):
     np.testing.assert_allclose(ours_X[inner], theirs_X[inner], atol=tolerance)
 
 
-def test_neither_threads_nor_a_compiler_have_a_hand_in_the_samples():
+def test_samples_depend_neither_on_threads_nor_on_compilation():
     code = (
         "import hashlib, numpy, resampy.interpn as compiled; from stages.ingest.audio.resample import resample\n"
         "total = hashlib.sha256()\n"

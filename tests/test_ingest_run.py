@@ -1,4 +1,4 @@
-"""The ingest stage: rows and prepared audio out of a dataset, every fault of every file in one pass."""
+"""The ingest stage: manifest and prepared audio of a dataset, and every fault of every file in one pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.small_datasets import PARAMS, RATE, clips, faults, folder, run, sound
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Sizes of the files that are decoded, in order."""
+    """Sizes of the decoded files, in order."""
     seen: list[int] = []
 
     def noting(data: bytes) -> Recording:
@@ -61,7 +61,7 @@ def test_every_clip_becomes_a_row_in_order_with_its_prompt(tmp_path):
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
-def test_audio_at_the_models_rate_comes_back_bit_for_bit(tmp_path, subtype):
+def test_audio_at_the_models_rate_is_stored_losslessly(tmp_path, subtype):
     data = sound(np.random.default_rng(0).uniform(-1, 1, (20000, 2)), subtype=subtype)
     _, rows = run(folder(tmp_path / "d", {"a.wav": data, "a.txt": b"noise"}), workspace(tmp_path))
     source, _ = soundfile.read(io.BytesIO(data), dtype="float32")
@@ -99,7 +99,7 @@ def test_another_rate_is_resampled_as_a_whole_signal_would_be(tmp_path):
     assert np.abs(kept - resample(audio.T, 48000, RATE)).max() <= 2.0**-24
 
 
-def test_a_long_recording_keeps_its_first_native_window_and_says_how_long_it_was(tmp_path):
+def test_a_long_recording_keeps_its_first_native_window_and_records_its_length(tmp_path):
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, (round(9.3 * 22050), 1)).astype(np.float32)
     files = {"a.wav": sound(audio, 22050, subtype="FLOAT"), "a.txt": b"noise", **clips("b")}
     outcome, rows = run(folder(tmp_path / "d", files), workspace(tmp_path))
@@ -113,7 +113,7 @@ def test_a_long_recording_keeps_its_first_native_window_and_says_how_long_it_was
 
 
 @pytest.mark.parametrize("rate", [RATE, 48000])
-def test_damage_behind_the_native_window_is_noticed_too(tmp_path, rate):
+def test_damage_after_the_native_window_is_detected_too(tmp_path, rate):
     audio = tone(9.0, rate=rate)
     audio[-100] = np.nan
     data = folder(tmp_path / "d", {"a.wav": sound(audio, rate, subtype="FLOAT"), "a.txt": b"tone"})
@@ -125,7 +125,7 @@ def test_damage_behind_the_native_window_is_noticed_too(tmp_path, rate):
     seconds=st.none() | st.floats(1, 380),
 )
 @settings(deadline=None)
-def test_the_window_is_what_was_asked_for_or_the_longest_within_one_frame_and_native(lengths, seconds):
+def test_the_window_is_the_duration_or_the_longest_clip_between_one_frame_and_the_native_length(lengths, seconds):
     params = replace(PARAMS, duration_seconds=seconds)
     found = dataset_window(lengths, params)
     wanted = max(lengths) if seconds is None else round(seconds * RATE)
@@ -138,7 +138,7 @@ def test_the_native_window_has_the_published_number_of_frames():
         assert dataset_window([10**9], replace(PARAMS, native_samples=seconds * RATE)).num_frames == frames
 
 
-def test_each_row_says_its_crop_or_pad_against_the_window(tmp_path):
+def test_each_row_records_its_crop_or_pad_to_the_window(tmp_path):
     files = {**clips("short", seconds=0.5), **clips("long", seconds=2.0)}
     data = folder(tmp_path / "d", files)
     _, rows = run(data, workspace(tmp_path), duration_seconds=1.0)
@@ -183,7 +183,7 @@ def test_another_dataset_in_the_same_store_reuses_its_clips(tmp_path, decoded):
 
 
 @pytest.mark.parametrize("damage", ["no audio", "short audio", "no facts", "damaged facts", "facts of another version"])
-def test_a_prepared_clip_that_is_not_whole_is_made_again_to_the_same_bytes(tmp_path, decoded, damage):
+def test_an_incomplete_prepared_clip_is_made_again_to_the_same_bytes(tmp_path, decoded, damage):
     data = folder(tmp_path / "d", clips("a", "b"))
     _, rows = run(data, workspace(tmp_path))
     audio = tmp_path / "shared" / rows[0].audio
@@ -203,7 +203,7 @@ def test_a_prepared_clip_that_is_not_whole_is_made_again_to_the_same_bytes(tmp_p
     assert audio.read_bytes() == content
 
 
-def test_nothing_in_the_results_depends_on_where_the_dataset_lies_or_how_it_is_packed(tmp_path):
+def test_results_do_not_depend_on_the_datasets_path_or_packing(tmp_path):
     files = {
         **clips("a", "b/c"),
         "notes.md": b"words",
@@ -225,7 +225,7 @@ def test_nothing_in_the_results_depends_on_where_the_dataset_lies_or_how_it_is_p
 
 
 @pytest.mark.parametrize("resources", [Resources(workers=2), Resources(workers=2, engine="threading"), Resources()])
-def test_workers_change_nothing_in_the_results(tmp_path, resources):
+def test_results_do_not_depend_on_the_workers(tmp_path, resources):
     files = {**clips("a", "b", "c", rate=48000), **clips("d", "e")}
     data = zipped(tmp_path / "d.zip", files)
     results = []
@@ -309,7 +309,7 @@ def test_every_fault_of_every_file_is_found_in_one_pass(tmp_path, pack):
     assert faults(data, tmp_path) == EXPECTED
 
 
-def test_faults_are_found_whichever_worker_looks(tmp_path):
+def test_faults_are_found_by_any_number_of_workers(tmp_path):
     data = zipped(tmp_path / "d.zip", broken())
     with pytest.raises(DatasetFaults) as caught:
         run(data, workspace(tmp_path, Resources(workers=2)))
@@ -326,7 +326,7 @@ def test_two_faults_of_one_clip_are_both_listed(tmp_path):
     ]
 
 
-def test_without_the_bad_clips_the_rest_goes_on_and_what_was_left_out_is_said_and_recorded(tmp_path):
+def test_skip_bad_leaves_out_clips_with_faults_and_reports_and_records_them(tmp_path):
     said: list[str] = []
     data = zipped(tmp_path / "d.zip", broken())
     outcome, rows = run(data, workspace(tmp_path, say=said.append), skip_bad=True)
@@ -336,13 +336,13 @@ def test_without_the_bad_clips_the_rest_goes_on_and_what_was_left_out_is_said_an
     assert all(member in left_out for member, _ in EXPECTED)
 
 
-def test_the_faults_of_the_archive_end_the_run_even_without_the_bad_clips(tmp_path):
+def test_faults_of_the_archive_end_the_run_even_with_skip_bad(tmp_path):
     data = zipped(tmp_path / "d.zip", {**clips("good"), "../evil.wav": b"x", "bad.wav": b"words", "bad.txt": b"x"})
     assert ("../evil.wav", "path_traversal") in faults(data, tmp_path, skip_bad=True)
     assert ("bad.wav", "audio_decode_error") in faults(data, tmp_path, skip_bad=True)
 
 
-def test_no_clip_left_is_a_fault_that_still_shows_what_was_wrong_with_them(tmp_path):
+def test_no_usable_clip_is_a_fault_listed_with_those_of_the_clips(tmp_path):
     data = folder(tmp_path / "d", {"a.wav": b"words", "a.txt": b"x"})
     assert faults(data, tmp_path, skip_bad=True) == [("", "too_few_clips"), ("a.wav", "audio_decode_error")]
 
@@ -371,7 +371,7 @@ def test_limits_hold_although_the_dataset_was_listed_under_wider_ones(tmp_path, 
     assert len(decoded) == 2
 
 
-def test_a_file_that_changes_while_the_dataset_is_read_is_not_taken(tmp_path):
+def test_a_file_that_changes_while_the_dataset_is_read_is_a_fault(tmp_path):
     data = folder(tmp_path / "d", clips("a", "b"))
     source = open_source(data)
     (data / "a.wav").write_bytes(sound(tone(1.0)))
@@ -397,7 +397,7 @@ def test_what_peaks_below_60_db_is_silent(tmp_path, peak_db, is_silent):
         assert len(run(data, workspace(tmp_path))[1]) == 2
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch, decoded):
+def test_too_little_disk_space_is_an_error_before_anything_is_written(tmp_path, monkeypatch, decoded):
     monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(InsufficientDiskSpace, match="Nothing was written"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))

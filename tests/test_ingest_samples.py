@@ -1,4 +1,4 @@
-"""What ingest does with every sample, in few passes: the same as said plainly, in whatever order samples lie."""
+"""Fast passes over all samples give what their plain definitions give, in any memory layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ any_block = arrays(np.float32, st.tuples(st.just(2), st.integers(1, 40)), elemen
 
 
 def layouts(block_AX: np.ndarray) -> list[np.ndarray]:
-    """The block channel by channel, and interleaved."""
+    """The block in planar and in interleaved layout."""
     return [np.ascontiguousarray(block_AX), np.ascontiguousarray(block_AX.T).T]
 
 
@@ -42,12 +42,12 @@ def test_samples_become_the_nearest_24_bit_values_clamped_to_full_scale(block_AX
 
 @settings(deadline=None, max_examples=100)
 @given(any_block)
-def test_a_sample_is_silence_only_where_both_channels_are_zero_of_either_sign(block_AX):
+def test_a_sample_is_silent_only_where_both_channels_are_zero_of_either_sign(block_AX):
     for laid_AX in layouts(block_AX):
         np.testing.assert_array_equal(_is_sound(laid_AX), (block_AX != 0).any(axis=0))
 
 
-def test_blocks_are_resampled_to_the_same_bits_however_they_lie_in_memory():
+def test_resampled_bits_do_not_depend_on_the_memory_layout_of_blocks():
     audio_AX = np.random.default_rng(0).uniform(-1, 1, (2, 100_000)).astype(np.float32)
     first, second = (
         np.concatenate(list(resampled(np.split(laid_AX, [30_000, 70_000], axis=1), 48000, RATE)), axis=1)
@@ -56,7 +56,7 @@ def test_blocks_are_resampled_to_the_same_bits_however_they_lie_in_memory():
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_resampler_takes_resampy_s_own_table_without_starting_its_compiler():
+def test_the_resampler_reads_resampys_table_without_starting_its_compiler():
     from resampy.filters import get_filter
 
     half_window, table_step, _ = get_filter(FILTER)
@@ -67,14 +67,14 @@ def test_the_resampler_takes_resampy_s_own_table_without_starting_its_compiler()
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, -0.25])
-def test_the_mean_is_found_to_its_five_digits_in_half_a_minute_of_sound(offset):
+def test_the_mean_of_half_a_minute_is_accurate_to_its_five_digits(offset):
     recording = Recording(sound(tone(30.0, hz=441.0) + np.float32(offset), RATE, "WAV", "FLOAT"))
     for _ in recording.blocks():
         pass
     assert recording.level.dc_offset == pytest.approx(offset, abs=1e-5)
 
 
-def test_a_clip_s_sound_is_flushed_before_its_facts_are_there_and_both_names_after(tmp_path, monkeypatch):
+def test_a_clips_audio_is_flushed_before_its_facts_are_written_and_both_names_after(tmp_path, monkeypatch):
     data, work = folder(tmp_path / "d", clips("a")), workspace(tmp_path)
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
@@ -94,7 +94,7 @@ def test_a_clip_s_sound_is_flushed_before_its_facts_are_there_and_both_names_aft
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"{"])
-def test_facts_that_a_power_failure_took_are_found_again(tmp_path, damage):
+def test_facts_lost_in_a_power_failure_are_found_again(tmp_path, damage):
     data, work = folder(tmp_path / "d", clips("a")), workspace(tmp_path)
     _, rows = run(data, work)
     (facts,) = (tmp_path / "shared" / "prepared").rglob("*.json")

@@ -1,4 +1,4 @@
-"""A zip or folder named by what is in it; members that cannot be read say why."""
+"""The listing of a zip or folder: fingerprint by content, and a fault for each unreadable member."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JUNK = {
 
 
 class Notebook:
-    """A digest_cache that keeps everything it is told for ever."""
+    """A digest cache that never forgets."""
 
     def __init__(self) -> None:
         self.notes: dict[tuple[Path, str], str] = {}
@@ -71,12 +71,12 @@ def test_members_are_listed_in_order_with_the_digest_of_their_bytes(tmp_path, pa
     ]
 
 
-def test_a_zip_and_the_folder_it_was_made_of_have_one_name(tmp_path):
+def test_a_zip_and_the_folder_it_was_made_from_have_one_fingerprint(tmp_path):
     packed = zipped(tmp_path / "elsewhere.zip", FILES, zipfile.ZIP_DEFLATED)
     assert open_source(packed).fingerprint == open_source(folder(tmp_path / "d", FILES)).fingerprint
 
 
-def test_neither_place_nor_date_nor_order_nor_what_systems_leave_behind_changes_the_name(tmp_path):
+def test_neither_path_nor_date_nor_order_nor_system_files_change_the_fingerprint(tmp_path):
     plain = zipped(tmp_path / "a.zip", FILES)
     other = zipped(tmp_path / "b.zip", {**JUNK, **dict(reversed(FILES.items()))})
     os.utime(other, (1, 1))
@@ -85,7 +85,7 @@ def test_neither_place_nor_date_nor_order_nor_what_systems_leave_behind_changes_
 
 
 @pytest.mark.parametrize("change", [{"b.txt": b"Caption"}, {"c.txt": b"caption"}], ids=["content", "one more"])
-def test_another_content_has_another_name(tmp_path, change):
+def test_other_content_has_another_fingerprint(tmp_path, change):
     before = open_source(zipped(tmp_path / "a.zip", FILES)).fingerprint
     assert open_source(zipped(tmp_path / "b.zip", {**FILES, **change})).fingerprint != before
 
@@ -100,7 +100,7 @@ def test_a_zip_that_is_remembered_is_not_read(tmp_path, monkeypatch):
     assert len(digest_cache.notes) == 1, "one list for the whole zip"
 
 
-def test_of_a_folder_only_the_files_that_are_not_remembered_are_read(tmp_path, monkeypatch):
+def test_only_the_files_of_a_folder_that_are_not_remembered_are_read(tmp_path, monkeypatch):
     path, digest_cache, read = folder(tmp_path / "d", FILES), Notebook(), []
     monkeypatch.setattr(source_module, "digest_file", counted(source_module.digest_file, read))
     first = open_source(path, digest_cache)
@@ -109,7 +109,7 @@ def test_of_a_folder_only_the_files_that_are_not_remembered_are_read(tmp_path, m
     assert [file.name for file in read] == ["one.wav", "two.wav", "b.txt", "b.txt"]
 
 
-def test_other_limits_do_not_take_what_was_remembered_under_these(tmp_path):
+def test_a_list_remembered_under_other_limits_is_not_used(tmp_path):
     path, digest_cache = zipped(tmp_path / "d.zip", FILES), Notebook()
     assert all(member.digest for member in open_source(path, digest_cache).members)
     assert any(member.fault for member in open_source(path, digest_cache, ArchiveLimits(max_member_bytes=45)).members)
@@ -147,12 +147,12 @@ def test_a_link_is_not_followed(tmp_path):
     }
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(folder(tmp_path / "d", FILES) / "pipe.wav")
     assert fault_types(tmp_path / "d")["pipe.wav"] == "not_a_file"
 
 
-def test_an_encrypted_member_says_so(tmp_path):
+def test_an_encrypted_member_is_a_fault(tmp_path):
     path = zipped(tmp_path / "d.zip", {"a.wav": b"content"})
     content = bytearray(path.read_bytes())
     for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -182,7 +182,7 @@ def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     assert len(read) == 2
 
 
-def test_a_member_that_lies_about_its_size_is_not_unpacked_beyond_it(tmp_path):
+def test_a_member_with_a_false_size_is_not_unpacked_beyond_it(tmp_path):
     path = zipped(tmp_path / "d.zip", {"a.wav": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
     for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
@@ -210,7 +210,7 @@ def test_the_unicode_path_field_of_info_zip_is_understood(tmp_path):
     assert [member.name for member in open_source(odd_zip(tmp_path / "d.zip", entry)).members] == ["Größe.wav"]
 
 
-def test_a_file_whose_name_is_not_utf8_says_so(tmp_path, monkeypatch):
+def test_a_file_name_that_is_not_utf8_is_a_fault(tmp_path, monkeypatch):
     """Some systems refuse to write such a name, so the listing is given one."""
     root = folder(tmp_path / "d", {"plain.wav": b"x"})
     with os.scandir(root) as scanned:
@@ -227,7 +227,7 @@ def test_names_are_given_with_plain_forward_slashes(tmp_path, name):
     ]
 
 
-def test_a_member_reads_back_as_it_was_listed_or_not_at_all(tmp_path):
+def test_a_member_is_read_as_it_was_listed_or_rejected(tmp_path):
     for number, path in enumerate((zipped(tmp_path / "d.zip", FILES), folder(tmp_path / "d", FILES))):
         source = open_source(path)
         for member in source.members:
@@ -251,7 +251,7 @@ def test_a_member_reads_back_as_it_was_listed_or_not_at_all(tmp_path):
         (b"", "not a zip"),
     ],
 )
-def test_what_is_no_zip_is_refused_by_name_with_a_remedy(tmp_path, content, words):
+def test_other_archives_are_named_and_refused_with_a_remedy(tmp_path, content, words):
     path = tmp_path / "d.zip"
     path.write_bytes(content)
     with pytest.raises(SourceUnreadable, match=words) as caught:

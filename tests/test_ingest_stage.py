@@ -1,4 +1,4 @@
-"""Ingest's params: what is refused at birth, and what names prepared audio."""
+"""Params of ingest: what values are refused, and what the key of prepared audio depends on."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(IngestParams)])
-def test_nonsense_is_refused_with_the_name_of_the_field_and_the_value(field):
+def test_an_invalid_value_is_refused_with_the_name_of_the_field(field):
     with pytest.raises(ValueError, match=rf"ingest\.{field} must be .*; got") as caught:
         replace(PARAMS, **{field: NONSENSE[field]})
     assert repr(NONSENSE[field]) in str(caught.value)
 
 
-def test_more_clips_cannot_be_needed_than_are_allowed():
+def test_min_clips_may_not_exceed_max_clips():
     with pytest.raises(ValueError, match="max_clips"):
         replace(PARAMS, min_clips=5, max_clips=4)
 
@@ -69,14 +69,14 @@ def test_every_param_is_hashed(field):
 
 
 @pytest.mark.parametrize("field", sorted(OTHER))
-def test_prepared_audio_is_renamed_by_what_changes_its_samples_and_by_nothing_else(field):
+def test_the_key_of_prepared_audio_changes_with_what_changes_its_samples_alone(field):
     changed = replace(PARAMS, **{field: OTHER[field]})
     decides = field in {"native_samples", "sample_rate_hz", "resampler"}
     assert (prepared_key("sha256:00", changed) != prepared_key("sha256:00", PARAMS)) == decides
     assert (audio_params(changed) != audio_params(PARAMS)) == decides
 
 
-def test_other_bytes_are_other_prepared_audio():
+def test_other_source_bytes_have_another_key():
     assert prepared_key("sha256:00", PARAMS) != prepared_key("sha256:01", PARAMS)
 
 

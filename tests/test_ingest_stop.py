@@ -1,4 +1,4 @@
-"""Stopped anywhere, also by kill -9, and run again: the bytes of an uninterrupted run, and no clip prepared twice."""
+"""A run that is stopped anywhere, also by kill -9, is continued to the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def everything(place: Path) -> dict[str, bytes]:
 
 
 def prepared(place: Path) -> dict[str, int]:
-    """Clips that are wholly prepared, and when."""
+    """Completely prepared clips, and when."""
     return {path.name: path.stat().st_mtime_ns for path in (place / "shared").rglob("*.json")}
 
 
@@ -43,7 +43,7 @@ def prepared(place: Path) -> dict[str, int]:
     "resources", [Resources(workers=1), Resources(workers=2, engine="threading")], ids=["one", "two"]
 )
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_a_stopped_run_goes_on_without_preparing_a_clip_twice(tmp_path, data, monkeypatch, resources, after):
+def test_a_stopped_run_is_continued_without_preparing_a_clip_twice(tmp_path, data, monkeypatch, resources, after):
     seen: list[workers.Job] = []
     monkeypatch.setattr(workers, "prepare", counted(workers.prepare, seen))
     asked = count()
@@ -70,13 +70,13 @@ run(data, workspace(place, Resources(workers=number), progress=lambda *_: time.s
 
 
 def started(data: Path, place: Path, workers: int) -> subprocess.Popen[bytes]:
-    """The run in a process group of its own."""
+    """Start the run in a process group of its own."""
     command = [sys.executable, "-c", RUN, str(data), str(place), str(workers)]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
 
 
 def waited_for(what) -> bool:
-    """True once `what()` holds; False after twenty seconds."""
+    """True once `what()` is true; False after twenty seconds."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         if what():
@@ -85,7 +85,7 @@ def waited_for(what) -> bool:
     return False
 
 
-def test_kill_9_leaves_nothing_half_made_and_the_next_run_goes_on(tmp_path, data):
+def test_kill_9_leaves_nothing_incomplete_and_the_next_run_continues(tmp_path, data):
     place, kept = tmp_path / "killed", {}
     for num_clips in (1, 4, 6):
         process = started(data, place, workers=1)
@@ -105,7 +105,7 @@ def test_kill_9_leaves_nothing_half_made_and_the_next_run_goes_on(tmp_path, data
     assert everything(place) == everything(tmp_path / "whole")
 
 
-def test_workers_end_with_a_run_that_is_killed_and_leave_no_trace(tmp_path, data):
+def test_workers_of_a_killed_run_end_and_leave_no_files_behind(tmp_path, data):
     place = tmp_path / "killed"
     process = started(data, place, workers=2)
     assert waited_for(lambda: len(prepared(place)) >= 2)
@@ -128,8 +128,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_ctrl_c_in_a_terminal_lets_begun_clips_finish(tmp_path, data):
-    """The terminal signals workers too; only the run itself may heed it."""
+def test_ctrl_c_in_a_terminal_lets_started_clips_finish(tmp_path, data):
+    """The terminal signals workers too; only the run itself may react."""
     heeding = "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\n"
     code = f"import signal{RUN}".replace("run(data", f"{heeding}run(data")
     code = code.replace("progress=", "should_stop=lambda: time.sleep(0.3) or bool(asked), progress=")
@@ -146,7 +146,7 @@ def test_ctrl_c_in_a_terminal_lets_begun_clips_finish(tmp_path, data):
 
 
 def children(pid: int) -> list[int]:
-    """Two workers and the process that cleans up after them, once all are there."""
+    """Child processes: two workers and joblib's resource tracker, once all have started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -159,7 +159,7 @@ def ignores_ctrl_c(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_worker_that_dies_ends_the_run_and_is_a_stop_only_if_a_stop_was_asked_for(tmp_path, data, monkeypatch, asked):
+def test_a_worker_that_dies_is_an_error_unless_a_stop_was_requested(tmp_path, data, monkeypatch, asked):
     def broken(calls):
         list(calls)
         raise BrokenProcessPool("a worker is gone")
@@ -173,7 +173,7 @@ def test_a_worker_that_dies_ends_the_run_and_is_a_stop_only_if_a_stop_was_asked_
     assert asked or "Run the same command again with fewer processes, such as --workers 1" in str(caught.value)
 
 
-def test_a_worker_that_is_killed_is_noticed_by_the_run(tmp_path, data):
+def test_a_killed_worker_is_an_error(tmp_path, data):
     code = RUN.replace("progress=", "should_stop=lambda: bool(time.sleep(0.3)), progress=")
     command = [sys.executable, "-c", code, str(data), str(tmp_path / "w"), "2"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
@@ -209,7 +209,7 @@ def slow_data(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_ctrl_c_ends_a_run_within_moments_even_amid_long_recordings(tmp_path, slow_data, number):
+def test_ctrl_c_ends_a_run_within_seconds_even_during_long_recordings(tmp_path, slow_data, number):
     heeding = "asked = []\nsignal.signal(signal.SIGINT, lambda *_: asked.append(1))\n"
     code = f"import signal{RUN}".replace("run(data", f"{heeding}print('on', flush=True)\nrun(data")
     code = code.replace("progress=", "should_stop=lambda: bool(asked), progress=")

@@ -1,4 +1,4 @@
-"""How many workers there are, and backends that are not installed."""
+"""The number of workers, and missing joblib backends."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def jobs(count: int, num_bytes: int) -> list[Job]:
     ("asked", "count", "num_bytes", "expected"),
     [(3, 10, 1, 3), (3, 2, 1, 2), (0, 10, 1000, 1), (0, 100, 10**8, 4), (0, 3, 10**9, 3), (0, 0, 0, 1), (5, 0, 0, 1)],
 )
-def test_as_many_workers_as_asked_for_else_as_there_is_work_for(monkeypatch, asked, count, num_bytes, expected):
+def test_the_number_of_workers_is_as_requested_or_follows_the_work(monkeypatch, asked, count, num_bytes, expected):
     monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
     assert num_workers(jobs(count, num_bytes), Resources(workers=asked)) == expected
 
 
 @pytest.mark.parametrize(("engine", "package"), [("dask", r"dask\[distributed\]"), ("ray", "ray")])
-def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install(tmp_path, monkeypatch, engine, package):
+def test_a_missing_backend_is_an_error_that_says_what_to_install(tmp_path, monkeypatch, engine, package):
     import sys
 
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -40,7 +40,7 @@ def test_a_backend_that_is_not_installed_is_an_error_that_says_what_to_install(t
         run(data, workspace(tmp_path, Resources(engine=engine)))
 
 
-def test_a_disk_that_refuses_is_an_error_that_survives_the_way_back_from_a_worker(tmp_path):
+def test_a_write_error_is_reported_from_a_worker(tmp_path):
     data = folder(tmp_path / "d", clips("a", "b", "c"))
     work = workspace(tmp_path, Resources(workers=2))
     (work.shared).mkdir()

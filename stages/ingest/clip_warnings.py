@@ -73,4 +73,4 @@ def _about_windows(name: str, parts: Sequence[PreparedClip], params: IngestParam
     if kept < whole and params.long_clips == "first":
         yield warning(name, "cropped_to_native", seconds=whole / rate, kept=kept / rate)
     elif kept < whole:
-        yield warning(name, "rest_dropped", count=whole - kept)
+        yield _about_samples(name, "rest_dropped", whole - kept)

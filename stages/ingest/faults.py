@@ -91,7 +91,7 @@ WARNINGS = {
         "it is {seconds:,.1f} s long; only the first {kept:,.1f} s are used, which is the model's native length."
     ),
     "window_silent": "the part from {start:,.1f} to {stop:,.1f} s is silent and is left out.",
-    "rest_dropped": "its last {count:,} samples are less than one latent frame, and are left out.",
+    "rest_dropped": "its end is left out: {samples}, less than one latent frame.",
     "caption_unused": "the caption template does not use it; add {{caption}} to the template to use it.",
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",

@@ -1,4 +1,4 @@
-"""Sound that libsndfile does not read, written by PyAV, and what can be wrong with it. Needs the optional package."""
+"""Audio that libsndfile cannot read, written by PyAV, and damage to it. Needs the optional package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.small_datasets import RATE, sound, tone
 
-FOREIGN_FORMS = {
+PYAV_FORMATS = {
     "AAC (MP4)": ("a.m4a", "ipod", "aac", RATE),
     "ALAC (MP4)": ("a.m4a", "ipod", "alac", RATE),
     "AAC (raw)": ("a.aac", "adts", "aac", RATE),
@@ -19,8 +19,8 @@ FOREIGN_FORMS = {
 MP4 = ("AAC (MP4)", "ALAC (MP4)")
 
 
-def foreign(container: str, codec: str, audio_XA: np.ndarray, rate: int = RATE) -> bytes:
-    """The sound as PyAV writes it."""
+def written_by_pyav(container: str, codec: str, audio_XA: np.ndarray, rate: int = RATE) -> bytes:
+    """The audio as a file that PyAV writes."""
     import av  # deferred: an optional package
 
     buffer = io.BytesIO()
@@ -39,13 +39,13 @@ def foreign(container: str, codec: str, audio_XA: np.ndarray, rate: int = RATE) 
 
 
 def box(data: bytes, name: bytes) -> tuple[int, int]:
-    """Start and end of the first MP4 box of a name, wherever it lies."""
+    """Start and end of the first MP4 box of that name, at any level."""
     start = data.index(name) - 4
     return start, start + int.from_bytes(data[start : start + 4], "big")
 
 
 def cut_moov(form: str, data: bytes) -> bytes:
-    """The list of contents, which comes last, cut in its middle: a download that was stopped."""
+    """The moov box, which comes last, cut in its middle, as by an interrupted download."""
     start, stop = box(data, b"moov")
     return data[: (start + stop) // 2]
 
@@ -60,7 +60,7 @@ def zeroed_moov(form: str, data: bytes) -> bytes:
 
 
 def zeroed_mdat(form: str, data: bytes) -> bytes:
-    """The box of the sound there, and empty: a download that reserved its room and never filled it."""
+    """The mdat box filled with zeros, as by a download that reserved its space and was interrupted."""
     start, stop = box(data, b"mdat")
     return data[: start + 8] + bytes(stop - start - 8) + data[stop:]
 
@@ -77,7 +77,7 @@ def in_box(name: bytes, offset: int, layout: str, value: int) -> Callable[[str, 
 
 
 def adts_frames(data: bytes) -> list[int]:
-    """Where the frames of raw AAC begin, told by their lengths; the end of the last one at the end."""
+    """Start of each frame of raw AAC, by their lengths, and the end of the last one."""
     places = [0]
     while places[-1] < len(data):
         head = data[places[-1] : places[-1] + 7]
@@ -96,11 +96,11 @@ def flipped_adts_header(form: str, data: bytes) -> bytes:
 
 
 def cut_wav_under_this_name(form: str, data: bytes) -> bytes:
-    """A file that was renamed instead of converted, and cut: FFmpeg would read it and notice nothing."""
+    """A file that was renamed instead of converted, and truncated, which FFmpeg would not notice."""
     return sound(tone(1.0))[:-1000]
 
 
-FOREIGN_DAMAGES: dict[str, tuple[tuple[str, ...], Callable[[str, bytes], bytes]]] = {
+PYAV_DAMAGES: dict[str, tuple[tuple[str, ...], Callable[[str, bytes], bytes]]] = {
     "the list of contents (moov) cut": (MP4, cut_moov),
     "the list of contents (moov) missing": (MP4, without_moov),
     "the list of contents (moov) zeros": (MP4, zeroed_moov),
@@ -109,19 +109,19 @@ FOREIGN_DAMAGES: dict[str, tuple[tuple[str, ...], Callable[[str, bytes], bytes]]
     "sample rate in the header": (MP4, in_box(b"mdhd", 20, ">I", 48000)),
     "a frame missing": (("AAC (raw)",), without_adts_frame),
     "a frame's header flipped": (("AAC (raw)",), flipped_adts_header),
-    "a cut WAV under this name": (tuple(FOREIGN_FORMS), cut_wav_under_this_name),
+    "a cut WAV under this name": (tuple(PYAV_FORMATS), cut_wav_under_this_name),
 }
 NO_CHECKSUM = "{form} carries no checksum of its sound; inside a zip its CRC catches it"
-FOREIGN_UNDETECTABLE = {
+PYAV_UNDETECTABLE = {
     ("4 KiB of zeros inside", "ALAC (MP4)"): NO_CHECKSUM,
     ("one byte flipped", "ALAC (MP4)"): NO_CHECKSUM,
     ("a frame missing", "AAC (raw)"): "its frames are neither counted nor numbered; inside a zip its CRC catches it",
     ("shorter than a latent frame", "AAC (raw)"): "its encoder's own silence fills it up, and it does not say how much",
 }
-FOREIGN_HARMLESS = {
+PYAV_HARMLESS = {
     "length in the header too long": "FFmpeg counts the list of frames instead; the prepared audio is the same bytes",
 }
-FOREIGN_EXPECTED = {
+PYAV_EXPECTED = {
     **{(kind, form): "audio_truncated" for kind in ("first four bytes wrong", "cut at half") for form in MP4},
     **{("cut at half", form): "audio_truncated" for form in ("AAC (raw)", "WMA")},
     **{("4 KiB missing inside", form): "audio_truncated" for form in (*MP4, "WMA")},
@@ -129,13 +129,13 @@ FOREIGN_EXPECTED = {
     **{("junk behind the end", form): "stray_bytes" for form in (*MP4, "WMA")},
     **{("length in the header too long", form): "" for form in MP4},
     **{("sample rate in the header", form): "audio_truncated" for form in MP4},
-    **dict.fromkeys(FOREIGN_UNDETECTABLE, ""),
-    **{("a cut WAV under this name", form): "audio_truncated" for form in FOREIGN_FORMS},
+    **dict.fromkeys(PYAV_UNDETECTABLE, ""),
+    **{("a cut WAV under this name", form): "audio_truncated" for form in PYAV_FORMATS},
     ("the list of contents (moov) cut", MP4[0]): "audio_truncated",
     ("the list of contents (moov) cut", MP4[1]): "audio_truncated",
     ("4 KiB twice inside", "WMA"): "stray_bytes",
     ("junk behind the end", "AAC (raw)"): "audio_decode_error",
     ("clipped", "ALAC (MP4)"): "clipping",
-    **{("clipped", form): "clamped, clipping" for form in FOREIGN_FORMS if not form.startswith("ALAC")},
+    **{("clipped", form): "clamped, clipping" for form in PYAV_FORMATS if not form.startswith("ALAC")},
 }
-"""What each kind is caught as or noted as, where it differs from the other formats."""
+"""Fault or warning that each kind leads to, where it differs from the other formats."""
