@@ -161,7 +161,7 @@ def test_doctor_finds_this_environment_fit_and_leaves_nothing_behind(tmp_path):
     assert {check.area for check in checks} == {"python", "packages", "devices", "weights", "store"}
     assert [check for check in checks if check.state == BAD] == []
     by_name = {check.name: check for check in checks}
-    assert by_name["lock"].message == "a second process has to wait"
+    assert by_name["lock"].message == "a second writer is refused"
     assert by_name["torch"].state == GOOD
     assert list(tmp_path.iterdir()) == []
 

@@ -104,16 +104,16 @@ def packages() -> Results:
 
 
 def _version(requirement: Any, *, optional: bool) -> tuple[str, str]:
-    wanted = requirement.specifier or "any version"
+    wanted = requirement.specifier
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         if optional:
-            return NOTE, f"not installed (optional, {wanted})"
+            return NOTE, f"not installed (optional, {wanted or 'any version'})"
         return BAD, f"not installed, {wanted} is needed; run `make setup`"
-    if requirement.specifier.contains(version, prereleases=True):
-        return GOOD, f"{version} (needed: {wanted})"
-    return BAD, f"{version} does not satisfy {wanted}; run `make setup`"
+    if wanted.contains(version, prereleases=True):
+        return GOOD, f"{version} (asked for: {wanted or 'any'})"
+    return BAD, f"{version} is outside {wanted}; run `make setup`"
 
 
 def devices() -> Results:
@@ -126,14 +126,14 @@ def devices() -> Results:
     from stages.models.device import slow_on  # deferred: needs torch
 
     slow = slow_on(torch.device("cpu"), torch.bfloat16)
-    arithmetic = "no bf16 instructions, so --base-precision fp32 is faster" if slow else "bf16"
+    arithmetic = "no bf16 arithmetic: --base-precision fp32 is faster" if slow else "bf16"
     yield "cpu", GOOD, f"{torch.get_num_threads()} threads, {arithmetic}; torch {torch.__version__}"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used instead"
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used, and said"
         yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
     if torch.backends.mps.is_available():
-        yield "mps", NOTE, "Apple GPU: untested with this program; fp8 base weights fall back to int8"
+        yield "mps", NOTE, "Apple GPU: never tried with this program; 8-bit fp8 bases fall back to int8"
     elif not torch.cuda.device_count():
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
 
@@ -143,7 +143,7 @@ def weights(store: Path) -> Results:
     given = os.environ.get("SA3_WEIGHTS")
     if given:
         complete = (Path(given) / "model_config.json").is_file()
-        yield "SA3_WEIGHTS", GOOD if complete else BAD, given if complete else f"{given} has no model_config.json"
+        yield "SA3_WEIGHTS", GOOD if complete else BAD, given if complete else f"{given} holds no model_config.json"
     for name, spec in catalogue.models().items():
         yield name, *_weights_of(spec, store)
 
@@ -154,27 +154,23 @@ def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
     if spec.repo is None:
         family = next(family for family in catalogue.bundled_families() if spec in family.MODELS)
         exists = (store / "shared" / "weights" / family.folder_name() / "model_config.json").is_file()
-        return GOOD, "in the store" if exists else "created on first use"
+        return GOOD, "in the store" if exists else "made on first use"
     try:
         folder = hub_folder(spec, download=False)
     except Exception as error:  # whatever is wrong with the hub's cache is a result here, not a crash
         return NOTE, f"the hub's cache cannot be read ({error})"
-    return (
-        (GOOD, str(folder))
-        if folder
-        else (NOTE, f"not downloaded yet: from {spec.repo} on first use, or give a folder with --weights DIR")
-    )
+    return (GOOD, str(folder)) if folder else (NOTE, f"not here yet; comes from {spec.repo}, or with --weights DIR")
 
 
 def store_folder(store: Path) -> Results:
     """Free space, and a self-test of renaming, linking, locking and sqlite where the store is or will be."""
     folder = next(one for one in (store.absolute(), *store.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(folder).free
-    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB free in {folder}"
+    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB are free in {folder}"
     try:
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix="doctor-")
     except OSError as error:
-        yield "write", BAD, f"{folder} cannot be written ({error}); choose another with --store"
+        yield "write", BAD, f"{folder} cannot be written to ({error}); choose another with --store"
         return
     with temporary as test_folder:
         for name, test in _SELF_TESTS.items():
@@ -191,15 +187,15 @@ def _rename(folder: Path) -> str:
         atomic_write_bytes(folder / "file", content)
     if (folder / "file").read_bytes() != b"second":
         raise OSError("a rename did not replace the existing file")
-    return "a finished file replaces an older one in one step"
+    return "written aside, made to last, renamed over an older one"
 
 
 def _link(folder: Path) -> str:
     try:
         os.link(folder / "file", folder / "link")
     except OSError as error:
-        return f"no hard links ({error.strerror}): two runs at once may write the same file twice, with equal content"
-    return "hard links work, so finished files are never overwritten"
+        return f"no hard links ({error.strerror}): two writers of one shard may both write it; the content is the same"
+    return "hard links work: a sealed file is never replaced"
 
 
 def _lock(folder: Path) -> str:
@@ -209,7 +205,7 @@ def _lock(folder: Path) -> str:
             with Store(folder / "." / "").lock("train", name):
                 pass
         except LockHeld:
-            return "a second process has to wait"
+            return "a second writer is refused"
     raise OSError("two processes got the same lock")
 
 

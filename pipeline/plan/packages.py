@@ -1,4 +1,4 @@
-"""Whether the optional packages that a training needs are installed."""
+"""Whether the optional packages that a training needs are installed. Light: standard library only."""
 
 from __future__ import annotations
 
