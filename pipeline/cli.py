@@ -316,7 +316,7 @@ def bench(
 ) -> None:
     """Time training steps with random weights, compiled and uncompiled side by side.
 
-    Measured time and memory are shown beside a training's own estimates.
+    Measured memory is shown beside a training's own estimate.
 
     Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
     """
