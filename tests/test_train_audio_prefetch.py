@@ -109,7 +109,7 @@ def is_running(pid):
         return False
 
 
-def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
+def test_processes_that_decode_ahead_change_no_batch(tmp_path, monkeypatch):
     changes = {"batch_size": 1, "frames_per_batch": 40, "gradient_accumulation": 2}
     expected = [live_examples(tmp_path / "alone", **changes).batch(step) for step in range(6)]
     examples = live_examples(tmp_path / "ahead", **changes)
@@ -122,7 +122,7 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     assert (reads, said) == ([], [])
 
 
-def test_processes_begin_anew_and_load_little(tmp_path):
+def test_worker_processes_are_fresh_and_import_little(tmp_path):
     work, _ = workspace(tmp_path, workers=1)
     with AudioPrefetcher(live_examples(tmp_path), range(2), work) as ahead:
         assert ahead._pool.submit(read_ranges, []).result() == []
@@ -132,7 +132,7 @@ def test_processes_begin_anew_and_load_little(tmp_path):
         assert loaded.result() == []
 
 
-def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
+def test_sample_ranges_can_be_read_in_a_spawned_process(tmp_path):
     clips = live_examples(tmp_path).clips
     stretch = pickle.loads(pickle.dumps(clips.sample_range(1, 5)))
     spawn = multiprocessing.get_context("spawn")
@@ -142,7 +142,7 @@ def test_reading_can_be_handed_to_a_spawned_process(tmp_path):
     assert missing is None
 
 
-def test_latents_that_are_kept_are_read_once_for_each_sign(tmp_path, here):
+def test_audio_whose_latents_are_cached_is_decoded_once_for_each_sign(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000, 20_000), window=30_000)
     work, _ = workspace(tmp_path, workers=1)
     with AudioPrefetcher(examples, range(40), work) as ahead:
@@ -152,7 +152,7 @@ def test_latents_that_are_kept_are_read_once_for_each_sign(tmp_path, here):
     assert sorted(asked) == ["0.flac"] * 2 + ["1.flac"] * 2
 
 
-def test_latents_known_from_before_are_not_read(tmp_path, here):
+def test_audio_whose_latents_are_cached_already_is_not_decoded(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000,), polarity_flip=False)
     examples.clips.read(0, 0, False)
     work, _ = workspace(tmp_path, workers=1)
@@ -161,7 +161,7 @@ def test_latents_known_from_before_are_not_read(tmp_path, here):
         assert ahead._pool.asked == []
 
 
-def test_steps_are_read_in_order_a_few_at_a_time(tmp_path, here, monkeypatch):
+def test_audio_is_decoded_in_the_order_of_the_steps_a_few_at_a_time(tmp_path, here, monkeypatch):
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=2)
     with AudioPrefetcher(examples, range(3, 30), work) as ahead:
@@ -175,7 +175,7 @@ def test_steps_are_read_in_order_a_few_at_a_time(tmp_path, here, monkeypatch):
     assert starts == [examples.excerpts(step).starts[0] for step in range(3, 30)]
 
 
-def test_memory_bounds_how_much_is_read(tmp_path, here, monkeypatch):
+def test_memory_bounds_how_much_is_decoded_ahead(tmp_path, here, monkeypatch):
     monkeypatch.setattr(ahead_module, "PREFETCH_BYTES", 2 * WINDOW * 8)
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=4)
@@ -184,7 +184,7 @@ def test_memory_bounds_how_much_is_read(tmp_path, here, monkeypatch):
         assert len(ahead._pool.asked) == 2
 
 
-def test_any_step_may_be_asked_for(tmp_path, here):
+def test_the_batch_of_any_step_can_be_made(tmp_path, here):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, _ = workspace(tmp_path, workers=1)
     with AudioPrefetcher(examples, range(20), work) as ahead:
@@ -193,7 +193,7 @@ def test_any_step_may_be_asked_for(tmp_path, here):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_path, workers):
+def test_missing_audio_is_the_same_error_with_processes_and_without(tmp_path, workers):
     examples = live_examples(tmp_path, lengths=(70_000, 80_000))
     path = tmp_path / "shared" / "prepared" / "1.flac"
     path.unlink()
@@ -206,7 +206,7 @@ def test_audio_that_is_gone_is_the_same_error_with_processes_and_without(tmp_pat
     assert caught.value.path == path
 
 
-def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
+def test_a_killed_process_is_reported_and_training_continues_without(tmp_path):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, said = workspace(tmp_path, workers=1)
     with AudioPrefetcher(examples, range(20), work) as ahead:
@@ -219,7 +219,7 @@ def test_a_killed_process_is_told_and_training_goes_on_without(tmp_path):
     assert len(said) == 1 and "a process that decodes audio ahead was killed" in said[0]
 
 
-def test_leaving_ends_the_processes(tmp_path):
+def test_processes_end_with_the_block(tmp_path):
     work, _ = workspace(tmp_path, workers=2)
     with AudioPrefetcher(live_examples(tmp_path), range(20), work) as ahead:
         pids = {ahead._pool.submit(os.getpid).result() for _ in range(4)}
@@ -270,7 +270,7 @@ def test_processes_end_with_a_training_that_is_killed_or_interrupted(tmp_path, k
     assert errors.count("Traceback") == (kill is signal.SIGINT)
 
 
-def test_nobody_reads_ahead_of_stored_latents_nor_unasked_of_little_audio(tmp_path, monkeypatch):
+def test_nothing_is_decoded_ahead_for_stored_latents_or_by_default_for_little_audio(tmp_path, monkeypatch):
     from cache.shard_pool import ShardPool
 
     monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 6)

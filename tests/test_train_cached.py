@@ -76,7 +76,7 @@ def shelved(artifact: Artifact, pool: str, key: str) -> np.ndarray:
     return shard_pool.read(shard_pool.locate([key])[key])
 
 
-def test_a_training_from_the_cache_has_the_losses_it_always_had(cached, denoiser_alone, tmp_path):
+def test_a_training_from_stored_latents_has_the_pinned_losses(cached, denoiser_alone, tmp_path):
     work = Workspace(directory=tmp_path, shared=shared(cached), resources=Resources(device="cpu"))
 
     train(Inputs(artifacts={"encode": cached}, weights=denoiser_alone), PARAMS, work)

@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_format_is_not_used(tmp_path):
         read(tmp_path / "step-00000002", "run")
 
 
-def test_a_checkpoint_beyond_the_steps_asked_for_is_passed_over(tmp_path):
+def test_a_checkpoint_beyond_the_requested_steps_is_skipped(tmp_path):
     for step in (2, 8):
         write(tmp_path, "run", made(step))
     said = []
@@ -84,14 +84,14 @@ def test_a_checkpoint_beyond_the_steps_asked_for_is_passed_over(tmp_path):
     assert "beyond the 5 steps" in said[0]
 
 
-def test_of_two_places_the_newer_checkpoint_is_used(tmp_path):
+def test_of_two_folders_the_newer_checkpoint_is_used(tmp_path):
     write(tmp_path / "here", "run", made(2))
     write(tmp_path / "earlier", "run", made(4))
     assert newest([tmp_path / "here", tmp_path / "earlier"], "run", 100, print).step == 4
     assert newest([tmp_path / "nowhere"], "run", 100, print) is None
 
 
-def test_an_unfinished_write_is_no_checkpoint_and_is_cleared_away(tmp_path):
+def test_an_unfinished_write_is_not_a_checkpoint_and_is_deleted(tmp_path):
     write(tmp_path, "run", made(2))
     half = tmp_path / "step-00000004.writing"
     half.mkdir()
@@ -119,7 +119,7 @@ def test_a_step_saved_again_replaces_a_damaged_checkpoint(tmp_path):
     assert read(tmp_path / "step-00000002", "run").step == 2
 
 
-def test_old_checkpoints_are_let_go(tmp_path):
+def test_old_checkpoints_are_deleted(tmp_path):
     for step in (2, 4, 10):
         write(tmp_path, "run", made(step))
     keep_newest(tmp_path, 2)

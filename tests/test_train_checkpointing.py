@@ -54,7 +54,7 @@ def runs(monkeypatch) -> list[bool]:
 
 
 @pytest.mark.parametrize(("setting", "times"), [("off", 1), ("auto", 1), ("on", 2)])
-def test_a_block_runs_twice_a_step_only_where_that_is_asked_for(tmp_path, runs, setting, times):
+def test_a_block_runs_twice_a_step_only_with_gradient_checkpointing(tmp_path, runs, setting, times):
     bench_with(tmp_path, setting).train(number_of_steps=1)
     blocks = config()["model"]["diffusion"]["config"]["depth"]
     assert sum(runs) == blocks * times
@@ -77,7 +77,7 @@ def short_of_memory() -> ShortOfMemory:
 CASE = Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp32", batch_size=2)
 
 
-def test_where_memory_turns_out_short_the_step_is_made_again_with_blocks_computed_twice():
+def test_where_memory_is_short_the_step_is_repeated_with_gradient_checkpointing():
     training, said = short_of_memory(), []
     batch = new_batch(CASE, training)
     with Stepper(training, None, Path("unused"), said.append) as stepper:
@@ -121,7 +121,7 @@ for checkpointing in (True, False):  # what takes less first: the system only te
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the most memory a process had is told by Linux")
-def test_the_most_memory_of_a_process_is_less():
+def test_peak_memory_of_a_process_is_lower():
     done = subprocess.run([sys.executable, "-c", MEASURED], cwd=ROOT, capture_output=True, text=True, check=True)
     again_kib, further_kib = map(int, done.stdout.split())
     # 50 MiB here; nearly nothing where both steps take as much.

@@ -79,7 +79,7 @@ def test_latents_that_fit_into_memory_are_read_once_and_whole(tmp_path, reads):
     assert reads == [(0, 0, 12), (1, 0, 20)]
 
 
-def test_of_latents_that_do_not_fit_into_memory_every_crop_is_read_alone(tmp_path, reads, monkeypatch):
+def test_where_latents_do_not_fit_into_memory_each_crop_is_read_alone(tmp_path, reads, monkeypatch):
     monkeypatch.setattr(clips_module, "LATENT_CACHE_BYTES", 12 * 16 * 4)
     latents, clips = stored(tmp_path, (12, 20), window=8)
     reads.clear()
@@ -88,13 +88,13 @@ def test_of_latents_that_do_not_fit_into_memory_every_crop_is_read_alone(tmp_pat
     assert reads == [(0, 0, 12), (1, 5, 13), (1, 12, 20)]
 
 
-def test_nobody_can_change_latents_that_are_kept(tmp_path):
+def test_cached_latents_cannot_be_changed(tmp_path):
     latents, clips = stored(tmp_path, (12,))
     clips.read(0, 0, False).zero_()
     np.testing.assert_array_equal(clips.read(0, 0, False).numpy().T, latents[0])
 
 
-def test_clips_are_kept_while_their_sum_fits():
+def test_clips_are_cached_while_their_sum_fits():
     assert [num_cached(np.array([5, 5, 1]), limit) for limit in (0, 4, 5, 9, 10, 11, 99)] == [0, 0, 1, 1, 2, 3, 3]
 
 
@@ -107,7 +107,7 @@ def test_live_latents_beyond_memory_are_encoded_again(tmp_path, monkeypatch):
     assert [clips.is_cached(index, False) for index in (0, 1)] == [True, False]
 
 
-def test_samples_at_hand_are_not_read_again(tmp_path):
+def test_prefetched_samples_are_not_read_again(tmp_path):
     clips = live(tmp_path, (30_000,))
     expected = clips.read(0, 0, False)
     again = live(tmp_path, (30_000,))
@@ -117,7 +117,7 @@ def test_samples_at_hand_are_not_read_again(tmp_path):
     assert torch.equal(again.read(0, 0, False), expected)
 
 
-def test_an_excerpt_s_own_length_is_counted_in_begun_seconds(tmp_path):
+def test_an_excerpt_s_duration_is_rounded_up_to_seconds(tmp_path):
     clips = live(tmp_path, (44_100, 44_101, 500_000), window=100_000)
     assert [excerpt_seconds(clips, index) for index in range(3)] == [1, 2, 3]
     assert [entry.seconds_total for entry in clips.entries] == [1, 2, 12]
@@ -157,11 +157,11 @@ def test_crops_are_not_mistaken_for_one_another(tmp_path):
 
 
 @pytest.mark.parametrize("length", [4096, 4097, 30_000])
-def test_an_excerpt_has_as_many_frames_as_it_begins(tmp_path, length):
+def test_an_excerpt_s_length_is_rounded_up_to_frames(tmp_path, length):
     clips = live(tmp_path, (length,))
     assert clips.read(0, 0, False).shape[1] == excerpt_frames(clips, 0) == -(-length // 4096)
 
 
-def test_an_excerpt_is_counted_no_longer_than_the_window(tmp_path):
+def test_an_excerpt_is_at_most_the_window(tmp_path):
     assert excerpt_frames(stored(tmp_path, (12,), window=8)[1], 0) == 8
     assert excerpt_frames(live(tmp_path, (50_000,), window=20_000), 0) == 5

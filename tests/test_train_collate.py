@@ -117,7 +117,7 @@ def test_a_longer_extension_makes_longer_batches():
     assert 30 < sum(lengths) / len(lengths) - 5 < 60
 
 
-def test_behind_a_clip_stand_the_first_frames_of_silence_then_its_last_two_in_turn():
+def test_a_clip_is_followed_by_the_first_frames_of_silence_then_its_last_two_in_turn():
     behind = extended_with_silence(torch.zeros(CHANNELS, 2), torch.tensor([[1.0, 2.0, 3.0]] * CHANNELS), 9)
     assert behind[0].tolist() == [0, 0, 1, 2, 3, 2, 3, 2, 3]
     assert extended_with_silence(torch.zeros(CHANNELS, 2), torch.ones(CHANNELS, 3), 2).tolist() == [[0, 0]] * CHANNELS
@@ -143,7 +143,7 @@ def test_signs_are_flipped_for_half_of_the_clips_where_that_is_possible():
 
 
 @pytest.mark.parametrize(("flips", "wanted"), [(False, True), (True, False)])
-def test_signs_stay_where_flipping_is_impossible_or_unwanted(flips, wanted):
+def test_signs_are_kept_where_flipping_is_impossible_or_unwanted(flips, wanted):
     clips = CountedClips([5], window=5, flips=flips)
     for step in range(20):
         batch(clips, step, batch_size=1, polarity_flip=wanted)
@@ -163,7 +163,7 @@ def test_timesteps_are_shifted_for_the_length_of_the_whole_recording():
     assert torch.equal(shifted.timestep_B, plain.timestep_B / 2)
 
 
-def test_the_network_is_told_the_length_of_the_whole_recording_or_of_the_crop_if_asked():
+def test_the_conditioning_duration_is_the_whole_recording_s_or_the_crop_s_if_asked():
     asked = []
 
     def recording(timestep_B, num_frames_B):
@@ -186,7 +186,7 @@ def test_a_clip_longer_than_the_window_is_cropped_anew_at_every_visit():
     assert len({made.crop_starts[0] for made in seen if made.clip_ids == ("clip0",)}) == 4
 
 
-def test_a_step_of_several_parts_is_the_larger_batch():
+def test_a_step_of_several_microbatches_is_the_larger_batch():
     clips = CountedClips([5, 60, 9, 30, 25, 14, 50, 6, 8, 40], window=60)
     for step in range(6):
         divided = batch(clips, step, batch_size=2, gradient_accumulation=2)
@@ -204,7 +204,7 @@ def test_a_step_of_several_parts_is_the_larger_batch():
     parts=st.integers(1, 3),
     step=st.integers(0, 50),
 )
-def test_a_batch_by_frames_is_real_for_the_frames_it_was_chosen_by(lengths, budget, parts, step):
+def test_a_frame_budget_batch_is_real_for_the_frames_it_was_sampled_by(lengths, budget, parts, step):
     clips = CountedClips(lengths, window=max(lengths))
     changes = {"batch_size": 1, "frames_per_batch": budget, "gradient_accumulation": parts}
     made = batch(clips, step, **changes)
@@ -224,7 +224,7 @@ def test_prompts_are_withheld_as_often_as_asked():
     assert batch(clips, cfg_dropout_prob=1.0).dropped_B.all()
 
 
-def test_a_batch_made_again_is_the_same_and_that_of_another_seed_is_not():
+def test_a_batch_made_again_is_the_same_and_another_seed_gives_another():
     clips = CountedClips([5, 6, 7], window=7)
     first, again, other = batch(clips, 9), batch(clips, 9), batch(clips, 9, seed=2)
     assert torch.equal(first.noise_BCT, again.noise_BCT)

@@ -109,7 +109,7 @@ def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, rng:
     ("cases", "most"),
     [pytest.param(CASES[1:2], 1, id="a few"), pytest.param(CASES, 4, id="many", marks=pytest.mark.slow)],
 )
-def test_a_killed_training_ends_with_the_bytes_of_one_that_nobody_killed(whole, driver, tmp_path, cases, most):  # noqa: F811
+def test_a_killed_training_ends_with_the_bytes_of_an_uninterrupted_one(whole, driver, tmp_path, cases, most):  # noqa: F811
     rng, kills = random.Random(f"{len(cases)} {most}"), 0
     for number, flags in enumerate(cases):
         known = whole if flags == CASES[1] else uninterrupted(driver, tmp_path / str(number), flags)

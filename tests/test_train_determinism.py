@@ -27,7 +27,7 @@ def already(request, monkeypatch):
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_on_cuda_the_switch_is_as_asked_for_inside_and_as_before_outside(already, deterministic):
+def test_on_cuda_the_setting_is_as_requested_inside_and_as_before_outside(already, deterministic):
     said: list[str] = []
     with deterministic_algorithms(CUDA, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
@@ -36,19 +36,19 @@ def test_on_cuda_the_switch_is_as_asked_for_inside_and_as_before_outside(already
     assert len(said) == (0 if deterministic else 1)
 
 
-def test_it_is_put_back_after_an_error_too(already):
+def test_the_setting_is_restored_after_an_error_too(already):
     with pytest.raises(KeyboardInterrupt), deterministic_algorithms(CUDA, not already):
         raise KeyboardInterrupt
     assert torch.are_deterministic_algorithms_enabled() is already
 
 
-def test_a_workspace_that_was_chosen_is_left_alone(already):
+def test_a_cublas_workspace_setting_of_the_user_is_kept(already):
     with deterministic_algorithms(CUDA):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_named(already, deterministic):
+def test_the_cpu_always_adds_in_a_fixed_order_and_an_option_without_effect_is_named(already, deterministic):
     said: list[str] = []
     with deterministic_algorithms(CPU, deterministic, said.append):
         assert torch.are_deterministic_algorithms_enabled() is already
@@ -57,7 +57,7 @@ def test_the_cpu_adds_in_a_fixed_order_anyhow_and_an_option_without_effect_is_na
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_what_was_never_tried_on_mps_is_not_promised(deterministic):
+def test_determinism_is_not_promised_on_mps(deterministic):
     said: list[str] = []
     with deterministic_algorithms(MPS, deterministic, said.append):
         pass

@@ -78,7 +78,7 @@ def test_the_precision_of_the_autoencoder_in_the_loop_is_printed_too(precision, 
     ],
     ids=str,
 )
-def test_a_processor_is_asked_whether_it_multiplies_in_that_precision(dtype, flags, slow, monkeypatch):
+def test_slow_precisions_are_known_by_the_processor_s_capabilities(dtype, flags, slow, monkeypatch):
     found = {"architecture": "x86_64", **flags}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert slow_on(CPU, dtype) is slow
@@ -87,13 +87,13 @@ def test_a_processor_is_asked_whether_it_multiplies_in_that_precision(dtype, fla
     assert not slow_on(CPU, dtype)
 
 
-def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
+def test_a_torch_without_capabilities_calls_nothing_slow(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not slow_on(CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_a_slow_precision_is_used_as_asked_for_and_what_is_faster_is_said(slow, tmp_path, monkeypatch):
+def test_a_slow_precision_is_used_as_requested_with_a_hint_what_is_faster(slow, tmp_path, monkeypatch):
     monkeypatch.setattr("stages.train.job.slow_on", lambda device, dtype: slow and dtype is torch.bfloat16)
     bench = on("cpu", tmp_path)
     bench.train(number_of_steps=1, base_precision="bf16")

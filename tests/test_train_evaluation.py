@@ -19,14 +19,14 @@ def bench(tmp_path):
     return Bench.of_latents(tmp_path)
 
 
-def test_an_evaluation_that_does_not_fit_is_said_with_what_helps(bench, monkeypatch):
+def test_an_evaluation_that_does_not_fit_is_an_error_that_says_what_helps(bench, monkeypatch):
     monkeypatch.setattr(evaluation, "batch_losses", full)
     with pytest.raises(OutOfMemory, match=r"cpu ran out of memory while evaluating\. .*--base-precision bf16"):
         bench.train()
 
 
 @pytest.mark.parametrize(("how", "what"), [("none", "loading the base"), ("int8", "loading the unquantised base")])
-def test_a_base_that_does_not_fit_is_said_with_what_helps(bench, monkeypatch, how, what):
+def test_a_base_that_does_not_fit_is_an_error_that_says_what_helps(bench, monkeypatch, how, what):
     monkeypatch.setattr(frozen_base, "load_denoiser", full)
     with pytest.raises(OutOfMemory, match=rf"cpu ran out of memory while {what}\. .*--base-precision bf16"):
         bench.train(base_quantization=how)

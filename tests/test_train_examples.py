@@ -44,7 +44,7 @@ def examples(root, **changes):
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_what_was_seen_is_known_without_making_the_batch_again(tmp_path, changes):
+def test_clips_and_crops_of_a_step_are_known_without_making_its_batch(tmp_path, changes):
     made = examples(tmp_path, **changes)
     for step in (0, 1, 2, 17):
         batch = made.batch(step)
@@ -64,7 +64,7 @@ def test_tables_have_a_row_for_every_clip_of_steps_of_any_size(tmp_path, changes
     assert len(set(Counter(row.step for row in rows).values())) > 1
 
 
-def test_clips_longer_than_the_budget_are_told_once_and_trained_alone(tmp_path):
+def test_clips_longer_than_the_budget_are_reported_once_and_trained_alone(tmp_path):
     bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
     bench.train(number_of_steps=12, frames_per_batch=24, silence_extension_seconds=0.0)
     told = [line for line in bench.said if "frames_per_batch" in line]
@@ -75,7 +75,7 @@ def test_clips_longer_than_the_budget_are_told_once_and_trained_alone(tmp_path):
     assert alone >= {"clip1", "clip2", "clip5"}
 
 
-def test_a_budget_for_every_clip_is_not_remarked_upon(tmp_path):
+def test_a_budget_that_holds_every_clip_is_not_reported(tmp_path):
     bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
     bench.train(number_of_steps=2, frames_per_batch=WINDOW)
     assert not [line for line in bench.said if "frames_per_batch" in line]
@@ -93,7 +93,7 @@ def test_an_option_for_cropped_clips_is_named_where_no_clip_is_cropped(tmp_path,
     assert not [line for line in cropped.said if name in line]
 
 
-def test_the_end_of_a_split_recording_is_told_as_an_excerpt_although_no_crop_is_made(tmp_path):
+def test_the_end_of_a_split_recording_counts_as_an_excerpt_although_nothing_is_cropped(tmp_path):
     made = examples(tmp_path, crop_seconds=True)
     rows = [replace(made.clips.entries[0], seconds_total=60.0)]
     clips = SimpleNamespace(

@@ -81,7 +81,7 @@ def test_a_gradient_below_the_limit_stays_to_the_bit():
     assert same(values(clipped), values(plain))
 
 
-def test_the_table_of_steps_tells_the_norm_before_clipping(bench):
+def test_steps_parquet_has_the_gradient_norm_before_clipping(bench):
     plain, clipped = bench.at("plain"), bench.at("clipped")
     plain.train(number_of_steps=1)
     clipped.train(number_of_steps=1, gradient_clip=1e-3)
@@ -93,7 +93,7 @@ def test_the_table_of_steps_tells_the_norm_before_clipping(bench):
 
 
 @pytest.mark.parametrize("pulled", [True, False])
-def test_weight_decay_pulls_on_magnitudes_unless_told_not_to(pulled):
+def test_magnitudes_are_decayed_unless_excepted(pulled):
     names = {"a": "layers.0.lora_A", "b": "layers.0.magnitude"}
     tensors = {names[name]: tensor for name, tensor in parameters().items()}
     before = values(tensors)
@@ -107,7 +107,7 @@ def test_weight_decay_pulls_on_magnitudes_unless_told_not_to(pulled):
 # Average --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_average_is_the_textbook_s():
+def test_the_ema_is_the_textbook_s():
     tensors = parameters()
     optimizer = Optimizer(tensors, params(ema_decay=0.5))
     expected = values(tensors)
@@ -120,7 +120,7 @@ def test_the_average_is_the_textbook_s():
         torch.testing.assert_close(found, expected[name])
 
 
-def test_a_refused_update_does_not_move_the_average():
+def test_a_skipped_update_does_not_move_the_ema():
     tensors = parameters()
     optimizer = Optimizer(tensors, params(ema_decay=0.5))
     optimizer.begin_step(0)
@@ -130,7 +130,7 @@ def test_a_refused_update_does_not_move_the_average():
     assert same(optimizer.ema.state(), before)
 
 
-def test_the_average_is_exported_beside_the_adapter_and_another_one(bench):
+def test_the_ema_is_exported_beside_the_adapter_and_differs_from_it(bench):
     bench.train(ema_decay=0.9, number_of_steps=6)
     spec = adapter_file.read(bench.directory / "adapter.safetensors").spec
     averaged = adapter_file.read(bench.directory / "adapter_ema.safetensors")
@@ -141,7 +141,7 @@ def test_the_average_is_exported_beside_the_adapter_and_another_one(bench):
     assert bench.config["loss_after_ema"] != bench.config["loss_after"]
 
 
-def test_an_average_changes_nothing_in_the_adapter_itself(bench):
+def test_the_ema_changes_nothing_in_the_adapter_itself(bench):
     plain, averaged = bench.at("plain"), bench.at("averaged")
     plain.train()
     averaged.train(ema_decay=0.9)
@@ -153,7 +153,7 @@ def test_an_average_changes_nothing_in_the_adapter_itself(bench):
 
 
 @pytest.mark.parametrize("name", ["prodigy", "lion"])
-def test_a_rule_from_the_library_goes_on_from_its_own_state_to_the_same_bit(name):
+def test_a_third_party_optimizer_resumes_from_its_state_to_the_bit(name):
     pytest.importorskip("pytorch_optimizer")
     whole, stopped = parameters(), parameters()
     optimizer = Optimizer(whole, params(optimizer=name))
@@ -172,7 +172,7 @@ def test_a_rule_from_the_library_goes_on_from_its_own_state_to_the_same_bit(name
 
 
 @pytest.mark.parametrize("name", ["prodigy", "lion"])
-def test_a_rule_from_the_library_refuses_an_update_that_is_not_finite(name):
+def test_a_third_party_optimizer_skips_an_update_that_is_not_finite(name):
     pytest.importorskip("pytorch_optimizer")
     tensors = parameters()
     optimizer = Optimizer(tensors, params(optimizer=name))
@@ -182,7 +182,7 @@ def test_a_rule_from_the_library_refuses_an_update_that_is_not_finite(name):
     assert same(values(tensors), before)
 
 
-def test_prodigy_tells_the_rate_it_has_found():
+def test_prodigy_reports_the_rate_that_it_has_estimated():
     pytest.importorskip("pytorch_optimizer")
     tensors = parameters()
     optimizer = Optimizer(tensors, params(optimizer="prodigy", learning_rate=1e-4))
@@ -203,7 +203,7 @@ def test_lion_moves_every_value_by_the_rate():
         torch.testing.assert_close((tensor.detach() - before[name]).abs(), torch.full_like(tensor, 1e-2))
 
 
-def test_a_rule_whose_library_is_missing_is_refused_with_what_to_install(monkeypatch):
+def test_an_optimizer_whose_package_is_missing_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(PackageMissing, match="pip install pytorch-optimizer"):
         Optimizer(parameters(), params(optimizer="lion"))
@@ -233,7 +233,7 @@ def test_norms_of_a_group_are_over_all_its_tensors():
     torch.testing.assert_close(norms([tensor.detach() for tensor in tensors.values()], stacks), expected)
 
 
-def test_the_table_of_layers_has_the_first_step_and_every_hundredth_after_it(bench):
+def test_layers_parquet_has_the_first_step_and_every_hundredth_after_it(bench):
     bench.train(number_of_steps=RECORD_EVERY + 2, include=("layers.0.self_attn", "layers.1.self_attn"))
     rows = read_rows(bench.directory / "layers.parquet", LayerRow)
     assert [row.step for row in rows] == [1, 1, RECORD_EVERY + 1, RECORD_EVERY + 1]
@@ -241,7 +241,7 @@ def test_the_table_of_layers_has_the_first_step_and_every_hundredth_after_it(ben
     assert all(row.gradient_norm > 0 and row.update_norm > 0 and row.value_norm > 0 for row in rows)
 
 
-def test_a_look_tells_the_update_that_was_made(bench):
+def test_recorded_norms_are_those_of_the_update_that_was_made(bench):
     first, second = bench.at("one"), bench.at("two")
     first.train(number_of_steps=1)
     second.train(number_of_steps=1, learning_rate=2e-3, weight_decay=0.0)
@@ -260,7 +260,7 @@ MANY = {
 @pytest.mark.parametrize(
     "change", [{}, {"optimizer": "prodigy"}, {"frames_per_batch": 40}, {"schedule": "cosine"}], ids=str
 )
-def test_a_training_with_every_option_that_was_stopped_ends_as_one_that_was_not(tmp_path, change):
+def test_a_stopped_training_with_every_option_ends_as_an_uninterrupted_one(tmp_path, change):
     bench = Bench.of_latents(tmp_path, (12, 40, 7), window=20)
     straight, stopped = bench.at("straight"), bench.at("stopped")
     straight.train(number_of_steps=9, **{**MANY, **change})
@@ -271,7 +271,7 @@ def test_a_training_with_every_option_that_was_stopped_ends_as_one_that_was_not(
     assert stopped.results() == straight.results()
 
 
-def test_a_step_without_options_is_the_step_it_was():
+def test_a_step_without_options_is_torch_s_adamw_to_the_bit():
     """Pinned: options that are not asked for change no bit of an update."""
     tensors = parameters()
     optimizer = Optimizer(tensors, params())

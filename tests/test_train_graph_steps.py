@@ -46,7 +46,7 @@ def on_cpu(error: Exception) -> tuple[Stepper, Training, list[str]]:
     return stepper, training, said
 
 
-def test_a_step_that_cannot_be_captured_is_made_the_plain_way_and_said():
+def test_a_step_that_cannot_be_captured_is_made_eagerly_and_reported():
     stepper, training, said = on_cpu(RuntimeError("operation not permitted\nand a long trace"))
     for step in range(2):
         stepper.advance(new_batch(case(), training, step))
@@ -54,7 +54,7 @@ def test_a_step_that_cannot_be_captured_is_made_the_plain_way_and_said():
     assert said == ["stepping without the fast path (RuntimeError: operation not permitted)"]
 
 
-def test_short_memory_is_met_by_recomputing_blocks_before_giving_up():
+def test_short_memory_leads_to_gradient_checkpointing_before_eager_steps():
     stepper, training, said = on_cpu(torch.OutOfMemoryError("no memory"))
     stepper.advance(new_batch(case(), training))
     assert training.step == 1
@@ -62,14 +62,14 @@ def test_short_memory_is_met_by_recomputing_blocks_before_giving_up():
     assert len(said) == 2 and "gradient checkpointing is on" in said[0] and "without the fast path" in said[1]
 
 
-def test_an_interrupt_is_no_reason_to_go_on():
+def test_an_interrupt_is_not_retried():
     stepper, training, _ = on_cpu(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         stepper.advance(new_batch(case(), training))
 
 
 @pytest.mark.slow
-def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monkeypatch, tmp_path):
+def test_compile_options_reach_the_thread_of_the_backward_pass(monkeypatch, tmp_path):
     """Which compiles its half by itself; there, a buffer used again would be one that other streams still read."""
     import torch._inductor.config as told
     from torch._inductor.graph import GraphLowering
@@ -97,7 +97,7 @@ def test_what_the_compiler_is_told_reaches_the_thread_of_the_backward_pass(monke
     assert seen == [(False, True), (True, True)]
 
 
-def test_this_torch_knows_every_setting_that_the_streams_rely_on():
+def test_this_torch_has_every_compile_option_that_side_streams_rely_on():
     assert {"allow_buffer_reuse", "inplace_buffers"} <= compile_options(deterministic=True).keys()
 
 
@@ -125,7 +125,7 @@ class Repeating(GraphSteps):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("parts", "dropout"), [((), 0.0), ((1, 2), 0.0), ((1, 1, 1), 0.3), ((), 0.3)])
-def test_what_is_recorded_makes_the_steps_that_are_made_plainly(precision, parts, dropout):
+def test_replayed_graphs_make_the_same_steps_as_eager_ones(precision, parts, dropout):
     one = case(base_precision=precision, batch_size=3, adapter_type="bora")
     made = [new_training(one, config(), torch.device("cpu")) for _ in range(2)]
     for training in made:
@@ -162,7 +162,7 @@ def test_a_graph_reads_each_batch_where_it_read_the_first():
     assert torch.equal(inputs.prompts_BPE, training.network.padded_prompts(other))
 
 
-def test_tensors_packed_into_one_memory_are_found_there_again_aligned():
+def test_packed_tensors_are_found_again_aligned():
     given = [torch.tensor(0.5), torch.arange(6).view(2, 3).T, torch.tensor([True]), torch.randn(3, 5).bfloat16()]
     memory = pack(given)
     found = views_into(memory, given)

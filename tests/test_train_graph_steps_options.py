@@ -69,7 +69,7 @@ def stepped(training: Training, made: list, *, fast: bool) -> dict[str, torch.Te
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
+def test_captured_steps_apply_every_option_as_eager_ones_do(name, precision):
     changes = OPTIONS[name]
     tolerance = 2e-3 if precision == "fp32" else 5e-2
     with deterministic_algorithms(CUDA):
@@ -82,7 +82,7 @@ def test_recorded_steps_apply_every_option_as_plain_ones_do(name, precision):
 
 
 @pytest.mark.gpu
-def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_other_way_round():
+def test_captured_steps_with_every_option_resume_from_an_eager_checkpoint_and_the_other_way_round():
     changes = OPTIONS["all"]
     with deterministic_algorithms(CUDA):
         whole, plain, first, second = (training_with(CUDA, **changes) for _ in range(4))
@@ -101,7 +101,7 @@ def test_recorded_steps_with_every_option_go_on_from_a_plain_checkpoint_and_the_
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("parts", [(3, 1), (1,) * 16], ids=str)
-def test_recorded_parts_of_any_number_and_size_count_as_plain_ones_do(parts):
+def test_captured_microbatches_of_any_number_and_size_count_as_eager_ones_do(parts):
     case = Case(model="tiny-base", num_frames=24, rank=4, base_precision="fp16", batch_size=sum(parts))
     with deterministic_algorithms(CUDA):
         plain, fast = (training_with(CUDA, "fp16", gradient_accumulation=len(parts)) for _ in range(2))
@@ -132,7 +132,7 @@ def test_the_loop_makes_its_steps_through_the_stepper(tmp_path, monkeypatch):
     ("change", "why"),
     [({"optimizer": "lion"}, "optimizer lion needs the CPU in every step"), ({}, "its layers run one by")],
 )
-def test_what_cannot_be_recorded_is_stepped_plainly_and_said(monkeypatch, tmp_path, change, why):
+def test_what_cannot_be_captured_is_stepped_eagerly_and_reported(monkeypatch, tmp_path, change, why):
     training = training_with(torch.device("cpu"), **change)
     if not change:
         training.network = replace(training.network, layers=None)
@@ -155,7 +155,7 @@ class Full:
         return False
 
 
-def test_a_batch_of_one_shape_too_many_is_stepped_plainly_and_said_once(tmp_path):
+def test_a_batch_of_one_shape_too_many_is_stepped_eagerly_and_reported_once(tmp_path):
     training, said = training_with(torch.device("cpu")), []
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
         stepper.graph_steps, stepper.compiled = (
@@ -168,7 +168,7 @@ def test_a_batch_of_one_shape_too_many_is_stepped_plainly_and_said_once(tmp_path
     assert said == ["batches of more than 16 shapes: further ones take the slower path"]
 
 
-def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_and_said(tmp_path, monkeypatch):
+def test_a_torch_without_what_graphs_need_is_stepped_eagerly_and_reported(tmp_path, monkeypatch):
     def missing(*given, **options):
         raise TypeError("from_kv_blocks() got an unexpected keyword argument")
 
@@ -183,7 +183,7 @@ def test_a_version_of_torch_without_what_the_fast_path_needs_is_stepped_plainly_
     assert said == ["stepping without the fast path (TypeError: from_kv_blocks() got an unexpected keyword argument)"]
 
 
-def test_the_fast_path_is_left_alone_when_told_so(tmp_path):
+def test_graphs_are_not_used_when_fast_path_is_off(tmp_path):
     training, said = training_with(torch.device("cpu")), []
     training.device = CUDA
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append, wanted=False) as stepper:
@@ -191,7 +191,7 @@ def test_the_fast_path_is_left_alone_when_told_so(tmp_path):
     assert said == ["stepping without the fast path: fast_path is off"]
 
 
-def test_an_update_that_was_made_is_not_made_again_when_looking_at_it_fails(tmp_path, monkeypatch):
+def test_an_update_is_not_repeated_when_recording_its_norms_fails(tmp_path, monkeypatch):
     training = training_with(torch.device("cpu"))
 
     def out_of_memory(look):
@@ -203,7 +203,7 @@ def test_an_update_that_was_made_is_not_made_again_when_looking_at_it_fails(tmp_
     assert training.optimizer.num_updates == 1
 
 
-def test_recomputing_that_short_memory_led_to_goes_on_after_a_stop(tmp_path):
+def test_gradient_checkpointing_for_short_memory_stays_on_after_a_stop(tmp_path):
     training = training_with(torch.device("cpu"))
     with Stepper(training, None, tmp_path, lambda line: None) as stepper:
         stepper.recover(torch.OutOfMemoryError("no memory"))

@@ -41,7 +41,7 @@ def test_a_full_mask_gives_nothing(step, num_real):
 
 @settings(deadline=None, max_examples=100)
 @given(step=STEPS, num_real=FRAMES)
-def test_segments_leave_something_to_generate_in_at_most_ten_stretches(step, num_real):
+def test_segments_leave_something_to_generate_in_at_most_ten_runs(step, num_real):
     mask = segments(at(step), num_real)
     assert 1 <= len(stretches(mask)) <= 10
     assert mask.shape == (num_real,)
@@ -61,7 +61,7 @@ def test_a_causal_mask_may_give_all_or_nothing():
 
 @settings(deadline=None, max_examples=100)
 @given(step=STEPS, num_real=FRAMES)
-def test_spans_are_one_to_four_stretches_that_do_not_overlap(step, num_real):
+def test_spans_are_one_to_four_runs_that_do_not_overlap(step, num_real):
     lengths = span_lengths(at(step), num_real)
     mask = spans(at(step), num_real)
     assert 1 <= len(lengths) <= min(4, num_real)

@@ -134,7 +134,7 @@ class Preparing:
         return True
 
 
-def test_a_training_asked_to_stop_while_it_compiles_saves_its_steps_and_goes_on_from_there(tmp_path, monkeypatch):
+def test_a_training_asked_to_stop_while_it_compiles_saves_its_steps_and_resumes_from_them(tmp_path, monkeypatch):
     whole, bench = (Bench.of_latents(tmp_path).at(name) for name in ("whole", "run"))
     whole.train(number_of_steps=5)
     compiling = threading.Event()

@@ -51,7 +51,7 @@ def test_short_clips_of_any_length_share_one_bucket():
     ("length", "mixed", "unmasked"),
     [(9, False, True), (9, True, False), (MIN_UNMASKED_FRAMES, True, True), (MIN_UNMASKED_FRAMES, False, True)],
 )
-def test_short_batches_of_mixed_clips_are_all_masked_so_that_one_recording_serves_them(length, mixed, unmasked):
+def test_short_batches_of_mixed_clips_are_all_masked_so_that_one_graph_serves_them(length, mixed, unmasked):
     batch, _ = batch_and_training()
     batch = padded_to(batch, length)
     whole = replace(batch, real_BT=torch.ones_like(batch.real_BT), all_real=True)
@@ -72,7 +72,7 @@ def test_padding_up_to_a_bucket_changes_no_loss():
     torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_what_lies_in_the_padding_reaches_nothing():
+def test_values_in_the_padding_influence_nothing():
     batch, training = batch_and_training()
     padded = padded_to(batch, 16)
     clean = batch_losses(training.network, padded, paired=False).per_clip(1.0)
@@ -82,7 +82,7 @@ def test_what_lies_in_the_padding_reaches_nothing():
     torch.testing.assert_close(soiled, clean, rtol=1e-5, atol=1e-6)
 
 
-def test_the_share_of_padding_is_told_of_all_clips_and_apart_from_that_behind_shorter_ones():
+def test_padding_up_to_buckets_and_masked_frames_behind_shorter_clips_are_counted_separately():
     batch, _ = batch_and_training()
     buckets = LengthBuckets([9, 12])
     assert buckets.padded(batch) is batch

@@ -35,7 +35,7 @@ def test_a_cosine_begins_where_the_warm_up_ends():
     assert found[8] == pytest.approx(0.5e-3)
 
 
-def test_an_inverse_schedule_is_the_fields():
+def test_an_inverse_schedule_is_the_reference_s():
     """lr_n = lr (1 - 0.995^(n + 1)) (1 + n / 1e6)^-0.5."""
     assert rates(3, schedule="inverse") == pytest.approx(
         [1e-3 * (1 - 0.995 ** (n + 1)) * (1 + n / 1e6) ** -0.5 for n in range(3)], rel=1e-12
@@ -61,6 +61,6 @@ def test_the_rates_of_a_longer_training_begin_with_those_of_a_shorter_one(schedu
     )
 
 
-def test_an_average_begins_short_and_ends_at_its_decay():
+def test_the_ema_begins_short_and_ends_at_its_decay():
     assert [ema_weight(0.99, step) for step in (0, 1)] == [0.9, 1 - 2 / 11]
     assert ema_weight(0.99, 5000) == pytest.approx(0.01)

@@ -35,7 +35,7 @@ def test_window_means_are_means_of_consecutive_losses(losses, window):
     np.testing.assert_allclose(window_means(np.array(losses), window), expected, atol=1e-9)
 
 
-def test_figures_wait_until_somebody_looks():
+def test_metrics_stay_on_the_device_until_they_are_flushed():
     history = noted(1.0, 2.0)
     assert len(history.gradient_norms) == 0
     history.flush()
@@ -47,13 +47,13 @@ def test_figures_wait_until_somebody_looks():
     ("losses", "norm", "expected"),
     [((1.0, float("nan"), float("inf")), 1.0, (1, "loss")), ((1.0,), float("inf"), (0, "gradient"))],
 )
-def test_the_first_broken_step_is_found_with_what_broke(losses, norm, expected):
+def test_the_first_non_finite_step_is_found_with_what_was_not_finite(losses, norm, expected):
     history = noted(*losses, norm=norm)
     history.flush()
     assert history.first_non_finite() == expected
 
 
-def test_a_cut_history_ends_there():
+def test_a_truncated_history_ends_there():
     history = noted(1.0, 2.0, 3.0)
     history.flush()
     history.truncate(2)
@@ -61,7 +61,7 @@ def test_a_cut_history_ends_there():
     assert len(history.gradient_norms) == 2
 
 
-def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_timestep():
+def test_the_evaluation_takes_every_clip_of_a_small_dataset_at_every_timestep():
     clips = CountedClips([5, 6, 7], window=6)
     made = list(fixed_batches(load_examples(clips)))
     assert [batch.clip_ids for batch in made] == [(f"clip{n}",) * 5 for n in range(3)]
@@ -73,14 +73,14 @@ def test_the_comparable_loss_looks_at_every_clip_of_a_small_dataset_at_every_tim
         assert not batch.dropped_B.any()
 
 
-def test_the_comparable_loss_looks_at_no_more_of_a_large_dataset():
+def test_the_evaluation_takes_no_more_of_a_large_dataset():
     clips = CountedClips([5] * 100, window=5)
     ids = [batch.clip_ids[0] for batch in fixed_batches(load_examples(clips))]
     assert len(set(ids)) == MAX_CLIPS
     assert ids[-1] == "clip93"
 
 
-def test_the_comparable_loss_has_the_same_noise_every_time():
+def test_the_evaluation_has_the_same_noise_every_time():
     clips = CountedClips([5], window=5)
     first, second = (next(fixed_batches(load_examples(clips))) for _ in range(2))
     assert torch.equal(first.noise_BCT, second.noise_BCT)

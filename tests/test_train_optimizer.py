@@ -72,7 +72,7 @@ def test_an_update_returns_the_norm_of_the_whole_gradient():
     torch.testing.assert_close(take_step(Optimizer(tensors, params()), loss_of(tensors)), expected)
 
 
-def test_gradients_do_not_pile_up():
+def test_gradients_of_earlier_steps_are_dropped():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     take_step(optimizer, loss_of(tensors))
@@ -92,7 +92,7 @@ def test_scaling_the_loss_by_a_power_of_two_changes_no_bit(scale):
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(poison):
+def test_a_non_finite_update_is_skipped_and_so_is_every_later_one(poison):
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     take_step(optimizer, loss_of(tensors))
@@ -104,7 +104,7 @@ def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(poison):
     assert same(optimizer.state(), moments)
 
 
-def test_a_finite_loss_with_a_gradient_that_is_not_is_refused_as_well():
+def test_a_finite_loss_with_a_non_finite_gradient_is_skipped_too():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     before = values(tensors)
@@ -114,7 +114,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_refused_as_well():
     assert same(values(tensors), before)
 
 
-def test_a_mended_optimiser_goes_on_as_if_nothing_had_happened():
+def test_after_clearing_the_flag_updates_continue_as_if_nothing_had_happened():
     spoiled, plain = parameters(), parameters()
     for tensors in (spoiled, plain):
         optimizer = Optimizer(tensors, params())
@@ -126,7 +126,7 @@ def test_a_mended_optimiser_goes_on_as_if_nothing_had_happened():
     assert same(values(spoiled), values(plain))
 
 
-def test_a_device_without_the_guard_refuses_the_update_on_the_host(monkeypatch):
+def test_on_devices_without_the_fused_kernel_the_host_skips_the_update(monkeypatch):
     monkeypatch.setattr(update_rules, "_FUSED_DEVICES", ())
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
@@ -141,7 +141,7 @@ def test_a_device_without_the_guard_refuses_the_update_on_the_host(monkeypatch):
     assert optimizer.state().keys() == {f"{what}.{name}" for what in ("step", "exp_avg", "exp_avg_sq") for name in "ab"}
 
 
-def test_moments_taken_back_go_on_to_the_same_bit():
+def test_restored_moments_continue_to_the_same_bit():
     whole, stopped = parameters(), parameters()
     optimizer = Optimizer(whole, params())
     for _ in range(4):
@@ -160,7 +160,7 @@ def test_moments_taken_back_go_on_to_the_same_bit():
     assert same(second.state(), optimizer.state())
 
 
-def test_moments_written_down_do_not_move_with_training():
+def test_saved_moments_do_not_change_with_training():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     take_step(optimizer, loss_of(tensors))
@@ -170,7 +170,7 @@ def test_moments_written_down_do_not_move_with_training():
     assert same(state, kept)
 
 
-def test_a_refused_update_stays_refused_while_another_step_is_prepared():
+def test_a_non_finite_flag_survives_discarded_updates():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     take_step(optimizer, loss_of(tensors) * float("nan"))
@@ -179,7 +179,7 @@ def test_a_refused_update_stays_refused_while_another_step_is_prepared():
     assert bool(optimizer.non_finite)
 
 
-def test_updates_that_are_only_prepared_are_not_counted():
+def test_discarded_updates_are_not_counted():
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     before = values(tensors)

@@ -56,7 +56,7 @@ def test_every_option_changes_what_is_learnt(tmp_path_factory, change):
     assert changed.bytes_of("adapter_fp32.safetensors") != plain.bytes_of("adapter_fp32.safetensors")
 
 
-def test_sparing_magnitudes_from_decay_counts(bench):
+def test_excepting_magnitudes_from_decay_changes_what_is_learnt(bench):
     for pulled in (True, False):
         bench.at(f"{pulled}").train(weight_decay=0.5, decay_magnitudes=pulled)
     assert bench.at("True").bytes_of("adapter_fp32.safetensors") != bench.at("False").bytes_of(
@@ -64,13 +64,13 @@ def test_sparing_magnitudes_from_decay_counts(bench):
     )
 
 
-def test_the_context_weight_counts(bench):
+def test_the_context_weight_changes_what_is_learnt(bench):
     for weight in (0.0, 1.0):
         bench.at(f"{weight}").train(mask_probabilities=(0.0, 0.0, 1.0), mask_loss_weight=weight)
     assert bench.at("0.0").bytes_of("adapter_fp32.safetensors") != bench.at("1.0").bytes_of("adapter_fp32.safetensors")
 
 
-def test_pairing_noise_with_clips_counts_in_a_batch_and_only_there(bench):
+def test_pairing_noise_with_clips_changes_batches_of_several_clips_only(bench):
     made = {}
     for batch_size in (1, 3):
         for paired in (True, False):
@@ -84,7 +84,7 @@ def test_pairing_noise_with_clips_counts_in_a_batch_and_only_there(bench):
     assert differs == {1: False, 3: True}
 
 
-def test_flipping_signs_counts_where_audio_is_encoded_in_the_loop(tmp_path):
+def test_polarity_flips_change_trainings_from_audio(tmp_path):
     bench = Bench.of_audio(tmp_path, (20_000, 30_000))
     losses = {}
     for flipped in (True, False):
@@ -118,12 +118,12 @@ def test_losses_in_half_precision_are_those_of_full_precision_to_rounding(bench,
     assert half.config["base_precision_used"] == precision
 
 
-def test_training_lowers_the_loss_that_can_be_compared(bench):
+def test_training_lowers_the_evaluation_loss(bench):
     facts = bench.train(number_of_steps=30, batch_size=3, learning_rate=3e-3, rank=8, include=None).facts
     assert facts["loss_after"] < 0.95 * facts["loss_before"]
 
 
-def test_the_precision_of_the_autoencoder_counts_where_audio_is_encoded_in_the_loop(tmp_path):
+def test_the_precision_of_the_autoencoder_changes_trainings_from_audio(tmp_path):
     bench = Bench.of_audio(tmp_path, (20_000, 30_000))
     for precision in ("fp32", "bf16"):
         bench.at(precision).train(autoencoder_precision=precision)

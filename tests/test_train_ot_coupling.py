@@ -23,18 +23,18 @@ def test_a_pairing_is_a_permutation(seed, size):
 
 @settings(deadline=None, max_examples=20)
 @given(order=st.permutations(range(5)))
-def test_noise_that_is_a_clip_goes_with_that_clip(order):
+def test_noise_equal_to_a_clip_is_paired_with_it(order):
     latents, _ = batch(0, 5)
     noise = latents[torch.tensor(order)]
     assert torch.equal(noise[pairing(latents, noise)], latents)
 
 
-def test_equal_noises_are_dealt_out_once_each():
+def test_equal_noises_are_assigned_once_each():
     latents, noise = batch(3, 4)
     assert sorted(pairing(latents, noise[:1].expand(4, -1, -1)).tolist()) == [0, 1, 2, 3]
 
 
-def test_pairs_are_nearer_than_as_drawn_and_no_nearer_than_the_best():
+def test_pairs_are_closer_than_as_drawn_and_no_closer_than_the_optimum():
     as_drawn = paired = best = 0.0
     for seed in range(40):
         latents, noise = batch(seed, 4)
@@ -53,7 +53,7 @@ def test_distances_are_those_between_flattened_items():
     torch.testing.assert_close(squared_distances(latents.flatten(1), noise.flatten(1)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_transport_plan_spends_every_clip_and_every_noise_once():
+def test_a_transport_plan_is_doubly_stochastic():
     plan = transport_plan(squared_distances(torch.randn(5, 30), torch.randn(5, 30)))
     torch.testing.assert_close(plan.sum(0), torch.ones(5), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plan.sum(1), torch.ones(5), rtol=1e-2, atol=1e-2)

@@ -117,7 +117,7 @@ def test_the_config_names_the_versions_of_the_packages_that_the_training_used(be
     assert borrowed.config["versions"]["torchao"] == version("torchao")
 
 
-def test_the_config_says_what_was_found(bench):
+def test_the_config_has_the_results(bench):
     bench.train(adapter_type="dora", number_of_steps=4, include=None)
     config = bench.config
     assert config["adapter_type"] == "dora-rows"
@@ -198,7 +198,7 @@ def other_base(monkeypatch):
     return change
 
 
-def test_an_adapter_of_other_base_weights_is_used_aloud(bench, other_base):
+def test_an_adapter_of_other_base_weights_is_used_with_a_warning(bench, other_base):
     start = start_of(bench)
     other_base()
     bench.train(**start)
@@ -236,7 +236,7 @@ def test_every_training_ends_by_loading_its_files_back_and_comparing_outputs(ben
     assert [path.name for path in compared[0]] == ["adapter.safetensors", "adapter_fp32.safetensors"]
 
 
-def test_a_file_that_means_something_else_than_what_was_trained_is_refused(bench, monkeypatch):
+def test_a_file_that_gives_other_outputs_than_what_was_trained_is_refused(bench, monkeypatch):
     write = results.write_adapter_files
 
     def written_with_another_alpha(directory, tensors, spec, metadata, precision):
@@ -253,7 +253,7 @@ def test_files_of_stacked_layers_at_any_address_give_the_trained_outputs_to_the_
     assert (bench.directory / "adapter_fp32.safetensors").exists()
 
 
-def test_looking_at_outputs_leaves_trained_tensors_where_they_are(bench):
+def test_computing_outputs_leaves_trained_tensors_where_they_are(bench):
     inputs = Inputs(artifacts={"encode": bench.artifact}, weights=weights())
     network = new_training(Job.of(inputs, params(), bench.workspace())).network
     held = [*network.adapter.named_parameters().values()]

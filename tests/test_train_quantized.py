@@ -57,7 +57,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(bench, kind):
     assert bench.results() == whole.results()
 
 
-def test_it_is_said_how_the_base_is_stored_and_what_that_saves(bench):
+def test_the_quantisation_of_the_base_and_what_it_saves_are_printed(bench):
     bench.train(base_quantization="int8", number_of_steps=1)
     (line,) = [line for line in bench.said if "stored in int8" in line]
     assert line.startswith("base model stored in int8: ") and "MiB instead of" in line
@@ -101,12 +101,12 @@ def alive(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_unquantised_base_is_gone_before_the_stored_one_is_loaded(bench, alive, kind):
+def test_the_unquantised_base_is_freed_before_the_quantised_one_is_loaded(bench, alive, kind):
     bench.train(base_quantization="int8", adapter_type=kind, number_of_steps=1)
     assert alive == [0, 0]
 
 
-def test_a_training_that_goes_on_has_no_need_of_the_unquantised_base(bench, alive):
+def test_a_resumed_training_does_not_load_the_unquantised_base(bench, alive):
     short = bench.at("short")
     short.train(base_quantization="int8", number_of_steps=1)
     alive.clear()
@@ -120,7 +120,7 @@ def test_nothing_is_compared_where_nothing_was_rounded(bench, alive):
     assert bench.config["loss_before_unquantized"] is None
 
 
-def test_singular_vectors_are_shared_with_trainings_on_the_base_as_it_is(bench, monkeypatch):
+def test_singular_vectors_are_shared_with_trainings_on_the_unquantised_base(bench, monkeypatch):
     shapes: list[torch.Size] = []
     real = singular_vectors.singular_vectors
     monkeypatch.setattr(
@@ -141,12 +141,12 @@ def test_dropout_needs_no_stacked_layers(bench):
     assert first.losses != bench.losses
 
 
-def test_the_network_is_really_stored_small_and_computed_layer_by_layer(bench):
+def test_the_network_is_really_stored_in_8_bits_and_computed_layer_by_layer(bench):
     network = new_network(job_of(bench, base_quantization="int8"))
     assert (quantization_of(network.denoiser), network.layers) == ("int8", None)
 
 
-def test_without_the_extra_a_training_ends_before_it_begins(bench, monkeypatch):
+def test_without_the_extra_package_a_training_is_refused_before_it_begins(bench, monkeypatch):
     monkeypatch.setattr(quantized_linear, "find_spec", lambda name: None)
     with pytest.raises(PackageMissing, match=r"base_quantization int8 needs the package torchao"):
         bench.train(base_quantization="int8")

@@ -15,7 +15,7 @@ def mask(*rows):
     return torch.tensor(rows, dtype=torch.bool)
 
 
-def test_at_timestep_zero_stands_the_clip_and_at_one_the_noise():
+def test_timestep_zero_is_the_clip_and_one_is_the_noise():
     latents, noise, _ = example()
     x_t = noised(latents, noise, torch.tensor([0.0, 1.0]))
     assert torch.equal(x_t[0], latents[0])
@@ -64,7 +64,7 @@ def test_the_context_part_counts_by_its_weight():
     assert parts.total(0.0) == parts.generated_B.mean()
 
 
-def test_what_stands_at_padding_has_no_part_in_loss_or_gradient():
+def test_values_at_padding_have_no_part_in_loss_or_gradient():
     latents, noise, predicted = example(batch=1)
     real = mask([1, 1, 0, 0])
     spoiled = predicted.clone()

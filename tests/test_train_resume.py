@@ -32,7 +32,7 @@ def either(request, tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["lora", "dora-rows"])
-def test_a_training_stopped_anywhere_ends_as_one_that_was_not(either, kind, precision):
+def test_a_training_stopped_anywhere_ends_as_an_uninterrupted_one(either, kind, precision):
     options = {"adapter_type": kind, "base_precision": precision, "number_of_steps": 5, "batch_size": 2}
     whole = either.at("whole")
     whole.train(**options)
@@ -47,7 +47,7 @@ def test_a_training_stopped_anywhere_ends_as_one_that_was_not(either, kind, prec
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows"])
-def test_more_steps_go_on_from_a_shorter_artifact_of_the_same_run(bench, kind):
+def test_more_steps_resume_from_a_shorter_artifact_of_the_same_run(bench, kind):
     whole, short = bench.at("whole"), bench.at("short")
     whole.train(number_of_steps=6, adapter_type=kind)
     short.train(number_of_steps=3, adapter_type=kind)
@@ -59,7 +59,7 @@ def test_more_steps_go_on_from_a_shorter_artifact_of_the_same_run(bench, kind):
 
 
 @pytest.mark.parametrize("kind", catalogue.adapter_kinds())
-def test_every_adapter_kind_goes_on_to_the_same_bits(bench, kind):
+def test_every_adapter_kind_resumes_to_the_same_bits(bench, kind):
     whole = bench.at("whole")
     whole.train(number_of_steps=2, adapter_type=kind)
     with pytest.raises(Stopped):
@@ -68,7 +68,7 @@ def test_every_adapter_kind_goes_on_to_the_same_bits(bench, kind):
     assert bench.results() == whole.results()
 
 
-def test_a_training_killed_between_checkpoints_ends_as_one_that_was_not(bench, monkeypatch):
+def test_a_training_killed_between_checkpoints_ends_as_an_uninterrupted_one(bench, monkeypatch):
     whole = bench.at("whole")
     whole.train(number_of_steps=7)
 
@@ -115,13 +115,13 @@ def test_adapter_dropout_survives_a_stop_and_leaves_torch_s_own_randomness_alone
     assert bench.results() == whole.results()
 
 
-def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(bench):
+def test_a_stop_before_the_first_step_leaves_no_checkpoint(bench):
     with pytest.raises(Stopped, match="at step 0 of 4"):
         bench.train(stop_after=0)
     assert list(bench.directory.rglob("step-*")) == []
 
 
-def test_checkpoints_of_other_params_are_not_gone_on_from(bench):
+def test_checkpoints_of_other_params_are_not_resumed_from(bench):
     other = bench.at("other")
     other.train(number_of_steps=2, seed=7)
     bench.train(continued_from=other.directory)
@@ -129,7 +129,7 @@ def test_checkpoints_of_other_params_are_not_gone_on_from(bench):
     assert bench.losses[:2] != other.losses
 
 
-def test_checkpoints_of_other_clips_are_not_gone_on_from(bench, tmp_path):
+def test_checkpoints_of_other_clips_are_not_resumed_from(bench, tmp_path):
     other = Bench.of_latents(tmp_path / "other store", (12, 20, 8))
     other.train(number_of_steps=2)
     bench.train(continued_from=other.directory)

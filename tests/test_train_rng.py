@@ -37,7 +37,7 @@ def test_a_step_drawn_again_alone_is_the_same(seed, step):
     assert not np.array_equal(in_order[0], alone)
 
 
-def test_seeds_purposes_and_steps_have_streams_of_their_own():
+def test_each_seed_purpose_and_step_has_its_own_stream():
     streams = {
         StepRng(seed).generator(purpose, step).bytes(16)
         for seed in (1, 11)
@@ -53,7 +53,7 @@ def test_the_numbers_of_a_step_do_not_change_with_the_release():
     np.testing.assert_allclose(drawn, [0.5942025, 1.0214254, -1.4382448], rtol=1e-6)
 
 
-def test_torch_generators_are_named_the_same_way():
+def test_torch_generators_are_seeded_the_same_way():
     first, again, other = (StepRng(7).torch_generator("adapter", step) for step in (3, 3, 4))
     assert torch.equal(torch.randn(5, generator=first), torch.randn(5, generator=again))
     assert first.initial_seed() != other.initial_seed()
@@ -88,7 +88,7 @@ def test_the_largest_normal_still_gives_a_timestep():
     assert np.isfinite(draws).all()
 
 
-def test_another_truncation_gives_another_law():
+def test_another_truncation_gives_another_distribution():
     normals_ = np.linspace(-2, 2, 9)
     assert not np.allclose(truncated_logistic_normal(normals_, 0.075), truncated_logistic_normal(normals_, 0.3))
 
@@ -118,7 +118,7 @@ def test_a_crop_may_start_at_either_end():
     assert starts == {0, 1, 2}
 
 
-def test_coins_fall_as_often_as_asked():
+def test_bernoulli_draws_are_true_as_often_as_asked():
     assert abs(bernoulli(StepRng(0).generator("prompt dropout", 0), 20_000, 0.1).mean() - 0.1) < 5 * 0.3 / math.sqrt(
         20_000
     )
@@ -126,6 +126,6 @@ def test_coins_fall_as_often_as_asked():
     assert bernoulli(StepRng(0).generator("prompt dropout", 0), 1000, 1.0).all()
 
 
-def test_the_effective_length_counts_whole_samples_and_begun_frames():
+def test_the_effective_length_rounds_samples_down_and_frames_up():
     assert [effective_frames(seconds, 44_100, 4096) for seconds in (12, 47, 190)] == [130, 507, 2046]
     assert effective_frames(4096 / 44_100 + 1e-9, 44_100, 4096) == 1

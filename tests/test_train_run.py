@@ -39,7 +39,7 @@ def first_step_with(bench, clip_id, **changes):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_clip_whose_latents_are_not_finite_stops_the_training_by_name(tmp_path, number):
+def test_a_clip_whose_latents_are_not_finite_stops_the_training_with_its_name(tmp_path, number):
     bench = spoilt(tmp_path, number)
     step = first_step_with(bench, f"clip{number}")
     with pytest.raises(LossNotFinite, match=f"loss is not finite at step {step}, on clips clip{number}") as caught:
@@ -52,7 +52,7 @@ def test_a_clip_whose_latents_are_not_finite_stops_the_training_by_name(tmp_path
     assert not (bench.directory / "adapter.safetensors").exists()
 
 
-def test_a_device_that_is_looked_at_late_names_the_same_step_and_keeps_the_same_state(tmp_path, monkeypatch):
+def test_a_non_finite_step_that_is_noticed_late_has_the_same_number_and_leaves_the_same_state(tmp_path, monkeypatch):
     from stages.train import run
     from stages.train.loop import TrainingLoop
 
@@ -82,7 +82,7 @@ def test_a_config_with_another_objective_is_refused(bench, monkeypatch):
         bench.train()
 
 
-def test_a_precision_the_device_lacks_is_replaced_aloud_and_on_record(bench, monkeypatch):
+def test_a_precision_the_device_lacks_is_replaced_with_a_warning_and_recorded(bench, monkeypatch):
     def lacking(wanted, device, say):
         if wanted is torch.bfloat16:
             say(f"{device} cannot compute in {wanted}")
@@ -139,7 +139,7 @@ def test_both_sources_of_the_same_clips_give_the_same_losses(tmp_path, changes):
     np.testing.assert_allclose(live.losses, stored.losses, rtol=0, atol=1e-5)
 
 
-def test_training_from_the_cache_opens_neither_autoencoder_nor_text_encoder(bench, monkeypatch):
+def test_training_from_stored_latents_loads_neither_autoencoder_nor_text_encoder(bench, monkeypatch):
     def refuse(*_):
         raise AssertionError("opened")
 
@@ -203,7 +203,7 @@ def test_a_step_that_does_not_fit_the_device_says_what_to_lower(bench, monkeypat
     assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000002"]
 
 
-def test_slow_steps_are_told_of_between_the_intervals(bench, monkeypatch):
+def test_slow_steps_have_progress_lines_between_the_intervals(bench, monkeypatch):
     from stages.train import loop
 
     monkeypatch.setattr(loop, "MAX_SECONDS_BETWEEN_LINES", 0.0)
@@ -213,7 +213,7 @@ def test_slow_steps_are_told_of_between_the_intervals(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(("losses", "harmed"), [((1.0, 2.0), True), ((2.0, 1.0), False)])
-def test_a_training_that_does_harm_says_so_at_its_end(bench, monkeypatch, losses, harmed):
+def test_a_training_that_makes_the_model_worse_says_so_at_its_end(bench, monkeypatch, losses, harmed):
     found = iter(losses)
     monkeypatch.setattr(run, "evaluate", lambda *given: Evaluation((next(found),) * len(TIMESTEPS)))
     bench.train(number_of_steps=1)

@@ -74,7 +74,7 @@ def test_each_clip_is_seen_once_per_epoch_and_none_is_dropped(lengths, batch_siz
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 8), seed=st.integers(0, 99))
-def test_epochs_meet_only_inside_one_stretch(lengths, batch_size, seed):
+def test_epochs_meet_only_inside_one_sort_window(lengths, batch_size, seed):
     sampler = by_size(lengths, batch_size, seed=seed)
     sort_window = sampler.window_batches * batch_size
     visits = [clip for batch in seen(sampler, 8 * sampler.window_batches) for clip in batch]
@@ -97,34 +97,34 @@ def test_no_clip_is_its_own_neighbour_unless_epochs_meet(lengths, batch_size, se
 
 @settings(deadline=None, max_examples=40)
 @given(num_clips=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
-def test_a_batch_of_one_walks_through_the_permutations_as_they_are(num_clips, seed, step):
+def test_a_batch_of_one_follows_the_permutations_of_the_epochs(num_clips, seed, step):
     epoch, place = divmod(step, num_clips)
     expected = StepRng(seed).generator("order", epoch).permutation(num_clips)[place]
     assert by_size(list(range(1, num_clips + 1)), 1, seed=seed).visits(step).clips_B.tolist() == [expected]
 
 
-def test_datasets_smaller_than_two_batches_are_taken_as_they_come():
+def test_datasets_smaller_than_two_batches_are_not_sorted():
     for num_clips in (1, 3, 5):
         sampler = by_size(list(range(1, num_clips + 1)), 3)
         walked = np.concatenate([StepRng(0).generator("order", epoch).permutation(num_clips) for epoch in range(12)])
         assert np.concatenate(seen(sampler, 4)).tolist() == walked[:12].tolist()
 
 
-def test_epochs_have_orders_of_their_own():
+def test_each_epoch_has_its_own_order():
     sampler = by_size([5] * 12, 3)
     assert len({tuple(joined(seen(sampler, 20)[4 * epoch : 4 * epoch + 4])) for epoch in range(5)}) == 5
 
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 6), parts=st.integers(2, 4), step=st.integers(0, 40))
-def test_a_step_of_several_parts_holds_the_clips_of_the_larger_batch(lengths, batch_size, parts, step):
+def test_a_step_of_several_microbatches_holds_the_clips_of_the_larger_batch(lengths, batch_size, parts, step):
     divided, whole = by_size(lengths, batch_size, parts=parts), by_size(lengths, batch_size * parts)
     assert divided.visits(step).clips_B.tolist() == whole.visits(step).clips_B.tolist()
     assert divided.visits(step).microbatch_sizes == (batch_size,) * parts
 
 
 @pytest.mark.parametrize("make", [lambda lengths: by_size(lengths, 4), lambda lengths: by_frames(lengths, 900)])
-def test_a_step_asked_for_alone_is_the_same(make):
+def test_any_step_can_be_drawn_alone(make):
     lengths = mixed_lengths(50)
     expected = seen(make(lengths), 120)
     for step in (119, 40, 0, 77):
@@ -153,7 +153,7 @@ def test_silence_behind_sorted_clips_is_exponential_and_ends_at_the_window():
     assert np.abs(np.searchsorted(extra, np.arange(300), side="right") / len(extra) - law).max() < 0.04
 
 
-def test_batches_of_a_stretch_do_not_come_in_the_order_of_their_lengths():
+def test_batches_of_a_sort_window_are_not_ordered_by_length():
     lengths = mixed_lengths(64)
     longest = [max(lengths[clip] for clip in batch) for batch in seen(by_size(lengths, 4), 16)]
     assert longest != sorted(longest)
@@ -169,7 +169,7 @@ def test_batches_of_a_stretch_do_not_come_in_the_order_of_their_lengths():
     step=st.integers(0, 60),
     parts=st.integers(1, 3),
 )
-def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths, budget, silence, seed, step, parts):
+def test_a_frame_budget_is_exceeded_only_by_a_single_clip(lengths, budget, silence, seed, step, parts):
     rounding = sorted({*range(8, max(lengths), 24), max(lengths)})
     sampler = by_frames(lengths, budget, parts=parts, seed=seed, silence=silence, rounding=rounding)
     visits = sampler.visits(step)
@@ -185,7 +185,7 @@ def test_a_batch_by_frames_never_exceeds_its_budget_but_by_a_clip_alone(lengths,
 
 @settings(deadline=None, max_examples=50)
 @given(lengths=LENGTHS, budget=st.integers(1, 2000), seed=st.integers(0, 99))
-def test_a_round_by_frames_holds_every_clip_once_per_epoch(lengths, budget, seed):
+def test_a_round_holds_every_clip_once_per_epoch(lengths, budget, seed):
     sampler = by_frames(lengths, budget, seed=seed)
     counts = Counter(clip for clips, _ in sampler.round(1) for clip in clips.tolist())
     assert counts == dict.fromkeys(range(len(lengths)), sampler.round_epochs)
@@ -200,13 +200,13 @@ def test_a_budget_is_nearly_used_up(count, budget):
     assert np.mean(worked_on) > (0.8 if budget > 2000 else 0.7) * budget
 
 
-def test_few_clips_fill_a_large_budget_with_variety():
+def test_few_clips_fill_a_large_budget_in_varying_batches():
     visits = by_frames([10, 20, 30], 600).visits(0)
     assert len(visits.clips_B) == 20
     assert {*Counter(visits.clips_B.tolist()).values()} <= {6, 7}
 
 
-def test_batches_by_frames_are_of_like_lengths():
+def test_frame_budget_batches_have_clips_of_similar_length():
     lengths = mixed_lengths(500)
     as_they_come = np.random.default_rng(0).integers(0, 500, 4000)
     unsorted = np.split(as_they_come, batch_starts([lengths[clip] for clip in as_they_come], 5000))
@@ -214,7 +214,7 @@ def test_batches_by_frames_are_of_like_lengths():
     assert padding(lengths, seen(by_frames(lengths, 5000), 300)) < 0.15
 
 
-def test_going_on_at_a_late_step_by_frames_takes_no_time():
+def test_resuming_at_a_late_step_with_a_frame_budget_is_fast():
     for lengths, budget in (([40], 40), ([40] * 3, 40), (mixed_lengths(2000), 5000)):
         sampler = by_frames(lengths, budget, silence=43.0)
         started = time.process_time()
@@ -222,7 +222,7 @@ def test_going_on_at_a_late_step_by_frames_takes_no_time():
         assert time.process_time() - started < 2.0
 
 
-def test_steps_by_frames_of_several_parts_are_consecutive_batches():
+def test_accumulated_steps_with_a_frame_budget_are_consecutive_batches():
     lengths = mixed_lengths(100)
     alone, together = by_frames(lengths, 2000), by_frames(lengths, 2000, parts=3)
     for step in range(30):
@@ -231,7 +231,7 @@ def test_steps_by_frames_of_several_parts_are_consecutive_batches():
         assert together.visits(step).microbatch_sizes == tuple(len(batch) for batch in batches)
 
 
-def test_clips_beyond_the_budget_are_counted_aloud():
+def test_clips_beyond_the_budget_are_counted_in_a_note():
     assert by_frames([10, 20, 200], 200).budget_note() is None
     assert "1 of 3 clips always are" in by_frames([10, 20, 200], 50).budget_note()
 
@@ -254,7 +254,7 @@ def test_clips_longer_than_the_window_are_visited_as_often_as_asked(lengths, win
 
 @settings(deadline=None, max_examples=100)
 @given(frames=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 200))
-def test_cuts_take_as_many_as_fit(frames, budget):
+def test_batches_take_as_many_clips_as_fit(frames, budget):
     ends = [0, *batch_starts(frames, budget), len(frames)]
     batches = [frames[start:stop] for start, stop in pairwise(ends)]
     assert all(batches) and joined(batches) == frames
@@ -268,7 +268,7 @@ def test_pieces_are_sorted_up_and_down_in_turn():
 
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 50), together=st.integers(1, 20))
-def test_shuffling_keeps_places_in_their_group(count, together):
+def test_shuffling_stays_within_windows(count, together):
     places = shuffled_in_windows(StepRng(0).generator("batches", 0), count, together)
     assert sorted(places) == list(range(count))
     assert all(place // together == number // together for number, place in enumerate(places))

@@ -35,7 +35,7 @@ def test_a_second_training_computes_no_singular_vectors(tmp_path, counted, kind)
     assert len(counted) == LAYERS
 
 
-def test_every_kind_shares_them_and_so_does_a_stopped_training(tmp_path, counted):
+def test_every_kind_and_a_resumed_training_share_singular_vectors(tmp_path, counted):
     bench = Bench.of_latents(tmp_path)
     bench.train(adapter_type="lora-xs", number_of_steps=2)
     bench.at("other").train(adapter_type="bora-xs", number_of_steps=2)
@@ -50,7 +50,7 @@ def test_a_base_in_another_precision_is_another_weight(tmp_path, counted):
     assert len(counted) == 2 * LAYERS
 
 
-def test_remembered_vectors_train_to_the_same_adapter(tmp_path, counted):
+def test_cached_singular_vectors_train_to_the_same_adapter(tmp_path, counted):
     bench = Bench.of_latents(tmp_path)
     bench.train(adapter_type="bora-xs", number_of_steps=2)
     bench.at("again").train(adapter_type="bora-xs", number_of_steps=2)

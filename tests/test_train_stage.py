@@ -87,7 +87,7 @@ def test_an_alpha_left_unset_is_the_rank():
     assert name_of(rank=8) != name_of(rank=8, alpha=4.0)
 
 
-def test_an_alpha_left_unset_stays_open_when_an_adapter_file_will_state_it():
+def test_an_unset_alpha_stays_unset_when_an_adapter_file_states_it():
     assert TrainParams(model="tiny-base", lora_checkpoint="sha256:0").alpha is None
 
 
@@ -99,7 +99,7 @@ def test_the_number_of_steps_names_the_artifact_and_not_the_run():
     assert "number_of_steps" in STAGE.excluded_from_identity(TrainParams(model="tiny-base"))
 
 
-def test_a_schedule_that_ends_with_the_steps_makes_their_number_part_of_the_run():
+def test_a_cosine_schedule_makes_the_number_of_steps_part_of_the_run():
     assert "number_of_steps" not in STAGE.excluded_from_identity(TrainParams(model="tiny-base", schedule="cosine"))
 
 
@@ -116,7 +116,7 @@ def test_the_declaration_loads_neither_torch_nor_numpy():
 
 
 @pytest.mark.parametrize("same", [{"adapter_type": "lora"}, {"weight_decay": 0.0}], ids=str)
-def test_sparing_magnitudes_where_that_changes_nothing_is_the_same_training(same):
+def test_excepting_magnitudes_where_that_changes_nothing_is_the_same_training(same):
     assert name_of(**same, decay_magnitudes=False) == name_of(**same)
 
 

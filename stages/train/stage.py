@@ -1,4 +1,4 @@
-"""What decides the adapter. Light: standard library only."""
+"""Parameters of train, and the declaration of the stage. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from stages.precision import PRECISIONS
 SCHEDULES = ("constant", "cosine", "inverse")
 
 MOST_ACCUMULATED = 1024
-"""Batches of a step; all of them are held by the host at once."""
+"""Most microbatches of a step; the host holds all of them at once."""
 
 LEGACY_KINDS = {"dora": "dora-rows"}
-"""Adapter kinds under an old name: the same adapter, so the same fingerprint."""
+"""Former names of adapter kinds, and the kind that each is hashed as."""
 
 TORCHAO = OptionalPackage(extra="quantization", package="torchao", module="torchao")
 PYTORCH_OPTIMIZER = OptionalPackage(extra="optimizers", package="pytorch-optimizer", module="pytorch_optimizer")
@@ -138,15 +138,15 @@ class TrainParams:
 
 
 def _canonical(params: TrainParams) -> dict[str, object]:
-    """Every field in the one form it is hashed in: two spellings of the same training get the same name."""
+    """Every field in canonical form, so that two spellings of the same training have the same fingerprint."""
     declared = {field.name: field.type for field in fields(params)}
-    values: dict[str, Any] = {name: _one_spelling(kind, getattr(params, name)) for name, kind in declared.items()}
+    values: dict[str, Any] = {name: _canonical_value(kind, getattr(params, name)) for name, kind in declared.items()}
     values["adapter_type"] = LEGACY_KINDS.get(params.adapter_type, params.adapter_type)
     for name in ("base_precision", "export_precision", "autoencoder_precision"):
         values[name] = PRECISIONS.get(values[name], values[name])
     if params.alpha is None and params.lora_checkpoint is None:
         values["alpha"] = float(params.rank)
-    # Where nothing pulls, or there is nothing to pull on, sparing magnitudes is the same training.
+    # Without weight decay, or without magnitudes, exempting magnitudes from it is the same training.
     values["decay_magnitudes"] = params.decay_magnitudes or params.weight_decay == 0 or not _has_magnitude(params)
     return values
 
@@ -157,12 +157,12 @@ def _has_magnitude(params: TrainParams) -> bool:
     return kind not in catalogue.adapter_kinds() or kind_named(kind).has_magnitude
 
 
-def _one_spelling(declared: object, value: object) -> object:
-    """Lists become tuples, whole numbers become floats where floats are declared."""
+def _canonical_value(declared: object, value: object) -> object:
+    """The value with lists as tuples, and whole numbers as floats where floats are declared."""
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(value, tuple) and "float" in str(declared):
-        return tuple(_one_spelling("float", entry) for entry in value)
+        return tuple(_canonical_value("float", entry) for entry in value)
     return float(value) if str(declared).startswith("float") and isinstance(value, int) else value
 
 
@@ -186,15 +186,16 @@ def _joint_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
 
 
 def exceeds_request(directory: Path, params: TrainParams) -> bool:
-    """Whether a longer training was stopped here, beyond the steps that are asked for now."""
+    """Whether a folder holds checkpoints beyond the requested number of steps, of a longer training."""
     steps = [path.name.removeprefix("step-") for path in directory.glob("checkpoints/step-*")]
     return any(step.isdigit() and int(step) > params.number_of_steps for step in steps)
 
 
 def excluded_from_identity(params: TrainParams) -> tuple[str, ...]:
-    """A run goes on to more steps, unless every step so far would have had another learning rate.
+    """Params that are not part of a run's identity, so that changing them continues the same run.
 
-    Another precision of the file is another artifact of the same run: nothing is trained for it.
+    A run continues to more steps, unless the learning rate of every step so far depends on their number. Another export
+    precision is another artifact of the same run: nothing is trained for it.
     """
     exported = ("export_precision",)
     return exported if params.schedule == "cosine" else ("number_of_steps", *exported)
