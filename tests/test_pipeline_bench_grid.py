@@ -1,4 +1,4 @@
-"""What `bench` is asked for is checked before anything is measured."""
+"""The grid of `bench` is validated before anything is measured."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AXES = {
 }
 
 
-def test_flags_become_a_grid_in_its_own_words():
+def test_flags_become_a_grid():
     grid = checked_grid(AXES)
     assert (grid.precisions, grid.checkpointing, grid.deterministic, grid.steps) == (["bf16"], [False, True], [True], 3)
 
 
-def test_every_wrong_value_is_named_at_once():
+def test_every_invalid_value_is_reported_at_once():
     wrong = AXES | {
         "model": ["tiny-base", "huge"],
         "frames": [8, 0],
@@ -46,7 +46,7 @@ def test_every_wrong_value_is_named_at_once():
     assert "tiny-base" in str(caught.value) and "at least 1" in str(caught.value)
 
 
-def test_a_wrong_value_ends_the_command_as_wrong_use_without_loading_torch():
+def test_an_invalid_value_exits_2_without_loading_torch():
     code = (
         "import sys, atexit\n"
         "atexit.register(lambda: print('torch' in sys.modules))\n"
@@ -82,13 +82,13 @@ def test_a_rank_that_the_layers_do_not_allow_is_refused_before_anything_is_measu
 
 
 @pytest.mark.parametrize("place", ["none/x.json", "."])
-def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path, place):
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, place):
     with pytest.raises(RecipeError, match=r"out: cannot be written \(.*\): name a file") as caught:
         checked_grid(AXES | {"frames": [0]}, tmp_path / place)
     assert [error.loc for error in caught.value.errors] == [("frames",), ("out",)]
 
 
-def test_looking_whether_a_file_can_be_written_changes_nothing(tmp_path):
+def test_checking_whether_a_file_can_be_written_changes_nothing(tmp_path):
     there, new = tmp_path / "there.json", tmp_path / "new.json"
     there.write_text("{}")
     for target in (there, new):

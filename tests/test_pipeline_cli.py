@@ -29,7 +29,7 @@ def test_every_field_is_a_flag(command):
     assert [field.name for field in FIELDS if f"--{field.name.replace('_', '-')}" not in shown] == []
 
 
-def test_wrong_fields_exit_2_and_are_all_named():
+def test_wrong_fields_exit_2_and_are_all_reported():
     done = call("run", "clips.zip", "--rank", "0", "--seed", "x", "--model", "huge")
     assert done.exit_code == 2
     assert [name for name in ("rank", "seed", "model") if f"  {name}: " not in done.stderr] == []
@@ -51,7 +51,7 @@ def test_wrong_fields_are_one_json_document_in_the_hosted_form():
     assert (entry["loc"], entry["type"], entry["input"]) == (["body", "rank"], "less_than_equal", "999")
 
 
-def test_missing_data_exits_2_with_what_to_give(tmp_path):
+def test_missing_data_exits_2_and_says_what_to_give(tmp_path):
     done = call("plan", str(tmp_path / "none.zip"), "--model", "tiny-base")
     assert done.exit_code == 2
     assert "no such file or folder. Give the path of a .zip or a folder" in done.stderr
@@ -64,7 +64,7 @@ def test_an_empty_store_says_what_to_type(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_planning_touches_nothing(tmp_path):
+def test_planning_writes_nothing(tmp_path):
     (tmp_path / "clips").mkdir()
     done = call("plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store"))
     assert done.exit_code == 0
@@ -165,7 +165,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all, but long enough to hold a length"])
-def test_a_file_that_is_no_adapter_is_refused_before_anything_runs(tmp_path, content):
+def test_a_file_that_is_not_an_adapter_is_refused_before_anything_runs(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
     assert done.exit_code == 2

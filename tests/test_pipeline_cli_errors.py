@@ -1,4 +1,4 @@
-"""Words that no command understands."""
+"""Usage errors, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "named"), WRONG)
-def test_words_nobody_understands_are_one_json_document_where_one_was_asked_for(words, named):
+def test_a_usage_error_is_one_json_document_with_json(words, named):
     done = CliRunner().invoke(app, [words[0], "--json", *words[1:]])
     assert done.exit_code == 2
     told = json.loads(done.stdout)
@@ -28,12 +28,12 @@ def test_words_nobody_understands_are_one_json_document_where_one_was_asked_for(
 
 
 @pytest.mark.parametrize(("words", "named"), WRONG)
-def test_without_json_they_are_told_to_people_alone(words, named):
+def test_a_usage_error_without_json_goes_to_stderr_only(words, named):
     done = CliRunner().invoke(app, [*words])
     assert (done.exit_code, done.stdout) == (2, "")
     assert named in done.stderr
 
 
-def test_other_errors_remain_one_document():
+def test_an_invalid_field_is_one_json_document():
     done = CliRunner().invoke(app, ["run", "clips.zip", "--rank", "0", "--json"])
     assert json.loads(done.stdout)["detail"][0]["loc"] == ["body", "rank"]

@@ -176,7 +176,7 @@ def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kills", [pytest.param(2, id="a few"), pytest.param(110, id="many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", formats())
-def test_a_killed_run_is_finished_by_the_next_one_as_if_nobody_had_killed_it(driver, whole, tmp_path, format, kills):
+def test_a_killed_run_is_finished_by_the_next_one_with_the_same_bytes(driver, whole, tmp_path, format, kills):
     chance, known, killed, stores = random.Random(f"{format} {kills}"), whole[format], 0, 0
     while killed < kills:
         stores += 1
@@ -201,7 +201,7 @@ def killed_a_few_times(driver: Driver, root: Path, format: str, known: Whole, ch
 
 @pytest.mark.parametrize("times", [pytest.param(1, id="a few"), pytest.param(17, id="many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", formats())
-def test_a_full_disk_is_said_and_the_next_run_finishes(driver, whole, tmp_path, format, times):
+def test_a_full_disk_is_reported_and_the_next_run_finishes(driver, whole, tmp_path, format, times):
     chance, known = random.Random(f"full {format} {times}"), whole[format]
     for number in range(times):
         root = driver.fresh(tmp_path / str(number))

@@ -1,4 +1,4 @@
-"""Why a clip is a hit or a miss, down to the field; status and doctor beside it."""
+"""explain, status and doctor."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def states(findings: dict[str, Finding]) -> list[str]:
     return [one.state for one in findings.values()]
 
 
-def test_every_part_of_a_known_clip_is_a_hit_that_says_where_it_lies(root):
+def test_every_part_of_a_cached_clip_is_a_hit_with_its_location(root):
     findings = explained(root)
     assert list(findings) == ["data", "prepared", "latents", "prompt"]
     assert states(findings) == ["HIT"] * 4
     assert "shared/latents/" in findings["latents"].reason
 
 
-def test_a_clip_is_named_with_or_without_its_suffix_and_a_wrong_name_gets_near_ones(root):
+def test_a_clip_is_found_with_or_without_its_suffix_and_a_wrong_name_gets_similar_ones(root):
     assert explained(root, "pads/warm.wav") == explained(root, "pads/warm")
     with pytest.raises(ClipNotFound, match="Similar names: pads/warm"):
         explained(root, "pads/worm")
@@ -81,7 +81,7 @@ def test_another_autoencoder_is_named_with_the_models_both_came_from(root):
     assert f"autoencoder {found.weights.digests['autoencoder'][:8]} (tiny-base) -> eeeeeeee (tiny-base)" in reason
 
 
-def test_changed_bytes_and_an_edited_caption_are_told_apart(root):
+def test_changed_bytes_and_an_edited_caption_are_distinguished(root):
     zipped(root / "clips.zip", {**FILES, "low.wav": sound(tone(0.4))})
     findings = explained(root)
     assert states(findings) == ["MISS", "MISS", "MISS", "HIT"], "captions are read before ingest has run"
@@ -95,13 +95,13 @@ def test_changed_bytes_and_an_edited_caption_are_told_apart(root):
     assert explained(root)["prompt"] == before["prompt"], "ingest makes of it what was said before"
 
 
-def test_a_prompt_whose_caption_has_a_fault_is_left_to_ingest(root):
+def test_a_prompt_with_a_faulty_caption_is_left_to_ingest(root):
     zipped(root / "clips.zip", {**FILES, "low.txt": b""})
     finding = explained(root)["prompt"]
     assert (finding.state, finding.reason) == ("?", "its caption is missing or has a fault; ingest says which")
 
 
-def test_a_prompt_is_told_with_its_trigger_phrase_and_template_before_ingest_has_run(root):
+def test_a_prompt_includes_its_trigger_phrase_and_template_before_ingest_has_run(root):
     zipped(root / "clips.zip", {**FILES, "low.json": b'{"genre": "dub"}', "pads/warm.json": b'{"genre": "ambient"}'})
     reason = explained(root, caption_template="{genre}", trigger_phrase="zxq")["prompt"].reason
     assert reason.startswith("prompt tone number 0 -> zxq, dub (since encode "), reason
@@ -121,7 +121,7 @@ def test_a_lost_shard_is_the_reason(root):
     assert explained(root)["latents"].reason == f"shard latents/{shard.name} is gone"
 
 
-def test_a_vanished_shard_counts_as_clips_to_encode_in_the_plan(root):
+def test_clips_of_a_missing_shard_count_as_clips_to_encode_in_the_plan(root):
     from pipeline.plan.plan import plan
 
     (shard,) = (root / "artifacts" / "shared" / "latents").glob("*.parquet")
@@ -142,7 +142,7 @@ def test_the_command_prints_every_clip_for_people_and_programs(root):
     assert {one["state"] for one in found} == {"HIT"}
 
 
-def test_status_says_who_uses_what_and_how_much_is_named_by_nobody(root):
+def test_status_lists_which_runs_use_what_and_how_much_is_unused(root):
     store = Store(root / "artifacts")
     known = status_json(store)
     by_stage = {entry["stage"]: entry for entry in known["artifacts"]}
@@ -156,7 +156,7 @@ def test_status_says_who_uses_what_and_how_much_is_named_by_nobody(root):
     assert any("1 (" in line and "`sa3-trainer gc`" in line for line in status_lines(store))
 
 
-def test_doctor_finds_this_environment_fit_and_leaves_nothing_behind(tmp_path):
+def test_doctor_accepts_this_environment_and_leaves_nothing_behind(tmp_path):
     checks = run_checks(tmp_path / "artifacts")
     assert {check.area for check in checks} == {"python", "packages", "devices", "weights", "store"}
     assert [check for check in checks if check.state == BAD] == []

@@ -1,4 +1,4 @@
-"""evict and gc: what goes is shown before, and what a kept run names stays readable, whatever the history."""
+"""evict and gc: a dry run lists what they remove, and whatever the history, what a kept run references is kept."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def step(builder: StoreBuilder, kind: str, what) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(history=st.lists(STEPS, min_size=1, max_size=12))
-def test_whatever_happens_everything_a_kept_run_names_stays_readable(history):
+def test_whatever_the_history_everything_a_kept_run_references_is_kept(history):
     with tempfile.TemporaryDirectory() as folder:
         builder, prepared_dropped = StoreBuilder(Path(folder)), False
         for kind, what in history:
@@ -89,7 +89,7 @@ def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(history=st.lists(STEPS, min_size=1, max_size=8))
-def test_a_dry_run_shows_exactly_what_goes_and_touches_nothing(history):
+def test_a_dry_run_lists_exactly_what_would_be_removed_and_changes_nothing(history):
     with tempfile.TemporaryDirectory() as folder:
         builder = StoreBuilder(Path(folder))
         for kind, what in history:
@@ -102,7 +102,7 @@ def test_a_dry_run_shows_exactly_what_goes_and_touches_nothing(history):
         assert builder.store.sizes().total == before.total - shown.num_bytes
 
 
-def test_gc_leaves_no_shared_file_that_nobody_names_once_nothing_is_unfinished(builder):
+def test_gc_removes_every_unreferenced_shared_file_once_nothing_is_unfinished(builder):
     builder.train((0, 1))
     orphan = builder.encode((2, 3))
     builder.store.drop("encode", orphan)
@@ -111,7 +111,7 @@ def test_gc_leaves_no_shared_file_that_nobody_names_once_nothing_is_unfinished(b
     assert builder.names() == ["encode", "ingest", "train"]
 
 
-def test_unnamed_shards_stay_while_an_unfinished_encoding_may_go_on_from_them(builder):
+def test_unreferenced_shards_are_kept_while_an_unfinished_encoding_may_resume_from_them(builder):
     interrupt_run(builder, "encode", (0, 1))
     decision, _ = gc(builder.store, discard_message, dry_run=False)
     assert set(shards((0, 1))) <= builder.shared()
@@ -132,7 +132,7 @@ def test_an_unfinished_run_is_evicted_by_its_name_and_frees_what_it_read(builder
     assert builder.names() == ["ingest"]
 
 
-def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(builder):
+def test_an_unfinished_run_that_a_process_works_on_is_never_removed(builder):
     interrupt_run(builder, "train", (0,))
     (run,) = run_metadata.unfinished_runs(builder.store)
     with builder.store.lock("train", run.identity):
@@ -141,7 +141,7 @@ def test_an_unfinished_run_somebody_is_at_work_on_is_never_dropped(builder):
         assert [one.name for one in run_metadata.unfinished_runs(builder.store)] == [run.name]
 
 
-def test_evicting_what_a_training_needs_is_refused_and_names_the_training(builder):
+def test_evicting_what_a_training_needs_is_refused_with_the_training_listed(builder):
     train = builder.train((0, 1))
     (encode,) = [receipt.fingerprint for receipt in builder.store.receipts("encode")]
     with pytest.raises(StillNeeded, match=f"train {train[:12]} needs it"):
@@ -149,7 +149,7 @@ def test_evicting_what_a_training_needs_is_refused_and_names_the_training(builde
     assert builder.names() == ["encode", "ingest", "train"]
 
 
-def test_evicting_a_training_with_what_it_needs_frees_the_shards_only_they_named(builder):
+def test_evicting_a_training_with_what_it_needs_removes_the_shards_only_they_reference(builder):
     train, other = builder.train((0, 1, 2)), builder.train((2, 3))
     inputs = [receipt.fingerprint for receipt in builder.store.receipts() if receipt.fingerprint not in (train, other)]
     decision = evict(builder.store, chosen(names=[train, *inputs]), discard_message, dry_run=False)
@@ -160,7 +160,7 @@ def test_evicting_a_training_with_what_it_needs_frees_the_shards_only_they_named
     assert any("is kept" in line and f"train {other[:12]}" in line for line in decision.kept)
 
 
-def test_age_and_model_choose_together(builder):
+def test_age_and_model_are_combined(builder):
     builder.train((0,), model="medium-base")
     builder.train((0,), model="tiny-base", finished="2999-01-01T00:00:00+00:00")
     young = builder.train((1,), model="medium-base", finished="2999-01-01T00:00:00+00:00")
@@ -170,7 +170,7 @@ def test_age_and_model_choose_together(builder):
     assert builder.store.find("train", young)
 
 
-def test_a_size_budget_drops_prepared_audio_then_unread_encodings_and_never_a_training(builder):
+def test_a_size_limit_removes_prepared_audio_then_unread_encodings_and_never_a_training(builder):
     builder.train((0, 1))
     builder.encode((2, 3))
     total = builder.store.sizes().total
@@ -185,7 +185,7 @@ def test_a_size_budget_drops_prepared_audio_then_unread_encodings_and_never_a_tr
     }
 
 
-def test_naming_nothing_or_something_that_is_not_there_is_refused(builder):
+def test_no_criterion_or_one_that_matches_nothing_is_refused(builder):
     builder.ingest((0,))
     with pytest.raises(RecipeError, match="name an artifact"):
         evict(builder.store, chosen(), discard_message, dry_run=False)
@@ -195,7 +195,7 @@ def test_naming_nothing_or_something_that_is_not_there_is_refused(builder):
         evict(builder.store, chosen(names=["train 0000"]), discard_message, dry_run=False)
 
 
-def test_ages_and_sizes_are_read_or_refused():
+def test_ages_and_sizes_are_parsed_or_refused():
     assert [days_of(text) for text in ("12h", "30d", "2w", "7")] == [0.5, 30, 14, 7]
     assert [bytes_of(text) for text in ("50", "1k", "1.5 MiB", "2G")] == [50, 1024, 1.5 * 2**20, 2**31]
     for text in ("", "soon", "-1d"):
@@ -206,7 +206,7 @@ def test_ages_and_sizes_are_read_or_refused():
     assert days_since("nonsense") == 0
 
 
-def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
+def test_the_list_of_shared_files_is_read_back_and_damage_to_it_is_an_error(tmp_path):
     write_shared_files(tmp_path, {"latents/b": 2, "latents/a": 1})
     assert list(iter_shared_files(tmp_path)) == [("latents/a", 1), ("latents/b", 2)]
     assert missing_shared_files(tmp_path, tmp_path) == ["latents/a", "latents/b"]
@@ -215,7 +215,7 @@ def test_the_list_of_needs_is_read_back_and_damage_to_it_is_an_error(tmp_path):
         list(iter_shared_files(tmp_path))
 
 
-def test_an_unfinished_run_remembers_when_it_was_last_written_to(builder):
+def test_the_idle_time_of_an_unfinished_run_counts_from_its_last_write(builder):
     scratch = builder.start_run("encode", {}, {}, "ab" * 32)
     assert 0 <= run_metadata.idle_seconds(builder.store, scratch.name) < 60
     stamp = time.time() - 5000
@@ -226,7 +226,7 @@ def test_an_unfinished_run_remembers_when_it_was_last_written_to(builder):
     assert 4990 < run_metadata.idle_seconds(builder.store, scratch.name) < 5060
 
 
-def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_run_at_work_is_not(builder):
+def test_metadata_left_by_a_kill_right_after_the_commit_is_removed_and_that_of_a_run_in_progress_is_not(builder):
     scratch = builder.start_run("encode", {}, {}, "ab" * 32)
     run_metadata.remove_orphan(builder.store, scratch.name)
     assert scratch.with_name(f"{scratch.name}.json").exists()
@@ -236,18 +236,18 @@ def test_a_note_left_by_a_kill_right_after_the_commit_is_removed_and_one_of_a_ru
     assert not scratch.with_name(f"{scratch.name}.json").exists()
 
 
-def test_a_stage_that_there_is_not_is_a_wrong_value_and_no_empty_store(builder):
+def test_an_unknown_stage_is_a_wrong_value(builder):
     builder.ingest((0,))
     with pytest.raises(RecipeError, match="must be one of ingest, encode, train; got 'bake'"):
         evict(builder.store, chosen(stage="bake"), discard_message, dry_run=False)
 
 
-def test_a_store_that_is_not_there_is_said_to_be_missing(tmp_path):
+def test_a_store_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(StoreNotFound, match="there is no folder"):
         existing_store(tmp_path / "none")
 
 
-def test_a_budget_that_cannot_be_met_is_one_document_of_json_all_the_same(builder):
+def test_a_size_limit_that_cannot_be_met_still_gives_one_json_document(builder):
     builder.train((0, 1))
     call = ["gc", "--max-bytes", "1", "--dry-run", "--json", "--store", str(builder.store.root)]
     done = CliRunner().invoke(app, call)

@@ -1,4 +1,4 @@
-"""Real kills with real signals: the same command goes on, and ends with the same adapter bytes."""
+"""Runs ended by real signals: the same command resumes them and ends with the same adapter bytes."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_with_the_same_adapter(data, uninterrupted, tmp_path, 
     "number",
     [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
 )
-def test_a_stop_request_saves_the_step_it_is_at_and_the_command_goes_on(data, uninterrupted, tmp_path, number):
+def test_a_stop_signal_saves_the_current_step_and_the_same_command_resumes(data, uninterrupted, tmp_path, number):
     code, said = signalled(tmp_path, data, training_begun, number)
     assert code == 1
     assert "stopped at step" in said

@@ -1,4 +1,4 @@
-"""Two commands at once on one store: they share work or wait, saying for whom; they never spoil each other's."""
+"""Two commands at once on one store share work or wait for each other, and never damage each other's files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def nobody_begins(store: Store) -> Iterator[None]:
+def runs_blocked(store: Store) -> Iterator[None]:
     """Runs that want to begin wait until the block is left."""
     with store.lock(*MAINTENANCE):
         yield
@@ -89,7 +89,7 @@ def test_two_encodes_of_overlapping_datasets_at_once_encode_each_clip_once(root)
         zipped(root / f"{part}.zip", {name: files[name] for name in files if name.partition(".")[0] in some})
         for part, some in (("first", names[:4]), ("second", names[2:]))
     )
-    with nobody_begins(store):
+    with runs_blocked(store):
         commands = [started(root, data, data.stem) for data in (first, second)]
         wait_for(lambda: all("waiting for process" in command.said() for command in commands))
     counts = [command.finish()["encode"]["facts"] for command in commands]
@@ -103,9 +103,9 @@ def test_two_encodes_of_overlapping_datasets_at_once_encode_each_clip_once(root)
     assert list((store.root / "scratch").iterdir()) == []
 
 
-def test_ctrl_c_ends_the_waiting(root):
+def test_ctrl_c_ends_the_wait(root):
     data = zipped(root / "clips.zip", clips("one", seconds=0.2))
-    with nobody_begins(Store(root / "artifacts")):
+    with runs_blocked(Store(root / "artifacts")):
         stopped = started(root, data, "stopped")
         wait_for(lambda: "waiting for process" in stopped.said())
         stopped.process.send_signal(signal.SIGINT)
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_the_waiting(root):
 @pytest.mark.slow
 def test_the_same_encode_twice_at_once_is_done_once(root):
     data, store = zipped(root / "clips.zip", clips("one", "two", seconds=0.2)), Store(root / "artifacts")
-    with nobody_begins(store):
+    with runs_blocked(store):
         commands = [started(root, data, name) for name in ("first", "second")]
         wait_for(lambda: all("waiting for process" in command.said() for command in commands))
     facts = [command.finish()["encode"]["facts"] for command in commands]
@@ -157,7 +157,7 @@ def test_encodings_with_another_autoencoder_do_not_wait_for_each_other(store):
     assert said[0].endswith("which is encoding with the same autoencoder; Ctrl-C ends the wait")
 
 
-def test_whoever_waits_goes_on_as_soon_as_the_holder_is_done(store):
+def test_a_waiting_run_continues_as_soon_as_the_lock_is_released(store):
     looks: list[bool] = []
     holder = store.lock("encode", "a" * 64)
     holder.__enter__()

@@ -1,4 +1,4 @@
-"""What evict and gc say to whom they leave something to do, or nothing."""
+"""Messages of evict and gc."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def typed(builder: StoreBuilder, *words: str):
 YOUNG = "2999-01-01T00:00:00+00:00"
 
 
-def test_that_nothing_is_old_enough_is_no_error_and_is_said(builder):
+def test_nothing_old_enough_is_reported_and_not_an_error(builder):
     builder.ingest((0,), finished=YOUNG)
     done = typed(builder, "evict", "--older-than", "30d")
     assert done.exit_code == 0
@@ -34,36 +34,36 @@ def test_that_nothing_is_old_enough_is_no_error_and_is_said(builder):
     ]
 
 
-def test_what_is_not_old_enough_is_named_as_it_was_asked_for(builder):
+def test_nothing_old_enough_is_reported_with_the_criteria_given(builder):
     builder.ingest((0,), finished=YOUNG)
     done = typed(builder, "evict", "--older-than", "12h", "--stage", "train", "--model", "tiny-base")
     assert done.stdout.startswith("nothing of stage train for tiny-base was finished longer ago than 12h\n")
 
 
 @pytest.mark.parametrize("words", [["abcd", "--older-than", "30d"], ["--model", "medium-base"]])
-def test_a_name_or_a_model_that_is_not_there_is_an_error_all_the_same(builder, words):
+def test_an_unknown_name_or_model_is_an_error(builder, words):
     builder.ingest((0,), finished=YOUNG)
     done = typed(builder, "evict", *words)
     assert (done.exit_code, f"nothing in {builder.store.root} matches" in done.stderr) == (1, True)
 
 
-def weigh_down(builder: StoreBuilder) -> None:
+def add_base_weights(builder: StoreBuilder) -> None:
     """Base weights, which belong to no artifact."""
     folder = builder.store.shared / "weights" / "tiny-base-v1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes(1000))
 
 
-def test_a_budget_that_weights_alone_exceed_is_not_said_to_be_needed_by_trainings(builder):
-    weigh_down(builder)
+def test_a_size_limit_that_weights_alone_exceed_does_not_mention_trainings(builder):
+    add_base_weights(builder)
     done = typed(builder, "gc", "--max-bytes", "1")
     assert done.exit_code == 1
     assert "1,000 bytes are left, more than the 1 allowed: all of it is base weights" in done.stderr
     assert "training" not in done.stderr
 
 
-def test_a_budget_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_weights(builder):
-    weigh_down(builder)
+def test_a_size_limit_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_weights(builder):
+    add_base_weights(builder)
     builder.train((0,))
     left = builder.store.sizes().total - sum(map(len, prepared((0,)).values()))
     done = typed(builder, "gc", "--max-bytes", "1")
@@ -72,7 +72,7 @@ def test_a_budget_that_cannot_be_met_says_how_much_trainings_need_and_how_much_i
 
 
 def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
-    weigh_down(builder)
+    add_base_weights(builder)
     interrupt_run(builder, "train", (0,))
     left = builder.store.sizes().total
     done = typed(builder, "gc", "--max-bytes", "1", "--dry-run")
@@ -80,7 +80,7 @@ def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
     assert "`sa3-trainer evict NAME` removes an unfinished run" in done.stderr
 
 
-def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(builder):
+def test_files_kept_for_an_unfinished_run_come_with_the_command_that_removes_it(builder):
     interrupt_run(builder, "encode", (0, 1))
     decision, _ = gc(builder.store, discard_message, dry_run=True, prepared=True)
     (run,) = run_metadata.unfinished_runs(builder.store)
@@ -88,18 +88,18 @@ def test_files_kept_for_an_unfinished_run_come_with_the_command_that_lets_it_go(
     assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` drops that run") for line in decision.kept)
 
 
-def test_dropping_prepared_audio_says_that_an_edited_caption_decodes_it_again(builder):
+def test_removing_prepared_audio_warns_that_an_edited_caption_decodes_it_again(builder):
     builder.ingest((0,))
     done = typed(builder, "gc", "--prepared")
     assert "the next ingest of these sounds decodes them again, also where only a caption was edited" in done.stdout
 
 
-def test_a_gc_that_drops_no_prepared_audio_says_nothing_of_decoding(builder):
+def test_a_gc_that_removes_no_prepared_audio_does_not_mention_decoding(builder):
     builder.ingest((0,))
     assert "decodes" not in typed(builder, "gc").stdout
 
 
-def test_one_thing_is_said_in_the_singular(builder):
+def test_one_removal_is_counted_in_the_singular(builder):
     interrupt_run(builder, "train", (0,))
     (run,) = run_metadata.unfinished_runs(builder.store)
     assert typed(builder, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 file or folder, ")

@@ -1,4 +1,4 @@
-"""What may be replaced in the output folder without a word, and what not."""
+"""Which files in the output folder are replaced with a warning, and which without."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_of(**params) -> StageRun:
 
 
 @pytest.mark.parametrize("changed", [{}, {"number_of_steps": 20}, {"export_precision": "fp32"}, {"times": "now"}])
-def test_a_longer_training_goes_on_from_the_same_run(changed):
+def test_a_longer_training_continues_the_same_run(changed):
     params = {name: value for name, value in changed.items() if name != "times"}
     assert continues(config(), config(**changed), run_of(**params))
 
@@ -62,7 +62,7 @@ def copied(root: Path, adapter: bytes, found: dict) -> list[str]:
     return said
 
 
-def test_another_training_is_said_to_be_replaced_and_the_same_run_is_not(tmp_path):
+def test_replacing_another_training_gives_a_warning_and_replacing_the_same_run_does_not(tmp_path):
     assert copied(tmp_path, b"first", config()) == []
     assert copied(tmp_path, b"longer", config(number_of_steps=20)) == []
     assert copied(tmp_path, b"longer", config(number_of_steps=20, times="now")) == []
@@ -73,7 +73,7 @@ def test_another_training_is_said_to_be_replaced_and_the_same_run_is_not(tmp_pat
 
 
 @pytest.mark.parametrize("content", ["[]", "not JSON", "{}", '{"number_of_steps": 5, "dataset": null}'])
-def test_files_that_are_not_of_a_training_are_said_to_be_replaced(tmp_path, content):
+def test_replacing_files_that_are_not_from_a_training_gives_a_warning(tmp_path, content):
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "clips.json").write_text(content)
     assert "clips.json is replaced" in copied(tmp_path, b"first", config())[0]

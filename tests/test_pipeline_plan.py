@@ -98,14 +98,14 @@ def test_what_is_finished_is_a_hit(store, finished):
     assert planned(store).nothing_to_do
 
 
-def test_a_changed_rank_misses_train_alone_and_says_so(store, finished):
+def test_a_changed_rank_is_a_miss_of_train_alone_with_the_reason(store, finished):
     finished(planned(store))
     decided = planned(store, rank=32, alpha=16)
     assert states(decided) == ["HIT", "HIT", "MISS"]
     assert decided.runs[-1].reason == "rank 16 -> 32"
 
 
-def test_other_weights_miss_what_reads_them_and_name_the_component(store, finished):
+def test_other_weights_are_a_miss_of_the_stages_that_read_them(store, finished):
     finished(planned(store))
     other = Weights(model="tiny-base", folder=None, config={}, digests={**WEIGHTS.digests, "autoencoder": "same-l"})
     decided = planned(store, found=found(weights=other))
@@ -119,7 +119,7 @@ def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finis
     assert planned(store, rank=8, alpha=8, seed=5).runs[-1].reason == "seed 42 -> 5"
 
 
-def test_an_evicted_artifact_is_said_to_be_evicted():
+def test_an_evicted_artifact_is_reported_as_evicted():
     record = {"version": 1, "params": {"rank": 4}, "inputs": {}, "components": {}}
     receipt = Receipt(stage="train", fingerprint="f", identity="i", version=1, params={"rank": 4})
     assert miss_reason(record, [receipt]) == "its artifact was evicted"
@@ -140,26 +140,26 @@ def test_more_steps_continue_a_finished_run(store, finished):
     assert (run.state, run.reason) == (State.RESUME, "continues the same run (number_of_steps 1000 -> 1500)")
 
 
-def test_more_steps_of_a_schedule_that_ends_with_them_train_anew_and_say_why(store, finished):
+def test_more_steps_of_a_schedule_that_depends_on_their_number_start_anew_with_the_reason(store, finished):
     finished(planned(store, number_of_steps=1000, schedule="cosine"))
     run = planned(store, number_of_steps=1500, schedule="cosine").runs[-1]
     why = "number_of_steps 1000 -> 1500; trained anew, as every step of a cosine schedule depends on it"
     assert (run.state, run.reason) == (State.MISS, why)
 
 
-def test_params_that_a_new_version_brings_are_told_by_the_version_alone():
+def test_params_added_by_a_new_version_are_explained_by_the_version_alone():
     before = {"version": 1, "params": {"rank": 16}, "inputs": {}, "components": {}}
     now = {"version": 2, "params": {"rank": 8, "schedule": "constant"}, "inputs": {}, "components": {}}
     assert changes(before, now) == ["version 1 -> 2", "rank 16 -> 8"]
 
 
-def test_fewer_steps_than_a_finished_run_train_anew_and_say_so(store, finished):
+def test_fewer_steps_than_a_finished_run_start_anew_with_the_reason(store, finished):
     finished(planned(store, number_of_steps=1000))
     run = planned(store, number_of_steps=500).runs[-1]
     assert (run.state, run.reason) == (State.MISS, "number_of_steps 1000 -> 500")
 
 
-def test_weights_that_are_not_there_yet_leave_their_stages_unnamed_with_a_reason(store):
+def test_stages_whose_weights_do_not_exist_yet_have_no_fingerprint_but_a_reason(store):
     decided = planned(store, found=found(weights=None, why_no_weights="made on first use"))
     assert [run.fingerprint is None for run in decided.runs] == [False, True, True]
     assert decided.runs[1].reason == "made on first use"
@@ -171,7 +171,7 @@ def test_two_spellings_of_one_request_have_one_fingerprint(store):
     assert names[0] == names[1]
 
 
-def test_changes_are_told_in_the_users_words():
+def test_changes_are_reported_by_field_name():
     before = {"version": 1, "params": {"duration": None, "rank": 4}, "inputs": {"ingest": "a"}, "components": {}}
     now = {"version": 2, "params": {"duration": 5.0, "rank": 4}, "inputs": {"ingest": "b"}, "components": {}}
     assert changes(before, now) == ["version 1 -> 2", "duration unset -> 5.0", "ingest changed"]
@@ -193,12 +193,12 @@ def test_a_result_from_the_same_stages_explains_a_miss_better_than_one_that_shar
     assert told == "alpha 16.0 -> 8.0, rank 16 -> 8, seed 1 -> 5, encode changed"
 
 
-def test_inputs_that_one_side_does_not_read_are_not_told(store, finished):
+def test_inputs_that_only_one_side_reads_are_not_reported(store, finished):
     finished(planned(store))
     assert planned(store, pre_encode=False).runs[-1].reason == "pre_encode True -> False"
 
 
-def test_a_shorter_run_leaves_a_longer_stopped_one_where_it_is(store, finished):
+def test_a_shorter_run_does_not_touch_a_longer_interrupted_one(store, finished):
     longer = planned(store, number_of_steps=1000).runs[-1]
     scratch = store.scratch("train", longer.identity)
     (scratch / "checkpoints" / "step-00000600").mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_a_shorter_run_leaves_a_longer_stopped_one_where_it_is(store, finished):
     assert scratch_folder(shorter, store) != scratch
 
 
-def test_raw_training_is_named_by_the_weights_it_reads_itself(store):
+def test_the_fingerprint_of_raw_training_includes_the_weights_it_reads_itself(store):
     run = planned(store, pre_encode=False).runs[-1]
     assert set(run.components) == {"transformer", "conditioner", "autoencoder", "text_encoder"}
     for name in run.components:

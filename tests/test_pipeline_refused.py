@@ -1,4 +1,4 @@
-"""A dataset that ingest refused: what it left in the store is listed as such, with what to do about it."""
+"""How status, plan and gc treat what is left of a dataset that ingest refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_status_lists_it_as_refused_with_what_to_do(place):
     assert first == f"refused {name}: its dataset has 1 problem. {remedy}"
 
 
-def test_programs_are_told_how_many_problems_there_were(place):
+def test_the_json_document_has_the_number_of_problems(place):
     (entry,) = json.loads(typed(place, "status", "--json").stdout)["unfinished"]
     assert entry["num_problems"] == 1
 
@@ -52,19 +52,19 @@ def test_a_plan_says_that_it_was_refused(place):
     assert "ingest  MISS    refused earlier for 1 problem of its data" in shown
 
 
-def test_gc_says_how_to_let_go_of_what_is_kept_for_it(place):
+def test_gc_gives_the_command_that_removes_what_is_kept_for_it(place):
     run = refused(place)
     kept = f"kept for refused {run.name}: `sa3-trainer evict {run.name[:18]}` drops that run"
     assert f"shared files that no artifact names are {kept}" in typed(place, "gc").stdout
 
 
-def test_the_command_that_is_named_lets_go_of_it(place):
+def test_that_command_removes_it(place):
     assert typed(place, "evict", refused(place).short_name).exit_code == 0
     assert not list((place / "store" / "shared" / "prepared").rglob("*.flac"))
     assert "is empty" in typed(place, "status").stdout
 
 
-def test_one_that_is_looked_at_again_is_unfinished_until_it_is_refused_again(place, monkeypatch):
+def test_a_refused_run_that_is_started_again_is_unfinished_until_it_is_refused_again(place, monkeypatch):
     def stopped(*args: object) -> None:
         raise StageError("the disk refused")
 

@@ -1,4 +1,4 @@
-"""What is shown while a stage works, in a log and on a terminal."""
+"""Progress in a log and on a terminal, and summaries of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def told(stage: str, stream: io.StringIO) -> io.StringIO:
+def progress_output(stage: str, stream: io.StringIO) -> io.StringIO:
     progress = Report(stream=stream).progress_of(stage)
     for step in (1, 8, 16, 24):
         progress(step, 24, "loss")
@@ -21,20 +21,20 @@ def told(stage: str, stream: io.StringIO) -> io.StringIO:
 
 
 def test_a_log_gets_every_line_of_a_training_however_fast_its_steps_are():
-    lines = told("train", io.StringIO()).getvalue().splitlines()
+    lines = progress_output("train", io.StringIO()).getvalue().splitlines()
     assert lines == [f"train   {step}/24  loss" for step in (1, 8, 16, 24)]
 
 
-def test_a_log_gets_the_first_and_the_last_line_of_a_stage_that_is_over_at_once():
-    lines = told("ingest", io.StringIO()).getvalue().splitlines()
+def test_a_log_gets_the_first_and_the_last_line_of_a_short_stage():
+    lines = progress_output("ingest", io.StringIO()).getvalue().splitlines()
     assert lines == ["ingest  1/24  loss", "ingest  24/24  loss"]
 
 
-def test_a_terminal_redraws_one_line_and_seldom():
-    assert told("train", Terminal()).getvalue().count("\r") == 2
+def test_a_terminal_redraws_one_line_at_a_limited_rate():
+    assert progress_output("train", Terminal()).getvalue().count("\r") == 2
 
 
-def test_what_one_clip_led_to_is_said_in_the_singular():
+def test_summaries_of_one_clip_use_the_singular():
     made = {"num_clips": 1, "duration_seconds": 0.05, "window_frames": 1, "total_seconds": 0.05}
     assert summary("ingest", made) == "1 clip, 0.1 s of audio; window 0.05 s (1 frame)"
     left_out = summary("ingest", {**made, "skipped": [{"member": "b.wav"}]})
@@ -44,7 +44,7 @@ def test_what_one_clip_led_to_is_said_in_the_singular():
     assert summary("train", {"steps_done": 1, "loss_before": 2.0, "loss_after": 1.0}).startswith("1 step; mean loss")
 
 
-def test_numbers_of_things_read_as_words():
+def test_counts_agree_with_their_nouns():
     assert [pluralized(number, "clip") for number in (0, 1, 2, 1400)] == ["0 clips", "1 clip", "2 clips", "1,400 clips"]
     assert [pluralized(number, "stretch", "stretches") for number in (1, 2)] == ["1 stretch", "2 stretches"]
     assert [is_or_are(number) for number in (0, 1, 2)] == ["are", "is", "are"]

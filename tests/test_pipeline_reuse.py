@@ -1,4 +1,4 @@
-"""What is done again when a request changes, counted where the work is done."""
+"""How much work is repeated when a request changes, counted in the encoders."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def states(done: RunResult) -> dict[str, str]:
     return {run.stage.name: run.state.value for run in done.plan.runs}
 
 
-def test_a_second_identical_run_does_nothing_and_says_so(root, work, capsys):
+def test_a_second_identical_run_does_nothing(root, work, capsys):
     before = {path: path.stat().st_mtime_ns for path in (root / "output").iterdir()}
     done = request(root, root / "clips.zip")
     assert states(done) == {"ingest": "HIT", "encode": "HIT", "train": "HIT"}
@@ -170,7 +170,7 @@ def test_raw_audio_and_cached_latents_are_different_trainings(root, work):
     assert work.clips >= 2
 
 
-def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_is_named(root, capsys):
+def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_gives_a_warning(root, capsys):
     done = request(root, root / "clips.zip", ema_decay=0.9)
     averaged = root / "output" / "clips_ema.safetensors"
     assert averaged in done.files

@@ -1,4 +1,4 @@
-"""verify and its repair, against a real small store that is damaged on purpose."""
+"""verify and repair on a small real store that is damaged on purpose."""
 
 from __future__ import annotations
 
@@ -100,24 +100,24 @@ def damages(store: Store) -> list[Damage]:
     return list(verify(store).damages)
 
 
-def mend(store: Store) -> list[str]:
+def repair_store(store: Store) -> list[str]:
     return repair(store, damages(store), lambda line: None)
 
 
-def test_a_sound_store_is_whole_and_every_part_was_looked_at(store):
+def test_an_intact_store_has_no_damage_and_every_part_is_checked(store):
     checked = verify(store)
     assert checked.damages == ()
     assert (checked.num_artifacts, checked.num_shards, checked.num_prepared) == (3, 2, 3)
 
 
-def test_one_flipped_bit_names_its_clip_and_only_that_clip_is_encoded_again(root, store, encoded):
+def test_one_flipped_bit_affects_one_clip_and_only_that_is_encoded_again(root, store, encoded):
     shard = only(store.shared / "latents", "*.parquet")
     before, adapter = shard.read_bytes(), (root / "output" / "clips.safetensors").read_bytes()
     flip_item(shard, 2)
     (damage,) = damages(store)
     assert (damage.kind, damage.clips) == ("shard", ("low",))
     assert "1 of its items" in damage.meaning
-    assert mend(store) == [f"{damage.path}: removed; 3 sound items were saved"]
+    assert repair_store(store) == [f"{damage.path}: removed; 3 sound items were saved"]
 
     done = request(root)
 
@@ -131,13 +131,13 @@ def test_one_flipped_bit_names_its_clip_and_only_that_clip_is_encoded_again(root
     assert before  # the items were saved, not the file
 
 
-def test_a_shard_whose_index_is_damaged_is_removed_whole(root, store, encoded):
+def test_a_shard_with_a_damaged_index_is_removed_entirely(root, store, encoded):
     shard = only(store.shared / "latents", "*.parquet")
     before = shard.read_bytes()
     flip(shard, len(before) - 20)
     (damage,) = damages(store)
     assert (damage.kind, damage.clips) == ("shard", CLIPS)
-    mend(store)
+    repair_store(store)
     request(root)
     assert len(encoded) == 4  # the silence too
     assert shard.read_bytes() == before
@@ -158,10 +158,10 @@ def test_a_lost_shard_is_no_hit_and_is_made_again_byte_for_byte(root, store, enc
     assert states(request(root)) == ["HIT", "HIT", "HIT"]
 
 
-def test_a_shard_cut_short_is_noticed_by_the_plan(root, store):
+def test_a_truncated_shard_is_noticed_by_the_plan(root, store):
     shard = only(store.shared / "latents", "*.parquet")
     shard.write_bytes(shard.read_bytes()[:-1])
-    mend(store)
+    repair_store(store)
     assert states(request(root))[1] == "RESUME"
     assert damages(store) == []
 
@@ -171,7 +171,7 @@ def test_damaged_prepared_audio_is_dropped_and_made_again_only_when_it_is_read(r
     flip(audio, audio.stat().st_size // 2)
     (damage,) = damages(store)
     assert damage.kind == "prepared"
-    mend(store)
+    repair_store(store)
     assert states(request(root)) == ["HIT", "HIT", "HIT"]
     assert not audio.exists()
     done = request(root, "ingest")
@@ -196,19 +196,19 @@ def test_a_damaged_manifest_is_made_again_and_nothing_is_encoded(root, store, en
     flip(only(store.root / "encode", "*/manifest.parquet"), 300)
     (damage,) = damages(store)
     assert (damage.kind, damage.what) == ("artifact", "manifest.parquet has other bytes than when it was committed")
-    mend(store)
+    repair_store(store)
     done = request(root)
     assert (states(done), encoded) == (["HIT", "MISS", "HIT"], [])
     assert damages(store) == []
 
 
 @pytest.mark.parametrize("stage", ["ingest", "encode", "train"])
-def test_a_damaged_receipt_is_repaired_away_and_nothing_is_encoded(root, store, encoded, stage):
+def test_an_artifact_with_a_damaged_receipt_is_removed_and_nothing_is_encoded(root, store, encoded, stage):
     adapter = (root / "output" / "clips.safetensors").read_bytes()
     receipt = only(store.root / stage, "*/receipt.json")
     receipt.write_text(receipt.read_text().replace('"started": "2', '"started": "3'))
     assert [damage.kind for damage in damages(store)] == ["receipt"]
-    mend(store)
+    repair_store(store)
     done = request(root)
     assert states(done)[("ingest", "encode", "train").index(stage)] in ("MISS", "RESUME")
     assert (encoded, damages(store)) == ([], [])
@@ -219,7 +219,7 @@ def test_a_damaged_adapter_is_written_again_from_its_checkpoint_without_a_step_o
     adapter = (root / "output" / "clips.safetensors").read_bytes()
     flip(only(store.root / "train", "*/adapter.safetensors"), 2000)
     assert [damage.kind for damage in damages(store)] == ["artifact"]
-    assert mend(store)[0].endswith("the same command goes on from its checkpoint")
+    assert repair_store(store)[0].endswith("the same command goes on from its checkpoint")
 
     from stages.train.loop import TrainingLoop
 
@@ -232,7 +232,7 @@ def test_a_damaged_adapter_is_written_again_from_its_checkpoint_without_a_step_o
     assert (root / "output" / "clips.safetensors").read_bytes() == adapter
 
 
-def test_rows_that_do_not_fit_a_whole_shard_are_found(root, store, encoded):
+def test_rows_that_do_not_match_an_intact_shard_are_found(root, store, encoded):
     shard = only(store.shared / "latents", "*.parquet")
     reader, size = load("parquet").Reader(shard), shard.stat().st_size
     items, metadata = [(key, reader.read(row)) for row, key in enumerate(reader.keys)], dict(reader.metadata)
@@ -242,23 +242,23 @@ def test_rows_that_do_not_fit_a_whole_shard_are_found(root, store, encoded):
         if shard.stat().st_size == size:
             break
     assert [damage.kind for damage in damages(store)] == ["rows"]
-    mend(store)
+    repair_store(store)
     request(root)
     assert (encoded, damages(store)) == ([], [])
 
 
-def test_damaged_weights_of_the_project_are_found_and_made_again(root, store):
+def test_damaged_bundled_weights_are_found_and_made_again(root, store):
     file = only(store.shared / "weights", "*/model.safetensors")
     before = file.read_bytes()
     flip(file, len(before) - 5)
     (damage,) = damages(store)
     assert (damage.kind, damage.what) == ("weights", "model.safetensors holds other tensors than were made")
-    mend(store)
+    repair_store(store)
     assert states(request(root)) == ["HIT", "HIT", "HIT"]
     assert file.read_bytes() == before
 
 
-def test_the_command_says_what_is_damaged_what_it_means_and_what_to_type_next(root, store):
+def test_the_command_reports_damage_its_meaning_and_what_to_type_next(root, store):
     shard = only(store.shared / "latents", "*.parquet")
     flip_item(shard, 1)
     call = ["verify", "--store", str(store.root), "--json"]
@@ -268,9 +268,9 @@ def test_the_command_says_what_is_damaged_what_it_means_and_what_to_type_next(ro
     assert [(one["kind"], one["clips"]) for one in found["damages"]] == [("shard", ["bright"])]
     assert found["next"] == next_commands(verify(store))
     assert shard.exists()
-    mended = CliRunner().invoke(app, [*call[:3], "--repair"])
-    assert mended.exit_code == 0
-    assert "sa3-trainer encode DATA" in mended.stdout
+    repaired = CliRunner().invoke(app, [*call[:3], "--repair"])
+    assert repaired.exit_code == 0
+    assert "sa3-trainer encode DATA" in repaired.stdout
     assert not shard.exists()
 
 
@@ -278,17 +278,17 @@ def typed(store: Store, *words: str):
     return CliRunner().invoke(app, ["verify", "--store", str(store.root), *words])
 
 
-def test_after_a_repair_only_what_is_lost_is_named(store):
+def test_after_a_repair_only_lost_items_are_reported(store):
     flip_item(only(store.shared / "latents", "*.parquet"), 2)
-    mend(store)
+    repair_store(store)
     (damage,) = damages(store)
     assert (damage.kind, damage.clips) == ("gone", ("low",))
     assert damage.meaning == "1 of its items is lost: lost latents are encoded again"
 
 
-def test_after_a_repair_of_the_silence_no_clip_is_named(store):
+def test_after_a_repair_of_the_silence_no_clip_is_reported(store):
     flip_item(only(store.shared / "latents", "*.parquet"), 0)
-    mend(store)
+    repair_store(store)
     (damage,) = damages(store)
     assert (damage.kind, damage.clips) == ("gone", ())
 
@@ -303,7 +303,7 @@ def test_after_a_repair_nothing_advises_another_one(store):
     assert "sa3-trainer encode DATA" in again.stdout and ": 1 missing" in again.stdout
 
 
-def test_a_shard_that_two_encodings_miss_is_named_once_with_all_its_clips(root, store):
+def test_a_missing_shard_of_two_encodings_is_reported_once_with_all_its_clips(root, store):
     request(root, "encode", trigger_phrase="now")  # other prompts, the same latents
     only(store.shared / "latents", "*.parquet").unlink()
     (damage,) = damages(store)
@@ -311,7 +311,7 @@ def test_a_shard_that_two_encodings_miss_is_named_once_with_all_its_clips(root, 
     assert damage.meaning.startswith("all its items are lost")
 
 
-def test_a_shard_whose_items_all_lie_elsewhere_loses_none(root, store, encoded):
+def test_a_missing_shard_whose_items_are_in_other_shards_loses_none(root, store, encoded):
     shard = only(store.shared / "latents", "*.parquet")
     reader = load("parquet").Reader(shard)
     items = [(key, reader.read(row)) for row, key in enumerate(reader.keys)]
