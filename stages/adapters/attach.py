@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.adapters.basis import LayerInit
 from stages.adapters.kind import Kind, kind_named
-from stages.adapters.layer import AdaptedLayer, Slot, adapted
+from stages.adapters.layer import AdaptedLayer, Slot, as_adapted_layer
 from stages.adapters.layer_filter import selected
 from stages.adapters.quantized_layer import AdaptedQuantizedLayer, QuantizedLayer
 from stages.adapters.singular_vectors import (
@@ -185,7 +185,7 @@ def attach(
     shapes = {name: _shape(target.layer) for name, target in found.items()}
     spec_rank_limit(spec, shapes)
     targets = [found[name] for name in selected(found, spec.include, spec.exclude)]
-    layers = [_adapted(target) for target in targets]
+    layers = [_adapted_layer(target) for target in targets]
     needed = {} if singular_vectors is None else {target.name: shapes[target.name] for target in targets}
     known = singular_vectors_from(singular_vectors or {}, needed, spec.rank)
     slots = []
@@ -242,9 +242,9 @@ def _layers(root: nn.Module) -> Iterator[Target]:
             yield Target(name=name, parent=root.get_submodule(above), child=child, layer=module)
 
 
-def _adapted(target: Target) -> AdaptedLayer:
+def _adapted_layer(target: Target) -> AdaptedLayer:
     layer = target.layer
-    return AdaptedQuantizedLayer(layer) if isinstance(layer, QuantizedLayer) else adapted(target.name, layer)
+    return AdaptedQuantizedLayer(layer) if isinstance(layer, QuantizedLayer) else as_adapted_layer(target.name, layer)
 
 
 def _singular_vectors(layer: AdaptedLayer, rank: int, cache: SingularVectorCache | None) -> SingularVectors:

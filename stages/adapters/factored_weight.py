@@ -27,10 +27,7 @@ from stages.adapters.ops.frozen_matmul import (
     row_quadratics,
     weighted_squares,
 )
-from stages.adapters.ops.row_scale import row_scale
-
-EPS = 1e-12
-"""Added to a norm before dividing by it."""
+from stages.adapters.ops.row_scale import EPS, row_scale
 
 
 @dataclass(frozen=True, kw_only=True)

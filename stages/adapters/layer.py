@@ -314,7 +314,7 @@ def matrix_of(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1)
 
 
-def adapted(name: str, base: nn.Module) -> AdaptedLayer:
+def as_adapted_layer(name: str, base: nn.Module) -> AdaptedLayer:
     """The layer itself if it has adapters already, else an `AdaptedLayer` to replace it.
 
     Raises:

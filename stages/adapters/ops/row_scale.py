@@ -18,6 +18,9 @@ from stages.adapters.ops.frozen_matmul import NUM_PIECES, power_of_two_scale
 if TYPE_CHECKING:  # Triton comes with CUDA builds of torch
     from stages.adapters.ops.kernels.norms import PartialSums, Pieces, ScaleGradients
 
+EPS = 1e-12
+"""Added to a norm before dividing by it."""
+
 
 def row_scale(
     weight_LOI: Tensor,
@@ -72,7 +75,7 @@ class _RowScale(torch.autograd.Function):
         if sums_LZO is None:
             assert q is None and squares is not None, "a slot with magnitudes keeps the squares of its weight"
             sums_LZO = squares.contiguous()[:, None]
-        found = norms.row_scale(left, parts, prepared.gram_LZRR, sums_LZO, magnitude.contiguous())
+        found = norms.row_scale(left, parts, prepared.gram_LZRR, sums_LZO, magnitude.contiguous(), EPS)
         ctx.is_known = product is not None
         ctx.save_for_backward(weight, left, right, q, *found)
         return found.scale_LO
@@ -91,7 +94,7 @@ class _RowScale(torch.autograd.Function):
             narrow = passes_back and weight.dtype != torch.float16
             d_product = _empty_pieces(found.product_LOR, weight.dtype if narrow else torch.float32, q)
         gradients = norms.row_scale_backward(
-            grads[0].contiguous(), left, found, d_product, has_left=has_left, has_gram=has_right
+            grads[0].contiguous(), left, found, d_product, EPS, has_left=has_left, has_gram=has_right
         )
         d_right, d_q = _right_gradient(weight, right, q, d_product if passes_back else None, gradients)
         d_known = d_product.values_LIJ if has_product and d_product is not None else None

@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EPS = 1e-12
 MAX_CHUNKS = 32
 """Chunks of the rows of a thin factor, at most: that many small Gram matrices are then added up."""
 
@@ -164,7 +163,7 @@ class RowScales(NamedTuple):
 
 
 def row_scale(
-    left_LOR: Tensor, product: PartialSums, gram_LZRR: Tensor, squares_LZO: Tensor, magnitude_LO: Tensor
+    left_LOR: Tensor, product: PartialSums, gram_LZRR: Tensor, squares_LZO: Tensor, magnitude_LO: Tensor, eps: float
 ) -> RowScales:
     """`FactoredWeight._row_scale` of a stack. Vectors must be contiguous; one part is the product itself."""
     layers, num_rows, rank = left_LOR.shape
@@ -175,7 +174,7 @@ def row_scale(
     scale_LO, norm_LO = torch.empty_like(magnitude_LO), torch.empty_like(magnitude_LO)
     _scale_kernel[(chunks.number, layers)](
         left_LOR, values, product.largest_L, gram_LZRR, squares_LZO, magnitude_LO, whole_LOR, gram_LRR,
-        scale_LO, norm_LO, num_rows, rank, chunks.rows_each, EPS, product.step,
+        scale_LO, norm_LO, num_rows, rank, chunks.rows_each, eps, product.step,
         values.shape[1], squares_LZO.shape[1], gram_LZRR.shape[1],
         *left_LOR.stride(), *values.stride(), *whole_LOR.stride(),
         HAS_LARGEST=product.largest_L is not None, IS_KNOWN=is_known, **chunks.sizes,
@@ -229,7 +228,14 @@ class ScaleGradients(NamedTuple):
 
 
 def row_scale_backward(
-    d_scale_LO: Tensor, left_LOR: Tensor, found: RowScales, d_product: Pieces | None, *, has_left: bool, has_gram: bool
+    d_scale_LO: Tensor,
+    left_LOR: Tensor,
+    found: RowScales,
+    d_product: Pieces | None,
+    eps: float,
+    *,
+    has_left: bool,
+    has_gram: bool,
 ) -> ScaleGradients:
     """Gradients of the inputs of `row_scale`; that of the product is written into `d_product`."""
     layers, num_rows, rank = left_LOR.shape
@@ -241,7 +247,7 @@ def row_scale_backward(
     count, into = (0, left_LOR) if d_product is None else (d_product.number, d_product.values_LIJ)
     _scale_backward_kernel[(chunks.number, layers)](
         d_scale_LO, left_LOR, found.product_LOR, found.gram_LRR, found.scale_LO, found.norm_LO,
-        d_left_LOR, into, d_gram_LZRR, d_squares_LO, d_magnitude_LO, num_rows, rank, chunks.rows_each, EPS,
+        d_left_LOR, into, d_gram_LZRR, d_squares_LO, d_magnitude_LO, num_rows, rank, chunks.rows_each, eps,
         *left_LOR.stride(), *found.product_LOR.stride(), *into.stride(),
         HAS_LEFT=has_left, HAS_GRAM=has_gram, PIECES=count, **chunks.sizes,
     )  # fmt: skip
