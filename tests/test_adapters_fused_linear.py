@@ -13,7 +13,7 @@ from stages.adapters.stacked.stacked_adapter import stack_adapter
 from stages.models.nets.feed_forward import GatedProjection
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
-from tests.test_adapters_stacked import gradients, tokens, tower
+from tests.test_adapters_stacked_adapter import gradients, tokens, tower
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

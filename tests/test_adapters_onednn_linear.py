@@ -22,7 +22,7 @@ from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_
 from stages.adapters.stacked.stacked_adapter import StackedAdapter, stack_adapter
 from stages.records import AdapterSpec
 from tests.dense_adapters import shake
-from tests.test_adapters_stacked import gradients
+from tests.test_adapters_stacked_adapter import gradients
 
 COUNT, WIDTH, WIDER, RANK = 40, 256, 320, 16
 

@@ -45,6 +45,10 @@ class Attachment:
     layer: AdaptedLayer
     slot: Slot
 
+    def key(self, leaf: str) -> str:
+        """File key of one of the slot's tensors: `model.project_in.parametrizations.weight.0.lora_A`."""
+        return f"{self.target.name}.parametrizations.weight.0.{leaf}"
+
 
 class Adapter:
     """Handle of one adapter on a network. Several may be attached on top of each other; each has its own handle.
@@ -59,7 +63,7 @@ class Adapter:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trained tensors by file key, in the order of the roots and of module registration."""
         return {
-            f"{attachment.target.name}.parametrizations.weight.0.{leaf}": parameter
+            attachment.key(leaf): parameter
             for attachment in self._attached()
             for leaf, parameter in attachment.slot.leaves().items()
         }
@@ -171,7 +175,7 @@ def attach(
         roots: the denoiser and the conditioner; layer names are relative to each.
         generator: draws the initial values of the free kinds; None: torch's global CPU generator.
         singular_vectors: singular vectors for the -xs kinds, used as they are; see `singular_vectors_from`.
-        singular_vector_cache: where computed singular vectors are remembered.
+        singular_vector_cache: stores computed singular vectors between runs.
 
     Raises:
         FilterMatchesNothing: an include or exclude pattern matches no layer, or no layer is left.

@@ -75,9 +75,7 @@ class StackedAdapter:
         return [
             StackedParameter(
                 parameter=parameter,
-                keys=tuple(
-                    f"{attachment.target.name}.parametrizations.weight.0.{leaf}" for attachment in group.attachments
-                ),
+                keys=tuple(attachment.key(leaf) for attachment in group.attachments),
             )
             for group in self.groups
             for leaf, parameter in group.slot.leaves().items()
