@@ -21,14 +21,15 @@ CREATE TABLE IF NOT EXISTS items (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS items_of_shard ON items (shard)
 """
+_PREFIX = "registry-"
 _KEYS_PER_QUERY = 500
 
 
 class Registry:
-    """Item key -> location, in one sqlite file that may be deleted at any time. Several processes may share it."""
+    """Item key -> location, for the shards of one format in one folder; an sqlite file that processes may share."""
 
-    def __init__(self, file: Path, say: Callable[[str], None] = warn) -> None:
-        self._database = DisposableDatabase(file, _SCHEMA, _VERSION, say)
+    def __init__(self, folder: Path, format: str, say: Callable[[str], None] = warn) -> None:
+        self._database = DisposableDatabase(folder / f"{_PREFIX}{format}.sqlite", _SCHEMA, _VERSION, say)
 
     def shards(self) -> dict[str, tuple[int, int]]:
         """(bytes, mtime in ns) of each shard when it was added, by file name."""
@@ -69,3 +70,9 @@ class Registry:
                     return None
                 found[row[0]] = Location(**dict(zip(Location.__dataclass_fields__, row, strict=True)))
         return found
+
+
+def unregister_shards(folder: Path, shards: Sequence[str]) -> None:
+    """Removes shards from the registries of all formats in a folder."""
+    for file in folder.glob(f"{_PREFIX}*.sqlite"):
+        Registry(folder, file.stem.removeprefix(_PREFIX)).remove(shards)

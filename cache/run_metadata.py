@@ -75,14 +75,14 @@ def remove_orphan(store: Store, name: str) -> None:
 
 def unfinished_runs(store: Store) -> list[UnfinishedRun]:
     """Every run with a scratch folder, by name."""
-    scratch = _scratch(store)
+    scratch = store.scratch_root
     names = sorted(path.name for path in scratch.iterdir() if path.is_dir()) if scratch.is_dir() else []
     return [read(store, name) for name in names]
 
 
 def orphans(store: Store) -> list[Path]:
     """Metadata files of runs whose folder is gone: killed between commit and cleanup."""
-    return sorted(path for path in _scratch(store).glob("*.json") if not path.with_suffix("").is_dir())
+    return sorted(path for path in store.scratch_root.glob("*.json") if not path.with_suffix("").is_dir())
 
 
 def idle_seconds(store: Store, name: str) -> float:
@@ -97,13 +97,9 @@ def num_bytes(store: Store, name: str) -> int:
     return folder_bytes(_folder(store, name))
 
 
-def _scratch(store: Store) -> Path:
-    return store.root / "scratch"
-
-
 def _folder(store: Store, name: str) -> Path:
-    return _scratch(store) / name
+    return store.scratch_root / name
 
 
 def _file(store: Store, name: str) -> Path:
-    return _scratch(store) / f"{name}.json"
+    return store.scratch_root / f"{name}.json"

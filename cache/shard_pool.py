@@ -53,7 +53,7 @@ class ShardPool:
     def __init__(self, folder: Path, format: str = "parquet", say: Callable[[str], None] = warn) -> None:
         self.folder, self.format = Path(folder), format
         self._format, self._say = load(format), say
-        self._registry = Registry(self.folder / f"registry-{format}.sqlite", say)
+        self._registry = Registry(self.folder, format, say)
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -68,13 +68,18 @@ class Store:
         """Root of the shared pools."""
         return self.root / "shared"
 
+    @property
+    def scratch_root(self) -> Path:
+        """Root of the scratch folders of unfinished runs."""
+        return self.root / "scratch"
+
     def directory(self, stage: str, fingerprint: str) -> Path:
         """The folder of an artifact, whether it exists or not."""
         return self.root / _stage_name(stage) / _short(fingerprint)
 
     def scratch(self, stage: str, identity: str) -> Path:
         """The scratch folder of a run, whether it exists or not."""
-        return self.root / "scratch" / f"{_stage_name(stage)}-{_short(identity)}"
+        return self.scratch_root / f"{_stage_name(stage)}-{_short(identity)}"
 
     def find(self, stage: str, fingerprint: str) -> Receipt | None:
         """The receipt of a finished artifact, or None. Costs one small read, and one stat per file.
@@ -183,11 +188,10 @@ class Store:
     def sizes(self) -> Sizes:
         """Bytes of every artifact, pool and unfinished run, from one walk over the folder that opens no file."""
         artifacts = {f"{path.parent.name}/{path.name}": folder_bytes(path) for path in self._artifact_directories(None)}
-        shared, scratch = self.shared, self.root / "scratch"
         return Sizes(
             artifacts=artifacts,
-            shared={path.name: folder_bytes(path) for path in _folders(shared)},
-            scratch={path.name: folder_bytes(path) for path in _folders(scratch)},
+            shared={path.name: folder_bytes(path) for path in _folders(self.shared)},
+            scratch={path.name: folder_bytes(path) for path in _folders(self.scratch_root)},
         )
 
     def _artifact_directories(self, stage: str | None) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cache.location import Location
-from cache.registry import Registry
+from cache.registry import Registry, unregister_shards
 
 
 def location(key, shard="s1", row=0):
@@ -14,7 +14,7 @@ def location(key, shard="s1", row=0):
 
 @pytest.fixture
 def registry(tmp_path):
-    return Registry(tmp_path / "registry.sqlite", say=pytest.fail)
+    return Registry(tmp_path, "parquet", say=pytest.fail)
 
 
 def test_an_added_item_is_found(registry):
@@ -47,10 +47,17 @@ def test_an_item_in_two_shards_is_found_in_the_first_by_name_and_survives_its_lo
 
 def test_a_damaged_row_empties_the_registry_with_a_message(tmp_path):
     messages = []
-    Registry(tmp_path / "registry.sqlite").add("s1", (100, 5), [location("a")])
-    content = (tmp_path / "registry.sqlite").read_bytes()
-    (tmp_path / "registry.sqlite").write_bytes(content.replace(b"0badf00d", b"0badf00e"))
-    registry = Registry(tmp_path / "registry.sqlite", say=messages.append)
+    Registry(tmp_path, "parquet").add("s1", (100, 5), [location("a")])
+    content = (tmp_path / "registry-parquet.sqlite").read_bytes()
+    (tmp_path / "registry-parquet.sqlite").write_bytes(content.replace(b"0badf00d", b"0badf00e"))
+    registry = Registry(tmp_path, "parquet", say=messages.append)
     assert registry.find(["a"]) is None
     assert "holds a damaged row" in messages[0]
     assert registry.find(["a"]) == {} and registry.shards() == {}
+
+
+def test_a_removed_shard_leaves_the_registry_of_every_format(tmp_path):
+    for format in ("hdf5", "parquet"):
+        Registry(tmp_path, format).add("s1", (1, 1), [location("a")])
+    unregister_shards(tmp_path, ["s1"])
+    assert [Registry(tmp_path, format).shards() for format in ("hdf5", "parquet")] == [{}, {}]

@@ -125,7 +125,7 @@ def test_clips_of_a_missing_shard_count_as_clips_to_encode_in_the_plan(root):
     from pipeline.plan.plan import plan
 
     (shard,) = (root / "artifacts" / "shared" / "latents").glob("*.parquet")
-    assert Registry(shard.parent / "registry-parquet.sqlite").shards()
+    assert Registry(shard.parent, "parquet").shards()
     shard.unlink()
     asked = recipe(root)
     runs = plan(asked, Store(asked.store), resolve_inputs(asked, fetch=False), "encode").runs

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from cache import run_metadata
 from cache.files.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
-from cache.registry import Registry
+from cache.registry import unregister_shards
 from cache.store import Store
 from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX
 from pipeline.maintenance.gc_policy import RemovalPlan
@@ -23,7 +23,7 @@ def remove(store: Store, plan: RemovalPlan) -> None:
     for artifact, _ in plan.artifacts:
         store.drop(artifact.receipt.stage, artifact.receipt.fingerprint)
     for name, _, _ in plan.unfinished:
-        shutil.rmtree(store.root / "scratch" / name, ignore_errors=True)
+        shutil.rmtree(store.scratch_root / name, ignore_errors=True)
         run_metadata.remove(store, name)
     for one in plan.shared:
         (store.shared / one.path).unlink(missing_ok=True)
@@ -33,8 +33,8 @@ def remove(store: Store, plan: RemovalPlan) -> None:
 def _unregister_shards(store: Store, paths: Sequence[str]) -> None:
     for pool in ("latents", "prompts"):
         shards = [path.partition("/")[2] for path in paths if path.startswith(f"{pool}/")]
-        for file in (store.shared / pool).glob("registry-*.sqlite") if shards else ():
-            Registry(file).remove(shards)
+        if shards:
+            unregister_shards(store.shared / pool, shards)
 
 
 def remove_leftovers(store: Store) -> None:

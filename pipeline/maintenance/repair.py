@@ -19,7 +19,7 @@ from pathlib import Path
 from cache import run_metadata
 from cache.errors import ReceiptDamaged
 from cache.receipt import Receipt
-from cache.registry import Registry
+from cache.registry import unregister_shards
 from cache.shard_salvage import ShardFault, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
@@ -115,8 +115,7 @@ def _unregister_shard(store: Store, damage: Damage) -> str:
     path = store.root / damage.path
     if path.exists():
         return "left as it is; it is whole, but not the one that was named"
-    for file in path.parent.glob("registry-*.sqlite"):
-        Registry(file).remove([path.name])
+    unregister_shards(path.parent, [path.name])
     return "forgotten"
 
 

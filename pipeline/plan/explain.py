@@ -202,7 +202,7 @@ class Explainer:
     def _location(self, pool: str, key: str) -> tuple[Location | None, str]:
         """(location of an item, or None; reason why its shard is missing, or nothing)."""
         folder = self.store.shared / pool
-        location = (Registry(folder / f"registry-{self.params.latent_format}.sqlite").find([key]) or {}).get(key)
+        location = (Registry(folder, self.params.latent_format).find([key]) or {}).get(key)
         if location is None or (folder / location.shard).is_file():
             return location, ""
         return None, f"shard {pool}/{location.shard} is gone"

@@ -60,7 +60,7 @@ def clips_to_encode(run: StageRun, recipe: Recipe, store: Store, resolved: Resol
     digests = {member.digest for member in clips if member.digest}
     keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
     latents = store.shared / "latents"
-    locations = Registry(latents / f"registry-{run.params.latent_format}.sqlite").find(keys) or {}
+    locations = Registry(latents, run.params.latent_format).find(keys) or {}
     exists = {shard: (latents / shard).is_file() for shard in {location.shard for location in locations.values()}}
     missing = len(keys) - sum(exists[location.shard] for location in locations.values())
     return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode"
