@@ -15,10 +15,11 @@ from pipeline.plan.plan import stage_named
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "golden" / "stage_code.json"
+MODELS = ("stages/models", "stages/model_config.py", "stages/precision.py", "stages/safetensors_header.py")
 CODE = {
     "ingest": ("stages/ingest", "stages/prepared_audio.py"),
-    "encode": ("stages/encode", "stages/models", "stages/prepared_audio.py"),
-    "train": ("stages/train", "stages/models", "stages/adapters", "stages/prepared_audio.py"),
+    "encode": ("stages/encode", *MODELS, "stages/prepared_audio.py"),
+    "train": ("stages/train", *MODELS, "stages/adapters", "stages/prepared_audio.py"),
 }
 """What decides each stage's result: files, and folders with all that lies below them."""
 WITHOUT_EFFECT = {
