@@ -73,7 +73,7 @@ def prepare() -> None:
 
 
 def run(request: dict[str, Any], answer: int) -> int:
-    """One run up to its last stage, in this process."""
+    """Run up to the last stage in this process."""
     from pipeline.cli_errors import reported_errors
     from pipeline.execution.runner import run_until
     from pipeline.report import Report
@@ -96,7 +96,7 @@ def run(request: dict[str, Any], answer: int) -> int:
 
 
 def count_marks(deadly: int | None) -> list[int]:
-    """Count the calls that make work last; the n-th of them is this process's last."""
+    """Count the calls that make work durable (fsync, rename); kill this process at the n-th."""
     calls = [0]
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +114,7 @@ def count_marks(deadly: int | None) -> list[int]:
 
 
 def forked(request: dict[str, Any]) -> dict[str, Any]:
-    """Fork one run, end it as asked, and say how it ended."""
+    """Fork one run, kill it as requested, and return how it ended."""
     reading, writing = os.pipe()
     heard, said = os.pipe()  # no file: a full disk must not keep a run from saying so
     pid = os.fork()
@@ -142,7 +142,7 @@ def forked(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def drained(pipe: int) -> bytes:
-    """All that comes out of a pipe until nobody holds its other end."""
+    """Everything written to a pipe until its other end is closed."""
     parts = []
     while part := os.read(pipe, 65536):
         parts.append(part)

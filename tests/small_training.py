@@ -158,13 +158,13 @@ def prompt_row(number: int, place: Location) -> PromptRow:
 
 
 def vars_of(place: Location) -> dict[str, Any]:
-    """A place as a receipt's facts have it."""
+    """A location as a receipt's facts have it."""
     return {name: getattr(place, name) for name in ("item_key", "shard", "row", "num_frames", "checksum")}
 
 
 @dataclass
 class Bench:
-    """One workspace: run a training in it, look at what it left."""
+    """One workspace: runs a training in it and reads its results."""
 
     root: Path
     artifact: Artifact

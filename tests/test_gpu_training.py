@@ -1,7 +1,7 @@
-"""The fast path on CUDA against the plain one: outputs, gradients, twenty steps, for every kind and precision.
+"""Captured steps on CUDA against eager ones: outputs, gradients, twenty steps, for every kind and precision.
 
-Plain: layer by layer, operation by operation, nothing stacked. In float32 the two must agree tightly. In 16 bits both
-round, differently; the fast one may not be farther from the same network computed in float32 than the plain one is.
+Eager: layer by layer, operation by operation, nothing stacked. In float32 the two must agree tightly. In 16 bits both
+round, differently; captured steps may not be farther from the same network in float32 than eager ones are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.small_networks import config
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 NO_FARTHER = 1.25
-"""How much farther from float32 the fast path may be than the plain one: both are sums of random roundings."""
+"""How much farther from float32 captured steps may be than eager ones: both are sums of random roundings."""
 STEPS = 20
 
 
@@ -45,7 +45,7 @@ def network_config(head_width: int) -> dict:
 
 
 def training(one: Case, *, stacked: bool, head_width: int = 64) -> Training:
-    """Before its first step, every tensor of its adapter moved away from where it starts."""
+    """A training before its first step, every adapter tensor moved away from its initial value."""
     made = cases.new_training(one, network_config(head_width), CUDA, stacked=stacked)
     made.network.train(True)
     shaken = {key: value.cpu().clone() for key, value in made.network.adapter.state().items()}
@@ -66,7 +66,7 @@ def in_float32(one: Case, monkeypatch: pytest.MonkeyPatch, **sizes: int) -> Trai
 
 
 def batches(one: Case, like: Training, count: int) -> list:
-    """Timesteps that every precision holds exactly: the network rounds them to its own."""
+    """Batches with timesteps that every precision represents exactly: the network rounds them to its own."""
     made = [new_batch(one, like, step) for step in range(count)]
     return [replace(batch, timestep_B=(batch.timestep_B * 128).round().clamp(1, 127) / 128) for batch in made]
 
@@ -98,7 +98,7 @@ def captured(made: Training, through: list, lengths: list[int], **options) -> Fo
 
 
 def gradient(made: Training) -> Tensor:
-    """Of the last step, all tensors in a row."""
+    """The gradient of the last step, all tensors in a row."""
     stacks = made.optimizer.stacks
     parts = {}
     for stack, one in zip(stacks, made.optimizer.gradients, strict=True):
@@ -107,7 +107,7 @@ def gradient(made: Training) -> Tensor:
 
 
 def output(made: Training, batch) -> Tensor:
-    """The velocity; with gradients asked for, as the compiled block is the one that trains."""
+    """The velocity, with gradients enabled, as the compiled block is the one used in training."""
     placed = batch.to(CUDA)
     with made.network.precomputed_weights():
         seen = made.network.velocity(placed, placed.noise_BCT).detach().float().cpu()
@@ -126,7 +126,7 @@ def found(made: Training, first: Tensor, seen: Tensor) -> Found:
 
 
 def distance(one: Found, other: Found) -> Mapping[str, float]:
-    """Mean absolute differences: where a gradient is all but zero, an update of AdamW is the toss of a coin anyway."""
+    """Mean absolute differences: where a gradient is almost zero, an update of AdamW is random anyway."""
     return {name: float((one[name] - other[name]).abs().mean() / other[name].abs().mean()) for name in one}
 
 
@@ -167,7 +167,7 @@ def test_heads_that_no_joint_kernel_takes_are_as_near_to_float32(monkeypatch):
 
 
 def test_a_batch_rounded_up_to_a_bucket_makes_the_step_of_the_batch():
-    """Each step from the plain training's very state: updates of AdamW would enlarge another order of adding up."""
+    """Each step from the eager training's own state: updates of AdamW would amplify another order of summation."""
     one = case(adapter_type="dora-rows")
     with deterministic_algorithms(CUDA):
         plain, fast = training(one, stacked=False), training(one, stacked=True)

@@ -1,4 +1,4 @@
-"""Audio read by other processes: the same batches, nothing read twice, nobody left behind."""
+"""Audio decoded by worker processes: the same batches, nothing decoded twice, no process left running."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def assert_same(batch, other):
 
 
 class Pool:
-    """Reads at once, in this process, and notes what it was asked for."""
+    """A pool that reads at once, in this process, and records the requests."""
 
     def __init__(self, *_, **__):
         self.asked = []
@@ -93,7 +93,7 @@ def here(monkeypatch):
 
 
 def gone(pids, seconds=8.0):
-    """Whether none of the processes is left after so long."""
+    """Whether all of the processes end within so long."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not any(is_running(pid) for pid in pids):
@@ -240,7 +240,7 @@ with AudioPrefetcher(live_examples(place, lengths=(70_000,)), range(10_000), wor
     print(*[process.pid for process in ahead._pool._processes.values()], flush=True)
     time.sleep(60)
 """
-"""No guard around the main module, as in somebody's own script."""
+"""A script without `if __name__ == "__main__"`, as users write them."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training from an encode artifact that lies in the tree: losses pinned, without autoencoder and text encoder."""
+"""Training from an encode artifact in the source tree: pinned losses, without autoencoder and text encoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ R = TypeVar("R")
 LOSSES = (1.3581036, 1.8492949, 1.0783024, 1.4362801, 1.1824910)
 """Of five steps with these params. Every draw comes from seeds through numpy, and all arithmetic is float32: another
 machine, thread count or torch release changes the order of sums and no more, which moves a loss by less than 1e-6 of
-itself. Whatever moves one by 1e-5 has changed what is computed."""
+itself. A change of 1e-5 means that something else is computed."""
 PARAMS = TrainParams(
     model="tiny-base",
     number_of_steps=len(LOSSES),
@@ -40,7 +40,7 @@ PARAMS = TrainParams(
 
 @pytest.fixture(scope="module", params=formats())
 def cached(request, tmp_path_factory) -> Artifact:
-    """The artifact of the tree."""
+    """The artifact in the source tree."""
     return copied(request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -1,4 +1,4 @@
-"""Blocks computed again in the backward pass: the same bits in less memory, when asked for or when memory is short."""
+"""Gradient checkpointing: the same bits in less memory, on request or when memory is short."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_outputs_and_gradients_are_those_of_kept_activations_to_the_bit(tmp_path
 
 @pytest.fixture
 def runs(monkeypatch) -> list[bool]:
-    """Every run of a block, and whether gradients were followed."""
+    """Every run of a block, and whether autograd recorded it."""
     seen: list[bool] = []
     real = TransformerBlock.forward
 
@@ -61,7 +61,7 @@ def test_a_block_runs_twice_a_step_only_with_gradient_checkpointing(tmp_path, ru
 
 
 class ShortOfMemory(Training):
-    """Has room for a step only where blocks are computed again."""
+    """Memory for a step is enough only with gradient checkpointing."""
 
     def advance(self, batch) -> None:
         if not self.network.denoiser.model.transformer.checkpointing:

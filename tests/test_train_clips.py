@@ -60,7 +60,7 @@ def test_frames_beyond_the_valid_ones_are_not_read(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Items and stretches of frames that are read from a pool."""
+    """Items and ranges of frames that are read from a pool."""
     seen, read = [], ShardPool.read
 
     def counted(pool, location, start=0, stop=None):

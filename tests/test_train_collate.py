@@ -174,7 +174,7 @@ def test_the_conditioning_duration_is_the_whole_recording_s_or_the_crop_s_if_ask
     whole, own = (batch(clips, shift=recording, batch_size=2, crop_seconds=wanted) for wanted in (False, True))
     order = [int(clip_id.removeprefix("clip")) for clip_id in own.clip_ids]
     assert whole.seconds_total_B.tolist() == [47 + number for number in order]
-    # 20 frames begin two seconds, 5 one; the shift of timesteps follows what is told.
+    # 20 frames round up to two seconds, 5 to one; the shift of timesteps follows the same duration.
     assert own.seconds_total_B.tolist() == [(2, 1)[number] for number in order]
     assert asked[1] == [(22, 11)[number] for number in order]
 

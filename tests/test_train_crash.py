@@ -41,7 +41,7 @@ RESULTS = ("adapter*.safetensors", "*.parquet", "checkpoints/*/tensors.safetenso
 
 @dataclass(kw_only=True)
 class Whole:
-    """A store with everything before train, and what a training leaves in it that nobody stopped."""
+    """A store with everything before train, and the results of an uninterrupted training in it."""
 
     store: Path
     files: dict[str, bytes]
@@ -55,7 +55,7 @@ def asked(driver: Driver, root: Path, flags: dict[str, Any], **ending: Any) -> d
 
 
 def left(root: Path) -> dict[str, bytes]:
-    """What must not depend on how often a training was stopped."""
+    """Results that must not depend on how often a training was stopped."""
     (artifact,) = (root / "artifacts" / "train").iterdir()
     paths = [path for pattern in RESULTS for path in artifact.glob(pattern)]
     return {path.relative_to(artifact).as_posix(): path.read_bytes() for path in paths}
@@ -89,14 +89,14 @@ def finish(driver: Driver, root: Path, flags: dict[str, Any], known: Whole) -> N
 
 
 def drawn_kill(rng: random.Random, known: Whole) -> dict[str, Any]:
-    """A moment in time, or one of the calls that make work last."""
+    """A random time, or one of the calls that make work durable."""
     if rng.random() < 0.5:
         return {"after": rng.uniform(0.1, known.seconds)}
     return {"at": rng.randint(1, known.calls)}
 
 
 def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, rng: random.Random, most: int) -> int:  # noqa: F811
-    """Kill up to so many runs, one after the other; how many were still at work when their moment came."""
+    """Kill up to so many runs, one after the other; returns how many were still running when they were killed."""
     for stops in range(most):
         ended = asked(driver, root, flags, **drawn_kill(rng, known))
         if ended["code"] == 0:

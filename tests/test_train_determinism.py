@@ -1,4 +1,4 @@
-"""Ordered kernels where they are asked for, the fastest where they are not, and a line where two runs may differ."""
+"""Deterministic kernels on request, the fastest otherwise, and a line where two runs may differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CUDA, MPS, CPU = (torch.device(name) for name in ("cuda", "mps", "cpu"))
 
 @pytest.fixture(params=[False, True])
 def already(request, monkeypatch):
-    """Whether the process asked for ordered kernels before."""
+    """Whether the process had asked for deterministic kernels before."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     torch.use_deterministic_algorithms(request.param)
     yield request.param

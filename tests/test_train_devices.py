@@ -1,4 +1,4 @@
-"""Every device there is trains alike: the CPU always, CUDA and MPS where they are. And what is used is said."""
+"""Every device gives the same training: the CPU always, CUDA and MPS where present; precisions used are printed."""
 
 from __future__ import annotations
 

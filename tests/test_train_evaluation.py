@@ -1,4 +1,4 @@
-"""The loss that trainings are compared by, where the device is full."""
+"""Evaluations and loading where the device is out of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of a training's own clips: what its tables say was seen is what was seen."""
+"""Training examples: tables name the clips and crops that batches are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step does with gradients: adding up, clipping, averaging, and rules from a library."""
+"""Gradients of a step: accumulation, clipping, EMA, third-party optimisers and recorded norms."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_magnitudes_are_decayed_unless_excepted(pulled):
     torch.testing.assert_close(tensors["layers.0.magnitude"].detach(), before["layers.0.magnitude"] * factor)
 
 
-# Average --------------------------------------------------------------------------------------------------------------
+# EMA ------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_ema_is_the_textbook_s():
@@ -272,7 +272,7 @@ def test_a_stopped_training_with_every_option_ends_as_an_uninterrupted_one(tmp_p
 
 
 def test_a_step_without_options_is_torch_s_adamw_to_the_bit():
-    """Pinned: options that are not asked for change no bit of an update."""
+    """Pinned: options left at their defaults change no bit of an update."""
     tensors = parameters()
     optimizer = Optimizer(tensors, params())
     plain = parameters()

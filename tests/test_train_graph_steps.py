@@ -1,4 +1,4 @@
-"""What of the fast path a CPU can show: when it is taken, and what happens where it cannot be."""
+"""CUDA graphs of steps, as far as a CPU can test them: when they are used, and fallbacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def case(**changes) -> Case:
 
 
 class Failing:
-    """A fast path that cannot be prepared."""
+    """CUDA graphs that cannot be captured."""
 
     def __init__(self, error: Exception) -> None:
         self.error, self.buckets = error, LengthBuckets([24])
@@ -70,7 +70,7 @@ def test_an_interrupt_is_not_retried():
 
 @pytest.mark.slow
 def test_compile_options_reach_the_thread_of_the_backward_pass(monkeypatch, tmp_path):
-    """Which compiles its half by itself; there, a buffer used again would be one that other streams still read."""
+    """That thread compiles its half by itself; a buffer reused there may still be read by other streams."""
     import torch._inductor.config as told
     from torch._inductor.graph import GraphLowering
 
@@ -102,7 +102,7 @@ def test_this_torch_has_every_compile_option_that_side_streams_rely_on():
 
 
 class Repeating(GraphSteps):
-    """In place of a recording, which only CUDA has: the work itself, done again at every replay."""
+    """Runs the captured function again at every replay, in place of a graph, which only CUDA has."""
 
     def _capture_step(self, inputs, *, with_update):
         self.last = inputs

@@ -1,4 +1,4 @@
-"""Options of a step on CUDA: recorded steps against plain ones."""
+"""Options of a step on CUDA: captured steps against eager ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def batches(training: Training, count: int) -> list:
 
 
 def stepped(training: Training, made: list, *, fast: bool) -> dict[str, torch.Tensor]:
-    """Adapter, average and figures after these batches."""
+    """Adapter, EMA and metrics after these batches."""
     if fast:
         with compiled(training.network.denoiser, training.network.layers):
             steps = GraphSteps(training, LengthBuckets([24]), lambda line: None)

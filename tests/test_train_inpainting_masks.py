@@ -66,7 +66,7 @@ def test_spans_are_one_to_four_runs_that_do_not_overlap(step, num_real):
     mask = spans(at(step), num_real)
     assert 1 <= len(lengths) <= min(4, num_real)
     assert min(lengths) >= 1
-    # What was placed is a part of what was drawn; touching spans make one stretch.
+    # What was placed is a part of what was drawn; touching spans make one run.
     assert sum(stretches(mask)) <= sum(lengths)
     assert len(stretches(mask)) <= len(lengths)
 

@@ -87,7 +87,7 @@ def test_padding_up_to_buckets_and_masked_frames_behind_shorter_clips_are_counte
     buckets = LengthBuckets([9, 12])
     assert buckets.padded(batch) is batch
     assert (buckets.padding_share, buckets.masked_share) == (0, 0)
-    # Two clips, of 9 and 10 frames, in a batch that is 10 long and worked on at 12; before it two of 9.
+    # Two clips, of 9 and 10 frames, in a batch that is 10 long and padded to 12; before it two of 9.
     longer = padded_to(batch, 10)
     longer.real_BT[1, 9] = True
     buckets.padded(longer)

@@ -14,7 +14,7 @@ from tests.small_training import weights
 
 
 def network(dtype=torch.float32):
-    """The golden tiny network with an adapter that has moved a little."""
+    """The golden tiny network with an adapter a little away from its initial values."""
     roots = load_denoiser(weights(), "cpu", dtype), load_conditioner(weights(), "cpu", dtype)
     spec = AdapterSpec(kind="lora", rank=2, alpha=2.0, include=("layers.0.",))
     adapter = attach(roots, spec, generator=torch.Generator().manual_seed(0))

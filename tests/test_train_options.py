@@ -110,7 +110,7 @@ def test_a_withheld_prompt_has_no_influence_at_all(tmp_path):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
 def test_losses_in_half_precision_are_those_of_full_precision_to_rounding(bench, precision, tolerance):
-    # One timestep rounding apart: the network is told t in its own precision, where features of t turn fast.
+    # One timestep rounding apart: the network is given t in its own precision, and some features of t turn fast.
     full, half = bench.at("full"), bench.at("half")
     full.train()
     half.train(base_precision=precision)

@@ -37,9 +37,9 @@ class Limits:
     velocity: float
     loss: float
     gradient: float
-    """Of all adapter tensors together."""
+    """Over all adapter tensors together."""
     tensor: float
-    """Of any one tensor that holds at least a hundredth of the largest gradient."""
+    """For any one tensor with at least a hundredth of the largest gradient."""
 
 
 LIMITS = {BF16: Limits(3e-2, 3e-3, 3e-2, 8e-2), FP16: Limits(4e-3, 5e-4, 4e-3, 1.2e-2), FP32: Limits(0, 0, 0, 0)}
@@ -52,7 +52,7 @@ the published models as here. Measured: bf16 5e-2, fp16 3e-2."""
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step computes."""
+    """Results of one training step."""
 
     velocity: Tensor
     """Over real frames."""
@@ -82,14 +82,14 @@ def examples(tmp_path_factory, weights) -> Examples:
 
 @pytest.fixture(scope="module")
 def exact_batch(examples) -> Batch:
-    """Its timesteps, and its durations as parts of 384 s, are the same in 16 bits."""
+    """A batch whose timesteps, and durations as fractions of 384 s, are exact in 16 bits."""
     timesteps, durations = torch.tensor([0.5, 0.375]), torch.tensor([96.0, 192.0])
     return replace(examples.batch(0), timestep_B=timesteps, seconds_total_B=durations)
 
 
 @cache
 def bases() -> dict[str, dict[str, Tensor]]:
-    """Singular vectors of the float32 base for every precision: those of a rounded weight may be others altogether."""
+    """Singular vectors of the float32 base for every precision: those of a rounded weight may differ altogether."""
     found: dict[str, dict[str, Tensor]] = {}
     for root in (load_denoiser(open_folder("tiny-s", FAMILY)), load_conditioner(open_folder("tiny-s", FAMILY))):
         for name, module in root.named_modules():
@@ -100,7 +100,7 @@ def bases() -> dict[str, dict[str, Tensor]]:
 
 
 def step(kind: str, dtype: torch.dtype, weights: Weights, batch: Batch, state: dict[str, Tensor] | None = None) -> Step:
-    """Velocity, loss and gradients with an adapter that is well away from its start."""
+    """Velocity, loss and gradients with an adapter far from its initial values."""
     roots = load_denoiser(weights, dtype=dtype), load_conditioner(weights, dtype=dtype)
     given: dict[str, Any] = {"singular_vectors": bases()} if kind_named(kind).basis.singular else {}
     spec = AdapterSpec(kind=kind, rank=4, alpha=4.0)
@@ -117,7 +117,7 @@ def step(kind: str, dtype: torch.dtype, weights: Weights, batch: Batch, state: d
 
 
 def away_from_the_start(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Magnitudes a twentieth off, and a low-rank move of moderate size."""
+    """Magnitudes changed by a twentieth, and a low-rank change of moderate size."""
     generator = torch.Generator().manual_seed(2)
     drawn = {key: 0.05 * torch.randn(tensor.shape, generator=generator) for key, tensor in state.items()}
     moved = {key: tensor * (1 + drawn[key]) if "magnitude" in key else drawn[key] for key, tensor in state.items()}

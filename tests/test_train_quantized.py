@@ -1,4 +1,4 @@
-"""Trainings on a base that is stored in 8 bits: what is said, refused, reported and left behind."""
+"""Trainings on a base that is stored in 8 bits: results, messages, refusals and memory."""
 
 from __future__ import annotations
 

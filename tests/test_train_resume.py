@@ -18,13 +18,13 @@ def bench(tmp_path):
 
 
 def of_checkpoints(bench: Bench) -> list[str]:
-    """What was said about them."""
+    """Lines printed about checkpoints."""
     return [line for line in bench.said if re.search(r"resuming|step-\d", line)]
 
 
 @pytest.fixture(params=["stored", "live"])
 def either(request, tmp_path):
-    """Latents from the cache, or audio encoded in the loop; some of it longer than the window."""
+    """Stored latents, or audio encoded in the loop; some clips are longer than the window."""
     if request.param == "stored":
         return Bench.of_latents(tmp_path, (9, 14, 7), window=10)
     return Bench.of_audio(tmp_path, (30_000, 52_000, 20_000), window_samples=40_000)

@@ -1,4 +1,4 @@
-"""Which clips a step sees: once per epoch each, like lengths together, the same for the same seed."""
+"""Samplers: each clip once per epoch, similar lengths together, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def seen(sampler, steps):
 
 
 def padding(lengths, batches):
-    """Share of all frames worked on that lie behind clips shorter than the longest of their batch."""
-    worked_on = sum(len(batch) * max(lengths[clip] for clip in batch) for batch in batches)
-    return 1 - sum(lengths[clip] for batch in batches for clip in batch) / worked_on
+    """Share of all frames that lie behind clips shorter than the longest of their batch."""
+    computed = sum(len(batch) * max(lengths[clip] for clip in batch) for batch in batches)
+    return 1 - sum(lengths[clip] for batch in batches for clip in batch) / computed
 
 
 @settings(deadline=None, max_examples=100)
@@ -196,8 +196,8 @@ def test_a_budget_is_nearly_used_up(count, budget):
     lengths = mixed_lengths(count)
     sampler = by_frames(lengths, budget)
     batches = [sampler.visits(step) for step in range(200)]
-    worked_on = [len(visits.clips_B) * visits.frames_B.max() for visits in batches]
-    assert np.mean(worked_on) > (0.8 if budget > 2000 else 0.7) * budget
+    computed = [len(visits.clips_B) * visits.frames_B.max() for visits in batches]
+    assert np.mean(computed) > (0.8 if budget > 2000 else 0.7) * budget
 
 
 def test_few_clips_fill_a_large_budget_in_varying_batches():

@@ -1,4 +1,4 @@
-"""The start of an -xs training: singular vectors are computed once per weight, and lie in the store."""
+"""Singular vectors of -xs trainings are computed once per weight, and cached in the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAYERS = 2
 
 @pytest.fixture
 def counted(monkeypatch) -> list[tuple[int, ...]]:
-    """Shapes of the weights that are really decomposed."""
+    """Shapes of the weights that are decomposed rather than found in the cache."""
     shapes: list[tuple[int, ...]] = []
     real = singular_vectors.singular_vectors
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from stages.contract import Resources
-from stages.train.record.step_rate import RECENT, StepRate
+from stages.train.record.step_rate import WINDOW, StepRate
 from tests.small_training import Bench
 
 
@@ -27,46 +27,46 @@ def clock() -> Clock:
 
 def test_nothing_is_said_before_a_step_after_the_first_is_measured(clock):
     rate = StepRate(clock)
-    assert rate.words(999) == ()
+    assert rate.progress_parts(999) == ()
     clock.now += 40
-    rate.look(1, 0.0)
-    assert rate.words(999) == ()
+    rate.measure(1, 0.0)
+    assert rate.progress_parts(999) == ()
 
 
 def test_the_first_step_does_not_count_however_long_it_took(clock):
     rate = StepRate(clock)
     clock.now += 40
-    rate.look(1, 0.0)
+    rate.measure(1, 0.0)
     clock.now += 2
-    rate.look(2, 0.0)
-    assert rate.words(1900) == ("0.50 steps/s", "1:03:20 left")
+    rate.measure(2, 0.0)
+    assert rate.progress_parts(1900) == ("0.50 steps/s", "1:03:20 left")
 
 
 def test_the_first_step_of_a_training_that_goes_on_does_not_count_either(clock):
     rate = StepRate(clock)
     clock.now += 40
-    rate.look(501, 0.0)
+    rate.measure(501, 0.0)
     clock.now += 10
-    rate.look(601, 0.0)
+    rate.measure(601, 0.0)
     assert rate.steps_per_second == pytest.approx(10)
 
 
 def test_time_spent_in_preparing_steps_is_left_out(clock):
     rate = StepRate(clock)
-    rate.look(1, 5.0)
+    rate.measure(1, 5.0)
     clock.now += 1
-    rate.look(2, 5.0)
+    rate.measure(2, 5.0)
     clock.now += 61
-    rate.look(3, 65.0)
+    rate.measure(3, 65.0)
     assert rate.steps_per_second == pytest.approx(1)
 
 
 def test_only_recent_steps_count(clock):
     rate = StepRate(clock)
     for step in range(1, 200):
-        clock.now += 100 if step < 199 - RECENT else 0.5
-        rate.look(step, 0.0)
-    assert rate.words(0) == ("2.00 steps/s", "0:00:00 left")
+        clock.now += 100 if step < 199 - WINDOW else 0.5
+        rate.measure(step, 0.0)
+    assert rate.progress_parts(0) == ("2.00 steps/s", "0:00:00 left")
 
 
 def test_progress_lines_of_a_training_tell_the_speed_from_the_second_step_on(tmp_path):

@@ -107,7 +107,7 @@ class TrainingLoop:
         save_is_due = step == self.total_steps or step % resources.checkpoint_every == 0
         if line_is_due or self.checks_every_step:
             self.check_finite()
-            self.step_rate.look(step, self.training.preparation_seconds)
+            self.step_rate.measure(step, self.training.preparation_seconds)
         if line_is_due:
             self.work.progress(step, self.total_steps, self.progress_line())
             self.last_line_time = time.perf_counter()
@@ -146,7 +146,7 @@ class TrainingLoop:
             f"loss {recent.mean():.4f}",
             f"lr {training.optimizer.rule.effective_rate():.2g}",
             *peak_memory(training.device),
-            *self.step_rate.words(self.total_steps - training.step),
+            *self.step_rate.progress_parts(self.total_steps - training.step),
         ]
         return "  ".join(parts)
 

@@ -34,7 +34,7 @@ class Training:
     step: int = 0
     """Updates made."""
     preparation_seconds: float = 0.0
-    """Spent by this process in compiling and recording steps."""
+    """Spent by this process in compiling and capturing steps."""
 
     def advance(self, batch: Batch) -> None:
         """Make one update from a batch on the CPU."""

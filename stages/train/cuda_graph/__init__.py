@@ -1,0 +1,1 @@
+"""Training steps compiled and replayed as CUDA graphs. Light: no imports."""

@@ -1,0 +1,1 @@
+"""Clips, samplers and batches of a training. Light: no imports."""

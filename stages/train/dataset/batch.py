@@ -76,7 +76,7 @@ def microbatches(batch: Batch, *, paired: bool) -> list[Batch]:
     if len(batch.microbatch_sizes) < 2:
         return [batch]
     whole = with_paired_noise(batch) if paired else batch
-    ends = [sum(batch.microbatch_sizes[: place + 1]) for place in range(len(batch.microbatch_sizes))]
+    ends = [sum(batch.microbatch_sizes[: index + 1]) for index in range(len(batch.microbatch_sizes))]
     return [trimmed(clips(whole, end - count, end)) for count, end in zip(batch.microbatch_sizes, ends, strict=True)]
 
 

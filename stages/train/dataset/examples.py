@@ -98,7 +98,7 @@ def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
 def load_stored_examples(job: Job) -> tuple[Clips, PromptEmbeddings]:
     """Stored latents and prompt embeddings: neither autoencoder nor text encoder is loaded."""
     shared, kind = job.work.shared, job.artifact.facts["latent_format"]
-    latents, prompts = (ShardPool(shared / room, kind, job.work.say) for room in ("latents", "prompts"))
+    latents, prompts = (ShardPool(shared / name, kind, job.work.say) for name in ("latents", "prompts"))
     return StoredLatents(job.artifact, latents, job.model), read_prompt_embeddings(job.artifact, prompts, job.device)
 
 

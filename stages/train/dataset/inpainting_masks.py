@@ -58,9 +58,9 @@ def span_lengths(generator: np.random.Generator, num_real: int) -> list[int]:
     excess = sum(lengths) - target
     if excess < 0:
         lengths[0] -= excess
-    for place in range(count):
-        cut = min(max(excess, 0), lengths[place] - 1)
-        lengths[place] -= cut
+    for index in range(count):
+        cut = min(max(excess, 0), lengths[index] - 1)
+        lengths[index] -= cut
         excess -= cut
     return lengths
 

@@ -106,12 +106,12 @@ class FixedSizeSampler:
 
     def visits(self, step: int) -> Visits:
         """Clips of a step, counted from 0."""
-        number, place = divmod(step, self.window_batches)
+        number, index = divmod(step, self.window_batches)
         visits, frames = self._sort_window(number)
         return Visits(
-            clips_B=self.epoch.clips[visits[place]],
+            clips_B=self.epoch.clips[visits[index]],
             microbatch_sizes=self.microbatch_sizes,
-            frames_B=None if frames is None else frames[place],
+            frames_B=None if frames is None else frames[index],
         )
 
     def sort_window(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -172,8 +172,8 @@ class FrameBudgetSampler:
         """Clips of a batch and their frames. Rounds differ in their number of batches, so earlier ones are counted."""
         while self._ends[-1] <= number:
             self._ends.append(self._ends[-1] + len(self._round(len(self._ends) - 1)))
-        place = bisect_right(self._ends, number) - 1
-        return self._round(place)[number - self._ends[place]]
+        found = bisect_right(self._ends, number) - 1
+        return self._round(found)[number - self._ends[found]]
 
     def round(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batches of some whole epochs: clips of each batch, and frames of each clip."""
@@ -190,7 +190,7 @@ class FrameBudgetSampler:
         window = min(SORT_WINDOW_BATCHES, max(per_epoch, 1))
         chosen = shuffled_in_windows(self.rng.generator("batches", number), len(batches), window)
         clips = self.epoch.clips[visits]
-        return [(clips[batches[place]], frames[batches[place]]) for place in chosen]
+        return [(clips[batches[index]], frames[batches[index]]) for index in chosen]
 
     def budget_note(self) -> str | None:
         """One line for the user where clips are longer than the budget; None where all fit."""
@@ -211,22 +211,22 @@ def zigzag(pieces: Sequence[np.ndarray]) -> np.ndarray:
     So the end of one piece and the beginning of the next are of similar length too.
     """
     starts = np.cumsum([0, *(len(piece) for piece in pieces)])
-    orders = [np.argsort(-piece if place % 2 else piece, kind="stable") for place, piece in enumerate(pieces)]
+    orders = [np.argsort(-piece if index % 2 else piece, kind="stable") for index, piece in enumerate(pieces)]
     return np.concatenate([start + order for start, order in zip(starts, orders, strict=False)])
 
 
 def batch_starts(frames: Sequence[int], budget: int) -> list[int]:
     """Where each batch but the first begins: a clip joins the batch before it while all fit into the budget."""
     found, start, longest = [], 0, 0
-    for place, each in enumerate(frames):
+    for index, each in enumerate(frames):
         longest = max(longest, each)
-        if place > start and (place - start + 1) * longest > budget:
-            found.append(place)
-            start, longest = place, each
+        if index > start and (index - start + 1) * longest > budget:
+            found.append(index)
+            start, longest = index, each
     return found
 
 
 def shuffled_in_windows(generator: np.random.Generator, count: int, window: int) -> list[int]:
     """0 to count - 1, shuffled within each `window` consecutive ones."""
     groups = [np.arange(start, min(start + window, count)) for start in range(0, count, window)]
-    return [int(place) for group in groups for place in generator.permutation(group)]
+    return [int(index) for group in groups for index in generator.permutation(group)]

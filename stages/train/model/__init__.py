@@ -1,0 +1,1 @@
+"""The trained network: frozen base, adapter, loss, evaluation. Light: no imports."""

@@ -52,7 +52,7 @@ def evaluate(network: Network, examples: Examples, device: torch.device) -> Eval
 def fixed_batches(examples: Examples) -> Iterator[Batch]:
     """One batch per chosen clip: its beginning at every timestep, each with its own noise."""
     count = len(examples.clips.entries)
-    for index in sorted({place * count // MAX_CLIPS for place in range(MAX_CLIPS)}):
+    for index in sorted({number * count // MAX_CLIPS for number in range(MAX_CLIPS)}):
         yield fixed_batch(examples, index)
 
 

@@ -1,0 +1,1 @@
+"""Optimiser: learning rate, update rules, moving average. Light: no imports."""

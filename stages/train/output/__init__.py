@@ -1,0 +1,1 @@
+"""Files of a finished training. Light: no imports."""

@@ -76,16 +76,16 @@ def own_memory(adapter: Adapter) -> Iterator[None]:
     Stacked tensors start at any address, and the alignment of a factor decides in which order a product adds up, which
     changes the last bit (7.5e-8 was seen on an fp32 base).
     """
-    slots = [place.slot for place in adapter.attachments()]
-    held = [tensor for slot in slots for tensor in (*slot.parameters(), *slot.buffers())]
-    stacked = [tensor.data for tensor in held]
-    for tensor in held:
+    slots = [attachment.slot for attachment in adapter.attachments()]
+    tensors = [tensor for slot in slots for tensor in (*slot.parameters(), *slot.buffers())]
+    stacked = [tensor.data for tensor in tensors]
+    for tensor in tensors:
         tensor.data = tensor.data.clone()
     try:
         yield
     finally:
-        for tensor, place in zip(held, stacked, strict=True):
-            tensor.data = place
+        for tensor, memory in zip(tensors, stacked, strict=True):
+            tensor.data = memory
 
 
 def _relative_change(found_BCT: Tensor, expected_BCT: Tensor) -> float:

@@ -1,0 +1,1 @@
+"""What a training records: metrics, checkpoints, speed. Light: no imports."""

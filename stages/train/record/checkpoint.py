@@ -148,8 +148,8 @@ def keep_only(folder: Path, step: int) -> None:
 def _candidates(folders: list[Path]) -> Iterator[tuple[int, Path]]:
     """(step, directory), most steps first."""
     found = [
-        (int(directory.name.removeprefix("step-")), -place, directory)
-        for place, folder in enumerate(folders)
+        (int(directory.name.removeprefix("step-")), -index, directory)
+        for index, folder in enumerate(folders)
         for directory in folder.glob("step-*")
         if directory.name.removeprefix("step-").isdecimal()
     ]

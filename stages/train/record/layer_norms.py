@@ -69,8 +69,8 @@ class NormRecorder:
 def norms(values: Sequence[Tensor], stacks: Sequence[StackedParameter]) -> Tensor:
     """(groups,): the norm over all tensors of each group."""
     names = group_names(stacks)
-    places = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
+    groups = [names.index(group_of(key)) for stack in stacks for key in stack.keys]
     each = [one for value, stack in zip(values, stacks, strict=True) for one in split_by_key(value, stack)]
     squares = [torch.linalg.vector_norm(one).square() for one in each]
     total = torch.zeros(len(names), device=squares[0].device)
-    return total.index_add(0, torch.tensor(places, device=total.device), torch.stack(squares)).sqrt()
+    return total.index_add(0, torch.tensor(groups, device=total.device), torch.stack(squares)).sqrt()

@@ -182,12 +182,12 @@ def layer_rows(history: MetricsHistory, names: Sequence[str]) -> list[LayerRow]:
     """Rows of layers.parquet: one per group of layers and recorded step."""
     return [
         LayerRow(
-            step=place * RECORD_EVERY + 1,
+            step=number * RECORD_EVERY + 1,
             group=name,
             gradient_norm=float(gradient),
             update_norm=float(update),
             value_norm=float(value),
         )
-        for place, norms in enumerate(history.layer_norms)
+        for number, norms in enumerate(history.layer_norms)
         for name, (gradient, update, value) in zip(names, norms, strict=True)
     ]

@@ -6,40 +6,40 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-RECENT = 50
-"""Looks at the clock that count: on the CPU one after every step, elsewhere one for every progress line."""
+WINDOW = 50
+"""Measurements that are kept: on the CPU one per step, elsewhere one per progress line."""
 
 
 class StepRate:
-    """Measured over recent steps, without the first of this process and without time spent in preparing steps.
+    """Steps per second over recent steps, without the first of this process and without preparation time.
 
-    The first step waits for clips, and loads and compiles what the others find there.
+    The first step waits for clips, and loads and compiles what later steps use.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self._looks: deque[tuple[int, float]] = deque(maxlen=RECENT + 1)
-        """Steps made, and seconds of the clock less those of preparation."""
+        self._measurements: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
+        """(steps made, seconds of the clock minus preparation)"""
 
-    def look(self, step: int, preparation_seconds: float) -> None:
-        """Note the time after a step.
+    def measure(self, step: int, preparation_seconds: float) -> None:
+        """Record the time after a step.
 
         Args:
-            step: how many are made, which the device must have finished.
-            preparation_seconds: spent by this process in compiling and recording steps.
+            step: steps made; the device must have finished them.
+            preparation_seconds: spent by this process in compiling and capturing steps.
         """
-        self._looks.append((step, self.clock() - preparation_seconds))
+        self._measurements.append((step, self.clock() - preparation_seconds))
 
     @property
     def steps_per_second(self) -> float | None:
         """None before a step after the first has been measured."""
-        if len(self._looks) < 2:
+        if len(self._measurements) < 2:
             return None
-        (first, started), (last, ended) = self._looks[0], self._looks[-1]
+        (first, started), (last, ended) = self._measurements[0], self._measurements[-1]
         return (last - first) / max(ended - started, 1e-9)
 
-    def words(self, steps_left: int) -> tuple[str, ...]:
-        """Such as `9.04 steps/s` and `0:00:38 left`; nothing before they are known."""
+    def progress_parts(self, steps_left: int) -> tuple[str, ...]:
+        """Parts of a progress line, such as `9.04 steps/s` and `0:00:38 left`; empty until they are known."""
         rate = self.steps_per_second
         if rate is None:
             return ()
