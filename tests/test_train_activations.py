@@ -13,7 +13,7 @@ from stages.errors import FilterMatchesNothing
 from stages.train.forecast.activations import ForwardPass
 from stages.train.forecast.autoencoder_memory import encoding_bytes
 from stages.train.forecast.estimate import MIB, adapter_values
-from stages.train.forecast.network_size import BatchSize, Use, network_size
+from stages.train.forecast.network_size import BatchSize, LayerUse, network_size
 from stages.train.model.network import batch_losses
 from stages.train.stage import TrainParams
 from tests.small_networks import config
@@ -120,7 +120,7 @@ def test_matrices_of_blocks_are_told_from_others():
 
 def test_a_filter_is_obeyed_block_numbers_included():
     whole, some = network_size(config()), network_size(config(), ("layers.1.self_attn",))
-    assert some.adapted[Use.BLOCK_TOKENS].count == 2
+    assert some.adapted[LayerUse.BLOCK_TOKENS].count == 2
     assert some.num_trained_blocks == whole.transformer.depth - 1
     assert network_size(config(), ("project_out",)).num_trained_blocks == 0
     assert network_size(config(), ("project_in",)).num_trained_blocks == whole.transformer.depth

@@ -57,7 +57,7 @@ def test_what_cannot_fit_is_refused_before_any_weight_is_read(bench, monkeypatch
 def test_blocks_are_recomputed_from_the_start_where_that_makes_it_fit(tmp_path, monkeypatch):
     bench = Bench.of_latents(tmp_path, lengths=(600,))
     wanted = job(bench, include=None, batch_size=4)
-    plain = checking.estimated(training_setup(wanted)).total
+    plain = checking.memory_estimate(training_setup(wanted)).total_bytes
     with_free(monkeypatch, plain - MIB)
     assert check_memory(wanted).work.resources.gradient_checkpointing == "on"
     assert bench.said[1] == "memory would be short: gradient checkpointing is turned on"
@@ -126,7 +126,7 @@ def test_below_the_window_the_batch_that_takes_more_counts_be_it_one_long_clip_o
     others = [size for size in largest_batches(job(many, **quiet), recorded=False) if size != one_long]
     assert found.batch in (one_long, *others)
     assert all(
-        checking.estimated(found).total >= checking.estimated(replace(found, batch=size)).total
+        checking.memory_estimate(found).total_bytes >= checking.memory_estimate(replace(found, batch=size)).total_bytes
         for size in (one_long, *others)
     )
 
@@ -194,10 +194,10 @@ def test_crops_of_long_recordings_are_not_kept_and_are_read_ahead(tmp_path):
 
 def test_what_the_clips_take_is_part_of_the_estimate(bench):
     wanted = training_setup(job(bench))
-    without = checking.estimated(replace(wanted, clips_bytes=0)).total
-    estimate = checking.estimated(replace(wanted, clips_bytes=GIB))
-    assert estimate.total == without + GIB
-    assert "clips 1.0 GiB" in estimate.words()
+    without = checking.memory_estimate(replace(wanted, clips_bytes=0)).total_bytes
+    estimate = checking.memory_estimate(replace(wanted, clips_bytes=GIB))
+    assert estimate.total_bytes == without + GIB
+    assert "clips 1.0 GiB" in estimate.breakdown()
 
 
 def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
@@ -205,6 +205,6 @@ def test_encoding_inside_the_loop_counts_the_autoencoder(tmp_path):
     wanted = training_setup(job(bench, frames_per_batch=20))
     assert wanted.clip_samples == 9 * RATIO
     assert wanted.batch.num_clips * wanted.batch.num_frames <= 20 and wanted.batch.num_frames <= 9
-    estimate = checking.estimated(wanted)
-    assert estimate.parts["autoencoder"] > 0
+    estimate = checking.memory_estimate(wanted)
+    assert estimate.bytes_by_part["autoencoder"] > 0
     assert "autoencoder" in estimate_line(wanted, None)

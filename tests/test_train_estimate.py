@@ -9,13 +9,13 @@ import torch
 
 from stages.train.forecast.autoencoder_memory import encoding_bytes
 from stages.train.forecast.estimate import (
-    EAGER_CUDA,
+    CUDA_EAGER,
+    CUDA_GRAPHS,
     ERROR,
-    GRAPHS,
     HOST,
     TrainingSetup,
     adapter_values,
-    estimated,
+    memory_estimate,
     waiting_bytes,
 )
 from stages.train.forecast.network_size import BatchSize
@@ -38,12 +38,12 @@ def setup(**changes: object) -> TrainingSetup:
 
 
 def parts(**changes: object) -> dict[str, int]:
-    return dict(estimated(setup(**changes)).parts)
+    return dict(memory_estimate(setup(**changes)).bytes_by_part)
 
 
 @pytest.mark.parametrize("peak", [*ON_CPU, *ON_CUDA], ids=str)
 def test_memory_is_estimated_within_the_error_stated_in_every_case_measured(peak):
-    assert estimated(peak.setup).total / peak.bytes == pytest.approx(1, abs=ERROR)
+    assert memory_estimate(peak.setup).total_bytes / peak.bytes == pytest.approx(1, abs=ERROR)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,17 @@ def test_memory_of_batches_of_many_lengths_is_estimated_within_the_error_stated(
     """Growth of a process as in `measured_memory`, batches of 40 to 140 frames, 10 to 300 steps."""
     peak = Peak(network, 140, precision=precision, mib=mib)
     allowed = ERROR if precision != "fp16" else 2 * ERROR
-    assert estimated(replace(peak.setup, num_lengths=lengths)).total / peak.bytes == pytest.approx(1, abs=allowed)
+    assert memory_estimate(replace(peak.setup, num_lengths=lengths)).total_bytes / peak.bytes == pytest.approx(
+        1, abs=allowed
+    )
 
 
 def test_kernels_that_the_cpu_keeps_of_every_length_in_bf16_are_counted_up_to_a_most():
     def libraries(lengths: int, dtype: torch.dtype = torch.bfloat16, device: torch.device = CPU) -> int:
         return parts(num_lengths=lengths, dtype=dtype, device=device)["libraries"]
 
-    assert libraries(11) - libraries(1) == 10 * HOST.length > 0
-    assert libraries(1000) - libraries(1) == HOST.most_lengths
+    assert libraries(11) - libraries(1) == 10 * HOST.length_bytes > 0
+    assert libraries(1000) - libraries(1) == HOST.max_length_bytes
     assert libraries(1000, torch.float32) == libraries(1, torch.float32)
     assert libraries(1000, device=CUDA) == libraries(1, device=CUDA)
 
@@ -82,7 +84,7 @@ def test_batches_that_wait_for_their_turn_are_counted_where_they_lie():
     waiting = 3 * 3 * 4 * channels * 32 + 16 * 4**2
     assert waiting_bytes(setup(params=four)) == waiting
     assert waiting_bytes(setup(params=replace(four, optimal_transport=False))) == waiting - 16 * 4**2
-    assert estimated(setup(params=four)).total - estimated(setup(params=one)).total == waiting
+    assert memory_estimate(setup(params=four)).total_bytes - memory_estimate(setup(params=one)).total_bytes == waiting
     assert parts(params=four, device=CUDA)["clips"] == 0
 
 
@@ -108,15 +110,15 @@ def test_the_base_takes_its_precision_and_blocks_in_8_bits_a_byte_per_value():
     ("device", "changes", "model"),
     [
         (CPU, {}, HOST),
-        (CUDA, {}, GRAPHS),
-        (CUDA, {"optimizer": "prodigy"}, EAGER_CUDA),
-        (CUDA, {"base_quantization": "int8"}, EAGER_CUDA),
+        (CUDA, {}, CUDA_GRAPHS),
+        (CUDA, {"optimizer": "prodigy"}, CUDA_EAGER),
+        (CUDA, {"base_quantization": "int8"}, CUDA_EAGER),
     ],
     ids=str,
 )
 def test_the_way_of_stepping_follows_from_device_and_settings(device, changes, model):
     assert setup(device=device, params=params(**changes)).cost_model is model
-    assert setup(device=CUDA, eager=True).cost_model is EAGER_CUDA
+    assert setup(device=CUDA, eager=True).cost_model is CUDA_EAGER
 
 
 def test_encoding_inside_the_loop_adds_the_autoencoder_and_its_work():
@@ -127,12 +129,12 @@ def test_encoding_inside_the_loop_adds_the_autoencoder_and_its_work():
 
 
 def test_a_base_in_8_bits_needs_room_for_the_base_as_it_is_loaded():
-    plain, stored = estimated(setup()), estimated(setup(params=params(base_quantization="int8")))
-    assert stored.parts["weights"] < plain.parts["weights"]
-    assert plain.parts["weights"] + plain.parts["libraries"] < stored.loading <= plain.total
-    small = replace(stored, parts={**stored.parts, "activations": 0})
-    assert small.total == stored.loading > sum(small.parts.values())
-    assert small.words().startswith("to load the base before it is stored in 8 bits")
+    plain, stored = memory_estimate(setup()), memory_estimate(setup(params=params(base_quantization="int8")))
+    assert stored.bytes_by_part["weights"] < plain.bytes_by_part["weights"]
+    assert plain.bytes_by_part["weights"] + plain.bytes_by_part["libraries"] < stored.loading_bytes <= plain.total_bytes
+    small = replace(stored, bytes_by_part={**stored.bytes_by_part, "activations": 0})
+    assert small.total_bytes == stored.loading_bytes > sum(small.bytes_by_part.values())
+    assert small.breakdown().startswith("to load the base before it is stored in 8 bits")
 
 
 def test_a_batch_of_a_million_clips_is_estimated_as_quickly_as_any():
@@ -142,5 +144,5 @@ def test_a_batch_of_a_million_clips_is_estimated_as_quickly_as_any():
 
 def test_an_estimate_leaves_the_random_numbers_of_the_program_alone():
     state = torch.get_rng_state()
-    estimated(setup(config={**config()}, clip_samples=44_100))
+    memory_estimate(setup(config={**config()}, clip_samples=44_100))
     assert torch.equal(torch.get_rng_state(), state)

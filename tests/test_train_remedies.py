@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.errors import InsufficientMemory
 from stages.train.forecast import remedies as fitting
-from stages.train.forecast.estimate import ERROR, MIB, MemoryEstimate, TrainingSetup, estimated
+from stages.train.forecast.estimate import ERROR, MIB, MemoryEstimate, TrainingSetup, memory_estimate
 from stages.train.forecast.network_size import BatchSize
 from stages.train.forecast.remedies import Change, decide, remedies
 from stages.train.stage import MOST_ACCUMULATED, TrainParams
@@ -27,13 +27,13 @@ def made_up(setup: TrainingSetup) -> MemoryEstimate:
     activations = FRAME * batch.num_clips * batch.num_frames // (5 if setup.checkpointing else 1)
     weights = BASE // 4 if setup.params.base_quantization != "none" else BASE * setup.dtype.itemsize // 4
     autoencoder = 0 if setup.clip_samples is None else 500
-    return MemoryEstimate(parts={"weights": weights, "activations": activations, "autoencoder": autoencoder})
+    return MemoryEstimate(bytes_by_part={"weights": weights, "activations": activations, "autoencoder": autoencoder})
 
 
 @pytest.fixture(autouse=True)
 def _made_up_needs(request, monkeypatch):
     if "a_real_training" not in request.node.name:
-        monkeypatch.setattr(fitting, "estimated", made_up)
+        monkeypatch.setattr(fitting, "memory_estimate", made_up)
 
 
 def asked(clips: int = 1, frames: int = 100, **changes: object) -> TrainingSetup:
@@ -78,7 +78,7 @@ def test_recomputation_that_is_asked_for_is_on_even_where_memory_is_plenty():
 
 
 def test_between_the_estimate_and_its_low_end_there_is_a_warning_and_no_refusal():
-    needed = made_up(asked()).total
+    needed = made_up(asked()).total_bytes
     _, (said,) = decide(asked(), int(needed * (1 - ERROR / 2)), "off")
     assert said.startswith("it may not fit") and "--base-precision bf16" in said
     refused(asked(), int(needed * (1 - ERROR)) - 1, "off")
@@ -117,7 +117,7 @@ def test_settings_that_are_enough_only_together_are_named_in_one_line_each():
 def test_clips_are_cut_shorter_last_and_then_no_more_than_needed():
     _, together = remedies(asked(clips=4, frames=2000), 400)
     assert together[-1].flags == "--duration 6"
-    assert made_up(together[-1].setup).total <= 400
+    assert made_up(together[-1].setup).total_bytes <= 400
 
 
 def test_where_no_setting_helps_another_model_or_device_is_named():
@@ -151,15 +151,15 @@ def test_a_smaller_budget_is_no_help_where_the_longest_clip_alone_is_too_much():
 def test_a_base_in_8_bits_is_named_only_where_loading_it_leaves_memory(monkeypatch):
     def loaded_wide(setup: TrainingSetup) -> MemoryEstimate:
         found = made_up(setup)
-        return replace(found, loading=BASE * setup.dtype.itemsize // 4 + found.parts["activations"] // 2)
+        return replace(found, loading_bytes=BASE * setup.dtype.itemsize // 4 + found.bytes_by_part["activations"] // 2)
 
-    monkeypatch.setattr(fitting, "estimated", loaded_wide)
+    monkeypatch.setattr(fitting, "memory_estimate", loaded_wide)
     alone, together = remedies(asked(frames=100), 1200)
     assert "--base-quantization int8" not in [remedy.flags for remedy in (*alone, *together)]
     alone, _ = remedies(asked(frames=100), 1500)
     assert "--base-quantization int8" in [remedy.flags for remedy in alone]
     assert fitting.base_in_8_bits(asked(frames=1)).values
-    monkeypatch.setattr(fitting, "estimated", lambda one: replace(loaded_wide(one), loading=10**6))
+    monkeypatch.setattr(fitting, "memory_estimate", lambda one: replace(loaded_wide(one), loading_bytes=10**6))
     assert not fitting.base_in_8_bits(asked(frames=1)).values
 
 
@@ -174,9 +174,9 @@ def test_a_base_in_8_bits_is_named_only_where_loading_it_leaves_memory(monkeypat
 def test_every_setting_that_is_named_really_fits(clips, frames, free, precision, quantization):
     wanted = asked(clips, frames, base_precision=precision, base_quantization=quantization)
     alone, together = remedies(wanted, free)
-    assert all(made_up(remedy.setup).total <= free for remedy in alone)
+    assert all(made_up(remedy.setup).total_bytes <= free for remedy in alone)
     if together:
-        assert made_up(together[-1].setup).total <= free
+        assert made_up(together[-1].setup).total_bytes <= free
     for remedy in alone:
         passes = remedy.setup.params.gradient_accumulation
         assert remedy.setup.params.batch_size * passes == clips
@@ -194,7 +194,7 @@ def test_a_step_is_never_divided_into_more_batches_than_there_may_be():
 @given(most=st.integers(1, 400), free=st.integers(0, 500_000))
 def test_the_least_change_that_fits_is_found(most, free):
     change = Change(range(most, 0, -1), str, lambda frames: asked(frames=frames))
-    fitting_frames = [frames for frames in range(1, most + 1) if made_up(asked(frames=frames)).total <= free]
+    fitting_frames = [frames for frames in range(1, most + 1) if made_up(asked(frames=frames)).total_bytes <= free]
     assert change.remedy(free).flags == str(max(fitting_frames, default=1))
 
 
@@ -204,7 +204,7 @@ def test_a_real_training_is_refused_and_what_is_named_fits_by_its_own_estimate()
     error = refused(wanted, free, "off")
     alone, _ = remedies(wanted, free)
     assert len(error.alone) == len(alone) > 0
-    assert all(estimated(remedy.setup).total <= free for remedy in alone)
+    assert all(memory_estimate(remedy.setup).total_bytes <= free for remedy in alone)
     assert "250 MiB left" in str(error)
 
 
@@ -212,11 +212,11 @@ def test_where_a_real_training_in_bf16_keeps_kernels_of_every_length_fp32_may_fi
     wanted = replace(asked(base_precision="bf16"), num_lengths=100)
     assert "--base-precision fp32" in [remedy.flags for remedy in remedies(wanted, 500 * MIB)[0]]
     one_length = replace(wanted, num_lengths=1, batch=BatchSize(num_clips=4, num_frames=2000))
-    assert not fitting.wider_base(one_length).values
+    assert not fitting.other_precision(one_length).values
 
 
 def test_a_real_training_whose_batches_wait_on_the_host_is_told_of_fewer():
     wanted = asked(frames=2000, gradient_accumulation=1024)
     (remedy,) = [remedy for remedy in remedies(wanted, 600 * MIB)[0] if "accumulation" in remedy.flags]
     assert 1 <= remedy.setup.params.gradient_accumulation < 1024
-    assert estimated(remedy.setup).total <= 600 * MIB
+    assert memory_estimate(remedy.setup).total_bytes <= 600 * MIB

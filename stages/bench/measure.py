@@ -27,7 +27,7 @@ from stages.bench.useful_flops import useful_flops
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.determinism import deterministic_algorithms
-from stages.train.forecast.estimate import GIB, estimated
+from stages.train.forecast.estimate import GIB, memory_estimate
 
 NUM_BATCHES = 20
 
@@ -83,8 +83,8 @@ def measure(case: Case, environment: BenchEnvironment, dtype: torch.dtype, limit
         "first_step_seconds": fast.first_step_seconds,
         "plain_peak_gib": plain.peak_gib,
         "fast_peak_gib": fast.peak_gib,
-        "plain_gib_estimated": estimated(plain_setup).total / GIB,
-        "fast_gib_estimated": estimated(fast_setup).total / GIB,
+        "plain_gib_estimated": memory_estimate(plain_setup).total_bytes / GIB,
+        "fast_gib_estimated": memory_estimate(fast_setup).total_bytes / GIB,
         "largest_loss_difference": float(np.max(np.abs(fast.losses - plain.losses) / np.abs(plain.losses))),
     }
 

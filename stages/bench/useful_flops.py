@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.train.forecast.network_size import BatchSize, NetworkSize, Use
+from stages.train.forecast.network_size import BatchSize, LayerUse, NetworkSize
 
 BACKWARD_PRODUCTS, BACKWARD_ATTENTION = 1.0, 2.5
 """Work of the backward pass, as a multiple of the forward's: frozen weights need no gradient."""
@@ -25,6 +25,6 @@ def product_flops(network: NetworkSize, batch: BatchSize) -> int:
 def attention_flops(network: NetworkSize, batch: BatchSize) -> int:
     """Flops of one forward pass in attention scores and weighted values, of self-attention and cross-attention."""
     transformer, clips = network.transformer, batch.num_clips
-    tokens, context = (network.num_rows(use, batch) // clips for use in (Use.BLOCK_TOKENS, Use.BLOCK_CONTEXT))
+    tokens, context = (network.num_rows(use, batch) // clips for use in (LayerUse.BLOCK_TOKENS, LayerUse.BLOCK_CONTEXT))
     maps = 2 if transformer.differential else 1
     return 4 * transformer.depth * clips * maps * transformer.width * tokens * (tokens + context)

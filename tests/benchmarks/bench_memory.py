@@ -19,7 +19,7 @@ import torch
 
 from stages.bench.cases import Case, new_batch, new_training
 from stages.bench.memory import PeakMemory
-from stages.train.forecast.estimate import GIB, estimated
+from stages.train.forecast.estimate import GIB, memory_estimate
 from tests.measured_memory import ON_CPU, Peak, network_config
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def measured_gib(peak: Peak) -> float:
 
 def row(peak: Peak) -> str:
     """Measured and estimated, side by side; the estimate is made last, since it would disturb the measurement."""
-    measured, estimate = measured_gib(peak), estimated(peak.setup).total / GIB
+    measured, estimate = measured_gib(peak), memory_estimate(peak.setup).total_bytes / GIB
     name = f"{peak.network:9} {peak.frames:5} x {peak.clips}  {peak.precision}  {peak.adapter:12}"
     name += f" {'recomputed' if peak.checkpointing else '':10}"
     return f"{name}  {measured:7.2f}  {estimate:9.2f}  {estimate / measured:6.2f}"

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stages.adapters.kind import Kind
-from stages.train.forecast.network_size import BatchSize, NetworkSize, Use
+from stages.train.forecast.network_size import BatchSize, LayerUse, NetworkSize
 
 # W width, F inner width of a feed-forward layer, R rank.
 
-_BEFORE_BLOCKS = (Use.BLOCK_CONTEXT, Use.BLOCK_FRAMES)
+_BEFORE_BLOCKS = (LayerUse.BLOCK_CONTEXT, LayerUse.BLOCK_FRAMES)
 """Layers of blocks that run before the first block does, whose results are kept even where blocks are recomputed."""
-_OUTSIDE_BLOCKS = tuple(use for use in Use if not use.in_block)
+_OUTSIDE_BLOCKS = tuple(use for use in LayerUse if not use.in_block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class ForwardPass:
         blocks = self.network.num_trained_blocks
         kept = self._factors() + self._outside_blocks() + self._before_blocks() * blocks
         kept += self._kept_by_adapter(_OUTSIDE_BLOCKS) + self._kept_by_adapter(_BEFORE_BLOCKS)
-        inside = self._inside_block() * blocks + self._kept_by_adapter([Use.BLOCK_TOKENS])
+        inside = self._inside_block() * blocks + self._kept_by_adapter([LayerUse.BLOCK_TOKENS])
         if not checkpointing:
             return kept + inside + self._feed_forward_gradient()
-        inputs = self._rows(Use.BLOCK_TOKENS) * self._widths[0] * self.itemsize * blocks
+        inputs = self._rows(LayerUse.BLOCK_TOKENS) * self._widths[0] * self.itemsize * blocks
         return kept + inputs + inside // max(blocks, 1) + self._feed_forward_gradient() // 2
 
-    def _rows(self, use: Use) -> int:
+    def _rows(self, use: LayerUse) -> int:
         return self.network.num_rows(use, self.batch)
 
     @property
@@ -59,7 +59,7 @@ class ForwardPass:
         """1 where norms work on float32 copies."""
         return int(self.itemsize < 4)
 
-    def _kept_by_adapter(self, uses: Iterable[Use]) -> int:
+    def _kept_by_adapter(self, uses: Iterable[LayerUse]) -> int:
         """Inputs, scaled inputs, outputs and rank-wide products of adapted layers."""
         has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
         kept = 0
@@ -80,8 +80,8 @@ class ForwardPass:
     def _outside_blocks(self) -> int:
         W, _ = self._widths
         channels = 12 * self.network.transformer.latent_channels
-        wide = sum(self._rows(use) for use in (Use.FRAMES, Use.CONTEXT, Use.BLOCK_TOKENS)) * W
-        return self._rows(Use.FRAMES) * channels + wide * self.itemsize
+        wide = sum(self._rows(use) for use in (LayerUse.FRAMES, LayerUse.CONTEXT, LayerUse.BLOCK_TOKENS)) * W
+        return self._rows(LayerUse.FRAMES) * channels + wide * self.itemsize
 
     def _before_blocks(self) -> int:
         """Keys, values and local condition of one block, as their layers give them."""
@@ -94,10 +94,10 @@ class ForwardPass:
         (W, F), second = self._widths, int(self.network.transformer.differential)
         token = self.itemsize * ((16 + 9 * second) * W + 3 * F) + self._widened * (16 + 2 * second) * W
         keys = W * (2 * second * self.itemsize + 4 * self._widened)
-        return self._rows(Use.BLOCK_TOKENS) * token + self._rows(Use.BLOCK_CONTEXT) * keys
+        return self._rows(LayerUse.BLOCK_TOKENS) * token + self._rows(LayerUse.BLOCK_CONTEXT) * keys
 
     def _feed_forward_gradient(self) -> int:
         """The backward's own work is largest in a gated projection, whose magnitudes have float32 gradients."""
         has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
         wide = 16 if has_output else 8 if has_input else 0
-        return self._rows(Use.BLOCK_TOKENS) * self._widths[1] * (2 * self.itemsize + self._widened * wide)
+        return self._rows(LayerUse.BLOCK_TOKENS) * self._widths[1] * (2 * self.itemsize + self._widened * wide)

@@ -31,25 +31,30 @@ MOMENTS = {"adamw": 2, "lion": 1, "prodigy": 4}
 class CostModel:
     """What a device makes of a counted step, in one way of stepping; fitted to measurements."""
 
-    held: float
-    """Memory taken per byte counted: a compiler computes again what is cheap, a heap on the CPU has holes."""
-    held_checkpointing: float
+    activation_factor: float
+    """Memory taken per byte counted: a compiler recomputes what is cheap, a heap on the CPU has holes."""
+    checkpointing_factor: float
     """The same with gradient checkpointing."""
-    libraries: int
-    """Bytes of code, kernels and workspaces."""
-    narrow: int = 0
-    """Further, with products in 16 bits."""
-    length: int = 0
+    library_bytes: int
+    """Code, kernels and workspaces."""
+    narrow_bytes: int = 0
+    """Further library memory for products in 16 bits."""
+    length_bytes: int = 0
     """Further in bf16, for each length of batch but the first: kernels are made for every shape and kept."""
-    most_lengths: int = 0
-    """Most of that: then the oldest are let go."""
+    max_length_bytes: int = 0
+    """Most of that: beyond, the oldest kernels are freed."""
 
 
-GRAPHS = CostModel(held=0.8, held_checkpointing=1.2, libraries=512 * MIB)
+CUDA_GRAPHS = CostModel(activation_factor=0.8, checkpointing_factor=1.2, library_bytes=512 * MIB)
 """CUDA, compiled and replayed as graphs; fitted on an H200 in bf16."""
-EAGER_CUDA = CostModel(held=1.0, held_checkpointing=1.0, libraries=307 * MIB)
+CUDA_EAGER = CostModel(activation_factor=1.0, checkpointing_factor=1.0, library_bytes=307 * MIB)
 HOST = CostModel(
-    held=1.45, held_checkpointing=2.7, libraries=80 * MIB, narrow=55 * MIB, length=38 * MIB, most_lengths=850 * MIB
+    activation_factor=1.45,
+    checkpointing_factor=2.7,
+    library_bytes=80 * MIB,
+    narrow_bytes=55 * MIB,
+    length_bytes=38 * MIB,
+    max_length_bytes=850 * MIB,
 )
 """The CPU, fitted on one thread with glibc's heap. MPS, where nothing was measured, is taken to be like it."""
 
@@ -85,7 +90,7 @@ class TrainingSetup:
         if self.device.type != "cuda":
             return HOST
         recordable = self.params.optimizer == "adamw" and self.params.base_quantization == "none"
-        return GRAPHS if recordable and not self.eager else EAGER_CUDA
+        return CUDA_GRAPHS if recordable and not self.eager else CUDA_EAGER
 
     @property
     def network(self) -> NetworkSize:
@@ -97,29 +102,34 @@ class TrainingSetup:
 class MemoryEstimate:
     """Bytes that a training needs."""
 
-    parts: Mapping[str, int]
-    """Held while steps are made: `weights`, `adapter`, `activations`, `autoencoder`, `clips`, `libraries`."""
-    loading: int = 0
+    bytes_by_part: Mapping[str, int]
+    """Held during steps: `weights`, `adapter`, `activations`, `autoencoder`, `clips`, `libraries`."""
+    loading_bytes: int = 0
     """Held while the base is loaded, which is more where it is then stored in 8 bits."""
 
     @property
-    def total(self) -> int:
-        """The most that is held at any time."""
-        return max(sum(self.parts.values()), self.loading)
+    def step_bytes(self) -> int:
+        """Held during steps."""
+        return sum(self.bytes_by_part.values())
 
     @property
-    def least(self) -> int:
+    def total_bytes(self) -> int:
+        """The most that is held at any time."""
+        return max(self.step_bytes, self.loading_bytes)
+
+    @property
+    def lower_bound_bytes(self) -> int:
         """The low end of the error: where not even this is free, the training cannot fit."""
-        return int(self.total * (1 - ERROR))
+        return int(self.total_bytes * (1 - ERROR))
 
-    def words(self) -> str:
-        """The parts, such as `weights 2 MiB, adapter 4 MiB`."""
-        if self.loading > (later := sum(self.parts.values())):
-            return f"to load the base before it is stored in 8 bits; {amount(later)} after that"
-        return ", ".join(f"{name} {amount(size)}" for name, size in self.parts.items() if size > 0)
+    def breakdown(self) -> str:
+        """The parts for people, such as `weights 2 MiB, adapter 4 MiB`."""
+        if self.loading_bytes > self.step_bytes:
+            return f"to load the base before it is stored in 8 bits; {readable_bytes(self.step_bytes)} after that"
+        return ", ".join(f"{name} {readable_bytes(size)}" for name, size in self.bytes_by_part.items() if size > 0)
 
 
-def estimated(setup: TrainingSetup) -> MemoryEstimate:
+def memory_estimate(setup: TrainingSetup) -> MemoryEstimate:
     """The memory of a training, from its settings alone.
 
     Raises:
@@ -128,18 +138,18 @@ def estimated(setup: TrainingSetup) -> MemoryEstimate:
     """
     params, network, itemsize = setup.params, setup.network, setup.dtype.itemsize
     trained, frozen = adapter_values(network, params)
-    # Values, gradients, moments, average.
-    copies = 2 + MOMENTS[params.optimizer] + (params.ema_decay is not None)
+    fp32_copies = 2 + MOMENTS[params.optimizer] + (params.ema_decay is not None)  # values, gradients, moments, average
     activations, libraries = activation_bytes(setup), library_bytes(setup)
     parts = {
         "weights": weights_bytes(setup),
-        "adapter": 4 * (copies * trained + frozen),
+        "adapter": 4 * (fp32_copies * trained + frozen),
         "activations": activations,
         "autoencoder": autoencoder_bytes(setup, activations),
         "clips": setup.clips_bytes + (0 if setup.device.type == "cuda" else waiting_bytes(setup)),
         "libraries": libraries,
     }
-    return MemoryEstimate(parts=parts, loading=itemsize * network.num_values + 4 * (trained + frozen) + libraries)
+    loading_bytes = itemsize * network.num_values + 4 * (trained + frozen) + libraries
+    return MemoryEstimate(bytes_by_part=parts, loading_bytes=loading_bytes)
 
 
 def adapter_values(network: NetworkSize, params: TrainParams) -> tuple[int, int]:
@@ -161,8 +171,9 @@ def activation_bytes(setup: TrainingSetup) -> int:
         rank=setup.params.rank,
         itemsize=setup.dtype.itemsize,
     )
-    held = setup.cost_model.held_checkpointing if setup.checkpointing else setup.cost_model.held
-    return int(held * one_pass.activation_bytes(checkpointing=setup.checkpointing))
+    cost, checkpointing = setup.cost_model, setup.checkpointing
+    factor = cost.checkpointing_factor if checkpointing else cost.activation_factor
+    return int(factor * one_pass.activation_bytes(checkpointing=checkpointing))
 
 
 def library_bytes(setup: TrainingSetup) -> int:
@@ -170,8 +181,8 @@ def library_bytes(setup: TrainingSetup) -> int:
     cost = setup.cost_model
     # fp16 was measured where it has no kernels of its own: there nothing is kept.
     further = setup.num_lengths - 1 if setup.dtype is torch.bfloat16 else 0
-    narrow = cost.narrow if setup.dtype.itemsize < 4 else 0
-    return cost.libraries + narrow + min(cost.length * further, cost.most_lengths)
+    narrow = cost.narrow_bytes if setup.dtype.itemsize < 4 else 0
+    return cost.library_bytes + narrow + min(cost.length_bytes * further, cost.max_length_bytes)
 
 
 def waiting_bytes(setup: TrainingSetup) -> int:
@@ -203,9 +214,9 @@ def autoencoder_bytes(setup: TrainingSetup, activations: int) -> int:
     if setup.clip_samples is None:
         return 0
     weights, working = encoding_bytes(setup.config, setup.clip_samples, setup.autoencoder_dtype)
-    return weights + (working if setup.cost_model is GRAPHS else max(working - activations, 0))
+    return weights + (working if setup.cost_model is CUDA_GRAPHS else max(working - activations, 0))
 
 
-def amount(size: int) -> str:
-    """Bytes for people."""
+def readable_bytes(size: int) -> str:
+    """A number of bytes for people, in MiB or GiB."""
     return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.0f} MiB"

@@ -22,8 +22,8 @@ from stages.models.nets.dit.transformer import Denoiser, TransformerConfig, tran
 _BLOCK = re.compile(r"transformer\.layers\.(\d+)\.")
 
 
-class Use(Enum):
-    """Where a layer stands, and so what it multiplies; the value is a pattern of its name, the first that is found."""
+class LayerUse(Enum):
+    """Where a layer stands and what it multiplies. Its name holds the pattern; of several the first counts."""
 
     BLOCK_CONTEXT = r"layers\.\d+\.cross_attn\.to_kv"
     BLOCK_FRAMES = r"layers\.\d+\.to_local_embed"
@@ -34,12 +34,13 @@ class Use(Enum):
     CLIPS = r""
 
     @classmethod
-    def of(cls, name: str) -> Use:
-        """Of the layer with this name."""
+    def of(cls, name: str) -> LayerUse:
+        """The use of the layer with this name."""
         return next(use for use in cls if re.search(use.value, name))
 
     @property
     def in_block(self) -> bool:
+        """Whether it is a part of a transformer block."""
         return self.name.startswith("BLOCK")
 
 
@@ -48,14 +49,16 @@ class LayerSums:
     """Sums over the layers of one use."""
 
     count: int = 0
+    """Layers."""
     inputs: int = 0
+    """Input features."""
     outputs: int = 0
-    """Features."""
+    """Output features."""
     values: int = 0
-    """Of their matrices."""
+    """Values of the weights."""
 
 
-Layers = Mapping[Use, LayerSums]
+Layers = Mapping[LayerUse, LayerSums]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,43 +71,44 @@ class BatchSize:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSize:
-    """Denoiser and conditioner, and those of their layers that carry an adapter."""
+    """Sizes of denoiser and conditioner together."""
 
     transformer: TransformerConfig
     num_context_tokens: int
-    """Of a padded prompt, and one for the duration."""
+    """Tokens of a padded prompt, and one for the duration."""
     layers: Layers
-    """All that multiply by a matrix."""
+    """All Linear and Conv1d layers."""
     adapted: Layers
+    """Those that carry an adapter."""
     num_values: int
-    """Of all parameters."""
+    """Values of all parameters."""
     num_trained_blocks: int
-    """Blocks that a gradient goes through; those before the first adapted layer keep nothing for the backward pass."""
+    """Blocks that a gradient passes; those before the first adapted layer keep nothing for the backward pass."""
 
     @property
     def block_values(self) -> int:
-        """Of the blocks' matrices, which a quantization stores in 8 bits."""
+        """Values of the blocks' weights, which a quantization stores in 8 bits."""
         return sum(sums.values for use, sums in self.layers.items() if use.in_block)
 
     @property
     def block_rows(self) -> int:
-        """Of these matrices."""
+        """Rows of these weights, each of which then has a scale."""
         return sum(sums.outputs for use, sums in self.layers.items() if use.in_block)
 
-    def num_rows(self, use: Use, batch: BatchSize) -> int:
-        """How many vectors of features a layer of this use multiplies."""
-        if use is Use.CLIPS:
+    def num_rows(self, use: LayerUse, batch: BatchSize) -> int:
+        """Number of feature vectors that a layer of this use multiplies."""
+        if use is LayerUse.CLIPS:
             return batch.num_clips
-        if use in (Use.CONTEXT, Use.BLOCK_CONTEXT):
+        if use in (LayerUse.CONTEXT, LayerUse.BLOCK_CONTEXT):
             return batch.num_clips * self.num_context_tokens
-        memory = self.transformer.num_memory_tokens if use is Use.BLOCK_TOKENS else 0
+        memory = self.transformer.num_memory_tokens if use is LayerUse.BLOCK_TOKENS else 0
         return batch.num_clips * (batch.num_frames + memory)
 
 
 def network_size(
     config: Mapping[str, Any], include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
 ) -> NetworkSize:
-    """Sizes by config and layer filter; remembered.
+    """Sizes of a model's networks, and of the layers that include and exclude leave for an adapter. Cached.
 
     Raises:
         FilterMatchesNothing: a pattern matches no layer, or no layer is left.
@@ -118,7 +122,7 @@ def network_size(
 def _network_size(config_json: str, include: tuple[str, ...] | None, exclude: tuple[str, ...] | None) -> NetworkSize:
     config = json.loads(config_json)
     shapes = parameter_shapes(config)
-    # Norms and embeddings have other names.
+    # Parameters of norms and embeddings have other names.
     layers = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
     names, transformer = selected(layers, include, exclude), transformer_config(config)
     return NetworkSize(
@@ -132,9 +136,9 @@ def _network_size(config_json: str, include: tuple[str, ...] | None, exclude: tu
 
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters by name, relative to their root, as adapters have it.
+    """Shapes of all parameters of denoiser and conditioner, by name.
 
-    A network of one block is built, on the meta device: the others are like it.
+    One block is built, on the meta device: the others are like it.
     """
     shallow = deepcopy(dict(config))
     shallow["model"]["diffusion"]["config"]["depth"] = 1
@@ -149,18 +153,18 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def sums_by_use(shapes: Mapping[str, Sequence[int]]) -> Layers:
-    """Sums over layers whose weights are (out, in) or (out, in, 1)."""
-    layers = {use: LayerSums() for use in Use}
+    """Sums over layers, from the shapes (out, in) or (out, in, 1) of their weights."""
+    layers = {use: LayerSums() for use in LayerUse}
     for name, (num_out, *rest) in shapes.items():
-        sums, num_in = layers[Use.of(name)], prod(rest)
+        sums, num_in = layers[LayerUse.of(name)], prod(rest)
         sums.count, sums.inputs, sums.outputs = sums.count + 1, sums.inputs + num_in, sums.outputs + num_out
         sums.values += num_out * num_in
     return layers
 
 
 def first_trained_block(names: Sequence[str], depth: int) -> int:
-    """The first block that a gradient reaches, if these layers carry an adapter; `depth` if none does."""
-    found = [(Use.of(name), _BLOCK.search(name)) for name in names]
-    if any(use in (Use.CLIPS, Use.CONTEXT, Use.FRAMES) for use, _ in found):
+    """Index of the first block that a gradient passes when these layers carry an adapter; `depth` if none."""
+    found = [(LayerUse.of(name), _BLOCK.search(name)) for name in names]
+    if any(use in (LayerUse.CLIPS, LayerUse.CONTEXT, LayerUse.FRAMES) for use, _ in found):
         return 0
     return min((int(block[1]) for _, block in found if block is not None), default=depth)

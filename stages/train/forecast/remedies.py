@@ -11,80 +11,83 @@ import torch
 
 from stages.errors import InsufficientMemory
 from stages.model_config import ModelConfig
-from stages.train.forecast.estimate import TrainingSetup, amount, estimated, waiting_bytes
+from stages.train.forecast.estimate import TrainingSetup, memory_estimate, readable_bytes, waiting_bytes
 from stages.train.forecast.network_size import BatchSize
 from stages.train.stage import MOST_ACCUMULATED
 
 
 class Remedy(NamedTuple):
-    """A setting that needs less memory, as it is typed, and the training with it."""
+    """A setting with which a training needs less memory."""
 
     flags: str
+    """As typed on the command line."""
     setup: TrainingSetup
+    """The training with it."""
 
 
 class Change(NamedTuple):
-    """One setting that may be changed."""
+    """The values that one setting can be changed to."""
 
     values: Sequence[int]
-    """To what, the least change first; none where it cannot be changed. Further changes never need more memory."""
+    """The least change first, which needs most memory; empty where the setting cannot be changed."""
     flags: Callable[[int], str]
+    """A value as typed on the command line."""
     setup: Callable[[int], TrainingSetup]
-    """The training with such a value."""
+    """The training with a value."""
 
-    def remedy(self, free: int) -> Remedy:
+    def remedy(self, free_bytes: int) -> Remedy:
         """The first value that fits, or else the last."""
-        first = bisect_left(self.values, True, key=lambda value: fits(self.setup(value), free))
+        first = bisect_left(self.values, True, key=lambda value: fits(self.setup(value), free_bytes))
         value = self.values[min(first, len(self.values) - 1)]
         return Remedy(self.flags(value), self.setup(value))
 
 
-def remedies(setup: TrainingSetup, free: int) -> tuple[list[Remedy], list[Remedy]]:
-    """Settings each of which is enough by itself; where there is none, those that are enough together, in order."""
-    found = [change.remedy(free) for make in CHANGES if (change := make(setup)).values]
-    alone = [remedy for remedy in found if fits(remedy.setup, free)]
-    return alone, [] if alone else _together(setup, free)
+def remedies(setup: TrainingSetup, free_bytes: int) -> tuple[list[Remedy], list[Remedy]]:
+    """Settings each of which suffices alone; if there is none, settings that suffice together."""
+    found = [change.remedy(free_bytes) for make in CHANGES if (change := make(setup)).values]
+    alone = [remedy for remedy in found if fits(remedy.setup, free_bytes)]
+    return alone, [] if alone else _together(setup, free_bytes)
 
 
-def _together(setup: TrainingSetup, free: int) -> list[Remedy]:
-    """One change after the other until it fits, cutting clips shorter last; none if it never does."""
+def _together(setup: TrainingSetup, free_bytes: int) -> list[Remedy]:
+    """One change after the other until the training fits, clips cut shorter last; empty if it never fits."""
     made: list[Remedy] = []
     for make in sorted(CHANGES, key=lambda make: make is shorter_clips):
         if (change := make(setup)).values:
-            made.append(change.remedy(free))
+            made.append(change.remedy(free_bytes))
             setup = made[-1].setup
-            if fits(setup, free):
+            if fits(setup, free_bytes):
                 return made
     return []
 
 
-def needed(setup: TrainingSetup) -> int:
-    """Bytes, by the estimate itself, without its error."""
-    return estimated(setup).total
+def needed_bytes(setup: TrainingSetup) -> int:
+    """The estimate itself, without its error."""
+    return memory_estimate(setup).total_bytes
 
 
-def fits(setup: TrainingSetup, free: int) -> bool:
-    """Whether that is free."""
-    return needed(setup) <= free
+def fits(setup: TrainingSetup, free_bytes: int) -> bool:
+    """Whether the estimate is within what is free."""
+    return needed_bytes(setup) <= free_bytes
 
 
-def _switched(flags: str, wanted: bool, changed: TrainingSetup) -> Change:
+def _one_value(flags: str, possible: bool, changed: TrainingSetup) -> Change:
     """A setting with one other value."""
-    return Change([1] if wanted else [], lambda value: flags, lambda value: changed)
+    return Change([1] if possible else [], lambda value: flags, lambda value: changed)
 
 
 def gradient_checkpointing(setup: TrainingSetup) -> Change:
-    """Blocks computed again in the backward pass."""
-    return _switched("--gradient-checkpointing on", not setup.checkpointing, replace(setup, checkpointing=True))
+    """Recompute blocks in the backward pass."""
+    return _one_value("--gradient-checkpointing on", not setup.checkpointing, replace(setup, checkpointing=True))
 
 
 def pre_encoding(setup: TrainingSetup) -> Change:
-    """Latents encoded beforehand, so that no autoencoder is held."""
-    return _switched("--pre-encode", setup.clip_samples is not None, replace(setup, clip_samples=None))
+    """Encode latents beforehand, so that no autoencoder is in memory."""
+    return _one_value("--pre-encode", setup.clip_samples is not None, replace(setup, clip_samples=None))
 
 
 def smaller_batches(setup: TrainingSetup) -> Change:
-    """The same step in more passes."""
+    """Smaller batches and more of them in a step, with the same clips in all."""
     size, by_frames = setup.params.batch_size, setup.params.frames_per_batch is not None
     clips_per_step = size * setup.params.gradient_accumulation
     parts = [] if by_frames else [part for part in range(size - 1, 0, -1) if size % part == 0]
@@ -101,7 +104,7 @@ def smaller_batches(setup: TrainingSetup) -> Change:
 
 
 def shorter_clips(setup: TrainingSetup) -> Change:
-    """A window of fewer seconds."""
+    """A shorter window, in whole seconds."""
     config, by_frames = ModelConfig(setup.config), setup.params.frames_per_batch is not None
     rate, ratio = config.sample_rate_hz, config.downsampling_ratio
     most = 0 if by_frames else -(-setup.batch.num_frames * ratio // rate) - 1
@@ -113,26 +116,18 @@ def shorter_clips(setup: TrainingSetup) -> Change:
     return Change(range(most, 0, -1), lambda seconds: f"--duration {seconds}", lasting)
 
 
-def narrower_base(setup: TrainingSetup) -> Change:
-    """Base and activations in 16 bits."""
-    return _in_precision(setup, setup.params.base_precision == "fp32", "bf16", torch.bfloat16)
-
-
-def wider_base(setup: TrainingSetup) -> Change:
-    """Base and activations in 32 bits, for which the CPU keeps no kernels of every length."""
-    return _in_precision(setup, setup.dtype.itemsize < 4, "fp32", torch.float32)
-
-
-def _in_precision(setup: TrainingSetup, possible: bool, name: str, dtype: torch.dtype) -> Change:
+def other_precision(setup: TrainingSetup) -> Change:
+    """Base and activations in 16 bits instead of 32; or in 32, for which the CPU keeps no kernels of every length."""
+    name, dtype = ("bf16", torch.bfloat16) if setup.params.base_precision == "fp32" else ("fp32", torch.float32)
     other = replace(setup, params=replace(setup.params, base_precision=name), dtype=dtype)
-    return _switched(f"--base-precision {name}", possible and needed(other) < needed(setup), other)
+    return _one_value(f"--base-precision {name}", needed_bytes(other) < needed_bytes(setup), other)
 
 
 def base_in_8_bits(setup: TrainingSetup) -> Change:
-    """The base's matrices stored in 8 bits. It is loaded before: of a small batch, that is when most is held."""
+    """The base's matrices in 8 bits; no gain where loading the base, before it is rounded, takes the most memory."""
     other = replace(setup, params=replace(setup.params, base_quantization="int8"))
-    possible = setup.params.base_quantization == "none" and needed(other) < needed(setup)
-    return _switched("--base-quantization int8", possible, other)
+    possible = setup.params.base_quantization == "none" and needed_bytes(other) < needed_bytes(setup)
+    return _one_value("--base-quantization int8", possible, other)
 
 
 def fewer_frames(setup: TrainingSetup) -> Change:
@@ -152,7 +147,7 @@ def fewer_frames(setup: TrainingSetup) -> Change:
 
 def fewer_batches(setup: TrainingSetup) -> Change:
     """Fewer batches in a step, where those that wait on the host take most of the memory."""
-    most = setup.params.gradient_accumulation - 1 if 2 * waiting_bytes(setup) >= needed(setup) else 0
+    most = setup.params.gradient_accumulation - 1 if 2 * waiting_bytes(setup) >= needed_bytes(setup) else 0
 
     def adding_up(count: int) -> TrainingSetup:
         return replace(setup, params=replace(setup.params, gradient_accumulation=count))
@@ -161,52 +156,52 @@ def fewer_batches(setup: TrainingSetup) -> Change:
 
 
 CHANGES = (
-    *(gradient_checkpointing, pre_encoding, smaller_batches, shorter_clips, narrower_base, wider_base),
-    *(base_in_8_bits, fewer_frames, fewer_batches),
+    *(gradient_checkpointing, pre_encoding, smaller_batches, shorter_clips, other_precision, base_in_8_bits),
+    *(fewer_frames, fewer_batches),
 )
-"""What changes the training least comes first."""
+"""Settings that can be changed; those that change the result least come first."""
 
 
 def heaviest(setup: TrainingSetup, batches: Iterable[BatchSize]) -> TrainingSetup:
-    """With that of some batches which takes most memory."""
-    return max((replace(setup, batch=batch) for batch in batches), key=needed)
+    """The setup with that one of the batches which needs the most memory."""
+    return max((replace(setup, batch=batch) for batch in batches), key=needed_bytes)
 
 
-def decide(setup: TrainingSetup, free: int | None, setting: str = "auto") -> tuple[TrainingSetup, list[str]]:
-    """The same, or with gradient checkpointing where that is left to us and memory is short; and what to say of it.
+def decide(setup: TrainingSetup, free_bytes: int | None, setting: str = "auto") -> tuple[TrainingSetup, list[str]]:
+    """The setup, with gradient checkpointing if memory is short and the setting is `auto`; and lines for the user.
 
     Args:
-        free: bytes; None is not known, and refuses nothing.
-        setting: `auto`, `on` or `off`, of gradient checkpointing.
+        free_bytes: of the device; None: unknown, then nothing is refused.
+        setting: of gradient checkpointing: `auto`, `on` or `off`.
 
     Raises:
         InsufficientMemory: not even the low end of the estimate's error fits.
     """
     setup = replace(setup, checkpointing=setting == "on")
-    if free is None or fits(setup, free):
+    if free_bytes is None or fits(setup, free_bytes):
         return setup, []
-    said = []
+    lines = []
     if setting == "auto":
         setup = replace(setup, checkpointing=True)
-        said.append("memory would be short: gradient checkpointing is turned on")
-    if estimated(setup).least > free:
-        raise refusal(setup, free)
-    if not fits(setup, free):
-        alone, together = remedies(setup, free)
+        lines.append("memory would be short: gradient checkpointing is turned on")
+    if memory_estimate(setup).lower_bound_bytes > free_bytes:
+        raise refusal(setup, free_bytes)
+    if not fits(setup, free_bytes):
+        alone, together = remedies(setup, free_bytes)
         flags = " or ".join(remedy.flags for remedy in alone) or " ".join(remedy.flags for remedy in together)
         instead = flags or "a smaller --model or another --device"
-        said.append(f"it may not fit into the memory left; if it does not: {instead}")
-    return setup, said
+        lines.append(f"it may not fit into the memory left; if it does not: {instead}")
+    return setup, lines
 
 
-def refusal(setup: TrainingSetup, free: int) -> InsufficientMemory:
-    """The error that says what is needed, what there is, and what to type instead."""
-    estimate, (alone, together) = estimated(setup), remedies(setup, free)
+def refusal(setup: TrainingSetup, free_bytes: int) -> InsufficientMemory:
+    """The error: what is needed, what is free, and what to type instead."""
+    estimate, (alone, together) = memory_estimate(setup), remedies(setup, free_bytes)
     return InsufficientMemory(
         str(setup.device),
-        amount(estimate.total),
-        amount(free),
-        estimate.words(),
-        [f"{remedy.flags}  (about {amount(needed(remedy.setup))})" for remedy in alone],
+        readable_bytes(estimate.total_bytes),
+        readable_bytes(free_bytes),
+        estimate.breakdown(),
+        [f"{remedy.flags}  (about {readable_bytes(needed_bytes(remedy.setup))})" for remedy in alone],
         [remedy.flags for remedy in together],
     )
