@@ -23,13 +23,17 @@ def reached(start: Path) -> set[str]:
     seen, left = set(), [start]
     while left:
         path = left.pop()
-        if path in seen:
+        if path in seen or module_name(path) in WITHOUT_EFFECT:
             continue
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)] if imports_from(node) else []
             left += [place for name in names if (place := file_of(name)) is not None]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in seen}
+    return {module_name(path) for path in seen}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_from(node: ast.AST) -> bool:
