@@ -109,9 +109,9 @@ class ManifestMismatch(CacheError):
 class ArtifactDamaged(CacheError):
     """An artifact's files do not match its receipt. Lists every difference."""
 
-    def __init__(self, directory: Path, faults: Sequence[str]) -> None:
-        self.directory, self.faults = directory, tuple(faults)
-        lines = "\n".join(f"    {line}" for line in faults)
+    def __init__(self, directory: Path, differences: Sequence[str]) -> None:
+        self.directory, self.differences = directory, tuple(differences)
+        lines = "\n".join(f"    {line}" for line in differences)
         super().__init__(
             f"{directory} does not match its receipt:\n{lines}\n"
             "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."

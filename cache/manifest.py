@@ -172,9 +172,9 @@ def _batch(path: Path, rows: list[object], row_type: type, schema: pa.Schema) ->
     if others:
         raise ManifestMismatch(path, row_type.__name__, [f"a row has the type {name}" for name in sorted(others)])
     columns = [[getattr(row, field.name) for row in rows] for field in schema]
-    faults = [fault for field, column in zip(schema, columns, strict=True) for fault in _faults(field, column)]
-    if faults:
-        raise ManifestMismatch(path, row_type.__name__, faults)
+    errors = [error for field, column in zip(schema, columns, strict=True) for error in _type_errors(field, column)]
+    if errors:
+        raise ManifestMismatch(path, row_type.__name__, errors)
     return pa.record_batch([_array(path, row_type, *pair) for pair in zip(schema, columns, strict=True)], schema=schema)
 
 
@@ -185,7 +185,7 @@ def _array(path: Path, row_type: type, field: pa.Field, column: list[object]) ->
         raise ManifestMismatch(path, row_type.__name__, [f"{field.name}: {error}"]) from error
 
 
-def _faults(field: pa.Field, column: list[object]) -> list[str]:
+def _type_errors(field: pa.Field, column: list[object]) -> list[str]:
     """Describes the first value of a column whose type is wrong. pyarrow alone would accept True for 1."""
     allowed = {kind for kind, column_type in _COLUMN_TYPES.items() if column_type == field.type}
     if field.nullable:

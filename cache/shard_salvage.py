@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardFault:
+class ShardDamage:
     """Damage of one shard."""
 
     shard: str
@@ -27,32 +27,32 @@ class ShardFault:
     """Keys of the damaged items; None when the file's index is damaged, so that all items are lost."""
 
 
-def shard_fault(pool: ShardPool, shard: str) -> ShardFault | None:
+def shard_damage(pool: ShardPool, shard: str) -> ShardDamage | None:
     """Checks every item of a shard; None when all are intact, or when the shard was removed meanwhile."""
     try:
         pool.verify_shard(shard)
     except FileNotFoundError:
         return None
     except ShardDamaged as error:
-        return ShardFault(shard=shard, problem=error.problem, lost_keys=_lost_keys(pool, shard))
+        return ShardDamage(shard=shard, problem=error.problem, lost_keys=_lost_keys(pool, shard))
     return None
 
 
-def salvage(pool: ShardPool, fault: ShardFault) -> int:
+def salvage(pool: ShardPool, damage: ShardDamage) -> int:
     """Writes the intact items of a damaged shard to a new one, then removes it; returns the number of items saved.
 
     Raises:
         WriteFailed: the disk is full; the damaged shard is still there.
     """
     items, metadata = [], {}
-    if fault.lost_keys is not None:
-        reader = pool.new_reader(fault.shard)
-        lost = set(fault.lost_keys)
+    if damage.lost_keys is not None:
+        reader = pool.new_reader(damage.shard)
+        lost = set(damage.lost_keys)
         intact = [row for row, key in enumerate(reader.keys) if key not in lost]
         items, metadata = [(reader.keys[row], reader.read(row)) for row in intact], dict(reader.metadata)
     written = pool.write(items, metadata) if items else []
-    if fault.shard not in {location.shard for location in written}:  # else all items are intact and have the same name
-        (pool.folder / fault.shard).unlink(missing_ok=True)
+    if damage.shard not in {location.shard for location in written}:  # else all items are intact and have the same name
+        (pool.folder / damage.shard).unlink(missing_ok=True)
     pool.locate(())  # updates the registry
     return len(items)
 

@@ -86,7 +86,7 @@ class Store:
 
         Raises:
             ReceiptDamaged: the receipt is damaged, or is that of another artifact.
-            ArtifactDamaged: a file is missing or has another size (`faults` compares the content).
+            ArtifactDamaged: a file is missing or has another size (`differences` compares the content).
         """
         directory = self.directory(stage, fingerprint)
         try:
@@ -95,18 +95,18 @@ class Store:
             return None
         if (receipt.stage, receipt.fingerprint) != (stage, fingerprint):
             raise ReceiptDamaged(directory / RECEIPT, f"it is that of {receipt.stage} {receipt.fingerprint}")
-        faults = _size_faults(directory, receipt)
-        if faults:
-            raise ArtifactDamaged(directory, faults)
+        differences = _size_differences(directory, receipt)
+        if differences:
+            raise ArtifactDamaged(directory, differences)
         return receipt
 
-    def faults(self, receipt: Receipt) -> list[str]:
+    def differences(self, receipt: Receipt) -> list[str]:
         """Differences between an artifact's files and its receipt; reads every byte. Empty when there are none."""
         directory = self.directory(receipt.stage, receipt.fingerprint)
-        wrong_size = _size_faults(directory, receipt)
+        wrong_size = _size_differences(directory, receipt)
         listed = {RECEIPT, *(entry.name for entry in receipt.files)}
         extra = [f"{name} is not listed in the receipt" for name in sorted(file_sizes(directory)) if name not in listed]
-        return wrong_size + extra + ([] if wrong_size else _digest_faults(directory, receipt))
+        return wrong_size + extra + ([] if wrong_size else _digest_differences(directory, receipt))
 
     def receipts(
         self, stage: str | None = None, on_damage: Callable[[ReceiptDamaged], None] | None = None
@@ -272,7 +272,7 @@ def _entry(scratch: Path, name: str) -> FileEntry:
     return FileEntry(name=name, num_bytes=path.stat().st_size, sha256=digest_file(path))
 
 
-def _size_faults(directory: Path, receipt: Receipt) -> list[str]:
+def _size_differences(directory: Path, receipt: Receipt) -> list[str]:
     sizes = file_sizes(directory)
     return [
         f"{entry.name} is missing"
@@ -283,7 +283,7 @@ def _size_faults(directory: Path, receipt: Receipt) -> list[str]:
     ]
 
 
-def _digest_faults(directory: Path, receipt: Receipt) -> list[str]:
+def _digest_differences(directory: Path, receipt: Receipt) -> list[str]:
     changed = [entry.name for entry in receipt.files if digest_file(directory / entry.name) != entry.sha256]
     return [f"{name} has other bytes than when it was committed" for name in changed]
 

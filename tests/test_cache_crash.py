@@ -68,7 +68,7 @@ def test_a_killed_commit_leaves_complete_artifacts_only_and_the_next_writer_cont
         kill_within(0.15, "artifacts", tmp_path)
         for receipt in store.receipts():
             assert store.find(receipt.stage, receipt.fingerprint) == receipt
-            assert store.faults(receipt) == []
+            assert store.differences(receipt) == []
 
     name, scratch = "d" * 64, store.scratch("train", writers.IDENTITY)
     (scratch / "deep").mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def test_a_killed_commit_leaves_complete_artifacts_only_and_the_next_writer_cont
         receipt = Receipt(stage="train", fingerprint=name, identity=writers.IDENTITY, version=1)
         store.commit("train", name, scratch, receipt)
     committed = store.find("train", name)
-    assert committed is not None and store.faults(committed) == []
+    assert committed is not None and store.differences(committed) == []
     assert temporaries(tmp_path) == []
 
 

@@ -49,7 +49,7 @@ def test_a_committed_artifact_is_found_with_its_files_listed(store):
     assert store.find("encode", NAME) == receipt
     assert (store.directory("encode", NAME) / "manifest.parquet").read_bytes() == b"rows"
     assert not store.scratch("encode", NAME).exists()
-    assert store.faults(receipt) == []
+    assert store.differences(receipt) == []
 
 
 def test_an_artifact_that_does_not_exist_is_not_found(store):
@@ -85,7 +85,7 @@ def test_a_commit_killed_before_its_rename_is_done_again_from_the_same_scratch(s
     (scratch / "manifest.parquet").write_bytes(b"more rows")
     receipt = store.commit("encode", NAME, scratch, receipt_of(NAME))
     assert [entry.name for entry in receipt.files] == ["deep/part.bin", "manifest.parquet"]
-    assert store.faults(receipt) == []
+    assert store.differences(receipt) == []
 
 
 def test_a_full_disk_commits_nothing_and_keeps_the_scratch(store, monkeypatch):
@@ -129,17 +129,17 @@ def test_a_missing_or_truncated_file_is_noticed_by_find(store):
     (home / "deep" / "part.bin").unlink()
     with pytest.raises(ArtifactDamaged) as caught:
         store.find("encode", NAME)
-    assert caught.value.faults == ("deep/part.bin is missing", "manifest.parquet holds 3 bytes instead of 4")
+    assert caught.value.differences == ("deep/part.bin is missing", "manifest.parquet holds 3 bytes instead of 4")
     assert str(home) in str(caught.value)
 
 
-def test_a_flipped_bit_or_an_extra_file_is_noticed_by_faults(store):
+def test_a_flipped_bit_or_an_extra_file_is_noticed_by_differences(store):
     receipt = commit(store, NAME)
     home = store.directory("encode", NAME)
     (home / "manifest.parquet").write_bytes(b"rowz")
     (home / "stranger").write_bytes(b"")
     assert store.find("encode", NAME) == receipt
-    assert store.faults(receipt) == [
+    assert store.differences(receipt) == [
         "stranger is not listed in the receipt",
         "manifest.parquet has other bytes than when it was committed",
     ]

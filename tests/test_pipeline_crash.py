@@ -164,7 +164,7 @@ def finish(driver: Driver, root: Path, format: str, known: Whole, num_stops: int
     twice = sum((encoded(root) - known.encoded).values())
     assert twice <= num_stops * runs_to_kill.ITEMS_PER_SHARD
     for receipt in Store(store).receipts():
-        assert Store(store).faults(receipt) == []
+        assert Store(store).differences(receipt) == []
 
 
 def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:

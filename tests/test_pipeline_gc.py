@@ -82,7 +82,7 @@ def check_kept_runs(store: Store, prepared_dropped: bool) -> None:
     for inputs in readers:
         assert all(name in receipts for stage, name in inputs.items() if stage != "source")
     for receipt in receipts.values():
-        assert store.faults(receipt) == []
+        assert store.differences(receipt) == []
         gone = missing_shared_files(store.directory(receipt.stage, receipt.fingerprint), store.shared)
         assert not gone or (prepared_dropped and receipt.stage == "ingest")
 

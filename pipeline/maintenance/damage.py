@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.receipt import Receipt
-from cache.shard_salvage import ShardFault
+from cache.shard_salvage import ShardDamage
 from cache.store import Store
 
 SHARD_POOLS = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
@@ -33,7 +33,7 @@ class Damage:
     """What it means for the next run."""
     clips: tuple[str, ...] = ()
     """Clips affected, where that is known."""
-    detail: Receipt | ShardFault | None = None
+    detail: Receipt | ShardDamage | None = None
     """What repair needs: the artifact's receipt, or the fault of the shard."""
 
     def as_json(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cache import run_metadata
 from cache.errors import ReceiptDamaged
 from cache.receipt import Receipt
 from cache.registry import unregister_shards
-from cache.shard_salvage import ShardFault, salvage
+from cache.shard_salvage import ShardDamage, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
 from pipeline.maintenance.damage import Damage
@@ -40,7 +40,7 @@ def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) 
 def _drop_artifact(store: Store, damage: Damage) -> str:
     directory = store.root / damage.path
     if directory.parent.name == "train":
-        assert not isinstance(damage.detail, ShardFault), "artifacts are reported with their receipt, or without one"
+        assert not isinstance(damage.detail, ShardDamage), "artifacts are reported with their receipt, or without one"
         return _make_unfinished(store, directory, damage.detail)
     (directory / RECEIPT).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
@@ -98,7 +98,7 @@ def _salvage_shard(store: Store, damage: Damage) -> str:
     from cache.shard_pool import ShardPool
 
     fault, path = damage.detail, store.root / damage.path
-    assert isinstance(fault, ShardFault), "shards are reported with their fault"
+    assert isinstance(fault, ShardDamage), "shards are reported with their fault"
     count = salvage(ShardPool(path.parent, _format_of(path)), fault)
     were = "was" if count == 1 else "were"
     return f"removed; {pluralized(count, 'sound item')} {were} saved" if count else "removed"

@@ -15,7 +15,7 @@ from pathlib import Path
 from cache.errors import CacheError, ReceiptDamaged
 from cache.fingerprint import digest_file
 from cache.receipt import Receipt
-from cache.shard_salvage import ShardFault, shard_fault
+from cache.shard_salvage import ShardDamage, shard_damage
 from cache.shards import formats
 from cache.store import Store
 from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX, weights_fault
@@ -68,7 +68,7 @@ def _receipt_damage(store: Store, error: ReceiptDamaged) -> Damage:
 
 def artifact_damages(store: Store, receipt: Receipt) -> Iterator[Damage]:
     """An artifact whose files do not match its receipt."""
-    if faults := store.faults(receipt):
+    if faults := store.differences(receipt):
         yield Damage(
             kind="artifact",
             path=path_in_store(store, store.directory(receipt.stage, receipt.fingerprint)),
@@ -82,7 +82,7 @@ def shard_damages(store: Store, pool: str, format: str, name: str) -> Iterator[D
     """A shard with items that do not match their checksums."""
     from cache.shard_pool import ShardPool
 
-    fault = shard_fault(ShardPool(store.shared / pool, format), name)
+    fault = shard_damage(ShardPool(store.shared / pool, format), name)
     if fault is not None:
         share = lost_share(None if fault.lost_keys is None else len(fault.lost_keys), None)
         meaning = f"{share} lost: {SHARD_POOLS[pool]}"
@@ -139,7 +139,7 @@ def with_clips(store: Store, receipts: Sequence[Receipt], damages: Sequence[Dama
 def _lost_keys(damage: Damage) -> set[str] | None:
     """Keys of the items that a damaged shard lost; None: all of them."""
     fault = damage.detail
-    return set(fault.lost_keys) if isinstance(fault, ShardFault) and fault.lost_keys is not None else None
+    return set(fault.lost_keys) if isinstance(fault, ShardDamage) and fault.lost_keys is not None else None
 
 
 def _is_lost(key: str, lost_keys: set[str] | None) -> bool:

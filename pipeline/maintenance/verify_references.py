@@ -10,7 +10,7 @@ from functools import cache, partial
 
 from cache.errors import CacheError
 from cache.receipt import Receipt
-from cache.shard_salvage import ShardFault
+from cache.shard_salvage import ShardDamage
 from cache.shards import load
 from cache.shared_files import missing_shared_files
 from cache.store import Store
@@ -64,7 +64,7 @@ def missing_shards(
         what = "it is gone, or of another size"
         saved = f"what it held lies in other shards: {ARTIFACT_MEANING['encode']}"
         meaning = f"{lost_share(len(lost_keys), len(keys))} lost: {SHARD_POOLS[pool]}" if lost_keys else saved
-        fault = ShardFault(shard=shard, problem=what, lost_keys=lost_keys)
+        fault = ShardDamage(shard=shard, problem=what, lost_keys=lost_keys)
         yield Damage(kind="gone", path=f"shared/{path}", what=what, meaning=meaning, detail=fault)
 
 
