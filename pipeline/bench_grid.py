@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.fields import FIELDS
-from stages import catalogue
 from stages.errors import RankTooLarge
-from stages.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from stages.bench.run import Grid
 
 SWITCH = {"on": True, "off": False}
-LIMITS: Mapping[str, Mapping[str, int]] = {
-    field.name: field.limits for field in FIELDS if field.name in ("rank", "batch_size", "threads")
-}
-"""The same limits as for a training."""
-_AT_LEAST_ONE = {"ge": 1}
+_SHARED = ("model", "adapter_type", "base_precision", "rank", "batch_size", "threads")
+_FIELDS = {field.name: field for field in FIELDS if field.name in _SHARED}
+"""Axes with the choices and limits of a training's fields; the others are switches and positive numbers."""
 
 
 def checked_grid(axes: Mapping[str, Sequence[Any]], target: Path | None = None) -> Grid:
@@ -49,7 +45,7 @@ def _grid(axes: Mapping[str, Sequence[Any]]) -> Grid:
         models=axes["model"],
         frames=axes["frames"],
         adapter_types=axes["adapter_type"],
-        precisions=[PRECISIONS[value] for value in axes["base_precision"]],
+        precisions=[_FIELDS["base_precision"].values[value] for value in axes["base_precision"]],
         batch_sizes=axes["batch_size"],
         checkpointing=[SWITCH[value] for value in axes["gradient_checkpointing"]],
         deterministic=[SWITCH[value] for value in axes["deterministic"]],
@@ -84,7 +80,7 @@ def _target_errors(target: Path) -> list[FieldError]:
 
 
 def _number_errors(name: str, value: int) -> list[FieldError]:
-    limits = LIMITS.get(name, _AT_LEAST_ONE)
+    limits = _FIELDS[name].limits if name in _FIELDS else {"ge": 1}
     if value < limits["ge"]:
         message = f"must be at least {limits['ge']}"
         return [FieldError(loc=(name,), type="greater_than_equal", msg=message, input=value)]
@@ -97,11 +93,7 @@ def _number_errors(name: str, value: int) -> list[FieldError]:
 def _value_errors(name: str, value: Any) -> list[FieldError]:
     if isinstance(value, int):
         return _number_errors(name, value)
-    choices = {
-        "model": lambda: sorted(catalogue.models()),
-        "adapter_type": catalogue.adapter_kinds,
-        "base_precision": lambda: list(PRECISIONS),
-    }.get(name, lambda: list(SWITCH))()
+    choices = _FIELDS[name].values if name in _FIELDS else SWITCH
     if value in choices:
         return []
     return [FieldError(loc=(name,), type="not_a_choice", msg=f"must be one of {', '.join(choices)}", input=value)]

@@ -7,7 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from cache.errors import CacheError
 from pipeline.cli import app
+from pipeline.errors import PipelineError
+from stages.errors import StageError
 
 WRONG = [
     (("run", "clips.zip", "--foo", "3"), "--foo"),
@@ -37,3 +40,30 @@ def test_a_usage_error_without_json_goes_to_stderr_only(words, named):
 def test_an_invalid_field_is_one_json_document():
     done = CliRunner().invoke(app, ["run", "clips.zip", "--rank", "0", "--json"])
     assert json.loads(done.stdout)["detail"][0]["loc"] == ["body", "rank"]
+
+
+CODES = set(
+    """
+    AdapterMismatch AdapterNotWritable AdapterOrder ArtifactDamaged BasesDamaged CannotFingerprint
+    CheckpointMismatch ClipNotFound DatasetFaults DeviceFull DeviceFullBeside DeviceNotFound EngineUnavailable
+    FetchFailed FilterMatchesNothing HeldByAnother ItemNotFound LatentsNotFinite LayerNotAdaptable LossNotFinite
+    ManifestDamaged ManifestMismatch MemoryShort NeedsDamaged NetworkNotSupported NoStore NotFit NothingToEvict
+    OverBudget PackageMissing PlaceUnusable PreparedMissing RankTooLarge ReceiptDamaged RecipeError ShardDamaged
+    ShardReplaced SourceNotFound SourceUnreadable SpaceShort StillNeeded Stopped StoreDamaged UnknownFormat
+    WeightsNotFound WriteFailed
+    """.split()
+)
+"""`type` of errors in JSON since version 0.5.0. New names may be added; these must not change."""
+
+
+def subclasses(base: type) -> list[type]:
+    return [found for each in base.__subclasses__() for found in (each, *subclasses(each))]
+
+
+def test_the_type_of_an_error_in_json_outlives_the_name_of_its_class():
+    modules = ("cache.errors", "pipeline.errors", "stages.errors")
+    errors = [error for base in (CacheError, PipelineError, StageError) for error in subclasses(base)]
+    declared = [error for error in errors if error.__module__ in modules]
+    codes = [getattr(error, "code", error.__name__) for error in declared]
+    assert len(codes) == len(set(codes))
+    assert CODES <= set(codes)
