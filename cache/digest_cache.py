@@ -33,16 +33,17 @@ class DigestCache:
 
     Call `get`, read the file, then `put`: `get` records the state of the file before it was read, and `put` stores
     nothing about a file that has changed since, or was younger than two seconds then. Processes may share one file.
+
+    Args:
+        read_only: `put` stores nothing.
     """
 
-    def __init__(self, file: Path, say: Callable[[str], None] = warn) -> None:
+    def __init__(self, file: Path, say: Callable[[str], None] = warn, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         self._database = DisposableDatabase(file, _SCHEMA, _VERSION, say)
         self._before: dict[tuple[str, str], tuple[Stamp, float]] = {}
         self._prefetched: dict[str, tuple[str, dict[str, Row]]] = {}
         """By kind of value: the folder, and the rows of the files below it."""
-
-    def __reduce__(self) -> tuple[type[DigestCache], tuple[Path]]:
-        return type(self), (self._database.file,)
 
     def get(self, path: Path, what: str) -> str | None:
         """The value of one kind stored for this state of the file, or None."""
@@ -75,7 +76,7 @@ class DigestCache:
         """Stores a value computed by reading the file since the last `get` (without one: just now)."""
         name, now = str(path.absolute()), _stamp(path)
         before, seen_at = self._before.pop((name, what), (now, time.time()))
-        if before != now or now[1] / 1e9 > seen_at - RACY_SECONDS:
+        if self._read_only or before != now or now[1] / 1e9 > seen_at - RACY_SECONDS:
             return
         checksum = row_checksum(_text(name), what, *now, value)
         if _text(name).startswith(self._prefetched.get(what, ("\0", {}))[0]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 
 import pytest
@@ -36,6 +35,11 @@ def cache_value(digest_cache, path, value="value"):
     digest_cache.put(path, "name", value)
 
 
+def reopened(digest_cache):
+    """The same file, as another process sees it."""
+    return DigestCache(digest_cache._database.file, say=pytest.fail)
+
+
 def test_a_cached_value_is_found_by_its_kind(digest_cache, clip):
     cache_value(digest_cache, clip)
     assert digest_cache.get(clip, "name") == "value"
@@ -49,7 +53,7 @@ def test_looking_creates_no_file(digest_cache, clip, tmp_path):
 
 def test_another_process_finds_it(digest_cache, clip):
     cache_value(digest_cache, clip)
-    assert pickle.loads(pickle.dumps(digest_cache)).get(clip, "name") == "value"
+    assert reopened(digest_cache).get(clip, "name") == "value"
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_a_value_cached_after_prefetch_is_found_too(digest_cache, folder):
     digest_cache.prefetch(folder, "name")
     cache_value(digest_cache, folder / "unseen.wav", "seen now")
     assert digest_cache.get(folder / "unseen.wav", "name") == "seen now"
-    assert pickle.loads(pickle.dumps(digest_cache)).get(folder / "unseen.wav", "name") == "seen now"
+    assert reopened(digest_cache).get(folder / "unseen.wav", "name") == "seen now"
 
 
 def test_another_size_is_another_file(digest_cache, clip):
@@ -146,7 +150,7 @@ def test_a_flipped_bit_inside_a_value_is_noticed(digest_cache, clip, tmp_path):
     content = file.read_bytes()
     assert content.count(b"sha256:0000") == 1
     file.write_bytes(content.replace(b"sha256:0000", b"sha256:0001"))
-    assert pickle.loads(pickle.dumps(digest_cache)).get(clip, "name") is None
+    assert reopened(digest_cache).get(clip, "name") is None
 
 
 def test_a_path_that_is_not_utf8_is_cached(digest_cache, tmp_path):
@@ -157,3 +161,12 @@ def test_a_path_that_is_not_utf8_is_cached(digest_cache, tmp_path):
         pytest.skip("this file system has UTF-8 names only")
     cache_value(digest_cache, odd)
     assert digest_cache.get(odd, "name") == "value"
+
+
+def test_a_read_only_cache_finds_values_and_stores_none(digest_cache, clip, tmp_path):
+    file = tmp_path / "cache" / "digests.sqlite"
+    cache_value(DigestCache(file, read_only=True), clip)
+    assert not file.exists()
+    cache_value(digest_cache, clip, "stored")
+    cache_value(DigestCache(file, read_only=True), clip, "not stored")
+    assert DigestCache(file, read_only=True).get(clip, "name") == "stored"

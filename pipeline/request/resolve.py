@@ -55,9 +55,7 @@ def resolve_inputs(
         SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
         RecipeError: the recipe does not fit the model or the adapter file.
     """
-    digest_cache = (
-        DigestCache(recipe.store / "digests.sqlite") if fetch else ReadOnlyDigestCache(recipe.store / "digests.sqlite")
-    )
+    digest_cache = DigestCache(recipe.store / "digests.sqlite", read_only=not fetch)  # plan leaves the store as it is
     locator = InputLocator(recipe=recipe, digest_cache=digest_cache, fetch=fetch, say=say, progress=progress)
     path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
@@ -84,13 +82,6 @@ def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> 
             shutil.rmtree(leftover, ignore_errors=True)
         if not (folder / "model_config.json").is_file():
             family.make(folder)
-
-
-class ReadOnlyDigestCache(DigestCache):
-    """A digest cache that adds nothing: plan leaves the store as it is."""
-
-    def put(self, path: Path, what: str, value: str) -> None:
-        """Do nothing."""
 
 
 def weights_folder(recipe: Recipe, *, fetch: bool) -> tuple[Path | None, str]:
