@@ -15,7 +15,7 @@ from pipeline.cli_errors import reported_errors
 
 StoreOption = Annotated[Path, typer.Option(help="folder of finished artifacts and latents")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show exactly what would go; touch nothing")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="list exactly what would be removed; change nothing")]
 
 
 def verify(
@@ -23,7 +23,9 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="remove what is damaged, keep what is intact")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of a store and compare it with its checksum; list the clips that damage affects.
+    """Check every byte of a store against its checksums.
+
+    Damage is listed with the clips it affects and what to type next.
 
     Example: sa3-trainer verify --repair
     """
@@ -38,15 +40,21 @@ def verify(
 
 
 def evict(
-    names: Annotated[list[str] | None, typer.Argument(help="artifacts as `status` prints them: 0a810e2ef096")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="artifacts as `status` prints them, such as 0a810e2ef096")
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="all artifacts of ingest, encode or train")] = None,
-    older_than: Annotated[str | None, typer.Option(metavar="AGE", help="finished longer ago: 30d, 12h, 2w")] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="artifacts finished longer ago than this: 30d, 12h, 2w")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="all artifacts made for this model")] = None,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove finished artifacts, and the shared files that only they use; never what a kept run needs.
+    """Remove finished artifacts that no kept run needs.
+
+    The shared files that only they use are removed with them.
 
     Example: sa3-trainer evict --stage train --older-than 30d --dry-run
     """
@@ -69,13 +77,15 @@ def gc(
         str | None, typer.Option(metavar="SIZE", help="shrink the store to this size, oldest unread things first: 50G")
     ] = None,
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="all prepared audio, which is made again when it is read")
+        bool, typer.Option("--prepared", help="also remove all prepared audio, which is made again when it is read")
     ] = False,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what no kept run needs: old unfinished runs, unused shards, leftover temporary files.
+    """Remove everything that no kept run needs.
+
+    That is: old unfinished runs, unread ingests, unused shards, leftover temporary files.
 
     Example: sa3-trainer gc --prepared --max-bytes 50G --dry-run
     """
@@ -96,7 +106,9 @@ def gc(
 
 
 def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) -> None:
-    """Check versions, devices, weights and the store's folder; say what will not work, and what to do about it.
+    """Check packages, devices, weights and the store's folder.
+
+    What will not work is reported with what to do about it.
 
     Example: sa3-trainer doctor
     """
