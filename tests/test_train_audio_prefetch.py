@@ -23,8 +23,7 @@ from stages.contract import Resources, Workspace
 from stages.errors import PreparedAudioMissing, Stopped
 from stages.models.load_weights import load_autoencoder
 from stages.processes import init_worker
-from stages.train.dataset import audio_prefetch as ahead_module
-from stages.train.dataset import sample_ranges
+from stages.train.dataset import audio_prefetch, sample_ranges
 from stages.train.dataset.audio_prefetch import AudioPrefetcher, num_processes
 from stages.train.dataset.clips import LiveLatents, StoredLatents
 from stages.train.dataset.examples import Examples
@@ -75,12 +74,12 @@ class Pool:
     """A pool that reads at once, in this process, and records the requests."""
 
     def __init__(self, *_, **__):
-        self.asked = []
+        self.requests = []
 
-    def submit(self, function, stretches):
-        self.asked.append(stretches)
+    def submit(self, function, ranges):
+        self.requests.append(ranges)
         done = Future()
-        done.set_result(function(stretches))
+        done.set_result(function(ranges))
         return done
 
     def shutdown(self, **_):
@@ -89,7 +88,7 @@ class Pool:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(ahead_module, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(audio_prefetch, "ProcessPoolExecutor", Pool)
 
 
 def gone(pids, seconds=8.0):
@@ -116,17 +115,17 @@ def test_processes_that_decode_ahead_change_no_batch(tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(sample_ranges, "read_prepared", lambda *a: reads.append(a))
     work, said = workspace(tmp_path, workers=2)
-    with AudioPrefetcher(examples, range(6), work) as ahead:
+    with AudioPrefetcher(examples, range(6), work) as prefetcher:
         for step in range(6):
-            assert_same(ahead.batch(step), expected[step])
+            assert_same(prefetcher.batch(step), expected[step])
     assert (reads, said) == ([], [])
 
 
 def test_worker_processes_are_fresh_and_import_little(tmp_path):
     work, _ = workspace(tmp_path, workers=1)
-    with AudioPrefetcher(live_examples(tmp_path), range(2), work) as ahead:
-        assert ahead._pool.submit(read_ranges, []).result() == []
-        loaded = ahead._pool.submit(
+    with AudioPrefetcher(live_examples(tmp_path), range(2), work) as prefetcher:
+        assert prefetcher._pool.submit(read_ranges, []).result() == []
+        loaded = prefetcher._pool.submit(
             eval, "sorted({'torch', 'stages.train.dataset.audio_prefetch'} & set(__import__('sys').modules))"
         )
         assert loaded.result() == []
@@ -134,21 +133,21 @@ def test_worker_processes_are_fresh_and_import_little(tmp_path):
 
 def test_sample_ranges_can_be_read_in_a_spawned_process(tmp_path):
     clips = live_examples(tmp_path).clips
-    stretch = pickle.loads(pickle.dumps(clips.sample_range(1, 5)))
+    samples = pickle.loads(pickle.dumps(clips.sample_range(1, 5)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=init_worker, initargs=(os.getpid(),)) as pool:
-        audio, missing = pool.submit(read_ranges, [stretch, SampleRange(tmp_path / "none.flac", 0, 9)]).result()
-    np.testing.assert_array_equal(audio, stretch.read())
+        audio, missing = pool.submit(read_ranges, [samples, SampleRange(tmp_path / "none.flac", 0, 9)]).result()
+    np.testing.assert_array_equal(audio, samples.read())
     assert missing is None
 
 
 def test_audio_whose_latents_are_cached_is_decoded_once_for_each_sign(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000, 20_000), window=30_000)
     work, _ = workspace(tmp_path, workers=1)
-    with AudioPrefetcher(examples, range(40), work) as ahead:
+    with AudioPrefetcher(examples, range(40), work) as prefetcher:
         for step in range(40):
-            ahead.batch(step)
-        asked = [stretch.path.name for stretches in ahead._pool.asked for stretch in stretches]
+            prefetcher.batch(step)
+        asked = [samples.path.name for ranges in prefetcher._pool.requests for samples in ranges]
     assert sorted(asked) == ["0.flac"] * 2 + ["1.flac"] * 2
 
 
@@ -156,40 +155,40 @@ def test_audio_whose_latents_are_cached_already_is_not_decoded(tmp_path, here):
     examples = live_examples(tmp_path, lengths=(30_000,), polarity_flip=False)
     examples.clips.read(0, 0, False)
     work, _ = workspace(tmp_path, workers=1)
-    with AudioPrefetcher(examples, range(5), work) as ahead:
-        ahead.batch(0)
-        assert ahead._pool.asked == []
+    with AudioPrefetcher(examples, range(5), work) as prefetcher:
+        prefetcher.batch(0)
+        assert prefetcher._pool.requests == []
 
 
 def test_audio_is_decoded_in_the_order_of_the_steps_a_few_at_a_time(tmp_path, here, monkeypatch):
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=2)
-    with AudioPrefetcher(examples, range(3, 30), work) as ahead:
-        ahead.batch(3)
-        few = len(ahead._pool.asked)
+    with AudioPrefetcher(examples, range(3, 30), work) as prefetcher:
+        prefetcher.batch(3)
+        few = len(prefetcher._pool.requests)
         assert 2 <= few <= 6
-        monkeypatch.setattr(ahead_module, "PREFETCH_BYTES", 0)
+        monkeypatch.setattr(audio_prefetch, "PREFETCH_BYTES", 0)
         for step in range(4, 30):
-            ahead.batch(step)
-        starts = [stretch.start for stretches in ahead._pool.asked for stretch in stretches]
+            prefetcher.batch(step)
+        starts = [samples.start for ranges in prefetcher._pool.requests for samples in ranges]
     assert starts == [examples.excerpts(step).starts[0] for step in range(3, 30)]
 
 
 def test_memory_bounds_how_much_is_decoded_ahead(tmp_path, here, monkeypatch):
-    monkeypatch.setattr(ahead_module, "PREFETCH_BYTES", 2 * WINDOW * 8)
+    monkeypatch.setattr(audio_prefetch, "PREFETCH_BYTES", 2 * WINDOW * 8)
     examples = live_examples(tmp_path, lengths=(70_000,), batch_size=1)
     work, _ = workspace(tmp_path, workers=4)
-    with AudioPrefetcher(examples, range(30), work) as ahead:
-        ahead.batch(0)
-        assert len(ahead._pool.asked) == 2
+    with AudioPrefetcher(examples, range(30), work) as prefetcher:
+        prefetcher.batch(0)
+        assert len(prefetcher._pool.requests) == 2
 
 
 def test_the_batch_of_any_step_can_be_made(tmp_path, here):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, _ = workspace(tmp_path, workers=1)
-    with AudioPrefetcher(examples, range(20), work) as ahead:
+    with AudioPrefetcher(examples, range(20), work) as prefetcher:
         for step in (0, 1, 7, 2, 8, 19, 25):
-            assert_same(ahead.batch(step), alone.batch(step))
+            assert_same(prefetcher.batch(step), alone.batch(step))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -199,31 +198,31 @@ def test_missing_audio_is_the_same_error_with_processes_and_without(tmp_path, wo
     path.unlink()
     work, _ = workspace(tmp_path, workers)
     with (
-        AudioPrefetcher(examples, range(4), work) as ahead,
+        AudioPrefetcher(examples, range(4), work) as prefetcher,
         pytest.raises(PreparedAudioMissing, match="is gone") as caught,
     ):
-        ahead.batch(0)
+        prefetcher.batch(0)
     assert caught.value.path == path
 
 
 def test_a_killed_process_is_reported_and_training_continues_without(tmp_path):
     examples, alone = live_examples(tmp_path / "one"), live_examples(tmp_path / "two")
     work, said = workspace(tmp_path, workers=1)
-    with AudioPrefetcher(examples, range(20), work) as ahead:
-        assert_same(ahead.batch(0), alone.batch(0))
-        pid = ahead._pool.submit(os.getpid).result()
+    with AudioPrefetcher(examples, range(20), work) as prefetcher:
+        assert_same(prefetcher.batch(0), alone.batch(0))
+        pid = prefetcher._pool.submit(os.getpid).result()
         os.kill(pid, signal.SIGKILL)
         assert gone([pid])
         for step in range(1, 12):
-            assert_same(ahead.batch(step), alone.batch(step))
+            assert_same(prefetcher.batch(step), alone.batch(step))
     assert len(said) == 1 and "a process that decodes audio ahead was killed" in said[0]
 
 
 def test_processes_end_with_the_block(tmp_path):
     work, _ = workspace(tmp_path, workers=2)
-    with AudioPrefetcher(live_examples(tmp_path), range(20), work) as ahead:
-        pids = {ahead._pool.submit(os.getpid).result() for _ in range(4)}
-        ahead.batch(0)
+    with AudioPrefetcher(live_examples(tmp_path), range(20), work) as prefetcher:
+        pids = {prefetcher._pool.submit(os.getpid).result() for _ in range(4)}
+        prefetcher.batch(0)
     assert gone(pids)
 
 
@@ -235,9 +234,9 @@ sys.path.insert(0, {root!r})
 from tests.test_train_audio_prefetch import live_examples, workspace
 from stages.train.dataset.audio_prefetch import AudioPrefetcher
 place = Path({place!r})
-with AudioPrefetcher(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as ahead:
-    ahead.batch(0)
-    print(*[process.pid for process in ahead._pool._processes.values()], flush=True)
+with AudioPrefetcher(live_examples(place, lengths=(70_000,)), range(10_000), workspace(place, 2)[0]) as prefetcher:
+    prefetcher.batch(0)
+    print(*[process.pid for process in prefetcher._pool._processes.values()], flush=True)
     time.sleep(60)
 """
 """A script without `if __name__ == "__main__"`, as users write them."""
@@ -273,12 +272,12 @@ def test_processes_end_with_a_training_that_is_killed_or_interrupted(tmp_path, k
 def test_nothing_is_decoded_ahead_for_stored_latents_or_by_default_for_little_audio(tmp_path, monkeypatch):
     from cache.shard_pool import ShardPool
 
-    monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 6)
+    monkeypatch.setattr(audio_prefetch.joblib, "cpu_count", lambda: 6)
     little = live_examples(tmp_path)
     assert [num_processes(little, range(10), asked) for asked in (0, 3)] == [0, 3]
-    monkeypatch.setattr(ahead_module, "MIN_SECONDS_TO_PREFETCH", 1.0)
+    monkeypatch.setattr(audio_prefetch, "MIN_SECONDS_TO_PREFETCH", 1.0)
     assert num_processes(little, range(100), 0) == 3
-    monkeypatch.setattr(ahead_module.joblib, "cpu_count", lambda: 1)
+    monkeypatch.setattr(audio_prefetch.joblib, "cpu_count", lambda: 1)
     assert num_processes(little, range(100), 0) == 0
 
     artifact = encoded(tmp_path / "shared", tmp_path / "encoded", random_latents((9,)), random_hidden(1))

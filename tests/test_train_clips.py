@@ -111,9 +111,9 @@ def test_prefetched_samples_are_not_read_again(tmp_path):
     clips = live(tmp_path, (30_000,))
     expected = clips.read(0, 0, False)
     again = live(tmp_path, (30_000,))
-    stretch = again.sample_range(0, 0)
-    again.prefetched = {stretch: stretch.read()}
-    stretch.path.unlink()
+    samples = again.sample_range(0, 0)
+    again.prefetched = {samples: samples.read()}
+    samples.path.unlink()
     assert torch.equal(again.read(0, 0, False), expected)
 
 

@@ -67,8 +67,8 @@ def test_tables_have_a_row_for_every_clip_of_steps_of_any_size(tmp_path, changes
 def test_clips_longer_than_the_budget_are_reported_once_and_trained_alone(tmp_path):
     bench = Bench.of_latents(tmp_path, LENGTHS, WINDOW)
     bench.train(number_of_steps=12, frames_per_batch=24, silence_extension_seconds=0.0)
-    told = [line for line in bench.said if "frames_per_batch" in line]
-    assert len(told) == 1 and "3 of 6 clips always are" in told[0]
+    lines = [line for line in bench.said if "frames_per_batch" in line]
+    assert len(lines) == 1 and "3 of 6 clips always are" in lines[0]
     rows = read_rows(bench.directory / "metrics.parquet", ClipRow)
     assert {row.clip_id for row in rows} == {f"clip{number}" for number in range(6)}
     alone = {row.clip_id for row in rows if sum(row.step == other.step for other in rows) == 1}

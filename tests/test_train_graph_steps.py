@@ -71,7 +71,7 @@ def test_an_interrupt_is_not_retried():
 @pytest.mark.slow
 def test_compile_options_reach_the_thread_of_the_backward_pass(monkeypatch, tmp_path):
     """That thread compiles its half by itself; a buffer reused there may still be read by other streams."""
-    import torch._inductor.config as told
+    import torch._inductor.config as inductor_config
     from torch._inductor.graph import GraphLowering
 
     seen = []
@@ -79,7 +79,7 @@ def test_compile_options_reach_the_thread_of_the_backward_pass(monkeypatch, tmp_
 
     def looked_at(graph, *args, **named) -> None:
         asked = compile_options(deterministic=True)
-        seen.append((bool(named.get("is_backward")), {name: getattr(told, name) for name in asked} == asked))
+        seen.append((bool(named.get("is_backward")), {name: getattr(inductor_config, name) for name in asked} == asked))
         build(graph, *args, **named)
 
     monkeypatch.setattr(GraphLowering, "__init__", looked_at)
@@ -110,15 +110,15 @@ class Repeating(GraphSteps):
 
     def capture(self, work):
         found = work()
-        results, placed = found if isinstance(found, tuple) else (found,), getattr(self, "last", None)
+        results, inputs = found if isinstance(found, tuple) else (found,), getattr(self, "last", None)
 
         def again() -> None:
-            if placed is not None:
-                self.training.network.layers.set_dropout_masks(placed.masks)
+            if inputs is not None:
+                self.training.network.layers.set_dropout_masks(inputs.masks)
             made = work()
-            for place, one in zip(results, made if isinstance(made, tuple) else (made,), strict=True):
-                if place is not None:
-                    place.data.copy_(one.detach())
+            for result, again_made in zip(results, made if isinstance(made, tuple) else (made,), strict=True):
+                if result is not None:
+                    result.data.copy_(again_made.detach())
 
         return SimpleNamespace(replay=again), found
 

@@ -91,8 +91,8 @@ def test_a_precision_the_device_lacks_is_replaced_with_a_warning_and_recorded(be
 
     monkeypatch.setattr(job, "usable_dtype", lacking)
     bench.train(base_precision="bf16")
-    remark, used = (line for line in bench.said if "cannot compute" in line or line.startswith("base model in"))
-    assert remark == "cpu cannot compute in torch.bfloat16"
+    warning, used = (line for line in bench.said if "cannot compute" in line or line.startswith("base model in"))
+    assert warning == "cpu cannot compute in torch.bfloat16"
     assert used == "base model in fp32 (bf16 was requested), adapter in fp32"
     assert (bench.config["base_precision"], bench.config["base_precision_used"]) == ("bf16", "fp32")
 

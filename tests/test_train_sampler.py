@@ -98,8 +98,8 @@ def test_no_clip_is_its_own_neighbour_unless_epochs_meet(lengths, batch_size, se
 @settings(deadline=None, max_examples=40)
 @given(num_clips=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
 def test_a_batch_of_one_follows_the_permutations_of_the_epochs(num_clips, seed, step):
-    epoch, place = divmod(step, num_clips)
-    expected = StepRng(seed).generator("order", epoch).permutation(num_clips)[place]
+    epoch, index = divmod(step, num_clips)
+    expected = StepRng(seed).generator("order", epoch).permutation(num_clips)[index]
     assert by_size(list(range(1, num_clips + 1)), 1, seed=seed).visits(step).clips_B.tolist() == [expected]
 
 
@@ -269,6 +269,6 @@ def test_pieces_are_sorted_up_and_down_in_turn():
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 50), together=st.integers(1, 20))
 def test_shuffling_stays_within_windows(count, together):
-    places = shuffled_in_windows(StepRng(0).generator("batches", 0), count, together)
-    assert sorted(places) == list(range(count))
-    assert all(place // together == number // together for number, place in enumerate(places))
+    numbers = shuffled_in_windows(StepRng(0).generator("batches", 0), count, together)
+    assert sorted(numbers) == list(range(count))
+    assert all(number // together == index // together for index, number in enumerate(numbers))
