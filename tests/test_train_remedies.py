@@ -184,8 +184,9 @@ def test_every_setting_that_is_named_really_fits(clips, frames, free, precision,
 
 def test_a_step_is_never_divided_into_more_batches_than_there_may_be():
     wanted = asked(clips=6, frames=100, gradient_accumulation=MOST_ACCUMULATED // 2)
-    alone, together = remedies(wanted, 1)
-    assert all(each.prospect.params.gradient_accumulation <= MOST_ACCUMULATED for each in (*alone, *together))
+    assert list(fitting.smaller_batches(wanted).values) == [3]
+    alone, _ = remedies(wanted, 4000)
+    assert f"--batch-size 3 --gradient-accumulation {MOST_ACCUMULATED}" in [remedy.flags for remedy in alone]
     fixed = replace(wanted, params=replace(wanted.params, gradient_accumulation=MOST_ACCUMULATED))
     assert not fitting.smaller_batches(fixed).values
 

@@ -1,9 +1,10 @@
-"""What one pass holds for its backward: a closed formula over the sizes of the network's layers.
+"""Activation memory of a training step: a closed formula over the sizes of the network's layers.
 
-Every adapted layer keeps its input, for the gradient of its right factor, and what that factor makes of it; a magnitude
+Every adapted layer keeps its input, for the gradient of its right factor, and its product with that factor; a magnitude
 per output feature keeps the output as well, one per input feature the scaled input. What blocks keep beside that was
-counted operation by operation on torch's meta device, for 300 networks and settings; of published models the formula is
-within 5 percent of that count. Whoever changes a block or an adapter measures again (tests/benchmarks/bench_memory.py).
+counted operation by operation on torch's meta device, for 300 networks and settings; for published models the formula
+is within 6 percent of that count. After a change to a block or an adapter, fit it again: test_train_activations.py
+compares it with what autograd saves, benchmarks/bench_memory.py with the memory of real steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stages.train.forecast.network_size import BatchSize, LayerUse, NetworkSize
 # W width, F inner width of a feed-forward layer, R rank.
 
 _BEFORE_BLOCKS = (LayerUse.BLOCK_CONTEXT, LayerUse.BLOCK_FRAMES)
-"""Layers of blocks that run before the first block does, whose results are kept even where blocks are recomputed."""
+"""Layers of blocks that run before the first block, so that their outputs are kept with gradient checkpointing too."""
 _OUTSIDE_BLOCKS = tuple(use for use in LayerUse if not use.in_block)
 
 
@@ -33,7 +34,7 @@ class ForwardPass:
     """Bytes of an activation's value."""
 
     def activation_bytes(self, *, checkpointing: bool) -> int:
-        """The most that is held for the backward and in it, beside weights and adapter.
+        """Peak of what the forward keeps and the backward adds, without weights, adapter and optimiser.
 
         Args:
             checkpointing: blocks keep their input only, and are computed again in the backward.
@@ -56,11 +57,11 @@ class ForwardPass:
 
     @property
     def _widened(self) -> int:
-        """1 where norms work on float32 copies."""
+        """1 if norms copy activations to float32, else 0."""
         return int(self.itemsize < 4)
 
     def _kept_by_adapter(self, uses: Iterable[LayerUse]) -> int:
-        """Inputs, scaled inputs, outputs and rank-wide products of adapted layers."""
+        """Inputs, scaled inputs, outputs and rank-wide products that adapted layers of these uses keep."""
         has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
         kept = 0
         for use in uses:
@@ -70,7 +71,7 @@ class ForwardPass:
         return kept
 
     def _factors(self) -> int:
-        """Thin factors in the dtype of the products, and what norms of the adapted weight are made from."""
+        """Thin factors in the dtype of activations, and the products from which norms of adapted weights follow."""
         features = sum(sums.inputs + sums.outputs for sums in self.network.adapted.values())
         bytes_per_value = {(0, 0): 0, (1, 0): 5, (0, 1): 3, (1, 1): 10}[
             self.kind.has_output_magnitude, self.kind.has_input_magnitude
@@ -84,20 +85,20 @@ class ForwardPass:
         return self._rows(LayerUse.FRAMES) * channels + wide * self.itemsize
 
     def _before_blocks(self) -> int:
-        """Keys, values and local condition of one block, as their layers give them."""
+        """Keys, values and local condition of one block, before norms."""
         (W, _), maps = self._widths, 1 + self.network.transformer.differential
         context, frames = (self._rows(use) for use in _BEFORE_BLOCKS)
         return (context * (1 + maps) + frames) * W * self.itemsize
 
     def _inside_block(self) -> int:
-        """Modulation, norms, heads and gates of one block."""
+        """Modulation, norms, heads and gates of one block; 9 W per token more for a second attention map."""
         (W, F), second = self._widths, int(self.network.transformer.differential)
         token = self.itemsize * ((16 + 9 * second) * W + 3 * F) + self._widened * (16 + 2 * second) * W
         keys = W * (2 * second * self.itemsize + 4 * self._widened)
         return self._rows(LayerUse.BLOCK_TOKENS) * token + self._rows(LayerUse.BLOCK_CONTEXT) * keys
 
     def _feed_forward_gradient(self) -> int:
-        """The backward's own work is largest in a gated projection, whose magnitudes have float32 gradients."""
+        """Working memory of the backward, largest in the gated projection, where magnitudes need float32 gradients."""
         has_output, has_input = self.kind.has_output_magnitude, self.kind.has_input_magnitude
         wide = 16 if has_output else 8 if has_input else 0
         return self._rows(LayerUse.BLOCK_TOKENS) * self._widths[1] * (2 * self.itemsize + self._widened * wide)

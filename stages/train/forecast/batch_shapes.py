@@ -1,4 +1,4 @@
-"""What a training's batches will be like, from its clips' lengths alone: no clip is read and nothing is loaded."""
+"""Sizes of a training's batches, from its clips' lengths alone: no clip is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANIFEST = "manifest.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of all clips, as `ClipLengths` asks for them."""
+    """Lengths of all clips, with the attributes of `ClipLengths`."""
 
     sizes: np.ndarray
     window: int
@@ -28,7 +28,7 @@ class Lengths:
 
 
 def lengths_of(job: Job) -> Lengths:
-    """In frames of stored latents, or in samples of prepared audio."""
+    """Lengths in frames of stored latents, or in samples of prepared audio."""
     params, artifact, ratio = job.params, job.artifact, job.model.downsampling_ratio
     manifest = artifact.directory / MANIFEST
     return Lengths(
@@ -43,18 +43,18 @@ def lengths_of(job: Job) -> Lengths:
 
 
 def clip_frames(job: Job) -> np.ndarray:
-    """(clips,) int64, length of each, whole."""
+    """(clips,) int64, latent frames of each whole clip."""
     lengths = lengths_of(job)
     return -(-lengths.sizes * lengths.samples_per_unit // lengths.samples_per_frame)
 
 
 def largest_batches(job: Job, *, recorded: bool) -> list[BatchSize]:
-    """The largest that goes through the network at a time; by a budget of frames, then the longest clip by itself.
+    """The batch that takes most memory and, with a budget of frames, the longest clip as a batch of its own.
 
-    A budget's are those of the first round, in which every clip comes with silence behind it, as training draws them.
+    With a budget, batches are those of the first epoch as training draws them, with silence after each clip.
 
     Args:
-        recorded: whether batches are filled up to prepared lengths.
+        recorded: whether batches are padded to the lengths of CUDA graphs.
     """
     lengths = lengths_of(job)
     if job.params.frames_per_batch is None:
@@ -65,14 +65,14 @@ def largest_batches(job: Job, *, recorded: bool) -> list[BatchSize]:
     longest_N = np.array([frames_B.max() for _, frames_B in batches])
     frames_N = order.rounded(longest_N) if recorded else longest_N
     sizes_N = np.array([len(clips_B) for clips_B, _ in batches])
-    # Every clip brings memory tokens along: of batches of so many frames, many short clips take most.
+    # Each clip adds memory tokens, so many short clips take more than a few long ones of as many frames.
     most = int(np.argmax(sizes_N * (frames_N + job.weights.sizes.num_memory_tokens)))
     largest = BatchSize(num_clips=int(sizes_N[most]), num_frames=int(frames_N[most]))
     return [largest, BatchSize(num_clips=1, num_frames=int(frames_N.max()))]
 
 
 def num_lengths(job: Job, steps: int) -> int:
-    """Most different lengths that so many steps' batches can have, where they are not filled up."""
+    """The most different lengths that the batches of so many steps can have, without padding."""
     lengths = lengths_of(job)
     frames = all_excerpt_frames(lengths)
     drawn = job.params.silence_extension_seconds > 0

@@ -21,7 +21,7 @@ from stages.train.setup import checkpoint_folders
 
 
 def check_memory(job: Job) -> Job:
-    """The job, after saying what it needs; with gradient checkpointing where that is left to us and memory is short.
+    """Reports the memory that a training needs; returns the job, with gradient checkpointing if memory is short.
 
     Raises:
         InsufficientMemory: it cannot fit; names the settings that would.
@@ -40,7 +40,7 @@ def check_memory(job: Job) -> Job:
 
 
 def steps_left(job: Job) -> int:
-    """Of those asked for, where a checkpoint has the others, by its name."""
+    """Steps still to be made: those asked for less the step of the newest checkpoint."""
     total = job.params.number_of_steps
     return total - newest_step(checkpoint_folders(job), total)
 
@@ -55,10 +55,10 @@ def estimate_line(setup: TrainingSetup, free: int | None) -> str:
 
 
 def refuse_full_host(setup: TrainingSetup) -> None:
-    """The batches of a step wait on the host, whatever the device.
+    """Checks that the host can hold the batches of one step, which wait there on whatever device they are trained.
 
     Raises:
-        InsufficientMemory: the host cannot hold them.
+        InsufficientMemory.
     """
     free, needed = host_bytes(), waiting_bytes(setup)
     if setup.device.type != "cuda" or free is None or needed <= free:
@@ -71,7 +71,7 @@ def refuse_full_host(setup: TrainingSetup) -> None:
 
 
 def training_setup(job: Job) -> TrainingSetup:
-    """What the job asks for, read off its settings, its artifact's facts and its clips' lengths; not off any weight."""
+    """The input of the estimate, from settings, the artifact's facts and the clips' lengths; no weight is read."""
     params, facts = job.params, job.artifact.facts
 
     def quietly(precision: str) -> torch.dtype:
@@ -97,7 +97,7 @@ def training_setup(job: Job) -> TrainingSetup:
 
 
 def clips_bytes(job: Job) -> int:
-    """Of latents that are kept in the host's memory, and of audio that is read ahead into it."""
+    """Host memory of cached latents and of prefetched audio."""
     frames, facts = clip_frames(job), job.artifact.facts
     frame_bytes = job.weights.sizes.latent_channels * 4
     if job.params.pre_encode:

@@ -1,7 +1,7 @@
-"""The device memory that a training needs, by part, before anything is loaded.
+"""Estimate of the device memory that a training needs, by part, before anything is loaded.
 
-A closed formula counts what a step holds (`activations`). What a device's allocator, compiler and libraries make of it
-is a cost model of a few figures for each way of stepping, fitted to measured trainings (tests/measured_memory.py).
+A closed formula counts what a step holds (`activations`). What a device's allocator, compiler and libraries add is a
+cost model of a few figures for each way of running a step, fitted to measured trainings (tests/measured_memory.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.train.stage import TrainParams
 
 GIB, MIB = 1 << 30, 1 << 20
 ERROR = 0.25
-"""How far the memory measured may lie from the estimate, as a share of it: more than in any case measured."""
+"""Relative error of the estimate: more than in any case measured."""
 
 MOMENTS = {"adamw": 2, "lion": 1, "prodigy": 4}
 """Tensors of the adapter's size that each optimiser keeps."""
@@ -29,7 +29,7 @@ MOMENTS = {"adamw": 2, "lion": 1, "prodigy": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What a device makes of a counted step, in one way of stepping; fitted to measurements."""
+    """Memory of a counted step on a device, in one way of running it; fitted to measurements."""
 
     activation_factor: float
     """Memory taken per byte counted: a compiler recomputes what is cheap, a heap on the CPU has holes."""
@@ -61,32 +61,32 @@ HOST = CostModel(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """All that decides how much memory a training needs."""
+    """Everything that decides how much memory a training needs."""
 
     config: Mapping[str, Any]
     """model_config.json."""
     params: TrainParams
     batch: BatchSize
-    """The largest."""
+    """The largest batch."""
     longest: BatchSize | None = None
-    """The longest clip by itself, as it is trained on where it is beyond a budget of frames."""
+    """With a budget of frames, the longest clip alone: a clip beyond the budget is a batch of its own."""
     dtype: torch.dtype
-    """Of the base and of activations, as the device can do it."""
+    """Dtype of the base and of activations on this device."""
     device: torch.device
     eager: bool = False
-    """One operation after the other, even where steps could be CUDA graphs."""
+    """Whether operations run one by one even where steps could be CUDA graphs."""
     checkpointing: bool = False
     clip_samples: int | None = None
-    """Of the longest excerpt, where audio is encoded inside the loop."""
+    """Samples of the longest excerpt, if audio is encoded inside the loop."""
     autoencoder_dtype: torch.dtype = torch.float32
     clips_bytes: int = 0
-    """Latents kept and audio read ahead, where the device's memory is the host's."""
+    """Cached latents and prefetched audio, where the device's memory is the host's."""
     num_lengths: int = 1
-    """Different lengths of batches, where the device keeps something for each."""
+    """Number of different lengths of batches, where the device keeps kernels for each."""
 
     @property
     def cost_model(self) -> CostModel:
-        """Of the way it steps if nothing hinders it."""
+        """The cost model of the fastest way of running these steps."""
         if self.device.type != "cuda":
             return HOST
         recordable = self.params.optimizer == "adamw" and self.params.base_quantization == "none"
@@ -94,43 +94,43 @@ class TrainingSetup:
 
     @property
     def network(self) -> NetworkSize:
-        """Raises: FilterMatchesNothing, UnsupportedModelConfig."""
+        """Sizes of the networks. Raises: FilterMatchesNothing, UnsupportedModelConfig."""
         return network_size(self.config, self.params.include, self.params.exclude)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that a training needs."""
+    """Memory that a training needs."""
 
     bytes_by_part: Mapping[str, int]
-    """Held during steps: `weights`, `adapter`, `activations`, `autoencoder`, `clips`, `libraries`."""
+    """During steps: `weights`, `adapter`, `activations`, `autoencoder`, `clips`, `libraries`."""
     loading_bytes: int = 0
-    """Held while the base is loaded, which is more where it is then stored in 8 bits."""
+    """While the base is loaded, which may be more where it is then stored in 8 bits."""
 
     @property
     def step_bytes(self) -> int:
-        """Held during steps."""
+        """Memory during steps."""
         return sum(self.bytes_by_part.values())
 
     @property
     def total_bytes(self) -> int:
-        """The most that is held at any time."""
+        """Peak of the whole training."""
         return max(self.step_bytes, self.loading_bytes)
 
     @property
     def lower_bound_bytes(self) -> int:
-        """The low end of the error: where not even this is free, the training cannot fit."""
+        """Low end of the error: if not even this is free, the training cannot fit."""
         return int(self.total_bytes * (1 - ERROR))
 
     def breakdown(self) -> str:
-        """The parts for people, such as `weights 2 MiB, adapter 4 MiB`."""
+        """The parts as text, such as `weights 2 MiB, adapter 4 MiB`."""
         if self.loading_bytes > self.step_bytes:
             return f"to load the base before it is stored in 8 bits; {readable_bytes(self.step_bytes)} after that"
         return ", ".join(f"{name} {readable_bytes(size)}" for name, size in self.bytes_by_part.items() if size > 0)
 
 
 def memory_estimate(setup: TrainingSetup) -> MemoryEstimate:
-    """The memory of a training, from its settings alone.
+    """Estimate of a training's memory.
 
     Raises:
         FilterMatchesNothing: include or exclude match no layer.
@@ -153,7 +153,7 @@ def memory_estimate(setup: TrainingSetup) -> MemoryEstimate:
 
 
 def adapter_values(network: NetworkSize, params: TrainParams) -> tuple[int, int]:
-    """How many values of the adapter are trained, and how many are frozen: singular vectors, their products with W."""
+    """Numbers of trained and of frozen values of the adapter; frozen are singular vectors and their products with W."""
     kind, rank, sums = kind_named(params.adapter_type), params.rank, network.adapted.values()
     inputs, outputs = sum(each.inputs for each in sums), sum(each.outputs for each in sums)
     lengths = outputs * kind.has_output_magnitude + inputs * kind.has_input_magnitude
@@ -163,7 +163,7 @@ def adapter_values(network: NetworkSize, params: TrainParams) -> tuple[int, int]
 
 
 def activation_bytes(setup: TrainingSetup) -> int:
-    """What the largest batch takes in the forward and backward."""
+    """Activations of the largest batch, as the device holds them."""
     one_pass = ForwardPass(
         network=setup.network,
         batch=setup.batch,
@@ -177,7 +177,7 @@ def activation_bytes(setup: TrainingSetup) -> int:
 
 
 def library_bytes(setup: TrainingSetup) -> int:
-    """Of libraries; on the CPU those keep kernels for every shape of a product in bf16."""
+    """Memory of libraries; on the CPU they keep kernels for every shape of a bf16 product."""
     cost = setup.cost_model
     # fp16 was measured where it has no kernels of its own: there nothing is kept.
     further = setup.num_lengths - 1 if setup.dtype is torch.bfloat16 else 0
@@ -186,10 +186,10 @@ def library_bytes(setup: TrainingSetup) -> int:
 
 
 def waiting_bytes(setup: TrainingSetup) -> int:
-    """Held by the host of a step's other batches, all read before the first is learned from.
+    """Host memory of the batches of a step that wait while the first is trained on.
 
-    Their latents, their noise, and the noise as optimal transport couples it; of all clips of the step, the costs and
-    plan of that coupling.
+    Their latents, their noise, and the noise as optimal transport couples it; for all clips of the step, the costs and
+    the plan of that coupling.
     """
     params, batch = setup.params, setup.batch
     others = (params.gradient_accumulation - 1) * batch.num_clips
@@ -199,7 +199,7 @@ def waiting_bytes(setup: TrainingSetup) -> int:
 
 
 def weights_bytes(setup: TrainingSetup) -> int:
-    """Of the frozen base as it is stored; 8-bit matrices have an fp32 scale for every row."""
+    """The frozen base as it is stored; 8-bit weights have an fp32 scale per row."""
     network, itemsize = setup.network, setup.dtype.itemsize
     if setup.params.base_quantization == "none":
         return itemsize * network.num_values
@@ -207,9 +207,9 @@ def weights_bytes(setup: TrainingSetup) -> int:
 
 
 def autoencoder_bytes(setup: TrainingSetup, activations: int) -> int:
-    """Of the autoencoder, where it is part of the training.
+    """The autoencoder and its work, if audio is encoded inside the loop.
 
-    Its work and a step take turns, but the memory of a CUDA graph is never let go.
+    Encoding and steps alternate and share memory, except that of CUDA graphs, which is never freed.
     """
     if setup.clip_samples is None:
         return 0

@@ -1,4 +1,4 @@
-"""How much memory a device has left for a training."""
+"""Free memory of devices and of the host."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ UNLIMITED = 1 << 60
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a training may still take on a device; None where nothing can be learned about it.
+    """Free memory of a device in bytes; None if it is unknown.
 
     On MPS it is the share of the machine's memory that Metal recommends, less what this process holds of it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds of earlier work without using it is free as well.
+        # Memory that torch's allocator has reserved and does not use is free as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
@@ -28,9 +28,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Memory that the operating system, this process's control groups and its own limit would still give out.
+    """Free memory of the host: the least of what the system, control groups and the address space limit leave.
 
-    Where neither tells (macOS, Windows): half of the machine's memory, if that is known.
+    If none of them is known (macOS, Windows): half of the machine's memory, or None.
     """
     found = (_available(proc), _address_space(proc), *_control_groups(proc, cgroups))
     known = [left for left in found if left is not None]
@@ -38,13 +38,13 @@ def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 
 
 def _available(proc: Path) -> int | None:
-    """What Linux counts as available: unused, or caches that it can drop."""
+    """MemAvailable of Linux: unused memory and caches that can be dropped."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
 def _address_space(proc: Path) -> int | None:
-    """What is left of the addresses that this process may use (`ulimit -v`); None without such a limit."""
+    """What the address space limit (`ulimit -v`) leaves to this process; None without a limit."""
     try:
         import resource  # deferred: Windows has none
     except ImportError:
@@ -55,28 +55,28 @@ def _address_space(proc: Path) -> int | None:
 
 
 def _control_groups(proc: Path, cgroups: Path) -> list[int | None]:
-    """What each group that the process is in, and each above it, has left of its limit."""
+    """What the limits of the process's control groups, and of those above them, leave."""
     left: list[int | None] = []
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            left += [_left_of_second(folder) for folder in _upwards(cgroups, path)]
+            left += [_left_in_version_2(folder) for folder in _with_parents(cgroups, path)]
         elif "memory" in controllers.split(","):
-            left += [_left_of_first(folder) for folder in _upwards(cgroups / "memory", path)]
+            left += [_left_in_version_1(folder) for folder in _with_parents(cgroups / "memory", path)]
     return left
 
 
-def _upwards(root: Path, path: str) -> list[Path]:
-    """The group's folder and those above it; in a container the path may be one of the host's, unknown here."""
+def _with_parents(root: Path, path: str) -> list[Path]:
+    """The group's folder and those above it. In a container the path may be the host's and not exist here."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     return [root.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
 
 
-def _left_of_second(folder: Path) -> int | None:
+def _left_in_version_2(folder: Path) -> int | None:
     return _left(folder, "memory.max", "memory.current", "inactive_file")
 
 
-def _left_of_first(folder: Path) -> int | None:
+def _left_in_version_1(folder: Path) -> int | None:
     return _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
@@ -89,7 +89,7 @@ def _left(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Of a file that may not be there, or not for us."""
+    """Content of a file; empty if it is missing or not readable."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
