@@ -65,7 +65,7 @@ class AdaptedQuantizedLayer(AdaptedLayer):
         if not isinstance(kept, SingularVectors) or kept.count < rank:
             raise InvalidAdapterState(
                 f"the base was rounded to 8 bits before {rank} singular vectors of its weights were kept",
-                "Keep them while quantising, or quantise nothing.",
+                "Keep them while quantising, or use the base unquantised.",
             )
         return kept
 
@@ -77,7 +77,7 @@ class AdaptedQuantizedLayer(AdaptedLayer):
 
     def relocate_weight(self, memory_OI: Tensor) -> None:
         """Not possible: there is no dequantised weight in memory to stack. Raises: InvalidAdapterState."""
-        raise InvalidAdapterState("the base is stored in 8 bits", "Take such layers one by one.")
+        raise InvalidAdapterState("the base is stored in 8 bits", "Use its layers without stacking them.")
 
     def _current_weight(self) -> AdaptedWeight:
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
