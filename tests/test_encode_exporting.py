@@ -64,7 +64,7 @@ def test_files_are_numbered_as_batches_of_one_beside_silence(place):
 
 def test_rounding_by_the_storage_precision_is_reported(place):
     place.write(place.read(latent_dtype="float16"))
-    assert "the float32 files hold latents that are stored as float16, rounded to that" in place.said
+    assert "latents are stored as float16; the exported float32 files hold those values" in place.said
 
 
 def test_a_folder_that_holds_something_is_left_alone(place):

@@ -66,7 +66,7 @@ def _files(
     """(name, latents or metadata) of every file."""
     pool = ShardPool(shared / "latents", artifact.facts["latent_format"], say)
     if artifact.facts["latent_dtype"] != "float32":
-        say(f"the float32 files hold latents that are stored as {artifact.facts['latent_dtype']}, rounded to that")
+        say(f"latents are stored as {artifact.facts['latent_dtype']}; the exported float32 files hold those values")
     rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
     for number, row in enumerate(rows):
         latents_CT = _latents(pool, row.location)

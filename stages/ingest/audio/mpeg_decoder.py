@@ -132,7 +132,6 @@ class _DecoderProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            pipesize=1 << 20,
             start_new_session=True,  # a terminal's Ctrl-C is for the process that asks
         )
         weakref.finalize(self, _end, self._process)
