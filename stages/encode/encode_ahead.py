@@ -50,9 +50,9 @@ Reading = tuple[list[T], list[Future[Tensor]]]
 InFlight = tuple[list[T], list[PendingBatch]]
 
 
-def num_readers(asked: int) -> int:
+def num_readers(requested: int) -> int:
     """Number of decoding threads: as requested, else one per core. The decoder releases Python's lock."""
-    return asked or max(2, min(MAX_READERS, os.cpu_count() or 1))
+    return requested or max(2, min(MAX_READERS, os.cpu_count() or 1))
 
 
 class EncodeAhead(Generic[T]):

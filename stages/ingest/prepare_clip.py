@@ -205,7 +205,7 @@ def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, windo
     )
     audio = job.shared / prepared_path(facts.digest, job.params, facts.crop_start)
     if _stored(job.shared, facts.digest, job.params, facts.crop_start) != facts:
-        # Flushing is most of what a short clip costs. The folder flush behind the facts makes both names durable. Facts
+        # Flushing is most of what a short clip costs. The folder flush after the facts makes both names durable. Facts
         # lost in a power failure are noticed and found again by decoding; lost audio is not, so it is flushed itself.
         if content:
             atomic_write_bytes(audio, content, fsync=("file",))

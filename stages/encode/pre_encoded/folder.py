@@ -196,7 +196,7 @@ def _is_prefix(mask: object) -> bool:
 
 def _num_valid(mask: Sequence[int]) -> int:
     """Frames before the first zero."""
-    return next((place for place, value in enumerate(mask) if not value), len(mask))
+    return next((index for index, value in enumerate(mask) if not value), len(mask))
 
 
 def _shown(value: object) -> str:

@@ -28,7 +28,7 @@ from stages.records import EncodedClip, PromptRow
 
 MAX_SILENCE_DIFFERENCE = 0.5
 """Relative difference of silence above which latents are refused. Measured on small networks: 0.002 by new-token noise,
-0.004 by a short silence.npy with nothing behind its last frame, 0.008 by bf16 arithmetic; above 1 by other weights."""
+0.004 by a short silence.npy that ends at its last frame, 0.008 by bf16 arithmetic; above 1 by other weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
     pool = ShardPool(work.shared / "prompts", params.latent_format, work.say)
     prompts = embed_prompts(pool, (clip.prompt for clip in folder.clips), weights, work)
     key_of = prompt_keys(weights)
-    places = [located[task.key] for task in clips]
-    rows = [manifest_row(clip, place, key_of(clip.prompt)) for clip, place in zip(folder.clips, places, strict=True)]
+    locations = [located[task.key] for task in clips]
+    rows = [manifest_row(clip, where, key_of(clip.prompt)) for clip, where in zip(folder.clips, locations, strict=True)]
     write_rows(work.directory / "manifest.parquet", rows, EncodedClip)
     write_rows(work.directory / "prompts.parquet", prompts.rows, PromptRow)
     read = window_facts(rows, params, weights) | {"num_clips": len(rows), "dataset": source.fingerprint}
@@ -88,9 +88,9 @@ def checked_silence(folder: Folder, params: ImportParams, difference: float | No
     Raises:
         DatasetFaults: all faults.
     """
-    whole = [Fault(member="", type=type, msg=msg) for type, msg in _folder_faults(folder, params, difference)]
-    if whole or folder.silence_TC is None or (folder.faults and not params.skip_bad):
-        raise DatasetFaults(whole + folder.faults)
+    of_folder = [Fault(member="", type=type, msg=msg) for type, msg in _folder_faults(folder, params, difference)]
+    if of_folder or folder.silence_TC is None or (folder.faults and not params.skip_bad):
+        raise DatasetFaults(of_folder + folder.faults)
     return folder.silence_TC
 
 

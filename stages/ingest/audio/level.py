@@ -54,15 +54,15 @@ class LevelMeter:
         if sounds_X.all():
             self._num_zeros, self._last_loud = 0, _is_loud(block_AX[:, -1])
             return
-        places = np.flatnonzero(sounds_X)
-        if not places.size:
+        sound_indices = np.flatnonzero(sounds_X)
+        if not sound_indices.size:
             self._extend_silence(block_AX.shape[1])
             return
-        self._extend_silence(int(places[0]))
-        for before in places[np.flatnonzero(np.diff(places) > _MIN_DROPOUT_SAMPLES)]:
+        self._extend_silence(int(sound_indices[0]))
+        for before in sound_indices[np.flatnonzero(np.diff(sound_indices) > _MIN_DROPOUT_SAMPLES)]:
             self.num_dropouts += _is_loud(block_AX[:, before])
-        self._num_zeros, self._last_loud = 0, _is_loud(block_AX[:, places[-1]])
-        self._extend_silence(block_AX.shape[1] - 1 - int(places[-1]))
+        self._num_zeros, self._last_loud = 0, _is_loud(block_AX[:, sound_indices[-1]])
+        self._extend_silence(block_AX.shape[1] - 1 - int(sound_indices[-1]))
 
     def _extend_silence(self, num_zeros: int) -> None:
         """Add zeros to the current run, which counts once, as soon as it is long enough."""

@@ -31,7 +31,7 @@ _LINE = re.compile(
 _ABOUT_TAGS = "id3"
 """The source file of libmpg123 whose complaints are not about audio."""
 _NO_DAMAGE = ("Illegal Audio", "Trying to", "Could be", "Hit end of", "Xing stream")
-"""What undamaged files lead to as well: a foreign tag behind them, a careless header."""
+"""Reports that undamaged files cause as well: about a foreign tag after the audio, or a careless header."""
 _idle: list[_DecoderProcess] = []
 """Processes that wait for the next file."""
 

@@ -1,10 +1,10 @@
-"""The process in which MP3 is decoded: reads files from stdin, writes their sound to stdout.
+"""The process in which MP3 is decoded: it reads files from stdin and writes their samples to stdout.
 
 libsndfile decodes MP3 with libmpg123, which reports damage only by printing it to stderr. Here stderr is a file of this
-process alone, so what was printed while a file was decoded is sent back behind its sound.
+process alone, so what was printed while a file was decoded is returned after its samples.
 
 Protocol, per file: `REQUEST` and the file's bytes in; out come a line of JSON about the file, blocks of float32
-samples, each behind its number of frames and the last of no frames, and a line of JSON with the log and the error.
+samples, each after its number of frames and the last with none, and a line of JSON with the log and the error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _STDERR = 2
 
 
 class ForwardOnlySoundFile(soundfile.SoundFile):
-    """A file that is read from its beginning to its end, without seeking.
+    """A file that is read from start to end without seeking.
 
-    soundfile seeks to where it is after each block that it has read. libmpg123 then reads some frames anew, too few for
-    what low bit rates keep of a frame in those before it: up to 0.44 of full scale was wrong behind every block.
+    soundfile seeks to the current position after each block. libmpg123 then decodes some frames again, but at low bit
+    rates too few of the earlier frames that hold a part of the next one: after every block up to 0.44 of full scale was
+    wrong.
     """
 
     def seekable(self) -> bool:
@@ -70,7 +71,7 @@ def _answer(data: bytes, wants_samples: bool, replies: BinaryIO) -> None:
 
 
 def _write_samples(file: soundfile.SoundFile, replies: BinaryIO) -> str | None:
-    """All blocks and the empty one behind them; the error that ended them early, if any."""
+    """Write all blocks and the empty one after them; return the error that ended them early, if any."""
     buffer = bytearray(BLOCK_FRAMES * file.channels * 4)
     error_message = None
     num_frames = 1
@@ -89,7 +90,7 @@ def _write_line(replies: BinaryIO, content: object) -> None:
 
 
 def _take_log() -> str:
-    """What was printed since the last call; the file behind stderr is empty afterwards."""
+    """Return what was printed to stderr since the last call, and empty its file."""
     os.lseek(_STDERR, 0, os.SEEK_SET)
     text = os.read(_STDERR, 1 << 24)
     os.ftruncate(_STDERR, 0)

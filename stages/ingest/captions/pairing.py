@@ -130,7 +130,7 @@ def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
         groups[_key(member.name).casefold()].append(member)
     for group in groups.values():
         for number, member in enumerate(group):
-            others = [other.name for place, other in enumerate(group) if place != number]
+            others = [other.name for index, other in enumerate(group) if index != number]
             if others:
                 yield fault(member.name, "duplicate_name", others=", ".join(sorted(others)))
 

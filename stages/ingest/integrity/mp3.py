@@ -39,18 +39,18 @@ class Frame:
         return 1152 if self.version == 3 else 576
 
 
-def frame_at(data: bytes, place: int) -> Frame | None:
+def frame_at(data: bytes, offset: int) -> Frame | None:
     """The layer III frame at this byte; None if there is none, or one of a free bit rate, whose size is unknown."""
-    if len(data) < place + 4 or data[place] != 0xFF or data[place + 1] & 0xE0 != 0xE0:
+    if len(data) < offset + 4 or data[offset] != 0xFF or data[offset + 1] & 0xE0 != 0xE0:
         return None
-    version, layer = data[place + 1] >> 3 & 3, data[place + 1] >> 1 & 3
-    bitrate, rate = data[place + 2] >> 4, data[place + 2] >> 2 & 3
+    version, layer = data[offset + 1] >> 3 & 3, data[offset + 1] >> 1 & 3
+    bitrate, rate = data[offset + 2] >> 4, data[offset + 2] >> 2 & 3
     if layer != _LAYER_3 or version == 1 or bitrate in (0, 15) or rate == 3:
         return None
     rate_hz = _RATES[version][rate]
     bits = (144 if version == 3 else 72) * _BITRATES[3 if version == 3 else 2][bitrate] * 1000
-    padding = data[place + 2] >> 1 & 1
-    is_mono = data[place + 3] >> 6 == 3
+    padding = data[offset + 2] >> 1 & 1
+    is_mono = data[offset + 3] >> 6 == 3
     return Frame(version=version, rate_hz=rate_hz, num_bytes=bits // rate_hz + padding, is_mono=is_mono)
 
 
@@ -103,61 +103,61 @@ def _first_frame(data: bytes) -> int:
     Raises:
         FileRejected: something else comes before them.
     """
-    place = end_of_tags(data)
-    if frame_at(data, place) is None and data[place : place + 1] != b"\xff":
-        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {place:,}")
-    return place
+    offset = end_of_tags(data)
+    if frame_at(data, offset) is None and data[offset : offset + 1] != b"\xff":
+        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {offset:,}")
+    return offset
 
 
 def end_of_tags(data: bytes) -> int:
     """The byte at which leading ID3 tags, and zeros after them, end."""
-    place = 0
-    while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
+    offset = 0
+    while data[offset : offset + 3] == b"ID3" and len(data) >= offset + 10:
         size = 0
-        for byte in data[place + 6 : place + 10]:
+        for byte in data[offset + 6 : offset + 10]:
             size = size << 7 | byte & 0x7F
-        place += 10 + size + (10 if data[place + 5] & 0x10 else 0)
-    while data[place : place + 1] == b"\0":
-        place += 1
-    return place
+        offset += 10 + size + (10 if data[offset + 5] & 0x10 else 0)
+    while data[offset : offset + 1] == b"\0":
+        offset += 1
+    return offset
 
 
-def _frames(data: bytes, place: int) -> Iterator[tuple[int, Frame]]:
+def _frames(data: bytes, offset: int) -> Iterator[tuple[int, Frame]]:
     """(first byte, frame) for as long as frames follow each other; the last may reach beyond the end of the file."""
-    while (frame := frame_at(data, place)) is not None:
-        yield place, frame
-        place += frame.num_bytes
+    while (frame := frame_at(data, offset)) is not None:
+        yield offset, frame
+        offset += frame.num_bytes
 
 
-def declared_frames(data: bytes, place: int, frame: Frame) -> int | None:
+def declared_frames(data: bytes, offset: int, frame: Frame) -> int | None:
     """Number of audio frames in the Xing (or Info) header, which is the first frame and not counted itself."""
-    head = _header(data, place, frame)
+    head = _header(data, offset, frame)
     if not head or not head[7] & 1:
         return None
     count: int = struct.unpack(">I", head[8:12])[0]
     return count
 
 
-def _header(data: bytes, place: int, frame: Frame) -> bytes:
+def _header(data: bytes, offset: int, frame: Frame) -> bytes:
     """The first 12 bytes of the Xing (or Info) header; empty where the first frame is an audio frame."""
     side = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[
         frame.version == 3, frame.is_mono
     ]
-    head = data[place + 4 + side : place + 16 + side]
+    head = data[offset + 4 + side : offset + 16 + side]
     return head if len(head) == 12 and head[:4] in (b"Xing", b"Info") else b""
 
 
-def _check_rest(data: bytes, place: int, *, complete: bool) -> None:
+def _check_rest(data: bytes, offset: int, *, complete: bool) -> None:
     """Check that only tags follow the last frame, unless all declared frames are there.
 
     Raises:
         FileRejected: further frames follow after a gap, or too many unknown bytes do.
     """
-    rest = data[place:]
+    rest = data[offset:]
     if complete or not rest or rest.startswith(TAG_MARKERS):
         return
-    for near in range(place + 1, min(len(data), place + _SEARCHED_BYTES)):
-        if data[near] == 0xFF and len(list(zip(range(3), _frames(data, near), strict=False))) == 3:
-            raise FileRejected("audio_decode_error", why=f"{near - place:,} bytes at byte {place:,} are no frame")
+    for later in range(offset + 1, min(len(data), offset + _SEARCHED_BYTES)):
+        if data[later] == 0xFF and len(list(zip(range(3), _frames(data, later), strict=False))) == 3:
+            raise FileRejected("audio_decode_error", why=f"{later - offset:,} bytes at byte {offset:,} are no frame")
     if len(rest) > _MAX_STRAY_BYTES:
-        raise FileRejected("audio_truncated", why=f"there are no frames from byte {place:,} on")
+        raise FileRejected("audio_truncated", why=f"there are no frames from byte {offset:,} on")

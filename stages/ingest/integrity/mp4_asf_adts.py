@@ -46,18 +46,18 @@ def stray_bytes(data: bytes) -> int:
 
 def _end_of_boxes(data: bytes) -> int:
     """The byte at which the last box ends; what follows is no box of a known kind."""
-    place = 0
-    while len(data) >= place + 8:
-        size, name = struct.unpack_from(">I4s", data, place)
+    offset = 0
+    while len(data) >= offset + 8:
+        size, name = struct.unpack_from(">I4s", data, offset)
         if name not in _BOXES:
-            return place
-        if size == 1 and len(data) >= place + 16:
-            (size,) = struct.unpack_from(">Q", data, place + 8)
-        stop = place + max(8, size) if size else len(data)
+            return offset
+        if size == 1 and len(data) >= offset + 16:
+            (size,) = struct.unpack_from(">Q", data, offset + 8)
+        stop = offset + max(8, size) if size else len(data)
         if stop > len(data):
             raise _truncated(f"its {name.decode()} box should end at byte {stop:,}", len(data))
-        place = stop
-    return place
+        offset = stop
+    return offset
 
 
 def _declared_asf_bytes(data: bytes) -> int:
@@ -78,11 +78,11 @@ def _declared_asf_bytes(data: bytes) -> int:
 def _asf_objects(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(name, start, size) of the objects in the header object."""
     stop = int.from_bytes(data[16:24], "little")
-    place = 30
-    while place + 24 <= min(stop, len(data)):
-        (size,) = struct.unpack_from("<Q", data, place + 16)
-        yield data[place : place + 16], place, size
-        place += max(24, size)
+    offset = 30
+    while offset + 24 <= min(stop, len(data)):
+        (size,) = struct.unpack_from("<Q", data, offset + 16)
+        yield data[offset : offset + 16], offset, size
+        offset += max(24, size)
 
 
 def check_adts(data: bytes) -> None:
@@ -92,19 +92,19 @@ def check_adts(data: bytes) -> None:
         FileRejected: `audio_decode_error` where something else comes before, between or after the frames, or
             `audio_truncated`.
     """
-    place = end_of_tags(data)
-    while (size := _adts_bytes(data, place)) is not None:
-        if place + size > len(data):
+    offset = end_of_tags(data)
+    while (size := _adts_bytes(data, offset)) is not None:
+        if offset + size > len(data):
             raise FileRejected("audio_truncated", why="its last frame is cut")
-        place += size
-    rest = data[place:]
+        offset += size
+    rest = data[offset:]
     if len(rest) >= _LEAST_ADTS_BYTES and any(rest) and not rest.startswith(TAG_MARKERS):
-        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {place:,}")
+        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {offset:,}")
 
 
-def _adts_bytes(data: bytes, place: int) -> int | None:
+def _adts_bytes(data: bytes, offset: int) -> int | None:
     """Size of the frame at this byte; None if there is none."""
-    head = data[place : place + _LEAST_ADTS_BYTES]
+    head = data[offset : offset + _LEAST_ADTS_BYTES]
     if len(head) < _LEAST_ADTS_BYTES or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
         return None
     size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5

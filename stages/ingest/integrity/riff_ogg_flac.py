@@ -146,11 +146,11 @@ def _check_flac(data: bytes) -> bool:
     Raises:
         FileRejected: `audio_decode_error`, as a damaged rate would change the pitch, or `audio_truncated`.
     """
-    place, last = 4, False
-    while not last and len(data) >= place + 4:
-        last = bool(data[place] & 0x80)
-        place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
-    head, frame = data[18:22], data[place : place + 4]
+    offset, last = 4, False
+    while not last and len(data) >= offset + 4:
+        last = bool(data[offset] & 0x80)
+        offset += 4 + int.from_bytes(data[offset + 1 : offset + 4], "big")
+    head, frame = data[18:22], data[offset : offset + 4]
     if len(head) < 4 or len(frame) < 4:
         raise FileRejected("audio_truncated", why="there is no audio after its header")
     rate = int.from_bytes(head[:3], "big") >> 4
@@ -162,11 +162,11 @@ def _check_flac(data: bytes) -> bool:
 
 def _chunks(data: bytes, order: str, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, start of content, declared size) of every chunk of a RIFF or FORM file."""
-    place = 12
-    while place + 8 <= min(end, len(data)):
-        name, size = struct.unpack_from(f"{order}4sI", data, place)
-        yield name, place + 8, size
-        place += 8 + size + size % 2
+    offset = 12
+    while offset + 8 <= min(end, len(data)):
+        name, size = struct.unpack_from(f"{order}4sI", data, offset)
+        yield name, offset + 8, size
+        offset += 8 + size + size % 2
 
 
 def _check_ogg(data: bytes) -> bool:

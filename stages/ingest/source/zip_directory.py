@@ -46,12 +46,12 @@ def declared_directory(path: Path) -> tuple[int, int]:
             tail = file.read()
     except OSError:
         return 0, 0
-    place = tail.rfind(_END)
-    if place < 0 or len(tail) < place + _END_BYTES:
+    offset = tail.rfind(_END)
+    if offset < 0 or len(tail) < offset + _END_BYTES:
         return 0, 0
-    count, num_bytes = struct.unpack_from("<HI", tail, place + 10)
-    place64 = tail.rfind(_END64, 0, place)
-    if tail[place - _LOCATOR_BYTES :].startswith(_LOCATOR64) and 0 <= place64 <= len(tail) - _END64_BYTES:
-        count64, num_bytes64 = struct.unpack_from("<QQ", tail, place64 + 32)
+    count, num_bytes = struct.unpack_from("<HI", tail, offset + 10)
+    offset64 = tail.rfind(_END64, 0, offset)
+    if tail[offset - _LOCATOR_BYTES :].startswith(_LOCATOR64) and 0 <= offset64 <= len(tail) - _END64_BYTES:
+        count64, num_bytes64 = struct.unpack_from("<QQ", tail, offset64 + 32)
         return max(count, count64) if count != 0xFFFF else count64, num_bytes64
     return count, num_bytes
