@@ -51,7 +51,7 @@ def test_a_step_that_cannot_be_captured_is_made_eagerly_and_reported():
     for step in range(2):
         stepper.advance(new_batch(case(), training, step))
     assert training.step == 2
-    assert said == ["stepping without the fast path (RuntimeError: operation not permitted)"]
+    assert said == ["training without the fast path (RuntimeError: operation not permitted)"]
 
 
 def test_short_memory_leads_to_gradient_checkpointing_before_eager_steps():

@@ -139,7 +139,7 @@ def test_what_cannot_be_captured_is_stepped_eagerly_and_reported(monkeypatch, tm
     training.device, said = CUDA, []
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append) as stepper:
         assert stepper.graph_steps is None
-    assert said[0].startswith(f"stepping without the fast path: {why}")
+    assert said[0].startswith(f"training without the fast path: {why}")
 
 
 class Full:
@@ -180,7 +180,7 @@ def test_a_torch_without_what_graphs_need_is_stepped_eagerly_and_reported(tmp_pa
         training.device = torch.device("cpu")
         stepper.advance(made[0])
     assert training.step == 1
-    assert said == ["stepping without the fast path (TypeError: from_kv_blocks() got an unexpected keyword argument)"]
+    assert said == ["training without the fast path (TypeError: from_kv_blocks() got an unexpected keyword argument)"]
 
 
 def test_graphs_are_not_used_when_fast_path_is_off(tmp_path):
@@ -188,7 +188,7 @@ def test_graphs_are_not_used_when_fast_path_is_off(tmp_path):
     training.device = CUDA
     with Stepper(training, LengthBuckets([24]), tmp_path, said.append, wanted=False) as stepper:
         assert stepper.graph_steps is None
-    assert said == ["stepping without the fast path: fast_path is off"]
+    assert said == ["training without the fast path: fast_path is off"]
 
 
 def test_an_update_is_not_repeated_when_recording_its_norms_fails(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ class Stepper:
             self.training.notes[RECOMPUTES] = True
         layers = self.training.network.layers
         if why := self.why_not_graphs():
-            self.say(f"stepping without the fast path: {why}")
+            self.say(f"training without the fast path: {why}")
         elif self.training.device.type == "cuda" and layers is not None and self.buckets is not None:
             self.enable_graphs(layers, self.buckets)
         return self
@@ -166,5 +166,5 @@ class Stepper:
     def fall_back(self, error: Exception) -> None:
         """Print why there is no fast path, and continue without."""
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self.say(f"stepping without the fast path ({type(error).__name__}: {reason[:200]})")
+        self.say(f"training without the fast path ({type(error).__name__}: {reason[:200]})")
         self.disable_graphs()
