@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
+import typer
 
 from pipeline.cli import app
 
@@ -45,6 +51,36 @@ def test_every_make_target_is_described():
     assert set(phony[1].split()) == targets()
 
 
-def test_every_link_points_at_a_file():
-    for link in re.findall(r"\]\(([A-Za-z./]+)\)", README):
-        assert (ROOT / link).is_file(), link
+def test_every_link_of_the_readme_and_the_docs_points_at_a_file():
+    pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 10
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).is_file()] == []
+
+
+def command_lines() -> list[list[str]]:
+    """The words of every call of `sa3-trainer` in the README, comments left out."""
+    calls = re.findall(r"^(?:\$ )?sa3-trainer (.*)$", README, flags=re.MULTILINE)
+    return [shlex.split(call, comments=True) for call in calls]
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_every_command_line_in_the_readme_is_one_that_can_be_typed(words):
+    command = typer.main.get_command(app).commands[words[0]]
+    known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_run_gives_the_command_line_that_the_readme_shows():
+    done = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (shown,) = (line for line in README.splitlines() if line.startswith('sa3-trainer run "artifacts/example.zip"'))
+    (made,) = (line for line in done.stdout.splitlines() if "sa3-trainer run" in line)
+    unnamed = made.replace('--name ""', "")
+    assert shlex.split(unnamed)[1:] == shlex.split(shown)[1:]
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) < 8_000
