@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.ingest.audio.level import LevelMeter
 from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
-from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, OPEN_ERRORS, READ_ERRORS, ForwardOnlySoundFile, error_text
+from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, DECODE_ERRORS, ForwardOnlySoundFile, error_text
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.flac_md5 import FlacMd5, flac_md5
 from stages.ingest.integrity.mp3 import FrameScan, check_frames, looks_like_mp3
@@ -108,7 +108,7 @@ class Recording:
             return self._file.read_block()
         try:
             block_XA: np.ndarray = self._file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
-        except READ_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise FileRejected("audio_decode_error", why=error_text(error)) from error
         return block_XA
 
@@ -134,5 +134,5 @@ def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:
         return MpegFile(data)
     try:
         return ForwardOnlySoundFile(io.BytesIO(data))
-    except OPEN_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise FileRejected("audio_decode_error", why=error_text(error)) from error

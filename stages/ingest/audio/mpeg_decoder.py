@@ -6,19 +6,20 @@ libmpg123 prints what it finds wrong to stderr and returns the samples all the s
 
 from __future__ import annotations
 
-import json
+import pickle
 import re
 import subprocess
 import sys
 import tempfile
 import weakref
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from stages.errors import StageError
-from stages.ingest.audio.mpeg_process import FRAMES, REQUEST
+from stages.ingest.audio.mpeg_process import DecodeError
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.riff_ogg_flac import wave_format_tag
 
@@ -63,14 +64,15 @@ def mpeg_tags(data: bytes) -> dict[str, str]:
     Raises:
         FileRejected: `audio_decode_error`.
     """
-    with_process = _idle_or_new()
-    tags: dict[str, str] = with_process.open(data, wants_samples=False)["tags"]
-    _idle.append(with_process)
+    process = _idle_or_new()
+    process.send(data, wants_samples=False)
+    tags: dict[str, str] = process.receive()["tags"]
+    _idle.append(process)
     return tags
 
 
 class MpegFile:
-    """An MP3 in memory, in whatever container: what `soundfile.SoundFile` says of it, and its samples once.
+    """An MP3 in memory, in any container: the properties of `soundfile.SoundFile`, and its samples once.
 
     Raises:
         FileRejected: `audio_decode_error`.
@@ -80,7 +82,8 @@ class MpegFile:
         self.complaints: Counter[str] = Counter()
         """What the decoder reported about damage, once all samples are read."""
         self._process = _idle_or_new()
-        header = self._process.open(data, wants_samples=True)["header"]
+        self._process.send(data, wants_samples=True)
+        header = self._process.receive()
         self.samplerate: int = header["samplerate"]
         self.channels: int = header["channels"]
         self.frames: int = header["frames"]
@@ -88,23 +91,21 @@ class MpegFile:
         self.subtype: str = header["subtype"]
 
     def read_block(self) -> np.ndarray:
-        """(n, channels) float32; n is 0 at the end, and only there.
+        """(X, A) float32; X is 0 at the end, and only there.
 
         Raises:
             FileRejected: `audio_decode_error`.
         """
-        block_XA = self._process.read_block(self.channels)
-        if not len(block_XA):
-            end = self._process.read_line()
-            self.complaints.update(damage_reports(end["log"]))
-            _idle.append(self._process)
-            if end["error"] is not None:
-                raise FileRejected("audio_decode_error", why=end["error"])
-        return block_XA
+        reply = self._process.receive()
+        if isinstance(reply, np.ndarray):
+            return reply
+        self.complaints.update(damage_reports(reply))
+        _idle.append(self._process)
+        return np.empty((0, self.channels), np.float32)
 
 
 def damage_reports(log: str) -> list[str]:
-    """The lines of a decoder's log that are about damaged audio, without what says where in libmpg123 they arose."""
+    """The lines of a decoder's log about damaged audio, without the place in libmpg123 that they name."""
     reports = []
     for line in log.splitlines():
         found = _LINE.match(line)
@@ -125,10 +126,10 @@ class _DecoderProcess:
     """One process that decodes a file at a time; it ends when nothing refers to it, or with this process."""
 
     def __init__(self) -> None:
-        code = "import sys; sys.path[:] = {}; from stages.ingest.audio.mpeg_process import serve; serve()"
+        code = f"import sys; sys.path[:] = {sys.path}; from stages.ingest.audio.mpeg_process import serve; serve()"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code.format(sys.path)],
+            [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -136,46 +137,31 @@ class _DecoderProcess:
         )
         weakref.finalize(self, _end, self._process)
 
-    def open(self, data: bytes, *, wants_samples: bool) -> dict[str, Any]:
-        """What the file says about itself.
-
-        Raises:
-            FileRejected: `audio_decode_error`.
-        """
+    def send(self, data: bytes, *, wants_samples: bool) -> None:
+        """Ask for what a file says about itself, and for its samples."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(REQUEST.pack(len(data), wants_samples))
-            self._process.stdin.write(data)
+            pickle.dump((data, wants_samples), self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        found = self.read_line()
-        if found["error"] is not None:
+
+    def receive(self) -> Any:
+        """The next reply.
+
+        Raises:
+            FileRejected: `audio_decode_error`.
+            DecoderEnded: there is none.
+        """
+        assert self._process.stdout is not None
+        try:
+            reply = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            raise self._ended() from None
+        if isinstance(reply, DecodeError):
             _idle.append(self)
-            raise FileRejected("audio_decode_error", why=found["error"])
-        return found
-
-    def read_line(self) -> dict[str, Any]:
-        """The next line of JSON."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._ended()
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def read_block(self, num_channels: int) -> np.ndarray:
-        """(n, channels) float32, the next samples."""
-        (num_frames,) = FRAMES.unpack(self._read_into(bytearray(FRAMES.size)))
-        block_XA = np.empty((num_frames, num_channels), np.float32)
-        self._read_into(block_XA.reshape(-1).view(np.uint8).data)
-        return block_XA
-
-    def _read_into(self, buffer: bytearray | memoryview) -> bytearray | memoryview:
-        assert self._process.stdout is not None
-        if self._process.stdout.readinto(buffer) < len(buffer):  # type: ignore[attr-defined]
-            raise self._ended()
-        return buffer
+            raise FileRejected("audio_decode_error", why=str(reply))
+        return reply
 
     def _ended(self) -> DecoderEnded:
         self._process.kill()
@@ -193,8 +179,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()  # it has nothing to lose
     process.wait()
     for pipe in (process.stdin, process.stdout):
-        try:
+        with suppress(BrokenPipeError):  # of a request that was not read to its end
             if pipe is not None:
                 pipe.close()
-        except BrokenPipeError:
-            pass  # a file that it was not given to the end

@@ -3,28 +3,27 @@
 libsndfile decodes MP3 with libmpg123, which reports damage only by printing it to stderr. Here stderr is a file of this
 process alone, so what was printed while a file was decoded is returned after its samples.
 
-Protocol, per file: `REQUEST` and the file's bytes in; out come a line of JSON about the file, blocks of float32
-samples, each after its number of frames and the last with none, and a line of JSON with the log and the error.
+Protocol, in pickled objects: (bytes of a file, whether its samples are wanted) in; out come a dict of what the file
+says about itself, arrays of its samples, and the log as a string; a `DecodeError` at any point ends them.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import struct
+import pickle
 import sys
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import soundfile
 
-REQUEST = struct.Struct("<Q?")
-"""Bytes of the file; whether its samples are wanted, or only what its header says."""
-FRAMES = struct.Struct("<Q")
 BLOCK_FRAMES = 1 << 15
-OPEN_ERRORS = (soundfile.LibsndfileError, RuntimeError, TypeError)
-READ_ERRORS = (soundfile.LibsndfileError, RuntimeError)
+DECODE_ERRORS = (soundfile.LibsndfileError, RuntimeError, TypeError)
 _STDERR = 2
+
+
+class DecodeError(Exception):
+    """A file cannot be opened or decoded."""
 
 
 class ForwardOnlySoundFile(soundfile.SoundFile):
@@ -47,46 +46,29 @@ def error_text(error: Exception) -> str:
 
 
 def serve() -> None:
-    """Decode file after file until stdin ends: it ends with the process that asks."""
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    while head := requests.read(REQUEST.size):
-        num_bytes, wants_samples = REQUEST.unpack(head)
+    """Decode file after file until stdin ends, which it does when the parent process ends."""
+    while True:
+        try:
+            data, wants_samples = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
         _take_log()
-        _answer(requests.read(num_bytes), wants_samples, replies)
-        replies.flush()
+        for reply in _replies(data, wants_samples):
+            pickle.dump(reply, sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
+        sys.stdout.buffer.flush()
 
 
-def _answer(data: bytes, wants_samples: bool, replies: BinaryIO) -> None:
+def _replies(data: bytes, wants_samples: bool) -> Iterator[object]:
     try:
         file = ForwardOnlySoundFile(io.BytesIO(data))
-    except OPEN_ERRORS as error:
-        _write_line(replies, {"error": error_text(error)})
-        return
-    header = {name: getattr(file, name) for name in ("samplerate", "channels", "frames", "format", "subtype")}
-    _write_line(replies, {"error": None, "header": header, "tags": file.copy_metadata()})
-    if wants_samples:
-        replies.flush()
-        error_message = _write_samples(file, replies)
-        _write_line(replies, {"error": error_message, "log": _take_log()})
-
-
-def _write_samples(file: soundfile.SoundFile, replies: BinaryIO) -> str | None:
-    """Write all blocks and the empty one after them; return the error that ended them early, if any."""
-    buffer = bytearray(BLOCK_FRAMES * file.channels * 4)
-    error_message = None
-    num_frames = 1
-    while num_frames:
-        try:
-            num_frames = file.buffer_read_into(buffer, dtype="float32")
-        except READ_ERRORS as error:
-            num_frames, error_message = 0, error_text(error)
-        replies.write(FRAMES.pack(num_frames))
-        replies.write(memoryview(buffer)[: num_frames * file.channels * 4])
-    return error_message
-
-
-def _write_line(replies: BinaryIO, content: object) -> None:
-    replies.write(json.dumps(content).encode() + b"\n")
+        header = {name: getattr(file, name) for name in ("samplerate", "channels", "frames", "format", "subtype")}
+        yield {**header, "tags": file.copy_metadata()}
+        if wants_samples:
+            while len(block_XA := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                yield block_XA
+            yield _take_log()
+    except DECODE_ERRORS as error:
+        yield DecodeError(error_text(error))
 
 
 def _take_log() -> str:

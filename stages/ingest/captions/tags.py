@@ -9,6 +9,7 @@ import soundfile
 
 from stages.errors import PackageMissing
 from stages.ingest.audio.mpeg_decoder import may_be_mpeg, mpeg_tags
+from stages.ingest.audio.mpeg_process import DECODE_ERRORS
 from stages.ingest.faults import FileRejected
 
 
@@ -33,7 +34,7 @@ def read_tags(data: bytes) -> dict[str, str]:
 def _libsndfile_tags(data: bytes) -> dict[str, str]:
     try:
         return {key.casefold(): value for key, value in _sound_file_tags(data).items()}
-    except (FileRejected, soundfile.LibsndfileError, RuntimeError, TypeError):
+    except (FileRejected, *DECODE_ERRORS):
         return {}  # libsndfile cannot open it: whether it is audio at all is found when it is decoded
 
 
