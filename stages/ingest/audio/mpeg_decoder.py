@@ -97,8 +97,8 @@ class MpegFile:
             FileRejected: `audio_decode_error`.
         """
         reply = self._process.receive()
-        if isinstance(reply, np.ndarray):
-            return reply
+        if isinstance(reply, int):
+            return self._process.receive_block(reply, self.channels)
         self.complaints.update(damage_reports(reply))
         _idle.append(self._process)
         return np.empty((0, self.channels), np.float32)
@@ -162,6 +162,14 @@ class _DecoderProcess:
             _idle.append(self)
             raise FileRejected("audio_decode_error", why=str(reply))
         return reply
+
+    def receive_block(self, num_frames: int, num_channels: int) -> np.ndarray:
+        """(num_frames, num_channels) float32: the samples that follow their number."""
+        assert self._process.stdout is not None
+        block_XA = np.empty((num_frames, num_channels), np.float32)
+        if self._process.stdout.readinto(block_XA.data) < block_XA.nbytes:  # type: ignore[attr-defined]
+            raise self._ended()
+        return block_XA
 
     def _ended(self) -> DecoderEnded:
         self._process.kill()

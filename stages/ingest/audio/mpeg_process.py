@@ -4,7 +4,8 @@ libsndfile decodes MP3 with libmpg123, which reports damage only by printing it 
 process alone, so what was printed while a file was decoded is returned after its samples.
 
 Protocol, in pickled objects: (bytes of a file, whether its samples are wanted) in; out come a dict of what the file
-says about itself, arrays of its samples, and the log as a string; a `DecodeError` at any point ends them.
+says about itself, the length of each block of samples, before its plain float32 bytes, and the log as a string. A
+`DecodeError` at any point is the last object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import soundfile
 
 BLOCK_FRAMES = 1 << 15
@@ -54,17 +57,21 @@ def serve() -> None:
             return
         _take_log()
         for reply in _replies(data, wants_samples):
-            pickle.dump(reply, sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
+            is_block = isinstance(reply, np.ndarray)
+            pickle.dump(len(reply) if is_block else reply, sys.stdout.buffer)
+            if is_block:
+                sys.stdout.buffer.write(reply.data)
         sys.stdout.buffer.flush()
 
 
-def _replies(data: bytes, wants_samples: bool) -> Iterator[object]:
+def _replies(data: bytes, wants_samples: bool) -> Iterator[Any]:
     try:
         file = ForwardOnlySoundFile(io.BytesIO(data))
         header = {name: getattr(file, name) for name in ("samplerate", "channels", "frames", "format", "subtype")}
         yield {**header, "tags": file.copy_metadata()}
         if wants_samples:
-            while len(block_XA := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            buffer_XA = np.empty((BLOCK_FRAMES, file.channels), np.float32)
+            while len(block_XA := file.read(out=buffer_XA)):
                 yield block_XA
             yield _take_log()
     except DECODE_ERRORS as error:
