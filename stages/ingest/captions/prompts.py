@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 from stages.contract import Member, Source
 from stages.errors import Fault
@@ -13,6 +14,9 @@ from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable
 from stages.ingest.faults import FileRejected, warning
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,8 @@ class Prompts:
 def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prompts:
     """Read every caption file once, with or without audio; return the prompt of every pair."""
     found = Prompts()
-    texts = dict(_each(pairing.captions, source, caption_text, found.faults))
-    sidecars = dict(_each(pairing.sidecars, source, read_sidecar, found.faults))
+    texts = dict(_readable(pairing.captions, source, caption_text, found.faults))
+    sidecars = dict(_readable(pairing.sidecars, source, read_sidecar, found.faults))
     for pair in pairing.pairs:
         try:
             made = _prompt(pair, texts, sidecars, source, params)
@@ -48,29 +52,33 @@ def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prom
     return found
 
 
-def _each(members: Iterable[Member], source: Source, read: object, faults: list[Fault]) -> Iterable[tuple[str, object]]:
+def _readable(
+    members: Iterable[Member], source: Source, parse: Callable[[bytes], T], faults: list[Fault]
+) -> Iterable[tuple[str, T]]:
     """(name, content) of every file that can be read; the faults of the others are appended to `faults`."""
-    assert callable(read)
     for member in members:
         try:
-            yield member.name, read(read_member(source.path, source.kind, member))
+            yield member.name, parse(read_member(source.path, source.kind, member))
         except FileRejected as rejection:
             faults.append(rejection.fault(member.name))
 
 
 def _prompt(
-    pair: Pair, texts: Mapping[str, object], sidecars: Mapping[str, object], source: Source, params: IngestParams
+    pair: Pair,
+    texts: Mapping[str, str],
+    sidecars: Mapping[str, Mapping[str, object]],
+    source: Source,
+    params: IngestParams,
 ) -> Prompt | None:
     """The prompt of one clip; None when one of its files has a fault, which is recorded already."""
-    parts = [(pair.caption, texts), (pair.sidecar, sidecars)]
-    if any(member is not None and member.name not in read for member, read in parts):
+    files: list[tuple[Member | None, Mapping[str, object]]] = [(pair.caption, texts), (pair.sidecar, sidecars)]
+    if any(member is not None and member.name not in read for member, read in files):
         return None
-    caption = str(texts[pair.caption.name]) if pair.caption else None
+    caption = texts[pair.caption.name] if pair.caption else None
     if params.caption_template is None:
         assert pair.caption is not None and caption is not None
         return Prompt(text=with_trigger_phrase(caption, params.trigger_phrase), source=pair.caption.name)
     sidecar = sidecars[pair.sidecar.name] if pair.sidecar else {}
-    assert isinstance(sidecar, dict)
 
     @lru_cache(maxsize=1)
     def tags() -> Mapping[str, str]:
