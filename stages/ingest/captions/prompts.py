@@ -15,7 +15,6 @@ from stages.ingest.faults import FileRejected, warning
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams
 
-
 T = TypeVar("T")
 
 
