@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _TIMESTAMP = (2024, 1, 1, 0, 0, 0)
-"""Of every file in the zip, so that the zip has the same bytes whenever it is written."""
+"""Modification time of every file in the zip, so that the zip has the same bytes whenever it is written."""
 _OGG_SERIAL = b"sa3t"
 _BLOCK_SAMPLES = 4096
 """Samples per write: libsndfile's Vorbis encoder keeps a whole block on the stack, and a long one overflows it."""

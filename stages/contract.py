@@ -118,7 +118,7 @@ class Source:
     kind: str
     """`zip` or `folder`."""
     fingerprint: str
-    """Of the members' sorted (name, digest); not of the path or a date."""
+    """Hash of the members' sorted names and digests; neither path nor dates are part of it."""
     members: tuple[Member, ...]
 
 

@@ -122,5 +122,5 @@ def test_a_stop_signal_saves_the_current_step_and_the_same_command_resumes(data,
     assert code == 1
     assert "stopped at step" in said
     assert "run the same command again" in said
-    assert "stopped earlier; goes on from there" in finish(tmp_path, data)
+    assert "stopped earlier; continues from there" in finish(tmp_path, data)
     assert (tmp_path / "output" / "clips.safetensors").read_bytes() == uninterrupted

@@ -85,13 +85,13 @@ def test_files_kept_for_an_unfinished_run_come_with_the_command_that_removes_it(
     decision, _ = gc(builder.store, discard_message, dry_run=True, prepared=True)
     (run,) = run_metadata.unfinished_runs(builder.store)
     assert len(decision.kept) == 2
-    assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` drops that run") for line in decision.kept)
+    assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` removes that run") for line in decision.kept)
 
 
 def test_removing_prepared_audio_warns_that_an_edited_caption_decodes_it_again(builder):
     builder.ingest((0,))
     done = typed(builder, "gc", "--prepared")
-    assert "the next ingest of these sounds decodes them again, also where only a caption was edited" in done.stdout
+    assert "the next ingest of these clips decodes them again, also where only a caption was edited" in done.stdout
 
 
 def test_a_gc_that_removes_no_prepared_audio_does_not_mention_decoding(builder):

@@ -49,13 +49,13 @@ def test_the_json_document_has_the_number_of_problems(place):
 
 def test_a_plan_says_that_it_was_refused(place):
     shown = typed(place, "plan", str(place / "clips"), "--model", "tiny-base").stdout
-    assert "ingest  MISS    refused earlier for 1 problem of its data" in shown
+    assert "ingest  MISS    refused earlier for 1 problem in its data" in shown
 
 
 def test_gc_gives_the_command_that_removes_what_is_kept_for_it(place):
     run = refused(place)
-    kept = f"kept for refused {run.name}: `sa3-trainer evict {run.name[:18]}` drops that run"
-    assert f"shared files that no artifact names are {kept}" in typed(place, "gc").stdout
+    kept = f"kept for refused {run.name}: `sa3-trainer evict {run.name[:18]}` removes that run"
+    assert f"shared files that no artifact references are {kept}" in typed(place, "gc").stdout
 
 
 def test_that_command_removes_it(place):

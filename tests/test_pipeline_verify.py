@@ -117,7 +117,7 @@ def test_one_flipped_bit_affects_one_clip_and_only_that_is_encoded_again(root, s
     (damage,) = damages(store)
     assert (damage.kind, damage.clips) == ("shard", ("low",))
     assert "1 of its items" in damage.meaning
-    assert repair_store(store) == [f"{damage.path}: removed; 3 sound items were saved"]
+    assert repair_store(store) == [f"{damage.path}: removed; 3 intact items were saved"]
 
     done = request(root)
 
@@ -219,7 +219,7 @@ def test_a_damaged_adapter_is_written_again_from_its_checkpoint_without_a_step_o
     adapter = (root / "output" / "clips.safetensors").read_bytes()
     flip(only(store.root / "train", "*/adapter.safetensors"), 2000)
     assert [damage.kind for damage in damages(store)] == ["artifact"]
-    assert repair_store(store)[0].endswith("the same command goes on from its checkpoint")
+    assert repair_store(store)[0].endswith("the same command continues from its checkpoint")
 
     from stages.train.loop import TrainingLoop
 
@@ -252,7 +252,10 @@ def test_damaged_bundled_weights_are_found_and_made_again(root, store):
     before = file.read_bytes()
     flip(file, len(before) - 5)
     (damage,) = damages(store)
-    assert (damage.kind, damage.what) == ("weights", "model.safetensors holds other tensors than were made")
+    assert (damage.kind, damage.what) == (
+        "weights",
+        "model.safetensors has other tensors than the same weights made again",
+    )
     repair_store(store)
     assert states(request(root)) == ["HIT", "HIT", "HIT"]
     assert file.read_bytes() == before
@@ -319,6 +322,6 @@ def test_a_missing_shard_whose_items_are_in_other_shards_loses_none(root, store,
         ShardPool(store.shared / "latents", "parquet").write(part, dict(reader.metadata))
     shard.unlink()
     (damage,) = damages(store)
-    assert (damage.clips, damage.meaning.startswith("what it held lies in other shards")) == ((), True)
+    assert (damage.clips, damage.meaning.startswith("its items are in other shards")) == ((), True)
     request(root)
     assert (encoded, damages(store)) == ([], [])

@@ -25,7 +25,7 @@ def unfinished_run(run: StageRun, name: str) -> UnfinishedRun:
     """Metadata of a run that begins.
 
     Args:
-        name: of its scratch folder.
+        name: name of its scratch folder.
     """
     return UnfinishedRun(
         name=name,

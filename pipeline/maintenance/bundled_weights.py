@@ -24,7 +24,7 @@ def weights_fault(folder: Path) -> str:
     """
     family = _family(folder.name)
     if family is None:
-        return ""  # of another version of the project: nothing reads it
+        return ""  # weights of another version of the project: nothing reads them
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY_PREFIX) as temporary:
         fresh = Path(temporary) / folder.name
         family.make(fresh)
@@ -45,11 +45,13 @@ def _difference(file: Path, fresh: Path) -> str:
         return "is gone"
     try:
         if file.suffix == ".safetensors":
-            return "" if file_digest(file) == file_digest(fresh) else "holds other tensors than were made"
+            return (
+                "" if file_digest(file) == file_digest(fresh) else "has other tensors than the same weights made again"
+            )
         if file.suffix == ".json":
             json.loads(file.read_bytes())
     except (WeightsNotFound, ValueError, KeyError, TypeError, OSError) as error:
         return f"cannot be read ({error})"
     if file.name == "model_config.json" and file.read_bytes() != fresh.read_bytes():
-        return "has other bytes than were made"
+        return "differs from the same file made again"
     return ""

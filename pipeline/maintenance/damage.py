@@ -14,7 +14,7 @@ SHARD_POOLS = {"latents": "lost latents are encoded again", "prompts": "lost pro
 """Pools of shards, and what happens when an item of one is lost."""
 ARTIFACT_MEANING = {
     "ingest": "the dataset is listed again; clips that are prepared stay prepared",
-    "encode": "its manifest is written again; no clip whose latents are whole is encoded again",
+    "encode": "its manifest is written again; clips whose latents are intact are not encoded again",
     "train": "the adapter is written again from the last checkpoint; without one the training begins anew",
 }
 """What happens when an artifact is damaged, by stage."""

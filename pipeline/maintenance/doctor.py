@@ -112,7 +112,7 @@ def _version(requirement: Any, *, optional: bool) -> tuple[str, str]:
             return NOTE, f"not installed (optional, {wanted or 'any version'})"
         return BAD, f"not installed, {wanted} is needed; run `make setup`"
     if wanted.contains(version, prereleases=True):
-        return GOOD, f"{version} (asked for: {wanted or 'any'})"
+        return GOOD, f"{version} (required: {wanted or 'any'})"
     return BAD, f"{version} is outside {wanted}; run `make setup`"
 
 
@@ -130,10 +130,10 @@ def devices() -> Results:
     yield "cpu", GOOD, f"{torch.get_num_threads()} threads, {arithmetic}; torch {torch.__version__}"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used, and said"
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used instead"
         yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
     if torch.backends.mps.is_available():
-        yield "mps", NOTE, "Apple GPU: never tried with this program; 8-bit fp8 bases fall back to int8"
+        yield "mps", NOTE, "Apple GPU: never tried with this program; fp8 bases fall back to int8"
     elif not torch.cuda.device_count():
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
 
@@ -187,7 +187,7 @@ def _rename(folder: Path) -> str:
         atomic_write_bytes(folder / "file", content)
     if (folder / "file").read_bytes() != b"second":
         raise OSError("a rename did not replace the existing file")
-    return "written aside, made to last, renamed over an older one"
+    return "a file can be written, flushed to disk and renamed over an older one"
 
 
 def _link(folder: Path) -> str:

@@ -35,7 +35,7 @@ from stages.plural import pluralized
 
 STAGES = ("ingest", "encode", "train")
 _DECODED_AGAIN = (
-    "without prepared audio the next ingest of these sounds decodes them again, also where only a caption was edited; "
+    "without prepared audio the next ingest of these clips decodes them again, also where only a caption was edited; "
     "latents stay"
 )
 _NAME = re.compile(r"(?:(?P<stage>[a-z]+)[ /-])?(?P<digits>[0-9a-f]{4,64})")
@@ -77,7 +77,9 @@ def evict(store: Store, selection: Selection, say: Callable[[str], None], *, dry
             return _nothing_old_enough(store, selection)
         idle = {run.name: run_metadata.num_bytes(store, run.name) for run in runs if _is_idle(store, run)}
         plan = eviction_plan(contents, lambda artifact: artifact.receipt.fingerprint in chosen, list(idle.items()))
-        plan.kept += [f"unfinished {run.name} is kept: it is at work now" for run in runs if run.name not in idle]
+        plan.kept += [
+            f"unfinished {run.name} is kept: a process is working on it" for run in runs if run.name not in idle
+        ]
         if plan.kept and not plan.artifacts and not plan.unfinished:
             raise StillNeeded(plan.kept)
         if not dry_run:

@@ -130,7 +130,7 @@ def fit_budget(contents: Inventory, plan: RemovalPlan, total_bytes: int, max_byt
         fingerprint = artifact.receipt.fingerprint
         if fingerprint not in removed and not contents.dependents(fingerprint, without=removed):
             removed.add(fingerprint)
-            plan.artifacts.append((artifact, "no kept training reads it, and room is needed"))
+            plan.artifacts.append((artifact, "no kept training reads it, and space is needed"))
             choose_shared_files(contents, plan, prepared=True)
     _record_needs(contents, plan)
     return total_bytes - plan.num_bytes <= max_bytes
@@ -170,8 +170,8 @@ def choose_shared_files(contents: Inventory, plan: RemovalPlan, *, prepared: boo
         if path.startswith("prepared/") and prepared and not unfinished:
             plan.shared.append(Removal(path=path, num_bytes=size, why=PREPARED_AUDIO))
         elif path in unreferenced and not writers:
-            plan.shared.append(Removal(path=path, num_bytes=size, why="no artifact names it"))
-    _note_kept(plan, "shared files that no artifact names are kept", writers)
+            plan.shared.append(Removal(path=path, num_bytes=size, why="no artifact references it"))
+    _note_kept(plan, "shared files that no artifact references are kept", writers)
     _note_kept(plan, "prepared audio is kept", unfinished if prepared else ())
 
 
@@ -181,7 +181,7 @@ def _note_kept(plan: RemovalPlan, what: str, runs: Sequence[UnfinishedRun]) -> N
     if runs:
         names = ", ".join(f"{run.state} {run.name}" for run in runs)
         that = "that run" if len(runs) == 1 else "those runs"
-        remedy = f"`sa3-trainer evict {' '.join(run.short_name for run in runs)}` drops {that}"
+        remedy = f"`sa3-trainer evict {' '.join(run.short_name for run in runs)}` removes {that}"
         plan.kept.append(f"{what} for {names}: {remedy}")
 
 

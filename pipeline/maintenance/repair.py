@@ -54,14 +54,14 @@ def _make_unfinished(store: Store, directory: Path, receipt: Receipt | None) -> 
     (directory / RECEIPT).unlink(missing_ok=True)
     if scratch is None or scratch.exists():
         shutil.rmtree(directory, ignore_errors=True)
-        return "dropped" if scratch is None else "dropped; its unfinished run goes on"
+        return "dropped" if scratch is None else "dropped; its unfinished run can be continued"
     for name in _damaged_files(directory, receipt) if receipt else ():
         (directory / name).unlink(missing_ok=True)
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
     if receipt:
         run_metadata.write(store, _unfinished_run(receipt, scratch.name))
-    return "back to an unfinished run; the same command goes on from its checkpoint"
+    return "turned back into an unfinished run; the same command continues from its checkpoint"
 
 
 def _unfinished_run(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
@@ -101,7 +101,7 @@ def _salvage_shard(store: Store, damage: Damage) -> str:
     assert isinstance(fault, ShardDamage), "shards are reported with their fault"
     count = salvage(ShardPool(path.parent, _format_of(path)), fault)
     were = "was" if count == 1 else "were"
-    return f"removed; {pluralized(count, 'sound item')} {were} saved" if count else "removed"
+    return f"removed; {pluralized(count, 'intact item')} {were} saved" if count else "removed"
 
 
 def _format_of(path: Path) -> str:
@@ -114,7 +114,7 @@ def _unregister_shard(store: Store, damage: Damage) -> str:
     """Remove a missing shard from the registries. An intact one of another size stays: the next encoding uses it."""
     path = store.root / damage.path
     if path.exists():
-        return "left as it is; it is whole, but not the one that was named"
+        return "left as it is: it is intact, but not the shard that the encoding references"
     unregister_shards(path.parent, [path.name])
     return "forgotten"
 

@@ -62,7 +62,7 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
 
 def _receipt_damage(store: Store, error: ReceiptDamaged) -> Damage:
     path = path_in_store(store, error.file.parent)
-    meaning = ARTIFACT_MEANING.get(error.file.parent.parent.name, "the run that made it makes it again")
+    meaning = ARTIFACT_MEANING.get(error.file.parent.parent.name, "the same run makes it again")
     return Damage(kind="receipt", path=path, what=str(error).partition(". ")[0], meaning=meaning)
 
 
@@ -109,7 +109,7 @@ def source_damages(store: Store) -> Iterator[Damage]:
     """Zips from `data:` addresses and downloads that do not match the digest in their name."""
     for file in sorted((store.shared / "sources").glob("*.zip")):
         if len(file.stem) == 32 and not digest_file(file).startswith(f"sha256:{file.stem}"):
-            meaning = "it is written again from the address"
+            meaning = "it is downloaded or decoded again from its address"
             yield Damage(kind="source", path=path_in_store(store, file), what="it has other bytes", meaning=meaning)
 
 

@@ -37,7 +37,7 @@ def reference_damages(store: Store, receipts: Sequence[Receipt], known: Sequence
             yield Damage(
                 kind="rows",
                 path=path_in_store(store, store.directory(receipt.stage, receipt.fingerprint)),
-                what=f"{pluralized(len(wrong), 'row')} that cannot be in the shard named ({wrong[0]})",
+                what=f"{pluralized(len(wrong), 'row')} whose item is not in the shard that is named ({wrong[0]})",
                 meaning=ARTIFACT_MEANING["encode"],
                 detail=receipt,
             )
@@ -62,7 +62,7 @@ def missing_shards(
         pool, _, shard = path.partition("/")
         lost_keys = tuple(sorted(keys - intact_keys(pool, format)))
         what = "it is gone, or of another size"
-        saved = f"what it held lies in other shards: {ARTIFACT_MEANING['encode']}"
+        saved = f"its items are in other shards: {ARTIFACT_MEANING['encode']}"
         meaning = f"{lost_share(len(lost_keys), len(keys))} lost: {SHARD_POOLS[pool]}" if lost_keys else saved
         fault = ShardDamage(shard=shard, problem=what, lost_keys=lost_keys)
         yield Damage(kind="gone", path=f"shared/{path}", what=what, meaning=meaning, detail=fault)

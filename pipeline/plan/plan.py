@@ -137,7 +137,7 @@ def _unfinished(run: StageRun, store: Store) -> StageRun:
     shorter = [one for one in earlier if one.identity == run.identity and _can_be_extended(one, run)]
     refused = _refusal(scratch, store)
     if interrupted:
-        return replace(run, state=State.RESUME, reason=refused or "stopped earlier; goes on from there")
+        return replace(run, state=State.RESUME, reason=refused or "stopped earlier; continues from there")
     if shorter:
         return replace(run, state=State.RESUME, reason=_continuation(shorter, run))
     reason = refused or miss_reason(run.record, earlier) + _retraining(run, earlier)
@@ -149,7 +149,7 @@ def _refusal(scratch: Path, store: Store) -> str:
     problems = run_metadata.read(store, scratch.name).num_problems if scratch.is_dir() else 0
     if not problems:
         return ""
-    return f"refused earlier for {pluralized(problems, 'problem')} of its data; what is sound stays prepared"
+    return f"refused earlier for {pluralized(problems, 'problem')} in its data; the other clips stay prepared"
 
 
 def _retraining(run: StageRun, earlier: Sequence[Receipt]) -> str:

@@ -40,7 +40,7 @@ def _conflicting(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "frames_per_batch", f"takes the place of batch_size, which is {clips}: give one of them"
     digest = values.get("lora_checkpoint_sha256")
     if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
-        yield "lora_checkpoint_sha256", "is of lora_checkpoint_url, which is not given"
+        yield "lora_checkpoint_sha256", "belongs to lora_checkpoint_url, which is not given"
     kind = values.get("adapter_type")
     if kind is not None and values.get("decay_magnitudes") is False and not kind_named(kind).has_magnitude:
         yield (

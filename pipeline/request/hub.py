@@ -60,7 +60,7 @@ def _downloaded(repo: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        remedy = f"Unset HF_HUB_OFFLINE and run again, or pass a downloaded folder with --weights (of {repo})."
+        remedy = f"Unset HF_HUB_OFFLINE and run again, or pass a downloaded folder of {repo} with --weights."
         raise WeightsNotFound(repo, "they are not in the hub's cache and HF_HUB_OFFLINE is set", remedy)
     by_hand = f"Or download the folder elsewhere and pass it with --weights (`hf download {repo} --local-dir DIR`)."
     try:
@@ -70,7 +70,7 @@ def _downloaded(repo: str, wanted: Sequence[str]) -> Path:
         raise WeightsNotFound(repo, "its licence is not accepted by this account", f"{accept} {by_hand}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        why = f"the hub could not be reached or refused ({first})"
+        why = f"the hub could not be reached, or refused the request ({first})"
         raise WeightsNotFound(repo, why, f"Run again later. {by_hand}") from error
     except _Incomplete as error:
         raise WeightsNotFound(repo, f"the repository gave no {', '.join(wanted)}", by_hand) from error

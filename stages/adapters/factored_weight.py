@@ -42,7 +42,7 @@ class LowRankTerm:
     """L^T W."""
     p_O: Tensor | None = None
     q_I: Tensor | None = None
-    """None is ones. Kept apart only for CUDA kernels, which multiply as they read; otherwise folded into L and R."""
+    """None stands for ones. Kept apart for CUDA kernels only, which multiply as they read; else folded into L and R."""
 
     def left(self) -> Tensor:
         """diag(p) L."""
@@ -72,7 +72,10 @@ class LowRankTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class FactoredWeight:
-    """diag(p) W diag(q) + sum of L R; None for p or q is ones. The squared norms are W's own, None where not needed."""
+    """diag(p) W diag(q) + sum of L R; None for p or q stands for ones.
+
+    The squared norms are those of W itself, None where not needed.
+    """
 
     weight_OI: Tensor
     row_squares_O: Tensor | None = None
@@ -181,17 +184,17 @@ def fits_kernels(left_OR: Tensor) -> bool:
 
 
 def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
-    """`value * scale`; None is ones."""
+    """`value * scale`; None stands for ones."""
     return value if scale is None else value * scale
 
 
 def columns_scaled(matrix_OI: Tensor, scale_I: Tensor | None) -> Tensor:
-    """M diag(scale); None is ones."""
+    """M diag(scale); None stands for ones."""
     return matrix_OI if scale_I is None else matrix_OI * scale_I[..., None, :]
 
 
 def rows_scaled(matrix_OR: Tensor, scale_O: Tensor | None) -> Tensor:
-    """diag(scale) M; None is ones."""
+    """diag(scale) M; None stands for ones."""
     return matrix_OR if scale_O is None else matrix_OR * scale_O[..., None]
 
 

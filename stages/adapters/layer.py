@@ -26,7 +26,7 @@ from stages.errors import InvalidAdapterState, LayerNotAdaptable
 class AdaptedWeight(NamedTuple):
     """An adapted weight ready for use in a product: diag(p) (W + L R) diag(q), thin factors in the product dtype.
 
-    None is no scale, or no update. For a stack of layers each tensor has a leading dimension.
+    None stands for no scale, or no update. For a stack of layers each tensor has a leading dimension.
     """
 
     p_O: Tensor | None
@@ -265,7 +265,7 @@ class AdaptedLayer(nn.Module):
         return matrix_of(self.weight)
 
     def _scaled(self, value: Tensor, scale: Tensor | None) -> Tensor:
-        """Each feature times its scale, rounded once; None is no scale."""
+        """Each feature times its scale, rounded once; None stands for no scale."""
         return value if scale is None else (value * self._along_features(scale)).to(value.dtype)
 
     def _product(self, tokens: Tensor, matrix_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

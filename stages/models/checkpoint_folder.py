@@ -104,7 +104,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _existing(file: Path) -> Path:
     """The file itself. Raises WeightsNotFound."""
     if not file.is_file():
-        remedy = f"--weights wants a folder with {CONFIG_FILE}, {WEIGHTS_FILE} and the text encoder's folder."
+        remedy = f"--weights needs a folder with {CONFIG_FILE}, {WEIGHTS_FILE} and the text encoder's folder."
         raise WeightsNotFound(str(file.parent), f"{file.name} is not there", remedy)
     return file
 

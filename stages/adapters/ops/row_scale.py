@@ -32,11 +32,11 @@ def row_scale(
     squares_LO: Tensor | None,
     product_LOR: Tensor | None,
 ) -> Tensor:
-    """magnitude / (norm + eps) of every row of (W + L R) diag(q); None for q is ones.
+    """magnitude / (norm + eps) of every row of (W + L R) diag(q); None for q stands for ones.
 
     Args:
-        squares_LO: squared norms of the rows of W; needed where q is ones.
-        product_LOR: W R^T, where it is known and q is ones.
+        squares_LO: squared norms of the rows of W; needed where q is None.
+        product_LOR: W R^T, where it is known and q is None.
 
     Returns:
         (L, O), with gradients for all arguments but the weight and the squares.

@@ -222,7 +222,7 @@ class ScaleGradients(NamedTuple):
 
     d_left_LOR: Tensor | None
     d_gram_LZRR: Tensor | None
-    """In Z parts."""
+    """Gradient of the Gram matrix, in Z parts."""
     d_squares_LO: Tensor
     d_magnitude_LO: Tensor
 

@@ -23,7 +23,7 @@ TARGET_PROGRAMS = 2048
 the last programs do not run alone for long."""
 MAX_PARTS = 8
 MIN_TILES_PER_PART = 4
-"""So that loads of one tile overlap with the products of others."""
+"""Fewest tiles per part: loads of one tile then overlap with the products of others."""
 MAX_RANK = 32
 """Above it the sums of three pieces exceed the registers of a multiprocessor."""
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 TOKENS = 32
-"""Per program."""
+"""Tokens per program."""
 QUERY, KEY, VALUE = range(3)
 
 

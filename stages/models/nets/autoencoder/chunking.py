@@ -17,7 +17,7 @@ class Chunk:
     kept: range
     """Frames of the chunk that are written to the result; later chunks overwrite earlier ones."""
     destination: int
-    """Frame of the result where frame 0 of the chunk lies."""
+    """Frame of the result where frame 0 of the chunk goes."""
 
 
 def chunks(total: int, unit: int, chunk_frames: int, overlap_frames: int) -> list[Chunk]:
