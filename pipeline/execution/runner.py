@@ -58,7 +58,7 @@ class RunResult:
 
     plan: Plan
     artifacts: Mapping[str, Artifact]
-    """By stage."""
+    """Artifacts by stage."""
     files: tuple[Path, ...] = ()
     """Files copied to the output folder."""
 

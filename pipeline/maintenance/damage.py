@@ -27,7 +27,7 @@ class Damage:
     kind: str
     """`receipt`, `artifact`, `rows`, `gone`, `shard`, `prepared`, `source` or `weights`."""
     path: str
-    """Inside the store."""
+    """Path inside the store."""
     what: str
     meaning: str
     """What it means for the next run."""

@@ -28,7 +28,7 @@ class Removal:
     """One folder or file to remove."""
 
     path: str
-    """Inside the store: the folder of an artifact or unfinished run, or a shared file."""
+    """Path inside the store: the folder of an artifact or unfinished run, or a shared file."""
     num_bytes: int
     why: str
 

@@ -80,7 +80,7 @@ def product_and_squares(matrix_LOI: Tensor, pieces_LJI: Tensor, factor_LI: Tenso
     """M F and sum over i of M_oi^2 f_i, in parts; M may be a transposed view.
 
     Args:
-        pieces_LJI: three 16-bit pieces of F, one below the other, contiguous (J = 3 K).
+        pieces_LJI: three 16-bit pieces of F, one below the other, contiguous (J = 3 R).
         step: factor from a piece's scale to the next (`frozen_matmul.pieces_of`).
     """
     (layers, num_rows, num_columns), rank = matrix_LOI.shape, pieces_LJI.shape[1] // 3
