@@ -43,7 +43,7 @@ class DigestCache:
         self._database = DisposableDatabase(file, _SCHEMA, _VERSION, say)
         self._before: dict[tuple[str, str], tuple[Stamp, float]] = {}
         self._prefetched: dict[str, tuple[str, dict[str, Row]]] = {}
-        """By kind of value: the folder, and the rows of the files below it."""
+        """For each kind of value: the folder, and the rows of the files below it."""
 
     def get(self, path: Path, what: str) -> str | None:
         """The value of one kind stored for this state of the file, or None."""

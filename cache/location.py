@@ -1,4 +1,4 @@
-"""Where a stored item lies: shard, row, length and checksum. Light: standard library only."""
+"""Where an item is stored: shard, row, length and checksum. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where one item lies, and what must be found there."""
+    """Where one item is stored, and its expected length and checksum."""
 
     item_key: str
     shard: str

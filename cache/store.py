@@ -45,11 +45,11 @@ class Sizes:
     """Bytes on disk, by folder."""
 
     artifacts: dict[str, int]
-    """By `<stage>/<first 32 digits>`."""
+    """Bytes of artifacts, by `<stage>/<first 32 digits>`."""
     shared: dict[str, int]
-    """By pool: `latents`, `prompts`, `prepared`."""
+    """Bytes of shared files, by pool: `latents`, `prompts`, `prepared`."""
     scratch: dict[str, int]
-    """Unfinished runs, by `<stage>-<first 32 digits of the identity>`."""
+    """Bytes of unfinished runs, by `<stage>-<first 32 digits of the identity>`."""
 
     @property
     def total(self) -> int:

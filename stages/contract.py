@@ -131,7 +131,7 @@ class Weights:
     config: Mapping[str, Any]
     """The parsed model_config.json."""
     digests: Mapping[str, str]
-    """By component: `autoencoder`, `transformer`, `conditioner`, `text_encoder`."""
+    """Digest of each component: `autoencoder`, `transformer`, `conditioner`, `text_encoder`."""
 
     @property
     def sizes(self) -> ModelConfig:

@@ -306,7 +306,7 @@ class LossNotFinite(StageError):
 
 
 class InsufficientMemory(StageError):
-    """By its estimate a training does not fit into the device's memory; nothing was loaded."""
+    """A training does not fit into the device's memory, by its estimate; nothing was loaded."""
 
     code = "MemoryShort"
 

@@ -24,7 +24,7 @@ class SafetensorsHeader:
     """What a safetensors file says about its content."""
 
     tensors: dict[str, Any]
-    """By tensor name: `dtype`, `shape`, and `data_offsets` from the first byte of tensor data."""
+    """Entry of each tensor by its name: `dtype`, `shape`, and `data_offsets` from the first byte of tensor data."""
     metadata: dict[str, str]
     data_start: int
     """Position in the file of the first byte of tensor data."""

@@ -347,7 +347,7 @@ EXPECTED_OF = {
 
 
 def verdict(form: str, data: bytes) -> tuple[str, str]:
-    """What ingest makes of a file: (`caught`, type), (`noted`, types), (`same`, "") or (`other`, "")."""
+    """How ingest judges a file: (`caught`, type), (`noted`, types), (`same`, "") or (`other`, "")."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / FORMS[form][0]).write_bytes(data)
         member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))

@@ -57,11 +57,11 @@ FORMULAS: dict[str, Formula] = {
     "dora-cols-xs": (between_singular_vectors, columns),
     "bora-xs": (between_singular_vectors, rows_then_columns),
 }
-"""What the names of the reference's kinds mean."""
+"""Formulas of the reference's kinds, by name."""
 
 
 def formula(kind: str) -> Formula:
-    """Of a kind of the reference by its name; of any other by the axes that its file names."""
+    """The formula of a kind: by its name if the reference has it, else by the axes that its file names."""
     if kind in FORMULAS:
         return FORMULAS[kind]
     axes = kind_named(kind)

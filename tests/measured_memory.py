@@ -39,7 +39,7 @@ class Peak:
 
     @property
     def setup(self) -> TrainingSetup:
-        """What the estimate is made from."""
+        """The input of the estimate."""
         return TrainingSetup(
             config=network_config(self.network),
             params=TrainParams(

@@ -45,7 +45,7 @@ USUAL: dict[str, Any] = {
 
 
 @dataclass
-class Place:
+class ImportSetup:
     """A pre-encoded folder and a store."""
 
     root: Path
@@ -96,14 +96,14 @@ class Place:
         return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found}
 
 
-def copied(root: Path, weights: Weights, way: str) -> Place:
+def copied(root: Path, weights: Weights, way: str) -> ImportSetup:
     shutil.copytree(WAYS / way, root / "pre-encoded")
-    return Place(root, weights, root / "pre-encoded")
+    return ImportSetup(root, weights, root / "pre-encoded")
 
 
 def rows(artifact: Artifact) -> list[EncodedClip]:
     return read_rows(artifact.directory / "manifest.parquet", EncodedClip)
 
 
-def array(place: Place, change: Any, name: str = "0000000000.npy") -> None:
+def array(place: ImportSetup, change: Any, name: str = "0000000000.npy") -> None:
     np.save(place.folder / name, change(np.load(place.folder / name)))

@@ -21,12 +21,12 @@ CODE = {
     "encode": ("stages/encode", *MODELS, "stages/prepared_audio.py"),
     "train": ("stages/train", *MODELS, "stages/adapters", "stages/prepared_audio.py"),
 }
-"""What decides each stage's result: files, and folders with all that lies below them."""
+"""The code that decides each stage's result: files, and folders with everything below them."""
 WITHOUT_EFFECT = {
     "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.field", "stages.references",
     "stages.processes", "stages.records", "stages.plural",
 }  # fmt: skip
-"""What stages import without being decided by it: interfaces, messages, how work is spread over processes."""
+"""Modules that stages import but that do not decide results: interfaces, messages, distribution over processes."""
 
 
 def without_words(tree: ast.AST) -> ast.AST:

@@ -72,7 +72,7 @@ def test_a_disk_without_hard_links_keeps_the_same_promise(tmp_path, monkeypatch,
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_write_that_fails_says_which_file_why_and_how_much_room_is_left(tmp_path, monkeypatch):
+def test_a_write_that_fails_says_which_file_why_and_how_much_space_is_left(tmp_path, monkeypatch):
     def refuse(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -37,7 +37,7 @@ def test_a_batch_grows_with_memory_between_two_bounds_and_is_smaller_without_fus
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-def test_latents_depend_on_the_company_by_rounding_only(windowed):
+def test_latents_depend_on_the_other_clips_of_a_batch_by_rounding_only(windowed):
     encoder = randomised(Autoencoder(config(windowed=windowed)))
     clips = [torch.randn(2, length, generator=torch.Generator().manual_seed(length)) for length in (30_000, 9_000)]
     for clip, together in zip(clips, encoder.encode_clips(clips), strict=True):

@@ -160,7 +160,7 @@ def test_a_clip_that_cannot_be_read_is_an_error(encoder, tmp_path, monkeypatch):
         frames(CLIPS[0])
 
 
-def test_latents_are_checked_by_clip_before_they_are_handed_out(encoder, tmp_path):
+def test_latents_are_checked_by_clip_before_they_are_returned(encoder, tmp_path):
     def refuse(task, frames):
         raise ValueError(task.key)
 

@@ -18,7 +18,7 @@ from stages.encode.pre_encoded.exporting import export_folder, period, timestamp
 from stages.encode.stage import EncodeParams
 from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip
-from tests.pre_encoded import SPEC, Place, copied
+from tests.pre_encoded import SPEC, ImportSetup, copied
 from tests.small_networks import TINY
 
 
@@ -28,13 +28,13 @@ def weights() -> Weights:
 
 
 @pytest.fixture
-def place(tmp_path, weights) -> Place:
+def place(tmp_path, weights) -> ImportSetup:
     return copied(tmp_path, weights, "nopad")
 
 
 def test_what_is_written_and_read_again_is_written_the_same(place):
     first = place.write(place.read(), "first")
-    again = Place(place.root / "other", place.weights, place.root / "first")
+    again = ImportSetup(place.root / "other", place.weights, place.root / "first")
     again.root.mkdir()
     second = again.write(again.read(), "second")
     assert [path.name for path in first] == [path.name for path in second]

@@ -12,7 +12,7 @@ from stages.encode.stage import ImportParams
 from stages.errors import DatasetFaults
 from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
-from tests.pre_encoded import USUAL, Place, array, copied, rows
+from tests.pre_encoded import USUAL, ImportSetup, array, copied, rows
 from tests.small_networks import TINY
 
 
@@ -22,7 +22,7 @@ def weights() -> Weights:
 
 
 @pytest.fixture
-def place(tmp_path, weights) -> Place:
+def place(tmp_path, weights) -> ImportSetup:
     return copied(tmp_path, weights, "nopad")
 
 

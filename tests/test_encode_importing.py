@@ -17,7 +17,7 @@ from stages.records import PromptRow
 from stages.train.record.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
-from tests.pre_encoded import Place, copied, rows
+from tests.pre_encoded import ImportSetup, copied, rows
 from tests.small_networks import TINY
 
 
@@ -27,7 +27,7 @@ def weights() -> Weights:
 
 
 @pytest.fixture
-def place(tmp_path, weights) -> Place:
+def place(tmp_path, weights) -> ImportSetup:
     return copied(tmp_path, weights, "nopad")
 
 
@@ -86,7 +86,7 @@ def test_latents_in_half_precision_are_other_items(place):
     )
 
 
-def test_several_crops_of_one_file_are_told_apart(place):
+def test_several_crops_of_one_file_are_numbered(place):
     for stem in ("0000010000", "0000020000"):
         place.change(stem, relpath="clip0.wav")
     assert [row.clip_id for row in rows(place.read())] == ["clip0.wav", "clip0.wav#2", "clip0.wav#3", "clip3.wav"]

@@ -57,7 +57,7 @@ def clip(name: str, num_samples: int, prompt: str) -> Clip:
 CLIPS = [clip("a", 3 * FRAME, "first"), clip("b", 2 * FRAME + 1, "second"), clip("c", 5 * FRAME, "first")]
 
 
-class Place:
+class EncodeSetup:
     """An ingest artifact, a shared folder and workspaces under one root."""
 
     def __init__(self, root: Path, weights: Weights, clips: list[Clip]) -> None:
@@ -109,8 +109,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path, weights) -> Place:
-    return Place(tmp_path, weights, CLIPS)
+def place(tmp_path, weights) -> EncodeSetup:
+    return EncodeSetup(tmp_path, weights, CLIPS)
 
 
 def test_each_clip_has_latents_of_its_own_valid_length(place):
@@ -144,7 +144,7 @@ def test_a_prompt_shared_by_two_clips_is_embedded_once(place):
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4])
 def test_a_stopped_encode_is_continued_to_the_same_bytes(tmp_path, weights, stop_after, monkeypatch):
     monkeypatch.setattr(encoding, "shard_ranges", lambda sizes: [range(i, i + 1) for i in range(len(sizes))])
-    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole, stopped = (EncodeSetup(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
     with pytest.raises(Stopped):
         stopped.encode(stop_after=stop_after)
@@ -167,7 +167,7 @@ def test_a_stopped_encode_encodes_no_stored_clip_twice(place, monkeypatch):
 
 
 def test_a_stop_inside_a_shard_loses_no_encoded_clip_and_changes_no_byte(tmp_path, weights, monkeypatch):
-    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole, stopped = (EncodeSetup(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
     seen, encode_clip_latents = [], encoding.encode_clip_latents
     monkeypatch.setattr(
@@ -193,7 +193,7 @@ def as_on_a_device(monkeypatch):
 
 def test_clips_encoded_in_batches_have_the_latents_they_have_alone(tmp_path, weights, monkeypatch):
     params = EncodeParams(model="tiny-base", latent_dtype="float32")
-    alone, together = (Place(tmp_path / name, weights, CLIPS) for name in ("alone", "together"))
+    alone, together = (EncodeSetup(tmp_path / name, weights, CLIPS) for name in ("alone", "together"))
     alone.encode(params)
     monkeypatch.setattr(encoding, "encodes_singly", lambda device, params: False)
     assert together.encode(params).facts["num_encoded"] == 3
@@ -210,7 +210,7 @@ def test_a_stopped_encode_in_batches_is_continued_to_the_same_bytes(
         return [range(at, min(at + per_shard, len(sizes))) for at in range(0, len(sizes), per_shard)]
 
     monkeypatch.setattr(encoding, "shard_ranges", few)
-    whole, stopped = (Place(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
+    whole, stopped = (EncodeSetup(tmp_path / name, weights, CLIPS) for name in ("whole", "stopped"))
     whole.encode()
     with pytest.raises(Stopped):
         stopped.encode(stop_after=stop_after)
@@ -225,7 +225,7 @@ def test_a_gpu_encodes_what_the_cpu_does(tmp_path, compute, bound):
     # Torch's own operations differ by 0.8e-2 and 1.2e-3 from float32 with these weights.
     weights = open_folder("tiny-s", TINY)
     exact = EncodeParams(model="tiny-base", latent_dtype="float32")
-    cpu, gpu = (Place(tmp_path / name, weights, CLIPS) for name in ("cpu", "gpu"))
+    cpu, gpu = (EncodeSetup(tmp_path / name, weights, CLIPS) for name in ("cpu", "gpu"))
     cpu.encode(exact)
     gpu.encode(replace(exact, compute_dtype=compute), device="cuda")
     assert not [line for line in gpu.said if "without" in line]
@@ -312,13 +312,13 @@ def test_latents_beyond_half_precision_are_an_error_that_names_the_clip(tmp_path
     tensors = load_file(folder / "model.safetensors")
     tensors["pretransform.model.bottleneck.scaling_factor"].fill_(1e9)
     save_file(tensors, folder / "model.safetensors")
-    place = Place(tmp_path, open_folder("tiny-base", folder), CLIPS)
+    place = EncodeSetup(tmp_path, open_folder("tiny-base", folder), CLIPS)
     with pytest.raises(LatentsNotFinite, match="--latent-dtype float32"):
         place.encode()
 
 
 def test_a_truncated_prompt_is_reported(tmp_path, weights):
-    place = Place(tmp_path, weights, [clip("a", FRAME, "long " * 60)])
+    place = EncodeSetup(tmp_path, weights, [clip("a", FRAME, "long " * 60)])
     place.encode()
     assert any("only the first 128 of" in line for line in place.said)
 

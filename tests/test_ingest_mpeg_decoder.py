@@ -49,7 +49,7 @@ def rain(place: Path, **more: bytes) -> Path:
 
 
 def warned(place: Path, data: Path, resources: Resources | None = None) -> list[dict[str, str]]:
-    """What ingest warns of about decoders; each call is a run of its own over one store."""
+    """Warnings of ingest about decoders; each call is a run of its own over one store."""
     outcome, _ = run(data, workspace(place, resources))
     return [one for one in outcome.facts["warnings"] if one["type"] == "decoder_complaints"]
 
@@ -97,7 +97,7 @@ def test_a_clip_that_is_warned_of_is_accepted(tmp_path):
 
 
 def tagged(data: bytes) -> bytes:
-    """With a tag that the decoder takes for audio, and one in front that it does not understand."""
+    """An MP3 with a tag that the decoder takes for audio, and one in front that it does not understand."""
     return b"ID3\3\0\0\0\0\0\x10TIT2\0\0\0\6\0\0\x09hello" + data + b"APETAGEX" + bytes(6000)
 
 
@@ -157,7 +157,7 @@ def test_a_warning_needs_no_file_descriptor_2(tmp_path):
     assert printed("print(len(warned(place, place / 'd')))", tmp_path, closed=True)[0] == "1\n"
 
 
-def test_reports_are_told_apart_between_threads(tmp_path):
+def test_reports_of_files_decoded_in_threads_are_not_mixed_up(tmp_path):
     files = {f"{number}.mp3": damaged(number) for number in range(8)}
     data = folder(tmp_path / "d", files | {f"{number}.txt": b"x" for number in range(8)})
     found = warned(tmp_path / "threads", data, Resources(workers=4, engine="threading"))

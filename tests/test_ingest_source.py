@@ -34,7 +34,7 @@ JUNK = {
 }
 
 
-class Notebook:
+class DictDigestCache:
     """A digest cache that never forgets."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def test_other_content_has_another_fingerprint(tmp_path, change):
 
 
 def test_a_zip_that_is_remembered_is_not_read(tmp_path, monkeypatch):
-    path, digest_cache, read = zipped(tmp_path / "d.zip", FILES), Notebook(), []
+    path, digest_cache, read = zipped(tmp_path / "d.zip", FILES), DictDigestCache(), []
     monkeypatch.setattr(source_module, "digest_entry", counted(source_module.digest_entry, read))
     first = open_source(path, digest_cache)
     assert len(read) == len(FILES)
@@ -101,7 +101,7 @@ def test_a_zip_that_is_remembered_is_not_read(tmp_path, monkeypatch):
 
 
 def test_only_the_files_of_a_folder_that_are_not_remembered_are_read(tmp_path, monkeypatch):
-    path, digest_cache, read = folder(tmp_path / "d", FILES), Notebook(), []
+    path, digest_cache, read = folder(tmp_path / "d", FILES), DictDigestCache(), []
     monkeypatch.setattr(source_module, "digest_file", counted(source_module.digest_file, read))
     first = open_source(path, digest_cache)
     del digest_cache.notes[path / "b.txt", "bytes"]
@@ -110,7 +110,7 @@ def test_only_the_files_of_a_folder_that_are_not_remembered_are_read(tmp_path, m
 
 
 def test_a_list_remembered_under_other_limits_is_not_used(tmp_path):
-    path, digest_cache = zipped(tmp_path / "d.zip", FILES), Notebook()
+    path, digest_cache = zipped(tmp_path / "d.zip", FILES), DictDigestCache()
     assert all(member.digest for member in open_source(path, digest_cache).members)
     assert any(member.fault for member in open_source(path, digest_cache, ArchiveLimits(max_member_bytes=45)).members)
 

@@ -62,7 +62,7 @@ def test_commands_name_the_missing_data_with_the_wrong_field(tmp_path, command):
     assert [entry["loc"][1] for entry in json.loads(done.stdout)["detail"]] == ["rank", "audio_data_url"]
 
 
-def test_a_missing_checkpoint_is_told_what_a_checkpoint_is(tmp_path):
+def test_the_error_for_a_missing_adapter_file_asks_for_a_safetensors_file(tmp_path):
     (tmp_path / "clips").mkdir()
     words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(app, [*words, "--lora-checkpoint-url", "nofile.safetensors"])

@@ -57,8 +57,8 @@ class Driver:
 
 
 @dataclass(kw_only=True)
-class Whole:
-    """What a run leaves that nobody stopped."""
+class UninterruptedRun:
+    """The files of an uninterrupted run."""
 
     files: dict[str, bytes]
     length_of: dict[str, int]
@@ -99,12 +99,12 @@ def driver(tmp_path_factory) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def whole(driver, tmp_path_factory) -> dict[str, Whole]:
+def whole(driver, tmp_path_factory) -> dict[str, UninterruptedRun]:
     """The uninterrupted store of each format."""
     return {format: uninterrupted(driver, tmp_path_factory.mktemp(format), format) for format in formats()}
 
 
-def uninterrupted(driver: Driver, root: Path, format: str) -> Whole:
+def uninterrupted(driver: Driver, root: Path, format: str) -> UninterruptedRun:
     ended = driver.ask(driver.fresh(root), format)
     assert ended["code"] == 0, ended["said"]
     store = Store(root / "artifacts")
@@ -115,7 +115,7 @@ def uninterrupted(driver: Driver, root: Path, format: str) -> Whole:
     silence = {encode.facts["silence"]["item_key"]: encode.facts["silence"]["num_frames"] * 4096}
     assert verify(store).damages == ()
     files = kept(root / "artifacts")
-    return Whole(
+    return UninterruptedRun(
         files=files,
         length_of={row.item_key: lengths[row.clip_id] for row in rows} | silence,
         seconds=ended["seconds"],
@@ -137,13 +137,15 @@ def encoded(root: Path) -> Counter:
     return Counter(map(int, file.read_text().split())) if file.exists() else Counter()
 
 
-def sealed_lengths(root: Path, format: str, known: Whole) -> set[int]:
+def sealed_lengths(root: Path, format: str, known: UninterruptedRun) -> set[int]:
     """Lengths of the clips whose latents lie in a sealed shard."""
     shards = (root / "artifacts" / "shared" / "latents").glob(f"*{load(format).SUFFIX}")
     return {known.length_of[key] for shard in shards for key in load(format).Reader(shard).keys}
 
 
-def interrupted(driver: Driver, root: Path, format: str, known: Whole, ending: dict[str, Any]) -> dict[str, Any]:
+def interrupted(
+    driver: Driver, root: Path, format: str, known: UninterruptedRun, ending: dict[str, Any]
+) -> dict[str, Any]:
     """One run that may be stopped; nothing that was sealed before is encoded in it."""
     sealed, before = sealed_lengths(root, format, known), encoded(root)
     ended = driver.ask(root, format, **ending)
@@ -153,7 +155,7 @@ def interrupted(driver: Driver, root: Path, format: str, known: Whole, ending: d
     return ended
 
 
-def finish(driver: Driver, root: Path, format: str, known: Whole, num_stops: int) -> None:
+def finish(driver: Driver, root: Path, format: str, known: UninterruptedRun, num_stops: int) -> None:
     """The next run finishes, and obeys the resume law."""
     ended = interrupted(driver, root, format, known, {})
     assert ended["code"] == 0, ended["said"]
@@ -167,7 +169,7 @@ def finish(driver: Driver, root: Path, format: str, known: Whole, num_stops: int
         assert Store(store).differences(receipt) == []
 
 
-def drawn_kill(chance: random.Random, known: Whole) -> dict[str, Any]:
+def drawn_kill(chance: random.Random, known: UninterruptedRun) -> dict[str, Any]:
     """A moment in time, or one of the calls that make work last."""
     if chance.random() < 0.5:
         return {"after": chance.uniform(0, known.seconds)}
@@ -189,7 +191,7 @@ def test_a_killed_run_is_finished_by_the_next_one_with_the_same_bytes(driver, wh
     print(f"{format}: {killed} runs killed in {stores} stores")
 
 
-def killed_a_few_times(driver: Driver, root: Path, format: str, known: Whole, chance: random.Random) -> int:
+def killed_a_few_times(driver: Driver, root: Path, format: str, known: UninterruptedRun, chance: random.Random) -> int:
     """Kill up to four runs, one after the other, in one store; how many were still at work when their moment came."""
     for stops in range(4):
         ended = interrupted(driver, root, format, known, drawn_kill(chance, known))

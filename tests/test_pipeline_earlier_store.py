@@ -51,7 +51,7 @@ def test_every_stage_is_found_in_the_store_of_0_5_0(earlier_store):
     assert [run["state"] for run in decided] == ["HIT", "HIT", "HIT"]
 
 
-def test_the_adapter_handed_out_is_the_one_that_0_5_0_made(earlier_store):
+def test_the_adapter_in_the_output_folder_is_the_one_that_0_5_0_made(earlier_store):
     call(earlier_store, "run", "--number-of-steps", "3", "--name", "again")
     (made,) = (GOLDEN / "store-0.5.0" / "train").iterdir()
     assert (earlier_store / "output" / "again.safetensors").read_bytes() == (made / "adapter.safetensors").read_bytes()

@@ -45,7 +45,7 @@ def test_every_clip_of_it_passes_ingest_without_a_warning(example, tmp_path):
     assert outcome.facts["window_samples"] == 8 * 44100
 
 
-def test_a_place_that_cannot_be_written_is_an_error_and_nothing_is_left(tmp_path):
+def test_a_path_that_cannot_be_written_is_an_error_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(PipelineError, match="Choose another place"):
         write_example(tmp_path / "file" / "example.zip")

@@ -24,7 +24,7 @@ SPEC = models()["small-music-base"]
 
 
 class FakeHub:
-    """Stands where snapshot_download stands; remembers what was asked."""
+    """Replaces snapshot_download and records its calls."""
 
     def __init__(self, cached: Path | None = None, online: Path | Exception | None = None) -> None:
         self.cached, self.online, self.asked = cached, online, []

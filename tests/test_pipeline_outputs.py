@@ -18,7 +18,7 @@ PARAMS = TrainParams(model="tiny-base", number_of_steps=10, pre_encode=True)
 
 
 def config(made_from: str = "latents", weights: str = "a", **params) -> dict:
-    """As train writes it, as far as it tells runs apart."""
+    """A config.json as train writes it, with the entries that identify a run."""
     dataset = {"artifact": {"stage": "encode", "fingerprint": made_from}}
     others = {"weights_digests": {"transformer": weights}, "dataset": dataset, "times": params.pop("times", "then")}
     return json.loads(json.dumps(asdict(replace(PARAMS, **params)) | others))

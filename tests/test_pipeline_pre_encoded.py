@@ -14,7 +14,7 @@ from pipeline.cli import app
 from tests import small_datasets
 
 
-class Desk:
+class CommandLine:
     """Commands on one store."""
 
     def __init__(self, root: Path) -> None:
@@ -33,9 +33,9 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> Desk:
+def desk(tmp_path_factory) -> CommandLine:
     """After one encode with an export."""
-    desk = Desk(tmp_path_factory.mktemp("desk"))
+    desk = CommandLine(tmp_path_factory.mktemp("desk"))
     desk.done("encode", desk.clips, "--workers", 1, "--export", desk.folder)
     return desk
 
@@ -56,7 +56,7 @@ def test_a_folder_is_imported_and_then_known(desk):
     assert [run["state"] for run in planned(desk)] == ["HIT", "MISS"]
 
 
-def planned(desk: Desk, *words: object) -> list[dict[str, str]]:
+def planned(desk: CommandLine, *words: object) -> list[dict[str, str]]:
     return json.loads(desk.done("plan", "--import", desk.folder, "--json", *words).stdout)
 
 

@@ -10,7 +10,7 @@ from stages import errors
 from stages.errors import LossNotFinite
 
 
-def test_a_diverged_training_is_told_what_makes_its_steps_smaller():
+def test_the_error_of_a_diverged_training_names_settings_that_make_its_steps_smaller():
     message = str(LossNotFinite(7, ["a", "b"], "gradient"))
     assert "the gradient is not finite at step 7, on clips a, b." in message
     assert [flag for flag in ("--learning-rate", "--alpha", "--gradient-clip") if flag not in message] == []

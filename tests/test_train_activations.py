@@ -108,7 +108,7 @@ def test_values_are_counted_exactly(kind):
     assert size.num_values == sum(parameter.numel() for parameter in frozen)
 
 
-def test_matrices_of_blocks_are_told_from_others():
+def test_matrices_of_blocks_are_distinguished_from_others():
     blocks = new_training(
         Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2), config(), CPU
     ).network.denoiser.model.transformer.layers

@@ -24,9 +24,9 @@ from tests.golden.make_cached_artifact import FAMILY, copied, encoded
 
 R = TypeVar("R")
 LOSSES = (1.3581036, 1.8492949, 1.0783024, 1.4362801, 1.1824910)
-"""Of five steps with these params. Every draw comes from seeds through numpy, and all arithmetic is float32: another
-machine, thread count or torch release changes the order of sums and no more, which moves a loss by less than 1e-6 of
-itself. A change of 1e-5 means that something else is computed."""
+"""Losses of five steps with these params. Every draw comes from seeds through numpy, and all arithmetic is float32:
+another machine, thread count or torch release changes the order of sums and no more, which moves a loss by less than
+1e-6 of itself. A change of 1e-5 means that something else is computed."""
 PARAMS = TrainParams(
     model="tiny-base",
     number_of_steps=len(LOSSES),

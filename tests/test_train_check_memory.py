@@ -1,4 +1,4 @@
-"""What people are told before a training begins."""
+"""What the memory check prints before a training begins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.small_training import CHANNELS, RATIO, Bench, params, weights
 
 
 def job(bench: Bench, **changes: object) -> Job:
-    """Of a base model whose weights are not there: whoever reads one fails."""
+    """A job of a base model whose weights do not exist: reading one fails."""
     absent = replace(weights(), folder=bench.root / "not there")
     inputs = Inputs(artifacts={bench.artifact.stage: bench.artifact}, weights=absent, files={})
     wanted = params(**{"pre_encode": bench.artifact.stage == "encode", **changes})

@@ -40,7 +40,7 @@ RESULTS = ("adapter*.safetensors", "*.parquet", "checkpoints/*/tensors.safetenso
 
 
 @dataclass(kw_only=True)
-class Whole:
+class UninterruptedRun:
     """A store with everything before train, and the results of an uninterrupted training in it."""
 
     store: Path
@@ -61,7 +61,7 @@ def left(root: Path) -> dict[str, bytes]:
     return {path.relative_to(artifact).as_posix(): path.read_bytes() for path in paths}
 
 
-def uninterrupted(driver: Driver, root: Path, flags: dict[str, Any]) -> Whole:  # noqa: F811
+def uninterrupted(driver: Driver, root: Path, flags: dict[str, Any]) -> UninterruptedRun:  # noqa: F811
     first = asked(driver, driver.fresh(root / "first"), flags)
     assert first["code"] == 0, first["said"]
     files = left(root / "first")
@@ -71,15 +71,15 @@ def uninterrupted(driver: Driver, root: Path, flags: dict[str, Any]) -> Whole:  
     again = asked(driver, shutil.copytree(before, root / "again"), flags)
     assert left(root / "again") == files
     largest = max(len(content) for content in files.values())
-    return Whole(store=before, files=files, seconds=again["seconds"], calls=again["calls"], largest=largest)
+    return UninterruptedRun(store=before, files=files, seconds=again["seconds"], calls=again["calls"], largest=largest)
 
 
 @pytest.fixture(scope="module")
-def whole(driver, tmp_path_factory) -> Whole:  # noqa: F811
+def whole(driver, tmp_path_factory) -> UninterruptedRun:  # noqa: F811
     return uninterrupted(driver, tmp_path_factory.mktemp("whole"), CASES[1])
 
 
-def finish(driver: Driver, root: Path, flags: dict[str, Any], known: Whole) -> None:  # noqa: F811
+def finish(driver: Driver, root: Path, flags: dict[str, Any], known: UninterruptedRun) -> None:  # noqa: F811
     ended = asked(driver, root, flags)
     assert ended["code"] == 0, ended["said"]
     assert left(root) == known.files
@@ -88,14 +88,16 @@ def finish(driver: Driver, root: Path, flags: dict[str, Any], known: Whole) -> N
     assert not list(store.rglob("*.tmp")) and not list(store.rglob("*.writing"))
 
 
-def drawn_kill(rng: random.Random, known: Whole) -> dict[str, Any]:
+def drawn_kill(rng: random.Random, known: UninterruptedRun) -> dict[str, Any]:
     """A random time, or one of the calls that make work durable."""
     if rng.random() < 0.5:
         return {"after": rng.uniform(0.1, known.seconds)}
     return {"at": rng.randint(1, known.calls)}
 
 
-def killed(driver: Driver, root: Path, flags: dict[str, Any], known: Whole, rng: random.Random, most: int) -> int:  # noqa: F811
+def killed(
+    driver: Driver, root: Path, flags: dict[str, Any], known: UninterruptedRun, rng: random.Random, most: int
+) -> int:  # noqa: F811
     """Kill up to so many runs, one after the other; returns how many were still running when they were killed."""
     for stops in range(most):
         ended = asked(driver, root, flags, **drawn_kill(rng, known))

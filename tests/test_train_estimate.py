@@ -128,7 +128,7 @@ def test_encoding_inside_the_loop_adds_the_autoencoder_and_its_work():
     assert parts(device=CUDA)["autoencoder"] == 0
 
 
-def test_a_base_in_8_bits_needs_room_for_the_base_as_it_is_loaded():
+def test_a_base_in_8_bits_needs_memory_for_the_base_as_it_is_loaded():
     plain, stored = memory_estimate(setup()), memory_estimate(setup(params=params(base_quantization="int8")))
     assert stored.bytes_by_part["weights"] < plain.bytes_by_part["weights"]
     assert plain.bytes_by_part["weights"] + plain.bytes_by_part["libraries"] < stored.loading_bytes <= plain.total_bytes

@@ -1,4 +1,4 @@
-"""What a device has left, read off files as Linux writes them."""
+"""Free memory of the host, read from files as Linux writes them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_what_is_left_of_a_limit_on_addresses_counts(machine, monkeypatch):
     assert host_bytes(proc, cgroups) == AVAILABLE
 
 
-def test_an_allocation_that_the_cpu_refuses_is_told_as_full_memory():
+def test_an_allocation_that_the_cpu_refuses_is_reported_as_out_of_memory():
     expected = pytest.raises(OutOfMemory, match="cpu ran out of memory while asking for too much")
     with expected, explain_out_of_memory("asking for too much", torch.device("cpu")):
         torch.empty(1 << 60, dtype=torch.int8)
@@ -125,7 +125,7 @@ def test_an_allocation_that_the_cpu_refuses_is_told_as_full_memory():
     ],
     ids=str,
 )
-def test_out_of_memory_is_told_from_other_errors(error, short):
+def test_out_of_memory_is_distinguished_from_other_errors(error, short):
     assert is_out_of_memory(error) is short
 
 

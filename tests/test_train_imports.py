@@ -1,4 +1,4 @@
-"""What a training on the CPU does not import: torch's compiler, which takes seconds and which only CUDA needs."""
+"""Modules that a training on the CPU must not import: torch's compiler, which takes seconds and is for CUDA only."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_with_the_difference(bench,
 
 @pytest.fixture
 def other_base(monkeypatch):
-    """From now on, base weights of another digest."""
+    """Replace the base weights by others, of another digest."""
 
     def change():
         other = replace(weights(), digests={**DIGESTS, "transformer": "u" * 64})

@@ -46,8 +46,8 @@ LIMITS = {BF16: Limits(3e-2, 3e-3, 3e-2, 8e-2), FP16: Limits(4e-3, 5e-4, 4e-3, 1
 """About twice what was measured over all kinds: bf16 1.3e-2, 1.1e-3, 1.3e-2, 3.8e-2, and fp16 an eighth of it, as
 its mantissa has three bits more. For timesteps and durations that 16 bits hold exactly."""
 ROUNDED_TIME = {BF16: 0.1, FP16: 0.06}
-"""Of the velocity at any timestep: rounding it turns the fastest of its features (10000 turns per unit) to anywhere, in
-the published models as here. Measured: bf16 5e-2, fp16 3e-2."""
+"""Limit for the velocity at any timestep: rounding it turns the fastest of its features (10000 turns per unit)
+to anywhere, in the published models as here. Measured: bf16 5e-2, fp16 3e-2."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What does not fit is refused, with the settings that would; told by a device whose memory is made up."""
+"""What does not fit is refused, with the settings that would; on a device with a made-up amount of memory."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_where_a_real_training_in_bf16_keeps_kernels_of_every_length_fp32_may_fi
     assert not fitting.other_precision(one_length).values
 
 
-def test_a_real_training_whose_batches_wait_on_the_host_is_told_of_fewer():
+def test_a_real_training_whose_batches_wait_on_the_host_is_refused_and_fewer_are_suggested():
     wanted = asked(frames=2000, gradient_accumulation=1024)
     (remedy,) = [remedy for remedy in remedies(wanted, 600 * MIB)[0] if "accumulation" in remedy.flags]
     assert 1 <= remedy.setup.params.gradient_accumulation < 1024

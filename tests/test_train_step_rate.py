@@ -1,4 +1,4 @@
-"""What a progress line says of speed and of the time left."""
+"""The speed and the time left that a progress line prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.small_training import Bench
 
 
 class Clock:
-    """Moved by hand."""
+    """A clock that the test moves."""
 
     now = 1000.0
 

@@ -34,7 +34,7 @@ class Recipe:
     source: str
     """`audio_data_url` as given."""
     values: Mapping[str, Any]
-    """By field name, all of `pipeline.request.fields.FIELDS`."""
+    """Values by field name, for all of `pipeline.request.fields.FIELDS`."""
 
     @property
     def model(self) -> ModelSpec:

@@ -57,7 +57,7 @@ def filtered(names: Collection[str], include: Sequence[str] | None, exclude: Seq
 
 
 def selected(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
-    """As `filtered`, for patterns a user gave: one without effect, or a selection left empty, is an error.
+    """The same as `filtered`, for patterns a user gave: one without effect, or a selection left empty, is an error.
 
     Raises:
         FilterMatchesNothing: a pattern matches no name at all, or no name is left; lists near names.

@@ -48,7 +48,7 @@ class AdaptedQuantizedLayer(AdaptedLayer):
         return cast(QuantizedLayer, base)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """As `AdaptedLayer.forward`, on a weight dequantised once for all its uses here."""
+        """The same as `AdaptedLayer.forward`, on a weight dequantised once for all its uses here."""
         self._dense_OI = self.stored.dense()
         try:
             return super().forward(tokens)

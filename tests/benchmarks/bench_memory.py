@@ -27,7 +27,7 @@ STEPS = 3
 
 
 def measured_gib(peak: Peak) -> float:
-    """Of this process."""
+    """Peak memory of this process."""
     case = Case(
         model="tiny-base",
         num_frames=peak.frames,

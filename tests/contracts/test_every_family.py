@@ -1,4 +1,4 @@
-"""What holds for every model family: a new file in `families/` is held to it without a change here."""
+"""The contract of every model family; a new file in `families/` is held to all of it."""
 
 from __future__ import annotations
 

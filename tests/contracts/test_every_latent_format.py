@@ -38,7 +38,7 @@ def items_of(lengths=(40, 0, 7, 300), channels=16, dtype="float16", seed=0):
 
 
 def payload_offset(path, values):
-    """Where an item's bytes lie in a file, found by searching for them."""
+    """File offset of an item's bytes, found by searching for them."""
     offset = path.read_bytes().find(values.tobytes())
     assert offset >= 0
     return offset

@@ -57,9 +57,9 @@ class SideStreams:
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
         """Tensors in use, oldest first, each with the event that ends their use."""
         self._written: dict[int, torch.cuda.Event] = {}
-        """By the address of a tensor that work writes: the event after which it may be read."""
+        """The event after which a tensor that work writes may be read, by the tensor's address."""
         self._computed: dict[int, list[torch.cuda.Event]] = {}
-        """By phase of the step: events after which its weights may be read."""
+        """Events after which the weights of a phase may be read, by phase."""
 
     def fork(self) -> None:
         """Let the streams for weights continue from where the current stream is."""
