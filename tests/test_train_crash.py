@@ -96,8 +96,13 @@ def drawn_kill(rng: random.Random, known: UninterruptedRun) -> dict[str, Any]:
 
 
 def killed(
-    driver: Driver, root: Path, flags: dict[str, Any], known: UninterruptedRun, rng: random.Random, most: int
-) -> int:  # noqa: F811
+    driver: Driver,  # noqa: F811
+    root: Path,
+    flags: dict[str, Any],
+    known: UninterruptedRun,
+    rng: random.Random,
+    most: int,
+) -> int:
     """Kill up to so many runs, one after the other; returns how many were still running when they were killed."""
     for stops in range(most):
         ended = asked(driver, root, flags, **drawn_kill(rng, known))
