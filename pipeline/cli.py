@@ -171,7 +171,9 @@ def _import_defaults(folder: Path | None) -> dict[str, Any]:
 @app.command()
 @with_import
 def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Ingest, encode and train; results that the store already holds are reused.
+    """Ingest, encode and train: the whole main job.
+
+    Results that the store already holds are reused.
 
     Example: sa3-trainer run clips.zip --model tiny-base --pre-encode --number-of-steps 500
     """
@@ -181,7 +183,7 @@ def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, A
 @app.command()
 @with_fields
 def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Unpack, pair captions, check every clip, find the crop/pad window.
+    """Unpack, pair captions, check clips, find the crop/pad length.
 
     Example: sa3-trainer ingest clips.zip
     """
@@ -191,7 +193,9 @@ def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 @app.command()
 @with_interchange
 def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Turn clips into latents and prompts into embeddings; those that the store already holds are reused.
+    """Encode clips to latents and prompts to embeddings.
+
+    Those that the store already holds are reused.
 
     --import DIR reads latents made by the reference's pre-encoding tool; `train --import DIR` trains on them.
 
@@ -203,7 +207,7 @@ def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 @app.command()
 @with_import
 def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Train an adapter on cached latents, encoding the missing ones first.
+    """Train an adapter on cached latents, encoding missing ones.
 
     Example: sa3-trainer train clips.zip --model tiny-base --rank 8
     """
@@ -252,7 +256,9 @@ def with_clip(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @with_clip
 def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Show why a clip is a hit or a miss, down to the field that changed; changes nothing.
+    """Show why a clip is a hit or a miss; changes nothing.
+
+    Names the field that changed.
 
     Example: sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
     """
@@ -275,7 +281,7 @@ def status(
     store: Annotated[Path, typer.Option(help="folder of finished artifacts and latents")] = Path("artifacts"),
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
-    """List the artifacts of a store, their sizes, and what each run used.
+    """List artifacts, their sizes, and what each run used.
 
     Example: sa3-trainer status --json
     """
@@ -314,9 +320,9 @@ def bench(
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's default")] = 0,
     out: Annotated[Path, typer.Option(help="JSON file with all figures")] = Path("bench.json"),
 ) -> None:
-    """Time training steps with random weights, compiled and uncompiled side by side.
+    """Time training steps on this machine, with random weights.
 
-    Measured memory is shown beside a training's own estimate.
+    The compiled and the uncompiled path side by side; measured memory beside a training's own estimate.
 
     Example: sa3-trainer bench --model medium-base --frames 108 --frames 1024 --base-precision bf16
     """
