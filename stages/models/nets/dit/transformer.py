@@ -269,7 +269,7 @@ class DiffusionTransformer(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The diffusion transformer with inputs of any dtype, cast to the network's own, in which it also answers.
+    """The diffusion transformer with inputs of any dtype: they are cast to its own, which the output has as well.
 
     Parameter names start with `model.`, as in published adapter files.
     """
