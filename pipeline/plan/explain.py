@@ -145,7 +145,7 @@ class Explainer:
         ]
 
     def data(self, clip: CurrentClip) -> tuple[str, str]:
-        """Whether an earlier ingest contains the same bytes."""
+        """(state, reason): whether an earlier ingest contains the same bytes."""
         known = _about(self.ingests, clip)
         same = [one for one in known if one.clip.digest == clip.digest]
         if same:
@@ -156,7 +156,7 @@ class Explainer:
         return State.MISS.value, "never seen"
 
     def prepared(self, clip: CurrentClip) -> tuple[str, str]:
-        """Whether its prepared audio exists."""
+        """(state, reason): whether its prepared audio exists."""
         path = prepared_path(clip.digest, self.ingest_params, clip.crop_start)
         if (self.store.shared / path).is_file():
             return State.HIT.value, f"shared/{path}"
@@ -165,7 +165,7 @@ class Explainer:
         return State.MISS.value, _nearest(now, before, "its audio was dropped; made again when it is read")
 
     def latents(self, clip: CurrentClip) -> tuple[str, str]:
-        """Whether its latents exist."""
+        """(state, reason): whether its latents exist."""
         if self.weights is None:
             return "?", self.why_no_weights
         autoencoder = self.weights.digests["autoencoder"]
@@ -186,7 +186,7 @@ class Explainer:
         return State.MISS.value, _nearest(now, before, gone or "its shard was evicted")
 
     def prompt(self, clip: CurrentClip) -> tuple[str, str]:
-        """Whether the hidden states of its prompt exist."""
+        """(state, reason): whether the hidden states of its prompt exist."""
         if self.weights is None:
             return "?", self.why_no_weights
         if clip.prompt is None:
@@ -295,12 +295,12 @@ def _prompt_key(prompt: str, weights: Weights) -> str:
 
 
 def explained_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """For programs."""
+    """The findings for programs, as JSON values."""
     return [asdict(finding) for finding in findings]
 
 
 def explained_lines(findings: Sequence[Finding]) -> list[str]:
-    """For people: the clip's name once, then its lines."""
+    """The findings for people: the name of a clip once, then its lines."""
     lines, shown = [], None
     for one in findings:
         if one.clip_id != shown:
