@@ -1,3 +1,5 @@
+"""The number of CPU threads that a training uses."""
+
 from __future__ import annotations
 
 import pytest

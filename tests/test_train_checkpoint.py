@@ -1,3 +1,5 @@
+"""Checkpoints: complete or unused, of the same run only, the newest ones kept."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Sources of clips: stored latents and encoded audio, their crops, lengths and caches."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""The batch of a step: crops, silence, noise, timesteps and masks, all from seed and step."""
+
 from __future__ import annotations
 
 from collections import Counter

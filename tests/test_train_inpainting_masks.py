@@ -1,3 +1,5 @@
+"""Inpainting masks: shares, positions and probabilities of each kind."""
+
 from __future__ import annotations
 
 from itertools import groupby

@@ -1,3 +1,5 @@
+"""Length buckets: padding up to them changes no result and is counted."""
+
 from __future__ import annotations
 
 from dataclasses import replace

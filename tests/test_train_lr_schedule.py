@@ -1,3 +1,5 @@
+"""Learning rate and EMA weight of each step."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Metrics: rows per clip and step, and windows of losses."""
+
 from __future__ import annotations
 
 import numpy as np

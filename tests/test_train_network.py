@@ -1,3 +1,5 @@
+"""The trained network: dropped prompts, padding, pairing of noise, loss scale."""
+
 from __future__ import annotations
 
 from dataclasses import replace

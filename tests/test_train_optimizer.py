@@ -1,3 +1,5 @@
+"""The optimiser: AdamW's arithmetic, weight decay, skipped non-finite updates, its state."""
+
 from __future__ import annotations
 
 import pytest

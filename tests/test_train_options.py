@@ -1,3 +1,5 @@
+"""Options and params of a training that change what is learnt."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Optimal transport coupling of noise and clips."""
+
 from __future__ import annotations
 
 from itertools import permutations

@@ -1,3 +1,5 @@
+"""Files of a finished training: adapter files, config.json and tables, and their verification."""
+
 from __future__ import annotations
 
 from dataclasses import replace

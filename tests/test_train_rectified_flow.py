@@ -1,3 +1,5 @@
+"""Rectified flow: noised latents, velocity and masked losses, with their gradients."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Stopped and continued trainings end with the bytes of uninterrupted ones."""
+
 from __future__ import annotations
 
 import re

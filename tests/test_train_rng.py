@@ -1,3 +1,5 @@
+"""Random draws: reproducible by seed, purpose and step, with the right distributions."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The train stage: results, messages, stops and errors of whole trainings."""
+
 from __future__ import annotations
 
 import json

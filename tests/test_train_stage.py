@@ -1,3 +1,5 @@
+"""Params of train: refused values, canonical form, and the identity of a run."""
+
 from __future__ import annotations
 
 import subprocess
