@@ -15,13 +15,13 @@ from cache.store import Store
 from pipeline.report import summary
 from stages.plural import pluralized
 
-SHARD_POOLS = ("latents", "prompts")
+COUNTED_POOLS = ("latents", "prompts")
 """Pools whose files are counted one by one. There may be millions of prepared clips: only their bytes are added up."""
 
 
 def status_json(store: Store) -> dict[str, Any]:
     """What a store holds, for programs."""
-    contents, sizes = inventory(store, SHARD_POOLS), store.sizes()
+    contents, sizes = inventory(store, COUNTED_POOLS), store.sizes()
     return {
         "store": str(store.root),
         "artifacts": [_artifact_json(contents, artifact) for artifact in contents.artifacts],

@@ -24,7 +24,7 @@ def local_path(text: str) -> Path:
     return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
 
 
-def missing_files(values: Mapping[str, Any]) -> list[FieldError]:
+def missing_path_errors(values: Mapping[str, Any]) -> list[FieldError]:
     """One error per field that names a local file or folder that does not exist.
 
     Args:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.conflicts import conflicts, unused_latent_fields
 from pipeline.request.fields import DATA, params_of
-from pipeline.request.paths import missing_files
+from pipeline.request.paths import missing_path_errors
 from pipeline.request.validation import validated_fields
 from stages import catalogue
 from stages.contract import Resources
@@ -134,7 +134,7 @@ def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> 
     errors += conflicts(values)
     if trains:
         errors += unused_latent_fields(values)
-    missing = missing_files(values) if check_files else []
+    missing = missing_path_errors(values) if check_files else []
     # A missing file that is the only error is reported where the file is opened.
     if errors or len(missing) > 1:
         raise RecipeError([*errors, *missing])

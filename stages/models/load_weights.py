@@ -26,7 +26,7 @@ NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
 }
 """The networks of a whole model's file, by prefix."""
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 def load_denoiser(weights: Weights, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
@@ -64,11 +64,11 @@ def load_text_encoder(weights: Weights, device: str | torch.device = "cpu") -> T
 
 def _load(
     weights: Weights,
-    build: Callable[[Mapping[str, Any]], Network],
+    build: Callable[[Mapping[str, Any]], AnyNetwork],
     prefix: str,
     device: str | torch.device,
     dtype: torch.dtype,
-) -> Network:
+) -> AnyNetwork:
     with torch.device("meta"):
         network = build(weights.config)
     file = weights.folder / WEIGHTS_FILE
