@@ -10,7 +10,7 @@ from cache.receipt import Receipt
 from cache.shard_salvage import ShardDamage
 from cache.store import Store
 
-LOSS_MEANING = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
+SHARD_POOLS = {"latents": "lost latents are encoded again", "prompts": "lost prompts are embedded again"}
 """Pools of shards, and what happens when an item of one is lost."""
 ARTIFACT_MEANING = {
     "ingest": "the dataset is listed again; clips that are prepared stay prepared",

@@ -21,7 +21,7 @@ from cache.store import Store
 from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX, weights_fault
 from pipeline.maintenance.damage import (
     ARTIFACT_MEANING,
-    LOSS_MEANING,
+    SHARD_POOLS,
     Damage,
     VerifyResult,
     path_in_store,
@@ -38,7 +38,7 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
     receipts = store.receipts(on_damage=lambda error: damages.append(_receipt_damage(store, error)))
     shards = [
         (pool, format, name)
-        for pool in LOSS_MEANING
+        for pool in SHARD_POOLS
         for format in formats()
         for name in shard_names(store, pool, format)
     ]
@@ -85,7 +85,7 @@ def shard_damages(store: Store, pool: str, format: str, name: str) -> Iterator[D
     fault = shard_damage(ShardPool(store.shared / pool, format), name)
     if fault is not None:
         share = lost_share(None if fault.lost_keys is None else len(fault.lost_keys), None)
-        meaning = f"{share} lost: {LOSS_MEANING[pool]}"
+        meaning = f"{share} lost: {SHARD_POOLS[pool]}"
         yield Damage(kind="shard", path=f"shared/{pool}/{name}", what=fault.problem, meaning=meaning, detail=fault)
 
 

@@ -14,7 +14,7 @@ from cache.shard_salvage import ShardDamage
 from cache.shards import load
 from cache.shared_files import missing_shared_files
 from cache.store import Store
-from pipeline.maintenance.damage import ARTIFACT_MEANING, LOSS_MEANING, Damage, path_in_store, shard_names
+from pipeline.maintenance.damage import ARTIFACT_MEANING, SHARD_POOLS, Damage, path_in_store, shard_names
 from stages.plural import is_or_are, pluralized
 
 
@@ -63,7 +63,7 @@ def missing_shards(
         lost_keys = tuple(sorted(keys - intact_keys(pool, format)))
         what = "it is gone, or of another size"
         saved = f"its items are in other shards: {ARTIFACT_MEANING['encode']}"
-        meaning = f"{lost_share(len(lost_keys), len(keys))} lost: {LOSS_MEANING[pool]}" if lost_keys else saved
+        meaning = f"{lost_share(len(lost_keys), len(keys))} lost: {SHARD_POOLS[pool]}" if lost_keys else saved
         fault = ShardDamage(shard=shard, problem=what, lost_keys=lost_keys)
         yield Damage(kind="gone", path=f"shared/{path}", what=what, meaning=meaning, detail=fault)
 
@@ -95,7 +95,7 @@ def _misplaced_items(store: Store, receipt: Receipt, skip: set[str]) -> list[str
     from stages.references import item_locations
 
     format, wrong = receipt.facts["latent_format"], []
-    pools = {pool: ShardPool(store.shared / pool, format) for pool in LOSS_MEANING}
+    pools = {pool: ShardPool(store.shared / pool, format) for pool in SHARD_POOLS}
     for pool, location in item_locations(store.directory(receipt.stage, receipt.fingerprint)):
         if f"{pool}/{location.shard}" in skip:
             continue
