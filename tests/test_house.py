@@ -26,7 +26,7 @@ LAYERS = {
         inventory shard_salvage
     """,
     "pipeline": """
-        errors
+        errors waited_lock
         cli_errors example_dataset request
         bench_grid plan
         execution report

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from pathlib import Path
 import pytest
 
 from cache.errors import LockHeld
+from cache.fingerprint import fingerprint
 from cache.store import Store
 from pipeline.execution.locks import MAINTENANCE, maintenance_lock, run_lock
 from pipeline.maintenance.verify import artifact_damages
 from pipeline.maintenance.verify_references import reference_damages
 from pipeline.plan.stage_run import StageRun, State
+from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import weights_folder
 from stages.encode.stage import STAGE, EncodeParams
 from stages.errors import Stopped
 from stages.models.families import tiny
@@ -124,6 +128,22 @@ def test_the_same_encode_twice_at_once_is_done_once(root):
     assert facts[0] == facts[1]
     assert facts[0]["num_encoded"] == 2
     assert sum("encode  2/2" in command.said() for command in commands) == 1
+
+
+def test_a_first_run_waits_while_another_process_makes_the_bundled_weights(tmp_path, monkeypatch):
+    recipe = read_recipe(str(tmp_path), {"model": "tiny-base", "store": str(tmp_path / "artifacts")})
+    store, made, said, found = Store(recipe.store), [], [], []
+    monkeypatch.setattr(tiny, "make", lambda folder: made.append(folder))
+    folder = recipe.store / "shared" / "weights" / tiny.folder_name()
+    with store.lock("weights", fingerprint("shipped weights", {"folder": folder.name})):
+        waiting = threading.Thread(target=lambda: found.append(weights_folder(recipe, fetch=True, say=said.append)))
+        waiting.start()
+        wait_for(lambda: bool(said))
+        folder.mkdir(parents=True)
+        (folder / "model_config.json").write_text("{}")
+    waiting.join(WAIT_SECONDS)
+    assert (found, made) == ([(folder, "")], [])
+    assert said[0].endswith("which is making the same weights; Ctrl-C ends the wait")
 
 
 @pytest.fixture

@@ -6,17 +6,14 @@ Light: standard library only.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from cache.errors import LockHeld
 from cache.fingerprint import fingerprint
 from cache.store import Store
 from pipeline.plan.stage_run import StageRun
-from stages.errors import Stopped
+from pipeline.waited_lock import waited_lock
 
-POLL_SECONDS = 0.25
 MAINTENANCE = ("upkeep", fingerprint("upkeep", {}))
 """The lock held by gc, evict and `verify --repair` while they look and remove."""
 
@@ -31,10 +28,10 @@ def run_lock(store: Store, run: StageRun, say: Callable[[str], None], stop: Call
         Stopped: `stop` returned True during the wait.
     """
     with ExitStack() as locks:
-        locks.enter_context(_lock(store, run.stage.name, str(run.identity), "making the same result", say, stop))
+        locks.enter_context(waited_lock(store, run.stage.name, str(run.identity), "making the same result", say, stop))
         if run.stage.name == "encode":
             shared = fingerprint("encoding", {"autoencoder": run.components["autoencoder"]})
-            locks.enter_context(_lock(store, "encode", shared, "encoding with the same autoencoder", say, stop))
+            locks.enter_context(waited_lock(store, "encode", shared, "encoding with the same autoencoder", say, stop))
         yield
 
 
@@ -47,30 +44,5 @@ def maintenance_lock(
     A run that begins records what it needs while holding it. So maintenance either sees that record, or has finished
     before the run looks at the store.
     """
-    with _lock(store, *MAINTENANCE, "starting a run or cleaning up this store", say, stop):
-        yield
-
-
-@contextmanager
-def _lock(
-    store: Store, stage: str, identity: str, activity: str, say: Callable[[str], None], stop: Callable[[], bool]
-) -> Iterator[None]:
-    """Waits for a lock and holds it; each new holder is reported once.
-
-    Args:
-        activity: what a process that holds this lock is doing.
-    """
-    with ExitStack() as locks:
-        reported = ""
-        while True:
-            try:
-                locks.enter_context(store.lock(stage, identity))
-                break
-            except LockHeld as error:
-                if error.holder != reported:
-                    say(f"waiting for {error.holder}, which is {activity}; Ctrl-C ends the wait")
-                    reported = error.holder
-            if stop():
-                raise Stopped(f"while waiting for {reported}")
-            time.sleep(POLL_SECONDS)
+    with waited_lock(store, *MAINTENANCE, "starting a run or cleaning up this store", say, stop):
         yield

@@ -14,6 +14,7 @@ from pipeline.request.hub import hub_folder
 from pipeline.request.locate import InputLocator
 from pipeline.request.preflight import check_request
 from pipeline.request.recipe import Recipe
+from pipeline.waited_lock import waited_lock
 from stages import catalogue
 from stages.contract import Source, Weights
 from stages.ingest.source.listing import open_source
@@ -49,7 +50,7 @@ def resolve_inputs(
     Args:
         fetch: download URLs, and write the weights bundled with the project (tiny-base) into the store; plan does
             neither.
-        say, progress: called about downloads.
+        say, progress: called about downloads; `say` also while another process makes the weights.
 
     Raises:
         SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
@@ -60,7 +61,7 @@ def resolve_inputs(
     path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
     source = open_source(path, digest_cache, recipe.ingest_params().limits) if path else unknown
-    folder, why = weights_folder(recipe, fetch=fetch)
+    folder, why = weights_folder(recipe, fetch=fetch, say=say)
     weights = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()
     check_request(recipe, weights, lora)
@@ -75,32 +76,35 @@ def resolve_inputs(
     )
 
 
-def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store) -> None:
+def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store, say: Callable[[str], None]) -> None:
     """Write bundled weights unless another process was faster; leftovers of a killed one are removed first."""
-    with store.lock("weights", fingerprint("shipped weights", {"folder": folder.name})):
+    name = fingerprint("shipped weights", {"folder": folder.name})
+    with waited_lock(store, "weights", name, "making the same weights", say):
         for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
         if not (folder / "model_config.json").is_file():
             family.make(folder)
 
 
-def weights_folder(recipe: Recipe, *, fetch: bool) -> tuple[Path | None, str]:
+def weights_folder(
+    recipe: Recipe, *, fetch: bool, say: Callable[[str], None] = lambda line: None
+) -> tuple[Path | None, str]:
     """The checkpoint folder; None, with the reason, while it is not on this machine."""
     if recipe.weights is not None:
         return recipe.weights, ""
     spec = recipe.model
     if spec.repo is None:
-        return _bundled_folder(recipe, fetch=fetch)
+        return _bundled_folder(recipe, fetch=fetch, say=say)
     folder = hub_folder(spec, download=fetch)
     return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
-def _bundled_folder(recipe: Recipe, *, fetch: bool) -> tuple[Path | None, str]:
+def _bundled_folder(recipe: Recipe, *, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, str]:
     """The folder in the store of weights that ship with the project."""
     family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
     if not (folder / "model_config.json").is_file():
         if not fetch:
             return None, f"the weights of {recipe.model.name} are made on first use"
-        _write_once(family, folder, Store(recipe.store))
+        _write_once(family, folder, Store(recipe.store), say)
     return folder, ""
