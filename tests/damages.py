@@ -22,7 +22,7 @@ from stages.errors import Fault
 from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.integrity.mp3 import frame_at
 from stages.ingest.integrity.riff_ogg_flac import ogg_pages
-from stages.ingest.prepare_clip import Job, PreparedClip, prepare
+from stages.ingest.prepare_clip import PreparedClip, RecordingJob, prepare
 from tests.pyav_formats import (
     PYAV_DAMAGES,
     PYAV_EXPECTED,
@@ -351,7 +351,9 @@ def verdict(form: str, data: bytes) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / FORMS[form][0]).write_bytes(data)
         member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))
-        job = Job(source=Path(place), kind="folder", member=member, shared=Path(place) / "shared", params=PARAMS)
+        job = RecordingJob(
+            source=Path(place), kind="folder", member=member, shared=Path(place) / "shared", params=PARAMS
+        )
         made = prepare(job)
     if isinstance(made, Fault):
         return "caught", made.type
@@ -373,7 +375,9 @@ def prepared_whole(form: str) -> tuple[PreparedClip, ...]:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / FORMS[form][0]).write_bytes(data)
         member = Member(name=FORMS[form][0], num_bytes=len(data), digest=digest_bytes(data))
-        made = prepare(Job(source=Path(place), kind="folder", member=member, shared=Path(place) / "s", params=PARAMS))
+        made = prepare(
+            RecordingJob(source=Path(place), kind="folder", member=member, shared=Path(place) / "s", params=PARAMS)
+        )
     assert not isinstance(made, Fault), made
     return made
 

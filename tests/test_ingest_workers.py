@@ -10,14 +10,16 @@ import pytest
 from stages.contract import Member, Resources
 from stages.errors import EngineUnavailable, StageError
 from stages.ingest import prepare_clip
-from stages.ingest.prepare_clip import Job
+from stages.ingest.prepare_clip import RecordingJob
 from stages.ingest.workers import num_workers
 from tests.small_datasets import PARAMS, clips, folder, run, workspace
 
 
-def jobs(count: int, num_bytes: int) -> list[Job]:
+def jobs(count: int, num_bytes: int) -> list[RecordingJob]:
     members = [Member(name=f"{number}.wav", num_bytes=num_bytes, digest="sha256:00") for number in range(count)]
-    return [Job(source=Path("d"), kind="zip", member=member, shared=Path("s"), params=PARAMS) for member in members]
+    return [
+        RecordingJob(source=Path("d"), kind="zip", member=member, shared=Path("s"), params=PARAMS) for member in members
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _CLIPPED_SHARE = 1e-4
 """Share of a recording's samples in runs at full scale; below this a listener notices nothing."""
 _HARMLESS_STRAY_BYTES = 128
-"""After the declared end: an old tag, or the size of a header that counts itself."""
+"""Most bytes after the declared end without a warning: an old tag, or the size of a header that counts itself."""
 _DC_OFFSET = 0.02
-"""Of full scale (-34 dB); below this it is what converters leave."""
+"""Smallest DC offset to warn of, as a part of full scale (-34 dB); converters leave less."""
 
 
 def clip_warnings(prepared: Mapping[str, Sequence[PreparedClip]], params: IngestParams) -> Iterable[Fault]:

@@ -31,7 +31,7 @@ GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RecordingJob:
     """What a worker needs to prepare one recording: paths and params, no samples."""
 
     source: Path
@@ -113,7 +113,7 @@ class Interrupted(Exception):
     """A stop was requested in the middle of a long recording; nothing of it was kept."""
 
 
-def prepare(job: Job, should_stop: Callable[[], bool] = lambda: False) -> tuple[PreparedClip, ...] | Fault:
+def prepare(job: RecordingJob, should_stop: Callable[[], bool] = lambda: False) -> tuple[PreparedClip, ...] | Fault:
     """Decode, check, resample and write one recording; a fault is returned, not raised.
 
     Args:
@@ -155,7 +155,7 @@ def _until_stopped(blocks_AX: Iterator[np.ndarray], should_stop: Callable[[], bo
             raise Interrupted
 
 
-def _prepared(job: Job, should_stop: Callable[[], bool]) -> tuple[PreparedClip, ...]:
+def _prepared(job: RecordingJob, should_stop: Callable[[], bool]) -> tuple[PreparedClip, ...]:
     params = job.params
     recording = open_recording(job.member.name, read_member(job.source, job.kind, job.member))
     sink = FlacWindows(params, job.shared / "prepared")
@@ -177,7 +177,9 @@ def _prepared(job: Job, should_stop: Callable[[], bool]) -> tuple[PreparedClip, 
     return tuple([_commit(job, recording, whole, sink, window) for window in reversed(sink.written)][::-1])
 
 
-def _commit(job: Job, recording: Recording, whole: int, sink: FlacWindows, window: WrittenWindow) -> PreparedClip:
+def _commit(
+    job: RecordingJob, recording: Recording, whole: int, sink: FlacWindows, window: WrittenWindow
+) -> PreparedClip:
     """Write one window, then its facts: a clip that has its facts is complete."""
     content = b"" if window.is_silent else sink.content(window)
     facts = PreparedClip(
@@ -227,5 +229,5 @@ def estimated_bytes(members: Iterator[Member] | list[Member], params: IngestPara
 
 
 def _growth(name: str) -> float:
-    """PreparedClip bytes per source byte: FLAC takes about half of PCM; lossy files grow several times."""
+    """Bytes of prepared audio per source byte: FLAC takes about half of PCM; lossy files grow several times."""
     return 4.0 if suffix(name) in {".mp3", ".ogg", ".oga", ".opus", *WITH_PYAV} else 0.4

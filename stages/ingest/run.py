@@ -20,7 +20,7 @@ from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.eta import TimeLeft
 from stages.ingest.faults import ARCHIVE_WIDE, FileRejected, as_record, fault, sorted_faults
-from stages.ingest.prepare_clip import Job, PreparedClip, check_length, estimated_bytes, stored_facts
+from stages.ingest.prepare_clip import PreparedClip, RecordingJob, check_length, estimated_bytes, stored_facts
 from stages.ingest.source.archive import close_archives
 from stages.ingest.source.limits import apply_limits
 from stages.ingest.stage import SOXR, IngestParams, audio_params
@@ -65,7 +65,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     Raises:
         DatasetFaults: all faults, unless skip_bad leaves out the clips that have them.
         Stopped: a stop was requested; finished clips are kept.
-        SpaceShort, StageError: the disk or a worker failed.
+        InsufficientDiskSpace, StageError: the disk or a worker failed.
     """
     source = inputs.source
     assert source is not None, "ingest is planned with a source"
@@ -105,11 +105,13 @@ def _prepare_all(
     by_digest: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         by_digest[str(member.digest)].append(member)
-    jobs: list[Job] = []
+    jobs: list[RecordingJob] = []
     for digest, equals in by_digest.items():
         facts = stored_facts(work.shared, digest, params)
         if facts is None:
-            jobs.append(Job(source=source.path, kind=source.kind, member=equals[0], shared=work.shared, params=params))
+            jobs.append(
+                RecordingJob(source=source.path, kind=source.kind, member=equals[0], shared=work.shared, params=params)
+            )
         else:
             contents.add(equals, facts, params)
     _check_space(work.shared, [job.member for job in jobs], params)
@@ -126,13 +128,13 @@ def _prepare_all(
         raise Stopped(f"after preparing {num_done:,} of {pluralized(len(members), 'clip')}")
 
 
-def _largest_first(jobs: Sequence[Job]) -> list[Job]:
+def _largest_first(jobs: Sequence[RecordingJob]) -> list[RecordingJob]:
     """The jobs by size, largest first, so that no worker starts a long clip when the others are done."""
     return sorted(jobs, key=lambda job: (-job.member.num_bytes, job.member.name))
 
 
 def _check_space(shared: Path, members: list[Member], params: IngestParams) -> None:
-    """Raise SpaceShort if the prepared audio does not fit on the disk."""
+    """Raise InsufficientDiskSpace if the prepared audio does not fit on the disk."""
     shared.mkdir(parents=True, exist_ok=True)
     needed, free = estimated_bytes(members, params), shutil.disk_usage(shared).free
     if needed > free:

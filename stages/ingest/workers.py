@@ -16,16 +16,16 @@ from stages.contract import Resources
 from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.audio.mpeg_decoder import start_decoder
 from stages.ingest.file_types import suffix
-from stages.ingest.prepare_clip import GRACE_SECONDS, Interrupted, Job, PreparedClip, prepare
+from stages.ingest.prepare_clip import GRACE_SECONDS, Interrupted, PreparedClip, RecordingJob, prepare
 from stages.processes import init_worker, sigint_blocked
 
-Result = tuple[Job, tuple[PreparedClip, ...] | Fault]
+Result = tuple[RecordingJob, tuple[PreparedClip, ...] | Fault]
 _BYTES_PER_WORKER = 64 << 20
 """Source bytes whose preparation takes about as long as starting a process."""
 
 
 def results(
-    jobs: Sequence[Job], resources: Resources, should_stop: Callable[[], bool]
+    jobs: Sequence[RecordingJob], resources: Resources, should_stop: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     """Every job with its result, as they finish. Once a stop is requested no further job is started.
 
@@ -45,7 +45,7 @@ def results(
         yield from _run_parallel(jobs, number, resources.engine, should_stop)
 
 
-def num_workers(jobs: Sequence[Job], resources: Resources) -> int:
+def num_workers(jobs: Sequence[RecordingJob], resources: Resources) -> int:
     """Number of workers: as requested, else one per core, fewer where there is little work; never more than jobs."""
     if resources.workers:
         return max(1, min(resources.workers, len(jobs)))
@@ -53,7 +53,7 @@ def num_workers(jobs: Sequence[Job], resources: Resources) -> int:
     return max(1, min(joblib.cpu_count(), worthwhile, len(jobs)))
 
 
-def _not_stopped(should_stop: Callable[[], bool], jobs: Sequence[Job]) -> Iterator[Job]:
+def _not_stopped(should_stop: Callable[[], bool], jobs: Sequence[RecordingJob]) -> Iterator[RecordingJob]:
     for job in jobs:
         if should_stop():
             return
@@ -61,7 +61,7 @@ def _not_stopped(should_stop: Callable[[], bool], jobs: Sequence[Job]) -> Iterat
 
 
 def _run_parallel(
-    jobs: Sequence[Job], number: int, engine: str, should_stop: Callable[[], bool]
+    jobs: Sequence[RecordingJob], number: int, engine: str, should_stop: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     _start_backend(engine)
     shared = {"should_stop": should_stop} if engine == "threading" else {}
@@ -126,7 +126,7 @@ class StopWatchdog:
                 return
 
 
-def _run_job(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Result:
+def _run_job(job: RecordingJob, should_stop: Callable[[], bool] = lambda: False) -> Result:
     return job, prepare(job, should_stop)
 
 

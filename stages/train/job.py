@@ -76,7 +76,7 @@ def network_dtype(job: Job, name: str, requested: str) -> torch.dtype:
     """The dtype that a network runs in; prints it, and a hint where the processor emulates it.
 
     Args:
-        name: of the network, as printed.
+        name: name of the network, as printed.
         requested: precision in params.
     """
     dtype = job.dtype(requested)

@@ -64,7 +64,7 @@ class TrainingLoop:
         """Train up to `number_of_steps`; saves checkpoints on schedule, at the end, and when asked to stop.
 
         Raises:
-            Stopped: asked to; everything so far is saved.
+            Stopped: a stop was requested; everything so far is saved.
             LossNotFinite: a loss or gradient was NaN or infinite; that update was skipped; what came before is saved.
         """
         self.training.network.train(True)

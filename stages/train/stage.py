@@ -114,7 +114,7 @@ class TrainParams:
     cfg_dropout_prob: float = param(0.1, ge=0, le=1)
     """How often a clip is trained without its prompt (and duration token)."""
     mask_probabilities: tuple[float, ...] = (0.1, 0.8, 0.1)
-    """Of the inpainting masks: segments, full, causal and, if there is a fourth, spans."""
+    """Probabilities of the inpainting masks: segments, full, causal and, if there is a fourth, spans."""
     mask_loss_weight: float = param(1.0, ge=0)
     """Weight of the loss on frames that were given, beside that on frames to be generated."""
     silence_extension_seconds: float = param(4.0, ge=0)
@@ -126,7 +126,7 @@ class TrainParams:
     polarity_flip: bool = param(True)
     """Flip the sign of half of the clips; only where audio is encoded inside the loop."""
     autoencoder_precision: str = param("fp32", choices=PRECISIONS)
-    """Of the autoencoder that encodes inside the loop."""
+    """Precision of the autoencoder that encodes inside the loop."""
 
     def __post_init__(self) -> None:
         for name, value in _canonical(self).items():
@@ -173,8 +173,12 @@ def _joint_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
     return [
         ("model", bool(params.model), "the name of a base model"),
         ("betas", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1"),
-        ("betas", params.optimizer != "lion" or betas == TrainParams.betas, "left alone with optimizer lion"),
-        ("eps", params.optimizer == "adamw" or params.eps == TrainParams.eps, "left alone but with optimizer adamw"),
+        ("betas", params.optimizer != "lion" or betas == TrainParams.betas, "left at its default with optimizer lion"),
+        (
+            "eps",
+            params.optimizer == "adamw" or params.eps == TrainParams.eps,
+            "left at its default unless optimizer is adamw",
+        ),
         ("warmup_steps", params.warmup_steps < params.number_of_steps, "below number_of_steps"),
         (
             "frames_per_batch",

@@ -17,7 +17,7 @@ from stages.ingest.stage import IngestParams
 
 _FULL_SCALE = 1 << 23
 _COMPRESSION_LEVEL = 0.0
-"""From 0 to 1 in libsndfile. The lowest is a third faster than the default and its files are 2 % larger (measured)."""
+"""Libsndfile takes 0 to 1. The lowest is a third faster than the default and its files are 2 % larger (measured)."""
 SILENCE_DBFS = -60.0
 """A clip whose peak is below this counts as silent: it is inaudible next to other clips."""
 
@@ -30,9 +30,9 @@ class WrittenWindow:
     num_samples: int
     num_clamped: int
     peak: float
-    """Before clamping; 1 is full scale."""
+    """Peak before clamping; 1 is full scale."""
     bytes_in_spool: slice
-    """Where its FLAC file lies in the spool, if there is one."""
+    """Byte range of its FLAC file in the spool, if there is one."""
 
     @property
     def is_silent(self) -> bool:

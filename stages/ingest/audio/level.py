@@ -10,7 +10,7 @@ _MIN_CLIPPED_SAMPLES = 4
 """Shorter runs at full scale are what a peak normaliser leaves."""
 _MIN_DROPOUT_SAMPLES = 256
 _LOUD = 0.02
-"""Where silence begins after a fade or a gate, the audio is quieter than this."""
+"""Peak of the last sample before a dropout, at least; before silence after a fade or a gate, audio is quieter."""
 
 
 def _is_sound(block_AX: np.ndarray) -> np.ndarray:

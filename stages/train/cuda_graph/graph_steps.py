@@ -47,7 +47,7 @@ class StaticInputs:
     """Inputs of a graph: tensors that stay at one address, into which each batch is copied."""
 
     memory: Tensor
-    """All but the prompts, packed in the order of `GraphSteps.host_inputs`."""
+    """All inputs but the prompts, packed in the order of `GraphSteps.host_inputs`."""
     batch: Batch
     prompts_BPE: Tensor
     masks: list[Tensor]
@@ -115,7 +115,7 @@ class GraphSteps:
             False, with nothing done, if this would capture more than `MAX_GRAPHS` graphs.
 
         Raises:
-            Interrupted: asked to stop during a capture; nothing was updated.
+            Interrupted: a stop was requested during a capture; nothing was updated.
         """
         training = self.training
         parts = microbatches(batch, paired=training.params.optimal_transport)

@@ -117,7 +117,7 @@ class Stepper:
         """Make one update from a batch on the CPU.
 
         Raises:
-            Interrupted: asked to stop while compiling; nothing was updated.
+            Interrupted: a stop was requested while compiling; nothing was updated.
         """
         done, updates_before = False, self.training.optimizer.num_updates
         while not done:

@@ -35,7 +35,7 @@ class Excerpts:
     clips: tuple[int, ...]
     """Index of each clip."""
     starts: tuple[int, ...]
-    """In the source's units."""
+    """First unit of each crop, in the source's units."""
     flipped: tuple[bool, ...]
     """Whether the sign of the audio is flipped."""
     frames: tuple[int, ...]

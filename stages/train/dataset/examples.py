@@ -33,7 +33,7 @@ _SUPPORTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Batches of any step, in any order of asking."""
+    """Batches of any step; steps may be requested in any order."""
 
     clips: Clips
     prompts: PromptEmbeddings
@@ -115,6 +115,6 @@ def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     diffusion = ModelConfig(config).diffusion
     for name, only in _SUPPORTED.items():
         if diffusion.get(name, only) != only:
-            raise UnsupportedModelConfig("diffusion", f"{name} is {diffusion[name]!r}, trained is only {only!r}")
+            raise UnsupportedModelConfig("diffusion", f"{name} is {diffusion[name]!r}, only {only!r} can be trained")
     options: Mapping[str, Any] | None = diffusion.get("distribution_shift_options")
     return options

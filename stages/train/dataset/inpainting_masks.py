@@ -81,7 +81,7 @@ def uniform_int(generator: np.random.Generator, low: int, high: int) -> int:
 
 
 KINDS: tuple[Callable[[np.random.Generator, int], np.ndarray], ...] = (segments, full, causal, spans)
-"""In the order of the `mask_probabilities` param."""
+"""Kinds of masks, in the order of the `mask_probabilities` param."""
 
 
 def inpainting_mask(

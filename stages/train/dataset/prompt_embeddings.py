@@ -22,7 +22,7 @@ class PromptEmbeddings:
     """Hidden states of the valid tokens of each prompt, (tokens, width) float32."""
 
     hidden: dict[str, Tensor]
-    """By prompt key."""
+    """Hidden states by prompt key."""
 
     def lookup(self, keys: Sequence[str]) -> list[Tensor]:
         """Hidden states for the clips of a batch, by their prompt keys."""

@@ -44,7 +44,7 @@ class Visits:
 
 
 class Sampler(Protocol):
-    """The clips of any step, in any order of asking."""
+    """The clips of any step; steps may be requested in any order."""
 
     def visits(self, step: int) -> Visits: ...
 
@@ -128,7 +128,7 @@ class FixedSizeSampler:
         return visits[shuffled], frames[shuffled]
 
     def _pieces(self, start: int, stop: int) -> list[np.ndarray]:
-        """Visits `start` to `stop` of all epochs laid end to end, one piece per epoch."""
+        """Visits `start` to `stop` of all epochs concatenated, one piece per epoch."""
         num = len(self.epoch)
         epochs = range(start // num, -(-stop // num))
         return [self._permutation(number)[max(start - number * num, 0) : stop - number * num] for number in epochs]
@@ -141,7 +141,7 @@ class FrameBudgetSampler:
     of its own.
 
     Args:
-        lengths: of the buckets, in frames, ascending.
+        lengths: bucket lengths in frames, ascending.
         budget: most frames of a batch.
         num_microbatches: batches of a step.
     """
@@ -151,7 +151,7 @@ class FrameBudgetSampler:
         self.num_microbatches = num_microbatches
         usual = self.rounded(np.minimum(epoch.frames + int(epoch.mean_silence_frames), epoch.window)).mean()
         self.clips_per_batch = max(1, int(budget / usual))
-        """Clips that a batch holds, about."""
+        """Approximate number of clips in a batch."""
         self.round_epochs = -(-max(MIN_ROUND_VISITS, SORT_WINDOW_BATCHES * self.clips_per_batch) // len(epoch))
         """Epochs of a round: whole epochs that are cut into batches together."""
         self._ends = [0]
@@ -206,7 +206,7 @@ class FrameBudgetSampler:
 
 
 def zigzag(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Indices into all pieces laid end to end, each piece sorted, ascending and descending in turn; ties are stable.
+    """Indices into all pieces concatenated, each piece sorted, ascending and descending in turn; ties are stable.
 
     So the end of one piece and the beginning of the next are of similar length too.
     """

@@ -23,7 +23,7 @@ _BLOCK = re.compile(r"transformer\.layers\.(\d+)\.")
 
 
 class LayerUse(Enum):
-    """Where a layer stands and what it multiplies. Its name holds the pattern; of several the first counts."""
+    """Where a layer is used and what it multiplies. A layer has the first use whose pattern its name contains."""
 
     BLOCK_CONTEXT = r"layers\.\d+\.cross_attn\.to_kv"
     BLOCK_FRAMES = r"layers\.\d+\.to_local_embed"

@@ -20,9 +20,9 @@ class Remedy(NamedTuple):
     """A setting with which a training needs less memory."""
 
     flags: str
-    """As typed on the command line."""
+    """The setting as typed on the command line."""
     setup: TrainingSetup
-    """The training with it."""
+    """The training with this setting."""
 
 
 class Change(NamedTuple):
@@ -171,8 +171,8 @@ def decide(setup: TrainingSetup, free_bytes: int | None, setting: str = "auto") 
     """The setup, with gradient checkpointing if memory is short and the setting is `auto`; and lines for the user.
 
     Args:
-        free_bytes: of the device; None: unknown, then nothing is refused.
-        setting: of gradient checkpointing: `auto`, `on` or `off`.
+        free_bytes: free memory of the device; None: unknown, then nothing is refused.
+        setting: value of gradient_checkpointing: `auto`, `on` or `off`.
 
     Raises:
         InsufficientMemory: not even the low end of the estimate's error fits.

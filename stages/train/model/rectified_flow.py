@@ -34,9 +34,9 @@ class Losses:
     """Mean squared error per clip, over the generated and over the given part of its real frames."""
 
     generated_B: Tensor
-    """Over frames to be generated; 0 where there are none."""
+    """Error over frames to be generated; 0 where there are none."""
     context_B: Tensor
-    """Over frames given as context; 0 where there are none."""
+    """Error over frames given as context; 0 where there are none."""
 
     def per_clip(self, context_weight: float) -> Tensor:
         """(B,): the loss of each clip, its context weighted."""

@@ -65,7 +65,7 @@ class Optimizer:
         """Apply the gradients that backward passes have left; returns their norm before clipping, a 0-d tensor.
 
         Args:
-            loss: of those passes; only checked for being finite.
+            loss: loss of those passes; only checked for being finite.
             scale: what the loss was multiplied by before them; gradients are divided by it.
         """
         for parameter in self.trained:

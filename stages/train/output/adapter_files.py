@@ -21,9 +21,9 @@ class FileNames:
     """Names of the two files of an adapter."""
 
     exported: str
-    """In the export precision."""
+    """File in the export precision."""
     fp32: str
-    """As trained."""
+    """File of the values as trained."""
 
 
 TRAINED = FileNames("adapter.safetensors", "adapter_fp32.safetensors")

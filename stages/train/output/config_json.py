@@ -25,19 +25,19 @@ class TrainingSummary:
     """What is known at the end of a training, apart from params."""
 
     spec: AdapterSpec
-    """The adapter's, with alpha as resolved."""
+    """Spec of the adapter, with alpha as resolved."""
     rank_limit: int
     """Smallest dimension of the adapted layers: the largest rank that an -xs kind can have."""
     num_parameters: int
     num_layers: int
     losses: Sequence[float]
-    """One per step."""
+    """Loss of every step."""
     before: Evaluation
     unquantized: Evaluation | None
-    """As `before`, on the unquantised base; None where the base is not quantised."""
+    """Evaluation before training on the unquantised base; None where the base is not quantised."""
     after: Evaluation
     ema: Evaluation | None
-    """Of the moving average, where there is one."""
+    """Evaluation of the moving average, where there is one."""
     seconds: float
     """Time spent in steps."""
     precision_used: str

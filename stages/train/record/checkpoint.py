@@ -111,7 +111,7 @@ def newest(folders: list[Path], identity: str, max_steps: int, say: Callable[[st
     """The usable checkpoint with the most steps, at most `max_steps`; others are named and skipped.
 
     Args:
-        folders: that may hold checkpoints; earlier folders come first among equal steps.
+        folders: folders that may hold checkpoints; earlier folders come first among equal steps.
     """
     for step, directory in _candidates(folders):
         if step > max_steps:

@@ -25,9 +25,9 @@ class LayerRow:
 
     step: int
     group: str
-    """Such as `model.transformer.layers.3`."""
+    """Name of the group, such as `model.transformer.layers.3`."""
     gradient_norm: float
-    """As applied: after clipping."""
+    """Norm of the gradient as applied, after clipping."""
     update_norm: float
     """Norm of the change that the step made."""
     value_norm: float

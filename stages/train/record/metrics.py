@@ -28,7 +28,7 @@ class ClipRow:
     """First sample of the excerpt inside the clip."""
     timestep: float
     loss: float
-    """As it counts in the step: generated_loss, plus context_loss times its weight."""
+    """Loss as it counts in the step: generated_loss, plus context_loss times its weight."""
     generated_loss: float
     context_loss: float
 
@@ -41,7 +41,7 @@ class StepRow:
     loss: float
     learning_rate: float
     gradient_norm: float
-    """Before clipping."""
+    """Norm before clipping."""
 
 
 @dataclass
