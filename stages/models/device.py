@@ -108,7 +108,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(what: str, device: torch.device) -> Iterator[None]:
-    """Within the context, an out-of-memory error is raised as OutOfMemory, which names `what` was being done."""
+    """Context in which an out-of-memory error is raised as OutOfMemory, which names the activity `what`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

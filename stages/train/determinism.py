@@ -14,7 +14,7 @@ import torch
 def deterministic_algorithms(
     device: torch.device, deterministic: bool = True, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[None]:
-    """Within, CUDA uses only kernels that add in a fixed order, unless `deterministic` is False.
+    """Context in which CUDA uses only kernels that add in a fixed order, unless `deterministic` is False.
 
     On the CPU sums are in a fixed order anyhow, at a fixed number of threads.
 

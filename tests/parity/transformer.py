@@ -39,7 +39,7 @@ def value_zeroing_attention(query: Tensor, key: Tensor, value: Tensor, valid: Te
 
 @contextmanager
 def attending(network: torch.nn.Module, function: AttentionFunction) -> Iterator[None]:
-    """Within the context every attention layer of `network` calls `function`."""
+    """Context in which every attention layer of `network` calls `function`."""
     replace_attention(network, function)
     try:
         yield

@@ -47,7 +47,7 @@ def kernels_enabled() -> bool:
 
 @contextmanager
 def enable_kernels() -> Iterator[None]:
-    """Within, hand-written kernels are used. Backward passes belong inside as well."""
+    """Context in which hand-written kernels are used. Backward passes belong inside as well."""
     before, _KERNELS["enabled"] = _KERNELS["enabled"], True
     try:
         yield

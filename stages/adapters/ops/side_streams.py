@@ -70,7 +70,7 @@ class SideStreams:
             self._forked.add(stream)
 
     def stream(self, number: int) -> AbstractContextManager[object]:
-        """Within, work goes to this stream: 0 is the current one, then the high-priority ones, then the others."""
+        """Context in which work goes to this stream: 0 is the current one, then high-priority ones, then the others."""
         return torch.cuda.stream([*self._priority, *self._block][number - 1]) if number else nullcontext()
 
     def mark_computed(self, phase: int) -> None:
@@ -152,7 +152,7 @@ class SideStreams:
 
 @contextmanager
 def use_side_streams(streams: SideStreams | None) -> Iterator[None]:
-    """Within, gradients of joined products are computed on these streams; None: on the current one."""
+    """Context in which gradients of joined products are computed on these streams; None: on the current one."""
     before, _IN_USE["now"] = _IN_USE["now"], streams
     try:
         yield

@@ -83,7 +83,7 @@ class StackedAdapter:
 
     @contextmanager
     def precomputed(self) -> Iterator[None]:
-        """Within, layers use adapted weights computed on entry; gradients flow to the stacked parameters."""
+        """Context in which layers use adapted weights computed on entry; gradients flow to the stacked parameters."""
         streams = self.side_streams
         try:
             self._compute_and_distribute()

@@ -77,7 +77,7 @@ class CompiledNetwork:
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """Within, the eager code is run."""
+        """Context in which the eager code is run."""
         self.uninstall()
         try:
             yield
@@ -89,7 +89,7 @@ class CompiledNetwork:
 def compiled(
     denoiser: Denoiser, layers: StackedAdapter, caches: Path | None = None, *, deterministic: bool = True
 ) -> Iterator[CompiledNetwork]:
-    """Within, blocks run compiled, and layers that all blocks use alike are computed for all of them at once.
+    """Context in which blocks run compiled, and layers that all blocks use alike are computed for all of them at once.
 
     One compilation per batch shape serves all blocks.
 
@@ -123,14 +123,14 @@ def start_compile_workers() -> None:
 
 
 def compile_caches(caches: Path | None) -> AbstractContextManager[None]:
-    """Within, torch's and Triton's compilers keep compiled code in this folder; None: in their own."""
+    """Context in which torch's and Triton's compilers keep compiled code in this folder; None: in their own."""
     folders = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches / "triton"}
     return temporary_environment({name: str(folder) for name, folder in folders.items()})
 
 
 @contextmanager
 def attention_backends_by_speed() -> Iterator[None]:
-    """Within, torch tries its attention kernels in the order of their speed."""
+    """Context in which torch tries its attention kernels in the order of their speed."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -154,7 +154,7 @@ def compile_options(*, deterministic: bool) -> dict[str, Any]:
 
 @contextmanager
 def compile_workers_kept() -> Iterator[None]:
-    """Within, idle compile workers are kept: else they would be forked anew for the next shape."""
+    """Context in which idle compile workers are kept: else they would be forked anew for the next shape."""
     import torch._inductor.config  # deferred: compiling is for CUDA only
 
     inductor: Any = torch._inductor.config

@@ -64,7 +64,7 @@ class _Watcher:
 def interruptible(
     activity: str, say: Callable[[str], None], should_stop: Callable[[], bool], hint: str = "or wait"
 ) -> Iterator[None]:
-    """Within, a line is printed every few seconds, and a stop request takes effect at once.
+    """Context in which a line is printed every few seconds, and a stop request takes effect at once.
 
     Args:
         activity: what is running, as printed.

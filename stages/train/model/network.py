@@ -31,7 +31,7 @@ class Network:
     """The adapter's layers stacked by shape; None computes each layer's weight at each use."""
 
     def precomputed_weights(self) -> AbstractContextManager[None]:
-        """Within, adapted weights are computed once, from the parameters as they are on entry."""
+        """Context in which adapted weights are computed once, from the parameters as they are on entry."""
         return nullcontext() if self.layers is None else self.layers.precomputed()
 
     def padded_prompts(self, batch: Batch) -> Tensor:

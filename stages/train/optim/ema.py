@@ -38,7 +38,7 @@ class AdapterEma:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within, the adapter has the averaged values."""
+        """Context in which the adapter has the averaged values."""
         kept = [parameter.clone() for parameter in self.trained]
         _copy(self.values, self.trained)
         try:

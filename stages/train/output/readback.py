@@ -71,7 +71,7 @@ def velocity_of(network: Network, batch: Batch) -> Tensor:
 
 @contextmanager
 def own_memory(adapter: Adapter) -> Iterator[None]:
-    """Within, each tensor of the adapter has its own memory, as one that is read from a file has.
+    """Context in which each tensor of the adapter has its own memory, as one that is read from a file has.
 
     Stacked tensors start at any address, and the alignment of a factor decides in which order a product adds up, which
     changes the last bit (7.5e-8 was seen on an fp32 base).

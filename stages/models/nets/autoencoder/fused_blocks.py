@@ -60,7 +60,7 @@ def use_fused_blocks(resampler: ResamplingTransformer, say: Callable[[str], None
 
 
 def triton_cache_in(folder: Path) -> AbstractContextManager[None]:
-    """Within the context Triton caches compiled kernels in `folder` instead of the user's home."""
+    """Context in which Triton caches compiled kernels in `folder` instead of the user's home."""
     return temporary_environment({"TRITON_CACHE_DIR": str(folder)})
 
 
