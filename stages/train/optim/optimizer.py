@@ -94,7 +94,7 @@ class Optimizer:
 
     @contextmanager
     def discarding_updates(self) -> Iterator[None]:
-        """Context in which updates are computed in full but not applied: parameters, moments and average stay as they are.
+        """Context in which updates are computed in full but not applied: parameters, moments and average stay the same.
 
         A flag set before stays set afterwards.
         """
