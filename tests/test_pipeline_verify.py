@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -245,6 +246,20 @@ def test_rows_that_do_not_match_an_intact_shard_are_found(root, store, encoded):
     repair_store(store)
     request(root)
     assert (encoded, damages(store)) == ([], [])
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".safetensors"])
+def test_a_damaged_download_is_found_and_removed(store, suffix):
+    content = b"as it was downloaded"
+    file = store.shared / "sources" / f"{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    assert damages(store) == []
+    flip(file, 3)
+    (damage,) = damages(store)
+    assert (damage.kind, damage.path) == ("source", f"shared/sources/{file.name}")
+    repair_store(store)
+    assert not file.exists()
 
 
 def test_damaged_bundled_weights_are_found_and_made_again(root, store):

@@ -30,10 +30,12 @@ from pipeline.maintenance.damage import (
 from pipeline.maintenance.verify_references import lost_share, reference_damages
 
 Progress = Callable[..., None]
+DOWNLOAD_SUFFIXES = (".zip", ".safetensors")
+"""Suffixes of the files that a request may download."""
 
 
 def verify(store: Store, progress: Progress = lambda done, total, note="": None) -> VerifyResult:
-    """Check every artifact, shard, prepared clip, data zip and weights folder of a store."""
+    """Check every artifact, shard, prepared clip, download and weights folder of a store."""
     damages: list[Damage] = []
     receipts = store.receipts(on_damage=lambda error: damages.append(_receipt_damage(store, error)))
     shards = [
@@ -106,8 +108,9 @@ def prepared_damages(store: Store, facts_file: Path) -> Iterator[Damage]:
 
 
 def source_damages(store: Store) -> Iterator[Damage]:
-    """Zips from `data:` addresses and downloads that do not match the digest in their name."""
-    for file in sorted((store.shared / "sources").glob("*.zip")):
+    """Zips from `data:` addresses and downloaded zips and adapter files that do not match the digest in their name."""
+    files = [file for suffix in DOWNLOAD_SUFFIXES for file in (store.shared / "sources").glob(f"*{suffix}")]
+    for file in sorted(files):
         if len(file.stem) == 32 and not digest_file(file).startswith(f"sha256:{file.stem}"):
             meaning = "it is downloaded or decoded again from its address"
             yield Damage(kind="source", path=path_in_store(store, file), what="it has other bytes", meaning=meaning)
