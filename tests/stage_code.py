@@ -16,15 +16,16 @@ from pipeline.plan.plan import stage_named
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "golden" / "stage_code.json"
 MODELS = ("stages/models", "stages/model_config.py", "stages/precision.py", "stages/safetensors_header.py")
+SHARED = ("stages/prepared_audio.py", "stages/records.py")
 CODE = {
-    "ingest": ("stages/ingest", "stages/prepared_audio.py"),
-    "encode": ("stages/encode", *MODELS, "stages/prepared_audio.py"),
-    "train": ("stages/train", *MODELS, "stages/adapters", "stages/prepared_audio.py"),
+    "ingest": ("stages/ingest", *SHARED),
+    "encode": ("stages/encode", *MODELS, *SHARED),
+    "train": ("stages/train", *MODELS, "stages/adapters", *SHARED),
 }
 """The code that decides each stage's result: files, and folders with everything below them."""
 WITHOUT_EFFECT = {
     "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.field", "stages.references",
-    "stages.processes", "stages.records", "stages.plural",
+    "stages.processes", "stages.plural",
 }  # fmt: skip
 """Modules that stages import but that do not decide results: interfaces, messages, distribution over processes."""
 
