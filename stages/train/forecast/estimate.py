@@ -123,10 +123,12 @@ class MemoryEstimate:
         return int(self.total_bytes * (1 - ERROR))
 
     def breakdown(self) -> str:
-        """The parts as text, such as `weights 2 MiB, adapter 4 MiB`."""
+        """The parts as text, such as `weights 2 MiB, adapter 4 MiB`; without those that would read as 0 MiB."""
         if self.loading_bytes > self.step_bytes:
             return f"to load the base before it is stored in 8 bits; {readable_bytes(self.step_bytes)} after that"
-        return ", ".join(f"{name} {readable_bytes(size)}" for name, size in self.bytes_by_part.items() if size > 0)
+        least = min(MIB // 2, max(self.bytes_by_part.values()))
+        parts = {name: size for name, size in self.bytes_by_part.items() if size >= least}
+        return ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
 
 
 def memory_estimate(setup: TrainingSetup) -> MemoryEstimate:
