@@ -92,7 +92,7 @@ def test_the_refusal_names_what_is_needed_what_there_is_and_each_setting_that_is
         "--duration 8  (about 0 MiB)",
     )
     text = str(error)
-    assert "cpu has 0 MiB left" in text and "weights" in text and "Nothing was loaded" in text
+    assert "cpu has 0 MiB left" in text and "activations" in text and "Nothing was loaded" in text
     assert "Any one of these makes it fit" in text
 
 
