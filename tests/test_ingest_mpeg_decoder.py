@@ -231,6 +231,15 @@ def test_a_decoder_that_is_killed_is_an_error_that_names_the_clip(tmp_path, monk
         warned(tmp_path, folder(tmp_path / "d", data))
 
 
+def test_a_decoder_does_not_end_by_a_sigterm_that_is_sent_to_every_process():
+    end_idle_decoders()
+    blocks = Recording(sound(tone(60.0), form="MP3", subtype="MPEG_LAYER_III")).blocks()
+    next(blocks)
+    [os.kill(pid, signal.SIGTERM) for pid in decoders_of(os.getpid())]
+    assert len(list(blocks)) > 70
+    end_idle_decoders()
+
+
 def test_a_decoder_ends_with_the_process_it_works_for():
     code = (
         "import time\nfrom tests.test_ingest_mpeg_decoder import *\n"

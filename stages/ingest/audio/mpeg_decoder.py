@@ -126,7 +126,11 @@ class _DecoderProcess:
     """One process that decodes a file at a time; it ends when nothing refers to it, or with this process."""
 
     def __init__(self) -> None:
-        code = f"import sys; sys.path[:] = {sys.path}; from stages.ingest.audio.mpeg_process import serve; serve()"
+        # A service manager or batch system sends its SIGTERM to every process: only the one that asks reacts.
+        code = (
+            "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+            f"sys.path[:] = {sys.path}; from stages.ingest.audio.mpeg_process import serve; serve()"
+        )
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
