@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cache.errors import WriteFailed
 from stages.errors import WeightsNotFound
 from stages.models.checkpoint_folder import open_folder, tensor_shapes
 from stages.models.families import tiny
@@ -57,6 +58,16 @@ def test_tiny_base_is_the_same_bytes_each_time(made, tmp_path):
         (tmp_path / "again" / name).read_bytes() for name in files
     ]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_weights_for_which_the_disk_has_no_room_are_an_error_and_leave_nothing_behind(tmp_path, monkeypatch):
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(WriteFailed, match="could not be written: No space left on device"):
+        tiny.make(tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_tensor_of_tiny_base_is_left_without_a_value(made):

@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from cache.files.atomic_files import write_failure
 from stages.models.library_logging import quiet_torchao
 from stages.records import ModelSpec
 
@@ -49,13 +50,18 @@ def folder_name() -> str:
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint folder, atomically: written under another name, then renamed."""
+    """Write the checkpoint folder, atomically: written under another name, then renamed.
+
+    Raises:
+        WriteFailed: the disk is full, or the folder cannot be written to.
+    """
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    (aside / TEXT_FOLDER).mkdir(parents=True)
-    (aside / "model_config.json").write_text(json.dumps(model_config(MODELS[0].name), indent=1), encoding="utf-8")
-    _write_networks(aside / "model.safetensors")
-    _write_text_encoder(aside / TEXT_FOLDER)
+    try:
+        _write_files(aside)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise write_failure(folder, error) from error
     try:
         aside.replace(folder)
     except OSError:
@@ -63,6 +69,13 @@ def make(folder: Path) -> None:
         if not (folder / "model_config.json").is_file():
             raise
         shutil.rmtree(aside)
+
+
+def _write_files(folder: Path) -> None:
+    (folder / TEXT_FOLDER).mkdir(parents=True)
+    (folder / "model_config.json").write_text(json.dumps(model_config(MODELS[0].name), indent=1), encoding="utf-8")
+    _write_networks(folder / "model.safetensors")
+    _write_text_encoder(folder / TEXT_FOLDER)
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -243,7 +256,7 @@ def _tokenizer() -> dict[str, Any]:
 
 
 def _write_text_encoder(folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     quiet_torchao()
     from transformers import T5GemmaConfig, T5GemmaEncoderModel
@@ -251,7 +264,8 @@ def _write_text_encoder(folder: Path) -> None:
     config = T5GemmaConfig(**_text_encoder_config())
     config.is_encoder_decoder = False
     shapes = {name: tuple(tensor.shape) for name, tensor in T5GemmaEncoderModel(config).state_dict().items()}
-    save_file(_random_tensors(shapes), folder / "model.safetensors", metadata={"format": "pt"})
+    # A full disk is an OSError here; of save_file it would be a SafetensorError.
+    (folder / "model.safetensors").write_bytes(save(_random_tensors(shapes), metadata={"format": "pt"}))
     config.architectures = ["T5GemmaEncoderModel"]
     config.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(), ensure_ascii=False), encoding="utf-8")
@@ -269,7 +283,7 @@ def _write_text_encoder(folder: Path) -> None:
 
 def _write_networks(file: Path) -> None:
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from stages.models.load_weights import NETWORKS
 
@@ -281,7 +295,7 @@ def _write_networks(file: Path) -> None:
         for prefix, network in networks.items()
         for name, tensor in network.state_dict().items()
     }
-    save_file(_random_tensors(shapes), file, metadata={"format": "pt"})
+    file.write_bytes(save(_random_tensors(shapes), metadata={"format": "pt"}))
 
 
 def _random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
