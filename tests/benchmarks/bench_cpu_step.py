@@ -37,7 +37,7 @@ BUILT, BY_LAYER, STACKED, FROZEN = WAYS = ("built in full", "layer by layer", "s
 
 def forward_built(self: AdaptedLayer, tokens: Tensor) -> Tensor:
     """The product with W', built in full."""
-    (slot,) = self.stack()
+    (slot,) = self.attached_slots()
     weight_OI = dense("dora-rows", self.matrix(), slot.leaves(), slot.scaling, self.matrix())
     return self._product(tokens, weight_OI, self.bias)
 
