@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.errors import FieldError
 from pipeline.request.fields import DEFAULTS, FIELDS
 from stages.adapters.kind import kind_named
+from stages.train.stage import conflicting_fields
 
 
 def conflicts(values: Mapping[str, Any]) -> list[FieldError]:
@@ -32,12 +33,7 @@ def unused_latent_fields(values: Mapping[str, Any]) -> list[FieldError]:
 
 def _conflicting(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field, error message) of every conflict."""
-    steps, warmup = values.get("number_of_steps"), values.get("warmup_steps")
-    if steps is not None and warmup is not None and warmup >= steps:
-        yield "warmup_steps", f"must be below number_of_steps, which is {steps}"
-    clips = values.get("batch_size", 1)
-    if values.get("frames_per_batch") is not None and clips != 1:
-        yield "frames_per_batch", f"takes the place of batch_size, which is {clips}: give one of them"
+    yield from conflicting_fields(values)
     digest = values.get("lora_checkpoint_sha256")
     if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
         yield "lora_checkpoint_sha256", "belongs to lora_checkpoint_url, which is not given"

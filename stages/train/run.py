@@ -25,7 +25,7 @@ from stages.train.output.config_json import TrainingSummary, configuration
 from stages.train.output.quantization_loss import UNQUANTIZED, quantization_note, unquantized_loss
 from stages.train.output.readback import check_outputs
 from stages.train.output.results import keep_last_checkpoint, write_adapters, write_config, write_tables
-from stages.train.setup import new_training, newest_checkpoint, num_parameters, rank_limit
+from stages.train.setup import adapted_rank_limit, new_training, newest_checkpoint, num_parameters
 from stages.train.stage import TrainParams
 from stages.train.training import Training
 
@@ -142,7 +142,7 @@ def summary_of(training: Training, examples: Examples, seconds: float, started: 
         ema_evaluation = None if ema is None else evaluate(network, examples, training.device)
     return TrainingSummary(
         spec=network.adapter.spec,
-        rank_limit=rank_limit(network),
+        rank_limit=adapted_rank_limit(network),
         num_parameters=num_parameters(network.adapter),
         num_layers=len(network.adapter.layer_names()),
         losses=training.history.losses(training.params.mask_loss_weight).tolist(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.singular_vectors import SingularVectorFolder
+from stages.adapters.target_layers import rank_limit
 from stages.models.quantized_linear import NONE, quantization_of
 from stages.train.job import Job
 from stages.train.model.frozen_base import load_frozen_base
@@ -61,12 +62,12 @@ def new_network(job: Job) -> Network:
     return Network(denoiser, conditioner, adapter, stacked_layers(adapter) if stackable else None)
 
 
-def rank_limit(network: Network) -> int:
+def adapted_rank_limit(network: Network) -> int:
     """Smallest dimension of the adapted layers: the largest rank that an -xs kind can have."""
     adapted = {f"{name}.weight" for name in network.adapter.layer_names()}
     roots = (network.denoiser, network.conditioner)
-    weights = {name: weight for root in roots for name, weight in root.named_parameters()}
-    return min(min(weight.shape[0], prod(weight.shape[1:])) for name, weight in weights.items() if name in adapted)
+    weights = {name: weight for root in roots for name, weight in root.named_parameters() if name in adapted}
+    return rank_limit({name: (weight.shape[0], prod(weight.shape[1:])) for name, weight in weights.items()})[0]
 
 
 def num_parameters(adapter: Adapter) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ class TrainParams:
         for name, value in _canonical(self).items():
             object.__setattr__(self, name, value)
         check(self, "train")
+        for name, why in conflicting_fields(vars(self)):
+            raise ValueError(f"train.{name} {why}; got {getattr(self, name)!r}")
         for name, holds, rule in _joint_rules(self):
             if not holds:
                 raise ValueError(f"train.{name} must be {rule}; got {getattr(self, name)!r}")
@@ -166,8 +169,22 @@ def _canonical_value(declared: object, value: object) -> object:
     return float(value) if str(declared).startswith("float") and isinstance(value, int) else value
 
 
+def conflicting_fields(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) where one field of a request rules out another's value.
+
+    Args:
+        values: params or a request by field name; fields that are missing conflict with none.
+    """
+    steps, warmup = values.get("number_of_steps"), values.get("warmup_steps")
+    if steps is not None and warmup is not None and warmup >= steps:
+        yield "warmup_steps", f"must be below number_of_steps, which is {steps}"
+    clips = values.get("batch_size", 1)
+    if values.get("frames_per_batch") is not None and clips != 1:
+        yield "frames_per_batch", f"takes the place of batch_size, which is {clips}: give one of them"
+
+
 def _joint_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
-    """(field, whether it holds, the rule in words) of rules beyond one field's own range."""
+    """(param, whether it holds, the rule in words) of rules beyond one param's own range, for what no request sets."""
     betas, probabilities = params.betas, params.mask_probabilities
     shares = len(probabilities) in (3, 4) and min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6
     return [
@@ -178,12 +195,6 @@ def _joint_rules(params: TrainParams) -> list[tuple[str, bool, str]]:
             "eps",
             params.optimizer == "adamw" or params.eps == TrainParams.eps,
             "left at its default unless optimizer is adamw",
-        ),
-        ("warmup_steps", params.warmup_steps < params.number_of_steps, "below number_of_steps"),
-        (
-            "frames_per_batch",
-            params.frames_per_batch is None or params.batch_size == 1,
-            "unset where batch_size is given",
         ),
         ("mask_probabilities", shares, "three or four numbers from 0 that add up to 1"),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.models.quantized_linear import NONE
+from stages.field import declared_fields
 from stages.records import AdapterSpec
 from stages.train.job import Job
 from stages.train.model.evaluation import TIMESTEPS, Evaluation
@@ -66,10 +66,10 @@ def configuration(job: Job, summary: TrainingSummary) -> dict[str, Any]:
 def packages(job: Job, summary: TrainingSummary) -> Iterator[str]:
     """Packages whose versions may change the adapter's values."""
     yield from _PACKAGES
-    if summary.quantization_used != NONE:
-        yield "torchao"
-    if job.params.optimizer != "adamw":
-        yield "pytorch-optimizer"
+    used = {**vars(job.params), "base_quantization": summary.quantization_used}
+    for field in declared_fields(job.params):
+        if field.needs is not None and used[field.attribute] != field.default:
+            yield field.needs.package
 
 
 def model_entry(job: Job) -> dict[str, Any]:
