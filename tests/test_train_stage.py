@@ -70,6 +70,23 @@ def test_a_param_that_makes_no_sense_is_refused_by_name(field, wrong):
         TrainParams(model="tiny-base" if field != "model" else wrong, **({field: wrong} if field != "model" else {}))
 
 
+@pytest.mark.parametrize(
+    ("field", "together"),
+    [
+        ("warmup_steps", {"number_of_steps": 5, "warmup_steps": 5}),
+        ("frames_per_batch", {"frames_per_batch": 100, "batch_size": 2}),
+    ],
+)
+def test_a_value_that_another_field_rules_out_is_refused_by_name(field, together):
+    with pytest.raises(ValueError, match=f"train.{field} .*{together[field]}"):
+        TrainParams(model="tiny-base", **together)
+
+
+@pytest.mark.parametrize("together", [{"number_of_steps": 5, "warmup_steps": 4}, {"frames_per_batch": 100}])
+def test_values_that_go_together_are_accepted(together):
+    assert TrainParams(model="tiny-base", **together).model == "tiny-base"
+
+
 @pytest.mark.parametrize(("short", "long"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
 def test_two_spellings_of_a_precision_have_one_fingerprint(short, long):
     assert name_of(base_precision=short) == name_of(base_precision=long)
