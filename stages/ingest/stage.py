@@ -11,7 +11,7 @@ from stages.field import OptionalPackage, check, param
 from stages.ingest.caption_template import template_fault
 from stages.ingest.source.limits import ArchiveLimits
 
-AUDIO_VERSION = 2
+AUDIO_VERSION = 3
 """Bump when the same source bytes and params should give different prepared samples."""
 RESAMPLERS = {
     "resampy": {"filter": "kaiser_best", "length": "ceil(n * to / from)"},
@@ -129,4 +129,4 @@ def prepared_path(digest: str, params: IngestParams, crop_start: int = 0) -> str
     return f"prepared/{key[:2]}/{key}.flac"
 
 
-STAGE = Stage("ingest", 2, IngestParams, (), "stages.ingest.run:ingest")
+STAGE = Stage("ingest", 3, IngestParams, (), "stages.ingest.run:ingest")

@@ -218,7 +218,7 @@ def excluded_from_identity(params: TrainParams) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="train",
-    version=5,
+    version=6,
     params=TrainParams,
     inputs=("ingest", "encode"),
     entry="stages.train.run:train",
