@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from cache.errors import CacheError
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
+from pipeline.request.fields import FIELDS
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -42,11 +44,27 @@ def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
+        if "unexpected extra argument" in error.format_message():
+            error.message = names_hint(arguments) or error.message
         if as_json:
             message = error.format_message()
             detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
             print(json.dumps({"detail": detail, "message": message}, ensure_ascii=False))
         raise
+
+
+def names_hint(arguments: Sequence[str]) -> str:
+    """How several names are given to one flag, if more than one word follows such a flag; else nothing.
+
+    The reference's own command line takes `--exclude a b`; here the second word would be an argument of the command.
+    """
+    flags = {f"--{field.name.replace('_', '-')}" for field in FIELDS if field.kind == "names"}
+    for position, word in enumerate(arguments):
+        flag, _, first = word.partition("=")
+        words = [*([first] if first else []), *takewhile(lambda one: one[:1] != "-", arguments[position + 1 :])]
+        if flag in flags and len(words) > 1:
+            return f"Several names go into one word, and DATA before the flag: DATA {flag} {','.join(words)}"
+    return ""
 
 
 @contextmanager
@@ -63,6 +81,7 @@ def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[
         error.command = command
         _fail(error, WRONG_USAGE, as_json=as_json)
     except SourceNotFound as error:
+        error.args = (" ".join([str(error), names_hint(sys.argv[1:])]).rstrip(),)
         _fail(error, WRONG_USAGE, as_json=as_json)
     except (PipelineError, StageError, CacheError) as error:
         _fail(error, FAILED, as_json=as_json)

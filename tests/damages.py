@@ -304,7 +304,7 @@ EXPECTED = {
     "one byte flipped": "audio_decode_error",
     "junk before the start": "audio_decode_error",
     "all silent": "silent",
-    "shorter than a latent frame": "audio_too_short",
+    "shorter than a latent frame": "shorter_than_frame",
     "clipped": "clipping",
     "off centre": "dc_offset",
     "NaN sample": "not_finite",

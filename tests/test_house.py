@@ -27,8 +27,8 @@ LAYERS = {
     """,
     "pipeline": """
         errors waited_lock
-        cli_errors example_dataset request
-        bench_grid plan
+        example_dataset request
+        bench_grid cli_errors plan
         execution report
         maintenance
         cli

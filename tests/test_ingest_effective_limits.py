@@ -21,6 +21,7 @@ from stages.contract import Member
 from stages.errors import DatasetFaults, SourceUnreadable
 from stages.ingest.effective_limits import with_effective_limits
 from stages.ingest.run import ingest
+from stages.ingest.source import limits as limits_module
 from stages.ingest.stage import IngestParams
 from tests.small_datasets import PARAMS, clips, counted, sound, tone, zipped
 
@@ -95,7 +96,8 @@ def test_a_limit_that_a_finished_ingest_exceeds_still_refuses_it(root, limit):
     assert limit.replace("_", "-") in str(caught.value).replace("_", "-"), "the message names what to raise"
 
 
-def test_a_compression_ratio_below_that_of_a_finished_ingest_still_refuses_it(tmp_path):
+def test_a_compression_ratio_below_that_of_a_finished_ingest_still_refuses_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits_module, "RATIO_FLOOR_BYTES", 1 << 20)
     files = {"a.wav": sound(tone(8.0, level=0.001)), "a.txt": b"nearly silent", **clips("b")}
     zipped(tmp_path / "clips.zip", files, zipfile.ZIP_DEFLATED)
     run_until("ingest", recipe(tmp_path), Report())
@@ -161,5 +163,5 @@ def _holds(name: str, members: list[Member], params: IngestParams) -> bool:
         return sum(member.num_bytes for member in members) <= limit
     if name == "max_member_bytes":
         return all(member.num_bytes <= limit for member in members)
-    packed = [member for member in members if member.packed_bytes is not None and member.num_bytes >= 1 << 20]
+    packed = [member for member in members if member.packed_bytes is not None and member.num_bytes >= 512 << 20]
     return all(member.num_bytes / max(1, member.packed_bytes) <= limit for member in packed)

@@ -12,15 +12,17 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected
+from stages.ingest.source import limits
 from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
 from stages.ingest.source.zip_directory import declared_directory
-from tests.small_datasets import clips, faults, folder, run, sound, tone, workspace, zipped
+from tests.small_datasets import RATE, clips, faults, folder, run, sound, tone, workspace, zipped
 
 
 def fault_types(path: Path, **limits: object) -> dict[str, str | None]:
@@ -87,7 +89,17 @@ def test_entries_that_share_their_bytes_are_a_bomb(tmp_path):
     assert ("a.wav", "overlapping_entries") in faults(path, tmp_path, skip_bad=True)
 
 
-def test_a_bomb_in_a_bomb_is_neither_opened_nor_unpacked(tmp_path):
+def test_a_clip_that_is_nearly_all_silence_is_no_bomb_however_well_it_packs(tmp_path):
+    mostly_silent = np.zeros((30 * RATE, 2))
+    mostly_silent[:2000] = tone(2000 / RATE)
+    files = {"hit.wav": sound(mostly_silent), "hit.txt": b"a hit"}
+    data = zipped(tmp_path / "d.zip", files, zipfile.ZIP_DEFLATED)
+    assert len(files["hit.wav"]) > 200 * data.stat().st_size, "beyond the default limit on the ratio"
+    assert [row.clip_id for row in run(data, workspace(tmp_path))[1]] == ["hit"]
+
+
+def test_a_bomb_in_a_bomb_is_neither_opened_nor_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "RATIO_FLOOR_BYTES", 1 << 20)
     layer = zipped(tmp_path / "0.zip", {"zeros.wav": bytes(8 << 20)}, zipfile.ZIP_DEFLATED).read_bytes()
     data = zipped(tmp_path / "d.zip", {"b.zip": layer, "zeros.wav": bytes(8 << 20)}, zipfile.ZIP_DEFLATED)
     assert {("b.zip", "nested_archive"), ("zeros.wav", "compression_ratio")} <= set(faults(data, tmp_path))

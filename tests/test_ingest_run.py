@@ -24,6 +24,7 @@ from stages.ingest.audio.decode import Recording
 from stages.ingest.audio.resample import resample
 from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
 from stages.ingest.run import MANIFEST, ingest
+from stages.ingest.source import limits
 from stages.ingest.source.listing import open_source
 from stages.ingest.window import dataset_window
 from stages.plural import is_or_are, pluralized
@@ -272,8 +273,8 @@ def broken() -> dict[str, bytes]:
         "nan.wav": sound(with_nan, subtype="FLOAT"),
         "nan.txt": b"nan",
         "orphan.txt": b"a caption",
-        "short.wav": sound(tone(0.05)),
-        "short.txt": b"short",
+        "empty.wav": sound(tone(0.0)),
+        "empty.txt": b"empty",
         "silent.wav": sound(0 * tone()),
         "silent.txt": b"silent",
         "song.ape": b"\x00\x00\x00 ftypM4A ",
@@ -288,13 +289,13 @@ def broken() -> dict[str, bytes]:
 
 EXPECTED = [
     ("cut.wav", "audio_truncated"),
+    ("empty.wav", "audio_empty"),
     ("empty_caption.txt", "empty_caption"),
     ("latin_caption.txt", "caption_not_utf8"),
     ("lonely.wav", "missing_caption"),
     ("loud.wav", "absurd_peak"),
     ("nan.wav", "not_finite"),
     ("orphan.txt", "missing_audio"),
-    ("short.wav", "audio_too_short"),
     ("silent.wav", "silent"),
     ("song.ape", "unsupported_audio_format"),
     ("twice.flac", "duplicate_name"),
@@ -359,7 +360,8 @@ def test_too_many_clips_are_refused_before_any_is_decoded(tmp_path, decoded):
     assert decoded == []
 
 
-def test_limits_hold_although_the_dataset_was_listed_under_wider_ones(tmp_path, decoded):
+def test_limits_hold_although_the_dataset_was_listed_under_wider_ones(tmp_path, decoded, monkeypatch):
+    monkeypatch.setattr(limits, "RATIO_FLOOR_BYTES", 1 << 20)
     nearly_empty = np.zeros((400_000, 2))
     nearly_empty[:4000] = np.random.default_rng(0).uniform(-1, 1, (4000, 2))
     files = {**clips("a", "b"), "bomb.wav": sound(nearly_empty), "bomb.txt": b"bomb"}
@@ -380,10 +382,28 @@ def test_a_file_that_changes_while_the_dataset_is_read_is_a_fault(tmp_path):
     assert [(one.member, one.type) for one in caught.value.faults] == [("a.wav", "member_changed")]
 
 
-def test_a_short_clip_is_found_although_it_was_prepared_for_a_model_with_shorter_frames(tmp_path, decoded):
+@pytest.mark.parametrize("num_samples", [1, 5, 4095])
+@pytest.mark.parametrize("rate", [RATE, 48000, 22050])
+def test_a_clip_shorter_than_a_latent_frame_is_used_with_a_note(tmp_path, num_samples, rate):
+    short = sound(np.full((num_samples, 2), 0.25), rate)
+    outcome, (row, _) = run(folder(tmp_path / "d", {"a.wav": short, "a.txt": b"a hit", **clips("b")}), workspace(tmp_path))
+    assert row.num_samples == read_prepared(tmp_path / "shared" / row.audio).shape[1] == -(-num_samples * RATE // rate)
+    assert (row.seconds_total, row.num_samples_padded) == (1, RATE // 2 - row.num_samples)
+    notes = {one["type"] for one in outcome.facts["warnings"] if one["member"] == "a.wav"}
+    assert ("shorter_than_frame" in notes) == (row.num_samples < 4096)
+
+
+def test_the_window_of_clips_shorter_than_a_latent_frame_is_one_frame(tmp_path):
+    outcome, (row,) = run(folder(tmp_path / "d", clips("a", seconds=0.01)), workspace(tmp_path))
+    assert (outcome.facts["window_samples"], outcome.facts["window_frames"]) == (4096, 1)
+    assert row.num_samples + row.num_samples_padded == 4096
+
+
+def test_whether_a_clip_is_shorter_than_a_frame_follows_from_the_model_not_from_what_is_stored(tmp_path, decoded):
     data = folder(tmp_path / "d", clips("a", seconds=0.5))
     run(data, workspace(tmp_path), downsampling_ratio=1024)
-    assert faults(data, tmp_path, downsampling_ratio=32768) == [("a.wav", "audio_too_short")]
+    outcome, _ = run(data, workspace(tmp_path), downsampling_ratio=32768)
+    assert [one["type"] for one in outcome.facts["warnings"]] == ["shorter_than_frame"]
     assert len(decoded) == 1
 
 

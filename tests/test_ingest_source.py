@@ -17,6 +17,7 @@ import pytest
 from cache.fingerprint import digest_bytes
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected
+from stages.ingest.source import limits
 from stages.ingest.source import listing as source_module
 from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
@@ -174,6 +175,7 @@ def test_a_flipped_byte_in_one_member_leaves_the_others(tmp_path, compression):
 def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     read: list[object] = []
     monkeypatch.setattr(source_module, "digest_entry", counted(source_module.digest_entry, read))
+    monkeypatch.setattr(limits, "RATIO_FLOOR_BYTES", 1 << 20)
     path = zipped(tmp_path / "d.zip", {"bomb.wav": bytes(4 << 20), "a.txt": b"x" * 60}, zipfile.ZIP_DEFLATED)
     assert fault_types(path) == {"a.txt": None, "bomb.wav": "compression_ratio"}
     assert fault_types(path, max_member_bytes=100) == {"a.txt": None, "bomb.wav": "member_too_large"}

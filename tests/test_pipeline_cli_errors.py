@@ -66,3 +66,28 @@ def test_the_type_of_an_error_in_json_outlives_the_name_of_its_class():
     codes = [getattr(error, "code", error.__name__) for error in declared]
     assert len(codes) == len(set(codes))
     assert set(codes) >= CODES
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["plan", "clips", "--exclude", "to_local_embed", "seconds_total"], "--exclude to_local_embed,seconds_total"),
+        (["run", "clips", "--include=a", "b", "c", "--rank", "4"], "--include a,b,c"),
+        (["train", "clips", "--rank", "4", "--exclude", "a", "b"], "--exclude a,b"),
+    ],
+)
+def test_several_names_after_one_flag_are_answered_with_the_right_form(words, right):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and right in done.stderr
+
+
+def test_a_name_that_is_taken_for_the_data_is_answered_with_the_right_form(monkeypatch):
+    words = ["plan", "--exclude", "to_local_embed", "seconds_total"]
+    monkeypatch.setattr("sys.argv", ["sa3-trainer", *words])
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "--exclude to_local_embed,seconds_total" in done.stderr
+
+
+def test_other_extra_arguments_are_answered_as_before():
+    done = CliRunner().invoke(app, ["plan", "clips", "more", "--exclude", "a"])
+    assert done.exit_code == 2 and "Several names" not in done.stderr

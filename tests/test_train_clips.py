@@ -164,6 +164,15 @@ def test_an_excerpt_s_length_is_rounded_up_to_frames(tmp_path, length):
     assert clips.read(0, 0, False).shape[1] == excerpt_frames(clips, 0) == -(-length // 4096)
 
 
+@pytest.mark.parametrize("length", [1, 100])
+def test_a_clip_of_a_few_samples_is_one_frame_live_and_stored(tmp_path, length):
+    clips = live(tmp_path, (length, 9000), window=4096)
+    assert excerpt_frames(clips, 0) == clips.read(0, 0, False).shape[1] == 1
+    assert torch.equal(clips.read(0, 0, False), encoded_file(tmp_path, 0, 0, length))
+    _, kept = stored(tmp_path / "cached", (1, 3), window=1)
+    assert excerpt_frames(kept, 0) == kept.read(0, 0, False).shape[1] == 1
+
+
 def test_an_excerpt_is_at_most_the_window(tmp_path):
     assert excerpt_frames(stored(tmp_path, (12,), window=8)[1], 0) == 8
     assert excerpt_frames(live(tmp_path, (50_000,), window=20_000), 0) == 5

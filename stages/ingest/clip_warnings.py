@@ -65,6 +65,9 @@ def _about_windows(name: str, parts: Sequence[PreparedClip], params: IngestParam
     rate, whole = params.sample_rate_hz, parts[0].num_samples_whole
     if clamped := sum(part.num_clamped for part in parts):
         yield _about_samples(name, "clamped", clamped, peak=max(part.peak for part in parts))
+    if whole < params.downsampling_ratio:
+        ms = 1000 * params.downsampling_ratio / rate
+        yield _about_samples(name, "shorter_than_frame", whole, limit=params.downsampling_ratio, ms=ms)
     for part in parts:
         if part.is_silent:
             start, stop = part.crop_start / rate, (part.crop_start + part.num_samples) / rate

@@ -73,10 +73,7 @@ MESSAGES = {
     "sample_rate_unsupported": (
         "its header says {rate:,} Hz; {low:,} to {high:,} Hz can be read. Export it again at a usual rate."
     ),
-    "audio_too_short": (
-        "it is {count:,} samples long at {rate:,} Hz, shorter than one latent frame ({limit:,} samples). Use a longer "
-        "recording, or pad it with silence."
-    ),
+    "audio_empty": "it holds no sound: its length is 0 samples. Export it again, or take it and its caption out.",
     "silent": "it is silent: its peak is below {limit:g} dBFS. Remove it, or use a louder recording.",
     "not_finite": "it contains NaN or infinite samples. Export it again.",
     "absurd_peak": "its peak is {peak:,.3g}, where full scale is 1. Export it again at a normal level.",
@@ -89,6 +86,10 @@ WARNINGS = {
     "channels_dropped": "it has {count} channels; only the first two are used.",
     "cropped_to_native": (
         "it is {seconds:,.1f} s long; only the first {kept:,.1f} s are used, which is the model's native length."
+    ),
+    "shorter_than_frame": (
+        "it is {samples} long, less than one latent frame ({limit:,} samples, {ms:.0f} ms); it is used, followed by "
+        "silence as every short clip is."
     ),
     "window_silent": "the part from {start:,.1f} to {stop:,.1f} s is silent and is left out.",
     "rest_dropped": "its end is left out: {samples}, less than one latent frame.",

@@ -169,7 +169,8 @@ def _prepared(job: RecordingJob, should_stop: Callable[[], bool]) -> tuple[Prepa
     recording.check()
     sink.close()
     whole = resampled_length(recording.num_samples, recording.sample_rate_hz, params.sample_rate_hz)
-    check_length(whole, params)
+    if not whole:
+        raise FileRejected("audio_empty")
     sink.drop_rest()
     if all(window.is_silent for window in sink.written):
         raise FileRejected("silent", limit=SILENCE_DBFS)
@@ -213,13 +214,6 @@ def _commit(
             atomic_write_bytes(audio, content, fsync=("file",))
         atomic_write_bytes(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n", fsync=("folder",))
     return facts
-
-
-def check_length(num_samples: int, params: IngestParams) -> None:
-    """Raise FileRejected when a recording does not fill one latent frame."""
-    if num_samples < params.downsampling_ratio:
-        bounds = {"rate": params.sample_rate_hz, "limit": params.downsampling_ratio}
-        raise FileRejected("audio_too_short", count=num_samples, **bounds)
 
 
 def estimated_bytes(members: Iterator[Member] | list[Member], params: IngestParams) -> int:

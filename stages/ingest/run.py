@@ -19,8 +19,8 @@ from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.eta import TimeLeft
-from stages.ingest.faults import ARCHIVE_WIDE, FileRejected, as_record, fault, sorted_faults
-from stages.ingest.prepare_clip import PreparedClip, RecordingJob, check_length, estimated_bytes, stored_facts
+from stages.ingest.faults import ARCHIVE_WIDE, as_record, fault, sorted_faults
+from stages.ingest.prepare_clip import PreparedClip, RecordingJob, estimated_bytes, stored_facts
 from stages.ingest.source.archive import close_archives
 from stages.ingest.source.limits import apply_limits
 from stages.ingest.stage import SOXR, IngestParams, audio_params
@@ -41,18 +41,13 @@ class DatasetContents:
     """The prepared windows of each audio file: one, unless long recordings are split."""
     faults: list[Fault] = field(default_factory=list)
 
-    def add(self, members: Sequence[Member], result: tuple[PreparedClip, ...] | Fault, params: IngestParams) -> None:
+    def add(self, members: Sequence[Member], result: tuple[PreparedClip, ...] | Fault) -> None:
         """Record the result of one audio file, for every member with the same bytes."""
         for member in members:
             if isinstance(result, Fault):
                 self.faults.append(replace(result, member=member.name))
                 continue
             self.prepared[member.name] = result
-            try:
-                # Facts that were stored already may have been checked against a shorter latent frame.
-                check_length(result[0].num_samples_whole, params)
-            except FileRejected as rejection:
-                self.faults.append(rejection.fault(member.name))
 
 
 def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
@@ -113,7 +108,7 @@ def _prepare_all(
                 RecordingJob(source=source.path, kind=source.kind, member=equals[0], shared=work.shared, params=params)
             )
         else:
-            contents.add(equals, facts, params)
+            contents.add(equals, facts)
     _check_space(work.shared, [job.member for job in jobs], params)
     num_done = len(members) - sum(len(by_digest[str(job.member.digest)]) for job in jobs)
     work.progress(num_done, len(members))
@@ -121,7 +116,7 @@ def _prepare_all(
     with closing(results(_largest_first(jobs), work.resources, work.should_stop)) as finished:
         for job, result in finished:
             equals = by_digest[str(job.member.digest)]
-            contents.add(equals, result, params)
+            contents.add(equals, result)
             num_done += len(equals)
             work.progress(num_done, len(members), time_left.note(job.member.name, job.member.num_bytes))
     if num_done < len(members):

@@ -33,7 +33,7 @@ class IngestParams:
     """The model's native length in samples: no clip is longer."""
     sample_rate_hz: int = param(44100, ge=1)
     downsampling_ratio: int = param(4096, ge=1)
-    """Samples per latent frame; a clip shorter than one frame is a fault."""
+    """Samples per latent frame; the window is at least one frame."""
     duration_seconds: float | None = param(
         None,
         name="duration",
@@ -79,7 +79,7 @@ class IngestParams:
         ArchiveLimits.max_compression_ratio,
         gt=0,
         section=LIMITS,
-        help="largest ratio of unpacked to packed size of one file, against zip bombs",
+        help="largest ratio of unpacked to packed size of a file over 512 MiB, against zip bombs",
     )
     max_members: int = param(
         ArchiveLimits.max_members, ge=1, section=LIMITS, help="largest number of files of any kind accepted"

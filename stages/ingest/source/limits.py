@@ -18,13 +18,14 @@ class ArchiveLimits:
     max_total_bytes: int = 64 << 30
     """Unpacked size of all files."""
     max_compression_ratio: float = 200.0
-    """Unpacked over packed size of one file of a zip; audio hardly compresses, a zip bomb a thousandfold."""
+    """Unpacked over packed size of one large file of a zip: audio hardly compresses, a zip bomb a thousandfold."""
     max_members: int = 50_000
     """Number of files of any kind. A zip's central directory is read whole into memory."""
 
 
-RATIO_FLOOR_BYTES = 1 << 20
-"""Files smaller than this unpacked may have any ratio: a second of silence compresses as well as a bomb."""
+RATIO_FLOOR_BYTES = 512 << 20
+"""Files smaller than this unpacked may have any ratio: a clip padded with silence compresses as well as a bomb, and what
+a file takes in memory is bounded by its unpacked size. This is 50 minutes of 16-bit stereo."""
 
 
 def over_limit(num_bytes: int, packed_bytes: int | None, limits: ArchiveLimits) -> FileRejected | None:
