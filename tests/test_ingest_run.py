@@ -386,7 +386,9 @@ def test_a_file_that_changes_while_the_dataset_is_read_is_a_fault(tmp_path):
 @pytest.mark.parametrize("rate", [RATE, 48000, 22050])
 def test_a_clip_shorter_than_a_latent_frame_is_used_with_a_note(tmp_path, num_samples, rate):
     short = sound(np.full((num_samples, 2), 0.25), rate)
-    outcome, (row, _) = run(folder(tmp_path / "d", {"a.wav": short, "a.txt": b"a hit", **clips("b")}), workspace(tmp_path))
+    outcome, (row, _) = run(
+        folder(tmp_path / "d", {"a.wav": short, "a.txt": b"a hit", **clips("b")}), workspace(tmp_path)
+    )
     assert row.num_samples == read_prepared(tmp_path / "shared" / row.audio).shape[1] == -(-num_samples * RATE // rate)
     assert (row.seconds_total, row.num_samples_padded) == (1, RATE // 2 - row.num_samples)
     notes = {one["type"] for one in outcome.facts["warnings"] if one["member"] == "a.wav"}
