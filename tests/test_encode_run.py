@@ -58,7 +58,7 @@ CLIPS = [clip("a", 3 * FRAME, "first"), clip("b", 2 * FRAME + 1, "second"), clip
 
 
 def test_a_clip_of_one_sample_becomes_one_frame_of_finite_latents(tmp_path, weights):
-    setup = EncodeSetup(tmp_path, weights, [clip("a", 1, "a hit"), clip("b", 100, "another"), CLIPS[0]])
+    setup = EncodeSetup(tmp_path, weights, [clip("hit", 1, "a hit"), clip("hat", 100, "a hat"), CLIPS[0]])
     setup.encode()
     assert [row.num_valid_frames for row in setup.rows()] == [1, 1, 3]
     assert all(np.isfinite(setup.latents(row)).all() for row in setup.rows())

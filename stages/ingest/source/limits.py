@@ -24,8 +24,8 @@ class ArchiveLimits:
 
 
 RATIO_FLOOR_BYTES = 512 << 20
-"""Files smaller than this unpacked may have any ratio: a clip padded with silence compresses as well as a bomb, and what
-a file takes in memory is bounded by its unpacked size. This is 50 minutes of 16-bit stereo."""
+"""Files smaller than this unpacked (50 minutes of 16-bit stereo) may have any ratio: a clip padded with silence packs
+as well as a bomb, and what a file takes in memory is bounded by its unpacked size."""
 
 
 def over_limit(num_bytes: int, packed_bytes: int | None, limits: ArchiveLimits) -> FileRejected | None:
