@@ -15,10 +15,10 @@ from stages.train.model.network import Network, batch_losses, loss_scale
 from tests.small_training import weights
 
 
-def network(dtype=torch.float32):
+def network(dtype=torch.float32, kind="lora"):
     """The golden tiny network with an adapter a little away from its initial values."""
     roots = load_denoiser(weights(), "cpu", dtype), load_conditioner(weights(), "cpu", dtype)
-    spec = AdapterSpec(kind="lora", rank=2, alpha=2.0, include=("layers.0.",))
+    spec = AdapterSpec(kind=kind, rank=2, alpha=2.0, include=("layers.0.",))
     adapter = attach(roots, spec, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -58,6 +58,16 @@ def test_padding_behind_a_clip_does_not_reach_it():
     padded = replace(padded, real_BT=torch.arange(20)[None] < 12, all_real=False, hidden=alone.hidden)
     losses = [batch_losses(network(), one, paired=False).total(1.0) for one in (alone, padded)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dora-rows", "bora", "dora-rows-xs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_without_context_does_not_move_the_layers_that_see_it(kind, dtype):
+    small = network(dtype, kind)
+    batch_losses(small, batch(), paired=False).total(1.0).backward()
+    moved = {key for key, one in small.adapter.named_parameters().items() if one.grad.count_nonzero() > 0}
+    assert {key for key in moved if ".to_local_embed.0." in key} == set()
+    assert {key for key in moved if ".to_local_embed.2." in key} != set()
 
 
 def test_frames_to_generate_are_hidden_from_the_network_and_given_ones_are_not():

@@ -20,6 +20,7 @@ from stages.adapters.factored_weight import FactoredWeight, LowRankTerm, squares
 from stages.adapters.kind import Kind
 from stages.adapters.ops.fused_linear import joined_product
 from stages.adapters.ops.onednn_linear import adapted_linear, frozen_linear, is_faster
+from stages.adapters.ops.output_scale import output_scaled
 from stages.errors import InvalidAdapterState, LayerNotAdaptable
 
 
@@ -181,8 +182,7 @@ class AdaptedLayer(nn.Module):
         """p (W x) + b, computed from W x + b and rounded once."""
         if p_O is None or self.bias is None:
             return self._scaled(out, p_O)
-        scale, bias = self._along_features(p_O), self._along_features(self.bias)
-        return (out * scale + bias * (1 - scale)).to(out.dtype)
+        return output_scaled(out, self._along_features(p_O), self._along_features(self.bias))
 
     def _current_weight(self) -> AdaptedWeight:
         slots = self.attached_slots()

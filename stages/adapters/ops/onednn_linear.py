@@ -149,9 +149,8 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _scale_gradient(d_out_MO: Tensor, whole_MO: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Gradient of p, (O,)."""
-    d_p_O = torch.linalg.vecdot(d_out_MO, whole_MO, dim=0)
-    return d_p_O if bias_O is None else d_p_O - bias_O * d_out_MO.sum(dim=0)
+    """Gradient of p, (O,); the bias is subtracted before the sum, as in `output_scale`."""
+    return torch.linalg.vecdot(d_out_MO, whole_MO if bias_O is None else whole_MO - bias_O, dim=0)
 
 
 def stacked_product(tokens_LMI: Tensor, weight_LOI: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from stages.adapters.factored_weight import FactoredWeight
 from stages.adapters.layer import AdaptedWeight, Slot
 from stages.adapters.ops.fused_linear import joined_products
 from stages.adapters.ops.input_scale import scaled_inputs
+from stages.adapters.ops.output_scale import output_scaled
 from stages.adapters.stacked.unstack import LayerSlice, unstacked
 
 
@@ -54,10 +55,7 @@ def stacked_product(tokens_LMI: Tensor, weight_LOI: Tensor, weight: AdaptedWeigh
         out_LMO = out_LMO + torch.bmm(torch.bmm(scaled_LMI, weight.right_RI.mT), weight.left_OR.mT)
     if weight.p_O is None:
         return out_LMO
-    # As for one layer: p (W x) + b from W x + b, rounded once.
-    whole_LMO = out_LMO * weight.p_O[:, None]
-    whole_LMO = whole_LMO if bias_LO is None else whole_LMO + (bias_LO * (1 - weight.p_O))[:, None]
-    return whole_LMO.to(out_LMO.dtype)
+    return output_scaled(out_LMO, weight.p_O[:, None], None if bias_LO is None else bias_LO[:, None])
 
 
 class StepPhase(IntEnum):
