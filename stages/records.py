@@ -97,6 +97,8 @@ class ModelSpec:
     """`sample_size` of the published config."""
     max_seconds: int
     """Native length: longer clips are cropped to it."""
+    short_name: str = ""
+    """Name of the model in adapter files as other tools compare it."""
 
     @property
     def native_samples(self) -> int:

@@ -42,7 +42,8 @@ LAYERS = {
         bench
     """,
     "stages.adapters": """
-        kind layer_filter ops singular_vectors
+        kind layer_filter ops singular_vectors torch_archive
+        adapter_header
         adapter_file factored_weight kinds target_layers
         basis
         layer magnitude

@@ -169,7 +169,24 @@ def test_a_file_that_is_not_an_adapter_is_refused_before_anything_runs(tmp_path,
     (tmp_path / "a.safetensors").write_bytes(content)
     done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
     assert done.exit_code == 2
-    assert "lora_checkpoint_url: is not a readable .safetensors file" in done.stderr
+    assert (
+        "lora_checkpoint_url: is not an adapter that can be read: it is neither a safetensors file nor a .ckpt"
+        in done.stderr
+    )
+
+
+def test_an_adapter_file_without_settings_is_refused_with_what_to_say(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "model.project_in.parametrizations.weight.0."
+    save_file({layer + "lora_A": torch.zeros(4, 8), layer + "lora_B": torch.zeros(6, 4)}, tmp_path / "a.safetensors")
+    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
+    done = call(*request)
+    assert done.exit_code == 2
+    assert "has no lora_config" in done.stderr
+    assert "--rank 4" in done.stderr and "--adapter-type lora" in done.stderr
+    assert "lora_config" not in call(*request, "--rank", "4", "--adapter-type", "lora").stderr
 
 
 @pytest.mark.parametrize("flag", ["--store", "--output"])

@@ -67,5 +67,5 @@ def test_the_error_for_a_missing_adapter_file_asks_for_a_safetensors_file(tmp_pa
     words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(app, [*words, "--lora-checkpoint-url", "nofile.safetensors"])
     assert done.exit_code == 2
-    assert "lora_checkpoint_url nofile.safetensors: no such file. Give the .safetensors file" in done.stderr
+    assert "lora_checkpoint_url nofile.safetensors: no such file. Give the .safetensors or .ckpt" in done.stderr
     assert ".zip" not in done.stderr

@@ -347,7 +347,7 @@ def test_an_adapter_is_downloaded_the_same_way_and_checked(server, tmp_path, mon
     found = resolve_inputs(asked, fetch=True)
     assert found.lora_checkpoint.read_bytes() == server.content
     assert found.lora_digest == f"sha256:{hashlib.sha256(server.content).hexdigest()}"
-    with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* not a safetensors"):
+    with pytest.raises(FetchFailed, match=r"lora_checkpoint_url .* is not an adapter"):
         resolve_inputs(read_recipe(str(data), {**fields, "lora_checkpoint_url": f"{address}/page/x"}), fetch=True)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cache.manifest import read_rows
 from stages.adapters import adapter_file
@@ -42,7 +43,9 @@ def test_the_adapter_file_holds_the_trained_values_and_says_what_they_are(bench,
         assert torch.equal(exported.tensors[key], tensor.half().float())
     told = {key: value for key, value in exported.metadata.items() if key != "lora_config"}
     origin = {"base_model": "tiny-base", "base_model_name": "tiny-base", "base_digest": DIGESTS["transformer"]}
-    assert told == {**origin, "step": "4"}
+    assert told == {**origin, "base_model_short": "sa3-tiny", "step": "4"}
+    settings = json.loads(exported.metadata["lora_config"])
+    assert (settings["base_model"], settings["step"]) == ("sa3-tiny", 4)
 
 
 def test_the_exported_file_is_fp32_when_asked(bench):
@@ -188,6 +191,24 @@ def test_an_adapter_file_that_does_not_fit_is_refused_with_the_difference(bench,
     start = start_of(bench)
     with pytest.raises(AdapterMismatch, match=difference):
         bench.train(**start, **change)
+
+
+def test_an_adapter_file_without_settings_is_taken_as_requested_and_that_is_said(bench, tmp_path):
+    start = start_of(bench)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(start["files"]["lora_checkpoint"]), bare)
+    bench.train(**{**start, "files": {"lora_checkpoint": bare}})
+    wanted = "bare.safetensors has no lora_config: it is taken for dora-rows of rank 2 with alpha 2"
+    assert any(line.startswith(wanted) for line in bench.said)
+
+
+def test_a_training_may_start_from_a_checkpoint_of_the_reference(bench, tmp_path):
+    start = start_of(bench)
+    found = adapter_file.read(start["files"]["lora_checkpoint"])
+    settings = json.loads(found.metadata["lora_config"])
+    torch.save({"state_dict": dict(found.tensors), "lora_config": settings}, tmp_path / "a.ckpt")
+    bench.train(**{**start, "files": {"lora_checkpoint": tmp_path / "a.ckpt"}})
+    assert bench.config["loss_before"] == pytest.approx(bench.at("first").config["loss_after"], rel=1e-6)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from pipeline.maintenance.damage import (
 from pipeline.maintenance.verify_references import lost_share, reference_damages
 
 Progress = Callable[..., None]
-DOWNLOAD_SUFFIXES = (".zip", ".safetensors")
+DOWNLOAD_SUFFIXES = (".zip", ".safetensors", ".ckpt")
 """Suffixes of the files that a request may download."""
 
 

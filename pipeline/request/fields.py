@@ -49,7 +49,7 @@ class RequestFields:
         "medium-base", choices=lambda: sorted(catalogue.models()), hashed=True, help="base checkpoint to fine-tune"
     )
     lora_checkpoint_url: str | None = param(
-        None, rule="path or URL", stage="train", hashed=True, help="adapter .safetensors to continue from"
+        None, rule="path or URL", stage="train", hashed=True, help="adapter to continue from, .safetensors or .ckpt"
     )
     audio_sha256: str | None = param(
         None,

@@ -13,11 +13,19 @@ from cache.files.atomic_files import atomic_write_bytes
 from cache.store import Store
 from pipeline.errors import FieldError, RecipeError, SourceNotFound
 from pipeline.request.download import Download, Downloader
-from pipeline.request.paths import GIVE_CHECKPOINT, GIVE_DATA, NO_CHECKPOINT, NO_DATA, is_url, local_path
+from pipeline.request.paths import (
+    GIVE_CHECKPOINT,
+    GIVE_DATA,
+    NO_CHECKPOINT,
+    NO_DATA,
+    adapter_suffix,
+    is_url,
+    local_path,
+)
 from pipeline.request.recipe import Recipe
+from stages.adapters.adapter_header import NotAnAdapterFile, read_adapter_header
 from stages.errors import SourceUnreadable
 from stages.ingest.source.archive import opened_zip
-from stages.safetensors_header import NotSafetensors, read_header
 
 Located = tuple[Path | None, str]
 """The local file or folder; or None, and why it is not known yet."""
@@ -63,9 +71,13 @@ class InputLocator:
         if is_url(given):
             limit = self.recipe.values["max_member_bytes"]
             download = Download(
-                field="lora_checkpoint_url", url=given, suffix=".safetensors", max_bytes=limit, fault=_lora_fault,
+                field="lora_checkpoint_url",
+                url=given,
+                suffix=adapter_suffix(given),
+                max_bytes=limit,
+                fault=_lora_fault,
                 sha256=digest,
-            )  # fmt: skip
+            )
             return self._downloaded(download)
         path = local_path(given)
         if not path.is_file():
@@ -145,7 +157,7 @@ def _zip_fault(path: Path) -> str | None:
 
 def _lora_fault(path: Path) -> str | None:
     try:
-        read_header(path)
-    except NotSafetensors:
-        return "is not a safetensors file"
+        read_adapter_header(path)
+    except NotAnAdapterFile as error:
+        return f"is not an adapter that can be read: {error}"
     return None

@@ -11,7 +11,7 @@ from pipeline.errors import FieldError
 
 NO_DATA, NO_CHECKPOINT = "no such file or folder", "no such file"
 GIVE_DATA = "Give the path of a .zip or a folder of clips with a .txt caption beside each."
-GIVE_CHECKPOINT = "Give the .safetensors file of an adapter to continue from, or leave it out to start a new one."
+GIVE_CHECKPOINT = "Give the .safetensors or .ckpt of an adapter to continue from, or leave it out to start a new one."
 
 
 def is_url(text: str) -> bool:
@@ -22,6 +22,11 @@ def is_url(text: str) -> bool:
 def local_path(text: str) -> Path:
     """The path that a path or a file:// URL names."""
     return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
+
+
+def adapter_suffix(url: str) -> str:
+    """Suffix under which an adapter file of this address is stored; its container is told by its bytes."""
+    return ".ckpt" if urlparse(url).path.lower().endswith((".ckpt", ".pt", ".pth")) else ".safetensors"
 
 
 def missing_path_errors(values: Mapping[str, Any]) -> list[FieldError]:

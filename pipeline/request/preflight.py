@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FieldError, FolderNotWritable, RecipeError
 from pipeline.request.recipe import Recipe
+from stages import catalogue
+from stages.adapters.adapter_header import (
+    CONFIG,
+    AdapterHeader,
+    NotAnAdapterFile,
+    kinds_of,
+    ranks_of,
+    read_adapter_header,
+)
 from stages.adapters.kind import kind_named
 from stages.adapters.target_layers import layer_shapes, spec_rank_limit
 from stages.contract import Weights
 from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
-from stages.models.checkpoint_folder import file_metadata, tensor_shapes
+from stages.models.checkpoint_folder import tensor_shapes
 from stages.records import AdapterSpec
 
 
@@ -28,7 +36,7 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
         check_model(recipe, weights)
     errors = [*_dropout_errors(recipe)]
     errors += _layer_errors(recipe, weights) if weights else []
-    errors += _lora_errors(recipe, lora) if lora else []
+    errors += _adapter_errors(recipe, lora) if lora else []
     if errors:
         raise RecipeError(errors)
 
@@ -76,26 +84,27 @@ def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
         yield FieldError(loc=(error.field,), type="matches_nothing", msg=message)
 
 
-def _lora_errors(recipe: Recipe, file: Path) -> Iterator[FieldError]:
-    """Errors where the adapter file's own settings differ; the train stage compares every tensor."""
-    loc = ("lora_checkpoint_url",)
+_COMPARED = ("adapter_type", "rank", "alpha", "include", "exclude")
+"""Entries of an adapter file's lora_config that must equal the field of the same name."""
+
+
+def _adapter_errors(recipe: Recipe, file: Path) -> Iterator[FieldError]:
+    """Errors where the file's own settings differ; the train stage compares every tensor."""
     try:
-        config: Any = json.loads(file_metadata(file).get("lora_config", "null"))
-    except (WeightsNotFound, ValueError):
-        yield FieldError(loc=loc, type="not_an_adapter", msg="is not a readable .safetensors file", input=str(file))
+        header = read_adapter_header(file)
+    except (NotAnAdapterFile, OSError) as error:
+        message = f"is not an adapter that can be read: {error}"
+        yield FieldError(loc=("lora_checkpoint_url",), type="not_an_adapter", msg=message, input=str(file))
         return
-    if not isinstance(config, dict):
-        yield FieldError(loc=loc, type="not_an_adapter", msg="names no lora_config in its header", input=str(file))
+    if header.config is None:
+        yield from _errors_by_shape(recipe, file, header)
         return
-    for field, in_file in config.items():
+    for field, in_file in header.config.items():
         value = recipe.values.get(field)
         if field in _COMPARED and not _agree(field, in_file, value):
             message = f"is {in_file!r} in {file.name}: train with that, or start without the file"
             yield FieldError(loc=(field,), type="differs_from_file", msg=message, input=value)
-
-
-_COMPARED = ("adapter_type", "rank", "alpha", "include", "exclude")
-"""Entries of an adapter file's lora_config that must equal the field of the same name."""
+    yield from _other_base(recipe, file, header)
 
 
 def _agree(field: str, in_file: Any, value: Any) -> bool:
@@ -105,6 +114,36 @@ def _agree(field: str, in_file: Any, value: Any) -> bool:
         # The legacy name may stand for either magnitude: only the tensors tell, and the train stage compares those.
         return in_file == "dora" or in_file == ("dora-rows" if value == "dora" else value)
     return bool((list(value) if isinstance(value, tuple) else value) == in_file)
+
+
+def _errors_by_shape(recipe: Recipe, file: Path, header: AdapterHeader) -> Iterator[FieldError]:
+    """A file without lora_config is taken for what the request says, where its tensors allow that."""
+    missing = f"{file.name} has no {CONFIG}, which would say adapter_type, rank and alpha"
+    ranks, kinds = ranks_of(header.shapes), kinds_of(header.shapes)
+    if len(ranks) != 1 or not kinds:
+        found = "of different ranks" if len(ranks) > 1 else "of no kind of adapter known here"
+        message = f"{missing}, and its tensors are {found}: start without the file"
+        yield FieldError(loc=("lora_checkpoint_url",), type="not_an_adapter", msg=message, input=str(file))
+        return
+    ((rank, _),) = ranks.items()
+    kind = recipe.values["adapter_type"]
+    if ("dora-rows" if kind == "dora" else kind) not in kinds:
+        message = f"{missing}: by its tensors it is {' or '.join(kinds)}; say so by --adapter-type {kinds[0]}"
+        yield FieldError(loc=("adapter_type",), type="differs_from_file", msg=message, input=kind)
+    if rank != recipe.values["rank"]:
+        message = f"{missing}: by its tensors it is of rank {rank}; say so by --rank {rank}"
+        yield FieldError(loc=("rank",), type="differs_from_file", msg=message, input=recipe.values["rank"])
+
+
+def _other_base(recipe: Recipe, file: Path, header: AdapterHeader) -> Iterator[FieldError]:
+    """Tensors of an -xs kind have the same shapes on every base, and mean nothing on another one."""
+    stated = (header.config or {}).get("base_model")
+    names = {spec.short_name: spec.name for spec in catalogue.models().values() if spec.short_name}
+    if not kind_named(recipe.values["adapter_type"]).basis.singular or stated not in names:
+        return
+    if names[stated] != recipe.model.name:
+        message = f"{file.name} was trained on {names[stated]}, from whose weights its fixed directions come"
+        yield FieldError(loc=("model",), type="differs_from_file", msg=message, input=recipe.model.name)
 
 
 def check_writable_folders(recipe: Recipe, *, output: bool) -> None:

@@ -1,16 +1,15 @@
 """Reading and writing adapter files: safetensors, keys `<layer>.parametrizations.weight.0.<leaf>`, and `lora_config`.
 
-This is the format of the public Stable Audio 3 tools. Layer names are relative to their root: `model.` for the
-denoiser, `conditioners.` for the conditioner. Frozen parts of an adapter (singular vectors, the base) are not in the
-file, so an -xs file is meaningful with its own base only.
+This is the format of the public Stable Audio 3 tools; the `.ckpt` of the reference's trainer is read too. Layer names
+are relative to their root: `model.` for the denoiser, `conditioners.` for the conditioner. Frozen parts of an adapter
+(singular vectors, the base) are not in the file, so an -xs file is meaningful with its own base only.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,22 @@ from torch import Tensor
 
 from cache.files.atomic_files import atomic_write_bytes
 from stages import catalogue
+from stages.adapters.adapter_header import (
+    BAKED_LEAVES,
+    CONFIG,
+    LEAVES,
+    AdapterHeader,
+    NotAnAdapterFile,
+    layer_of,
+    leaf_of,
+    ranks_of,
+    read_adapter_header,
+    state_dict_of,
+)
 from stages.adapters.kind import kind_named
 from stages.errors import AdapterMismatch, AdapterNotWritable
 from stages.records import AdapterSpec
 
-CONFIG = "lora_config"
-_KEY = re.compile(r".+\.parametrizations\.weight\.0\.(lora_A|lora_B|magnitude|magnitude_r|magnitude_c|M_xs)")
-_RANK_DIMENSION = {"lora_A": 0, "lora_B": 1, "M_xs": 0}
 _KIND_UNLESS_STATED = "lora"
 _DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32"}
 
@@ -42,6 +50,8 @@ class AdapterFile:
     """float32, by file key."""
     metadata: Mapping[str, str]
     """As stored, including `lora_config`."""
+    left_out: tuple[str, ...] = ()
+    """Keys of baked norms, which were checked and are not among the tensors."""
 
 
 def write(
@@ -50,6 +60,7 @@ def write(
     spec: AdapterSpec,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
+    made_on: Mapping[str, str | int] | None = None,
 ) -> None:
     """Write an adapter file whole or not at all; the same values give the same bytes.
 
@@ -57,6 +68,7 @@ def write(
         tensors: by file key, as `Adapter.state` gives them.
         metadata: further entries besides `lora_config`.
         dtype: float16, as the public tools write, or float32.
+        made_on: further fields of `lora_config`: `base_model` and `step`, as other tools write and compare them.
 
     Raises:
         AdapterNotWritable: a value is not finite, or exceeds the range of the dtype.
@@ -67,31 +79,38 @@ def write(
     if metadata is not None and CONFIG in metadata:
         raise ValueError(f"the metadata entry {CONFIG} is written from the spec")
     rounded = {key: tensors[key].detach().to("cpu", dtype).contiguous() for key in sorted(tensors)}
-    atomic_write_bytes(path, _serialised(rounded, {CONFIG: _config_of(spec), **(metadata or {})}))
+    atomic_write_bytes(path, _serialised(rounded, {CONFIG: _config_of(spec, made_on or {}), **(metadata or {})}))
 
 
-def read(path: Path) -> AdapterFile:
+def read(path: Path, unstated: AdapterSpec | None = None) -> AdapterFile:
     """Read an adapter file, of ours or of other tools.
 
     Where `lora_config` leaves them out, rank is taken from the tensors, alpha is the rank, and the kind is `lora`.
 
+    Args:
+        unstated: the settings of a file that has no `lora_config` at all; without them it is refused.
+
     Raises:
         AdapterMismatch: lists everything that is wrong with the file.
     """
-    stored, metadata = _contents(path)
-    config = _config(path, metadata)
-    faults = [f"unknown tensor: {key}" for key in stored if not _KEY.fullmatch(key)]
-    faults += [f"not floating point: {key} is {t.dtype}" for key, t in stored.items() if not t.is_floating_point()]
-    faults += [f"not finite: {key}" for key, t in stored.items() if t.is_floating_point() and not t.isfinite().all()]
+    header = _header(path)
+    config = _stated(path, header, unstated)
+    whole, metadata = _contents(path, header)
+    left_out = tuple(key for key in whole if leaf_of(key) in BAKED_LEAVES)
+    stored = {key: tensor for key, tensor in whole.items() if key not in left_out}
+    faults = [f"unknown tensor: {key}" for key in stored if leaf_of(key) not in LEAVES]
+    faults += [f"not floating point: {key} is {t.dtype}" for key, t in whole.items() if not t.is_floating_point()]
+    faults += [f"not finite: {key}" for key, t in whole.items() if t.is_floating_point() and not t.isfinite().all()]
+    faults += [fault for key in left_out for fault in _baked_faults(key, whole)]
     rank, rank_faults = _rank(config, stored)
     faults += rank_faults + _config_faults(config)
     if faults:
         raise AdapterMismatch(str(path), faults)
     tensors = {key: _flat_magnitude(key, tensor.to(torch.float32)) for key, tensor in stored.items()}
-    return AdapterFile(spec=_spec(config, rank, stored), tensors=tensors, metadata=metadata)
+    return AdapterFile(spec=_spec(config, rank, stored), tensors=tensors, metadata=metadata, left_out=left_out)
 
 
-def _config_of(spec: AdapterSpec) -> str:
+def _config_of(spec: AdapterSpec, made_on: Mapping[str, str | int]) -> str:
     """The JSON of `lora_config`, with the fields, types and order that the public tools write."""
     return json.dumps(
         {
@@ -101,6 +120,7 @@ def _config_of(spec: AdapterSpec) -> str:
             "dropout": float(spec.dropout),
             "include": None if spec.include is None else list(spec.include),
             "exclude": None if spec.exclude is None else list(spec.exclude),
+            **made_on,
         }
     )
 
@@ -108,7 +128,7 @@ def _config_of(spec: AdapterSpec) -> str:
 def _check_writable(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     if dtype not in _DTYPE_NAMES:
         raise ValueError(f"adapter files are float16 or float32; got {dtype}")
-    strange = [key for key in tensors if not _KEY.fullmatch(key)]
+    strange = [key for key in tensors if leaf_of(key) not in LEAVES]
     if strange:
         raise ValueError(f"not the name of an adapter tensor: {', '.join(strange)}")
     not_finite = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -135,7 +155,27 @@ def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> b
     return b"".join([len(text).to_bytes(8, "little"), text, *(tensor.numpy().tobytes() for tensor in tensors.values())])
 
 
-def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _header(path: Path) -> AdapterHeader:
+    try:
+        return read_adapter_header(path)
+    except (NotAnAdapterFile, OSError) as error:
+        raise AdapterMismatch(str(path), [f"cannot be read: {error}"]) from error
+
+
+def _stated(path: Path, header: AdapterHeader, unstated: AdapterSpec | None) -> Mapping[str, Any]:
+    """The file's `lora_config`, or settings given for a file that has none. Raises: AdapterMismatch."""
+    if header.config is not None:
+        return header.config
+    if unstated is None:
+        raise AdapterMismatch(str(path), [f"its metadata has no {CONFIG}, so its kind, rank and alpha are unknown"])
+    stated: Mapping[str, Any] = json.loads(_config_of(unstated, {}))
+    return stated
+
+
+def _contents(path: Path, header: AdapterHeader) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, by sorted key, and the metadata."""
+    if header.is_archive:
+        return _contents_of_archive(path), {} if header.config is None else {CONFIG: json.dumps(header.config)}
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in sorted(file.keys())}, dict(file.metadata() or {})
@@ -143,25 +183,34 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterMismatch(str(path), [f"cannot be read as a safetensors file: {error}"]) from error
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if CONFIG not in metadata:
-        raise AdapterMismatch(str(path), [f"its metadata has no {CONFIG}, so its kind, rank and alpha are unknown"])
+def _contents_of_archive(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file that `torch.save` wrote. `weights_only` runs nothing in it; the header was checked before."""
     try:
-        config = json.loads(metadata[CONFIG])
-    except ValueError as error:
-        raise AdapterMismatch(str(path), [f"its {CONFIG} is not JSON: {error}"]) from error
-    if not isinstance(config, dict):
-        raise AdapterMismatch(str(path), [f"its {CONFIG} is not a JSON object"])
-    return config
+        with path.open("rb") as stream:  # of a name, torch would look at the suffix
+            found = state_dict_of(torch.load(stream, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises whatever its reader of zips and pickles comes upon
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise AdapterMismatch(str(path), [f"its tensors cannot be read: {reason}"]) from error
+    return {key: found[key] for key in sorted(found)}
+
+
+def _baked_faults(key: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """A baked norm is left out, but one that cannot be a norm of its layer tells of a damaged file."""
+    layer, norms = layer_of(key), tensors[key]
+    siblings = {leaf_of(other): other for other in tensors if layer_of(other) == layer}
+    if not siblings.keys() & set(LEAVES):
+        yield f"baked norms without an adapter: {key}"
+    if norms.is_floating_point() and (norms < 0).any():
+        yield f"negative norms: {key}"
+    if "lora_B" in siblings and leaf_of(key) == "baked_vnorm_row":
+        wanted, found = tensors[siblings["lora_B"]].shape[0], norms.numel()
+        if wanted != found:
+            yield f"misshapen: {key} has {found} norms, its layer has {wanted} rows"
 
 
 def _rank(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """The rank of the tensors, and the faults found: tensors or `lora_config` that disagree with it."""
-    found: dict[int, str] = {}
-    for key, tensor in tensors.items():
-        dimension = _RANK_DIMENSION.get(key.rpartition(".")[2])
-        if dimension is not None and tensor.ndim == 2:
-            found.setdefault(tensor.shape[dimension], key)
+    found = ranks_of({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     if not found:
         return 0, ["it holds no lora_A, lora_B or M_xs"]
     if len(found) > 1:

@@ -22,6 +22,7 @@ def _base(name: str, max_samples: int, max_seconds: int) -> ModelSpec:
         latent_channels=LATENT_CHANNELS,
         max_samples=max_samples,
         max_seconds=max_seconds,
+        short_name=f"sa3-{name.replace('small-', 'sm-')}",
     )
 
 

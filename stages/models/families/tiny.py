@@ -40,6 +40,7 @@ MODELS = (
         latent_channels=LATENT_CHANNELS,
         max_samples=5_324_800,
         max_seconds=120,
+        short_name="sa3-tiny",
     ),
 )
 

@@ -19,7 +19,8 @@ def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
     if job.params.lora_checkpoint is None:
         return None
     file = job.inputs.files["lora_checkpoint"]
-    found = adapter_file.read(file)
+    found = adapter_file.read(file, unstated=resolved_spec(job.params, None))
+    _say_what_was_assumed(job, found)
     wrong = differences(found.spec, job.params)
     base, ours = found.metadata.get("base_digest", ""), job.weights.digests["transformer"]
     if base and base != ours:
@@ -31,6 +32,17 @@ def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
     if wrong:
         raise AdapterMismatch(file.name, wrong)
     return found
+
+
+def _say_what_was_assumed(job: Job, found: adapter_file.AdapterFile) -> None:
+    name, spec = job.inputs.files["lora_checkpoint"].name, found.spec
+    if adapter_file.CONFIG not in found.metadata:
+        job.work.say(
+            f"{name} has no lora_config: it is taken for {spec.kind} of rank {spec.rank} with alpha {spec.alpha:g}; "
+            "if it is another, say so by --adapter-type, --rank and --alpha"
+        )
+    if found.left_out:
+        job.work.say(f"{name}: baked norms of {len(found.left_out)} tensors are left out; training changes them")
 
 
 def differences(found: AdapterSpec, params: TrainParams) -> list[str]:

@@ -46,8 +46,9 @@ def write_adapter_files(
         AdapterNotWritable: a value exceeds the range of the precision.
     """
     files = {directory / names.exported: dtype_named(precision), directory / names.fp32: torch.float32}
+    made_on: dict[str, str | int] = {"base_model": metadata["base_model_short"], "step": int(metadata["step"])}
     for file, dtype in files.items():
-        adapter_file.write(file, tensors, spec, metadata, dtype)
+        adapter_file.write(file, tensors, spec, metadata, dtype, made_on)
         verify(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
     return files
 
@@ -72,6 +73,7 @@ def adapter_metadata(job: Job, step: int) -> dict[str, str]:
     return {
         "base_model": job.model.repo or job.model.name,
         "base_model_name": job.model.name,
+        "base_model_short": job.model.short_name or job.model.name,
         "base_digest": job.weights.digests["transformer"],
         "step": str(step),
     }
