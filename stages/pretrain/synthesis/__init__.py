@@ -1,0 +1,1 @@
+"""Captioned sounds, synthesised in batches on any device. Light: no imports."""

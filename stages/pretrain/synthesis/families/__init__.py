@@ -1,0 +1,1 @@
+"""Families of sounds, grouped by how they are synthesised. Light: no imports."""

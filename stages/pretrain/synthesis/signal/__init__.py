@@ -1,0 +1,1 @@
+"""Parts that sounds are made of: random values, tones, noise, envelopes, rooms. Light: no imports."""
