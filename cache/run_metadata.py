@@ -63,8 +63,10 @@ def read(store: Store, name: str) -> UnfinishedRun:
 
 def remove(store: Store, name: str) -> None:
     """Removes the metadata of a run that is committed or dropped."""
-    with suppress(FileNotFoundError):
-        _file(store, name).unlink()
+    file = _file(store, name)
+    if file.exists():  # on a read-only disk, removing a file is refused even where there is none
+        with suppress(FileNotFoundError):
+            file.unlink()
 
 
 def remove_orphan(store: Store, name: str) -> None:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def main() -> None:
     """Run the command line."""
-    from pipeline.cli import app
+    # Nothing has begun while modules are imported, so a Ctrl-C has nothing to save or to explain.
+    from pipeline.early_stop import STOPPED_EARLY, leave_at_once
 
+    leave_at_once()
+    from pipeline.streams import install_streams
+
+    install_streams()
     try:
-        app()
+        _run_command()
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED_EARLY) from None
     finally:
         # From here on only exit handlers of libraries run, and a Ctrl-C in one of them would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_command() -> None:
+    """Run the command; a result that stdout could not take is an error, unless nobody reads it any more."""
+    from pipeline.cli import app
+    from pipeline.streams import lost_output
+
+    try:
+        app()
+    except SystemExit as end:
+        if (error := lost_output()) is None or end.code:
+            raise
+        print(f"error: stdout could not be written ({error.strerror}); the work itself is done", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +13,9 @@ import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
 from pipeline.maintenance.commands import add_store_commands
+from pipeline.path_errors import path_errors
 from pipeline.request.fields import DATA, FIELDS
+from pipeline.streams import print_document
 from stages.field import Field, extra_in_words
 from stages.train.stage import TrainParams
 
@@ -149,18 +150,19 @@ def _run(
         request = read_recipe(
             import_source(data, folder), flags, recipe, defaults, trains=last == "train", check_files=True
         )
-        done = run_until(last, request, report, imported=folder is not None)
-        for file in done.files:
-            report.say(f"{file}  {file.stat().st_size:,} bytes")
-        if target is not None:
-            exported = export(done.artifacts["encode"], request, target, report.say)
-            report.say(f"{target}  {pluralized(len(exported), 'file')}")
+        with path_errors({**request.folders, "--export": target}):
+            done = run_until(last, request, report, imported=folder is not None)
+            for file in done.files:
+                report.say(f"{file}  {file.stat().st_size:,} bytes")
+            if target is not None:
+                exported = export(done.artifacts["encode"], request, target, report.say)
+                report.say(f"{target}  {pluralized(len(exported), 'file')}")
         if as_json:
             facts = {
                 name: {"fingerprint": made.fingerprint, "facts": dict(made.facts)}
                 for name, made in done.artifacts.items()
             }
-            print(json.dumps({"artifacts": facts, "files": [str(file) for file in done.files]}, ensure_ascii=False))
+            print_document({"artifacts": facts, "files": [str(file) for file in done.files]})
 
 
 def _import_defaults(folder: Path | None) -> dict[str, Any]:
@@ -236,11 +238,12 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
         source, defaults = import_source(data, folder), _import_defaults(folder)
         request = read_recipe(source, flags, recipe, defaults, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
-        decided = decide(request, Store(request.store), resolve_inputs(request, fetch=False))
+        with path_errors(request.folders):
+            decided = decide(request, Store(request.store), resolve_inputs(request, fetch=False))
         check_packages(request, decided)
         for line in notices(request):
             Report().say(line)
-        print(json.dumps(plan_json(decided), ensure_ascii=False) if as_json else "\n".join(plan_lines(decided)))
+        print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 
 
 CLIP = _parameter(
@@ -271,9 +274,10 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     clip = flags.pop("clip")
     with reported_errors("explain", as_json=as_json):
         request = read_recipe(data, flags, recipe, check_files=True)
-        findings = explained(request, Store(request.store), resolve_inputs(request, fetch=False), clip)
+        with path_errors(request.folders):
+            findings = explained(request, Store(request.store), resolve_inputs(request, fetch=False), clip)
         lines = explained_lines(findings)
-        print(json.dumps(explained_json(findings), ensure_ascii=False) if as_json else "\n".join(lines))
+        print_document(explained_json(findings)) if as_json else print("\n".join(lines))
 
 
 @app.command()
@@ -288,9 +292,9 @@ def status(
     from cache.store import Store
     from pipeline.maintenance.status import status_json, status_lines
 
-    with reported_errors("status", as_json=as_json):
+    with reported_errors("status", as_json=as_json), path_errors({"--store": store}):
         opened = Store(store)
-        print(json.dumps(status_json(opened), ensure_ascii=False) if as_json else "\n".join(status_lines(opened)))
+        print_document(status_json(opened)) if as_json else print("\n".join(status_lines(opened)))
 
 
 @app.command()
@@ -301,7 +305,7 @@ def example(out: Annotated[Path, typer.Argument(help="where to write the zip")])
     """
     from pipeline.example_dataset import write_example
 
-    with reported_errors("example"):
+    with reported_errors("example"), path_errors({"OUT.zip": out.parent}):
         print(write_example(out), file=sys.stderr)
 
 
@@ -331,7 +335,7 @@ def bench(
     axes: dict[str, list[Any]] = {"model": model, "frames": frames, "adapter_type": adapter_type}
     axes |= {"base_precision": base_precision, "batch_size": batch_size, "rank": [rank], "steps": [steps]}
     axes |= {"gradient_checkpointing": gradient_checkpointing, "deterministic": deterministic, "threads": [threads]}
-    with reported_errors("bench"):
+    with reported_errors("bench"), path_errors({"--out": out.parent}):
         asked = checked_grid(axes, out)
         from stages.bench.run import bench as measured  # deferred: torch
 

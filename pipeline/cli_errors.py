@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from cache.errors import CacheError
+from pipeline.early_stop import raise_from_now_on
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
+from pipeline.path_errors import memory_errors, path_errors
 from pipeline.request.fields import FIELDS
+from pipeline.streams import print_document
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -49,7 +51,7 @@ def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
         if as_json:
             message = error.format_message()
             detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
-            print(json.dumps({"detail": detail, "message": message}, ensure_ascii=False))
+            print_document({"detail": detail, "message": message})
         raise
 
 
@@ -75,8 +77,10 @@ def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[
         command: as it was typed.
         as_json: also print the error as a JSON document on stdout.
     """
+    raise_from_now_on()
     try:
-        yield
+        with memory_errors(), path_errors({}):
+            yield
     except RecipeError as error:
         error.command = command
         _fail(error, WRONG_USAGE, as_json=as_json)
@@ -93,7 +97,7 @@ def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[
 def _fail(error: Exception, code: int, *, as_json: bool) -> None:
     print(f"error: {error}", file=sys.stderr)
     if as_json and not getattr(error, "in_document", False):
-        print(json.dumps(error_json(error), ensure_ascii=False))
+        print_document(error_json(error))
     raise SystemExit(code) from error
 
 

@@ -5,6 +5,8 @@ PipelineError
 ├── SourceNotFound     the data or the adapter named in the request does not exist (exit code 2)
 ├── FetchFailed        an address could not be downloaded, or what it holds is wrong
 ├── FolderNotWritable  the store or the output folder cannot be written
+├── PathFailed         the system refused to read or write a path
+├── MemoryUsedUp       this process may use no more memory
 ├── StoreNotFound      the folder of the store does not exist
 ├── NothingToEvict     nothing in the store matches what should be removed
 ├── StillNeeded        everything that should be removed is needed by a run that is kept
@@ -95,7 +97,25 @@ class FolderNotWritable(PipelineError):
 
     def __init__(self, flag: str, folder: Path, why: str) -> None:
         super().__init__(
-            f"--{flag} {folder} cannot be written ({why}). Name a folder on a disk with free space, then run again."
+            f"--{flag} {folder} cannot be written ({why}). Name a folder that can be written, then run again."
+        )
+
+
+class PathFailed(PipelineError):
+    """The system refused to read or write a path."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        super().__init__(f"{path}: {why}. {remedy}")
+
+
+class MemoryUsedUp(PipelineError):
+    """This process may use no more memory."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the memory that this process may use is used up ({why}). Finished work is kept. Stop other programs or "
+            "raise the limit (`ulimit -v` shows it), or use a smaller --model or --batch-size or fewer --workers; "
+            "then run the same command again."
         )
 
 

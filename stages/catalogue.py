@@ -5,6 +5,7 @@ Light: standard library only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -43,6 +44,11 @@ class Family(Protocol):
 
 class BundledFamily(Family, Protocol):
     """A family whose models have no hub repository: the project makes their weights itself."""
+
+    TENSOR_DIGESTS: Mapping[str, str]
+    """What `stages.models.checkpoint_folder.file_digest` gives for each file of tensors, by path in the folder."""
+    TEXT_FILES: tuple[str, ...]
+    """JSON files of the text encoder, by path in the folder."""
 
     def folder_name(self) -> str:
         """Name of the checkpoint folder among the store's shared weights."""

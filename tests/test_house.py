@@ -26,7 +26,8 @@ LAYERS = {
         inventory shard_salvage
     """,
     "pipeline": """
-        errors waited_lock
+        early_stop errors streams waited_lock
+        path_errors
         example_dataset request
         bench_grid cli_errors plan
         execution report

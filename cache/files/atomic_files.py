@@ -9,6 +9,7 @@ its rename fails with WriteFailed: no file with a final name is ever incomplete.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -75,11 +76,28 @@ def atomic_write_bytes(target: Path, content: bytes | memoryview, *, fsync: Cont
 
 def write_failure(target: Path, error: OSError) -> WriteFailed:
     """The error to raise for an OSError while writing, with the free space of that disk."""
+    return WriteFailed(target, *failure_reason(target, error))
+
+
+def failure_reason(path: Path, error: OSError) -> tuple[str, int | None]:
+    """Why a path could not be used, and the bytes left on its disk, where both are known."""
+    folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), path)
+    if error.errno == errno.ENOSPC and not _inodes_left(folder):
+        return "no inode is left there, which every new file needs", None
     try:
-        free = shutil.disk_usage(target.parent).free
+        free = shutil.disk_usage(folder).free
     except OSError:
         free = None
-    return WriteFailed(target, error.strerror or str(error), free)
+    return error.strerror or str(error), free
+
+
+def _inodes_left(folder: Path) -> bool:
+    """Whether a disk can hold another file, however small; disks without a limit of their own can."""
+    try:
+        usage = os.statvfs(folder)
+    except (AttributeError, OSError):  # Windows; a folder that is gone
+        return True
+    return usage.f_files == 0 or usage.f_favail > 0
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:

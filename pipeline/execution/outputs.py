@@ -1,4 +1,4 @@
-"""Copies a training's files to the output folder, and warns before replacing another training's.
+"""Checks at the start that the output files can be written; copies them at the end, with a warning before it replaces.
 
 Light: standard library only.
 """
@@ -7,14 +7,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cache.files.atomic_files import atomic_write_bytes
+from pipeline.errors import FieldError, FolderNotWritable, RecipeError
+from pipeline.path_errors import why_not_writable
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
+
+OUTPUT_SUFFIXES = (".safetensors", ".json", "_ema.safetensors")
+"""What is appended to the name of a training's output files."""
+_LONGEST_TEMPORARY = f".{'0' * 8}-{'0' * 10}-{'0' * 16}.tmp"
+"""What is appended to a file's name while it is written (`cache.files.atomic_files`)."""
+
+
+def check_output(recipe: Recipe) -> None:
+    """Check that the output files can be written, before hours of work depend on it.
+
+    Raises:
+        FolderNotWritable: naming --output.
+        RecipeError: their name is too long for that disk, or taken by a folder.
+    """
+    if (why := why_not_writable(recipe.output)) is not None:
+        raise FolderNotWritable("output", recipe.output, why)
+    for suffix in OUTPUT_SUFFIXES:
+        file = recipe.output / f"{recipe.name}{suffix}"
+        try:
+            taken = file.is_dir()
+            with suppress(FileNotFoundError):
+                file.with_name(f"{file.name}{_LONGEST_TEMPORARY}").lstat()
+        except OSError as error:
+            raise _name_error(recipe, f"cannot name a file in {recipe.output} ({error.strerror})") from error
+        if taken:
+            raise _name_error(recipe, f"{file} is a folder: remove it, or give another --name")
+
+
+def _name_error(recipe: Recipe, why: str) -> RecipeError:
+    return RecipeError([FieldError(loc=("name",), type="value_error", msg=why, input=recipe.values["name"])])
 
 
 def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, ...]:

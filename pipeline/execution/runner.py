@@ -15,17 +15,18 @@ from cache import run_metadata
 from cache.receipt import Receipt
 from cache.shared_files import write_shared_files
 from cache.store import Store
+from pipeline.errors import FolderNotWritable
 from pipeline.execution.locks import maintenance_lock, run_lock
-from pipeline.execution.outputs import copy_outputs
+from pipeline.execution.outputs import check_output, copy_outputs
 from pipeline.execution.records import now, receipt_of, unfinished_run
 from pipeline.execution.stop_signals import StopFlag, stop_signals
+from pipeline.path_errors import why_not_writable
 from pipeline.plan.import_plan import import_plan
 from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
 from pipeline.request.notices import notices
-from pipeline.request.preflight import check_writable_folders
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Workspace
@@ -69,11 +70,20 @@ def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool =
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
-    check_writable_folders(recipe, output=last == "train")
-    store = Store(recipe.store)
-    resolved = resolve_inputs(recipe, fetch=True, say=observer.say, progress=observer.progress_of("fetch"))
+    if last == "train":
+        check_output(recipe)
+    store, refusal = Store(recipe.store), why_not_writable(recipe.store)
+    resolved = resolve_inputs(
+        recipe,
+        fetch=refusal is None,
+        weights=last != "ingest",
+        say=observer.say,
+        progress=observer.progress_of("fetch"),
+    )
     observer.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, resolved, last)
+    if refusal is not None and not decided.nothing_to_do:  # results that are there can be used all the same
+        raise FolderNotWritable("store", recipe.store, refusal)
     check_packages(recipe, decided)
     for line in notices(recipe):
         observer.say(line)

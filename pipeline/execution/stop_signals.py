@@ -1,4 +1,7 @@
-"""Turns Ctrl-C and SIGTERM into a flag that stages check between pieces of work. Light: standard library only."""
+"""Turns Ctrl-C, SIGTERM and SIGHUP into a flag that stages check between pieces of work.
+
+Light: standard library only.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Ctrl-C, a polite kill, and a terminal that is closed (Windows has no SIGHUP)."""
+
 
 class StopFlag:
-    """Set by the first Ctrl-C or SIGTERM; a second one raises KeyboardInterrupt."""
+    """Set by the first stop signal; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self._set = False
@@ -28,9 +34,10 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """A flag that Ctrl-C and SIGTERM set while the block runs."""
+    """A flag that stop signals set while the block runs; what was inherited as ignored (`nohup`) stays ignored."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, flag.handle) for number in heeded}
     try:
         yield flag
     finally:

@@ -5,13 +5,14 @@ Light: standard library and Typer only.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli_errors import reported_errors
+from pipeline.path_errors import path_errors
+from pipeline.streams import print_document
 
 StoreOption = Annotated[Path, typer.Option(help="folder of finished artifacts and latents")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
@@ -33,9 +34,9 @@ def verify(
     from pipeline.maintenance.verify_command import check, raise_if_damaged, verify_json, verify_lines
     from pipeline.report import Report
 
-    with reported_errors("verify", as_json=as_json):
+    with reported_errors("verify", as_json=as_json), path_errors({"--store": store}):
         result, repairs = check(existing_store(store), Report(), repair=repair)
-        print(json.dumps(verify_json(result, repairs)) if as_json else "\n".join(verify_lines(result, repairs)))
+        print_document(verify_json(result, repairs)) if as_json else print("\n".join(verify_lines(result, repairs)))
         raise_if_damaged(result, repaired=repair)
 
 
@@ -62,11 +63,11 @@ def evict(
     from pipeline.maintenance.gc import evict as evicted
     from pipeline.report import Report
 
-    with reported_errors("evict", as_json=as_json):
+    with reported_errors("evict", as_json=as_json), path_errors({"--store": store}):
         selection = Selection(names=names or (), stage=stage, older_than=older_than, model=model)
         plan = evicted(existing_store(store), selection, Report().say, dry_run=dry_run)
         lines = removal_lines(plan, dry_run=dry_run)
-        print(json.dumps(removal_json(plan, dry_run=dry_run)) if as_json else "\n".join(lines))
+        print_document(removal_json(plan, dry_run=dry_run)) if as_json else print("\n".join(lines))
 
 
 def gc(
@@ -95,11 +96,11 @@ def gc(
     from pipeline.maintenance.quantities import bytes_of
     from pipeline.report import Report
 
-    with reported_errors("gc", as_json=as_json):
+    with reported_errors("gc", as_json=as_json), path_errors({"--store": store}):
         existing, limits = existing_store(store), {"older_than": older_than, "max_bytes": max_bytes}
         plan, fits = collected(existing, Report().say, dry_run=dry_run, prepared=prepared, **limits)
         lines = removal_lines(plan, dry_run=dry_run)
-        print(json.dumps(removal_json(plan, dry_run=dry_run)) if as_json else "\n".join(lines))
+        print_document(removal_json(plan, dry_run=dry_run)) if as_json else print("\n".join(lines))
         if not fits:
             left = existing.sizes().total - (plan.num_bytes if dry_run else 0)
             raise OverBudget(bytes_of(str(max_bytes)), left, plan.needed_bytes, plan.needed_by)
@@ -114,9 +115,9 @@ def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) 
     """
     from pipeline.maintenance.doctor import checks_json, checks_lines, raise_if_failed, run_checks
 
-    with reported_errors("doctor", as_json=as_json):
+    with reported_errors("doctor", as_json=as_json), path_errors({"--store": store}):
         checks = run_checks(store)
-        print(json.dumps(checks_json(checks)) if as_json else "\n".join(checks_lines(checks)))
+        print_document(checks_json(checks)) if as_json else print("\n".join(checks_lines(checks)))
         raise_if_failed(checks)
 
 

@@ -191,7 +191,7 @@ def _is_idle(store: Store, run: UnfinishedRun) -> bool:
     try:
         with store.lock(run.stage, run.identity):
             return True
-    except LockHeld:
+    except (LockHeld, OSError):  # a read-only store cannot tell: a dry run there counts it as in use
         return False
 
 

@@ -20,7 +20,7 @@ def check(store: Store, report: Report, *, repair: bool) -> tuple[VerifyResult, 
     """What was found, and one line per repair."""
     result = verify(store, report.progress_of("verify"))
     report.end_progress()
-    return result, repaired(store, result.damages, report.say) if repair else []
+    return result, repaired(store, result.damages, report.say) if repair and result.damages else []
 
 
 def verify_json(result: VerifyResult, repairs: Sequence[str]) -> dict[str, Any]:

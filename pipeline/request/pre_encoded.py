@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import Store
-from pipeline.errors import FieldError, RecipeError
+from pipeline.errors import FieldError, FolderNotWritable, RecipeError
+from pipeline.path_errors import why_not_writable
 from pipeline.request.fields import DEFAULTS, params_of
 from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
@@ -56,9 +57,17 @@ def check_import_fields(recipe: Recipe, last: str) -> None:
 
 
 def check_export(folder: Path | None) -> None:
-    """Check that the folder of --export is new or empty, before anything runs. Raises: RecipeError."""
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Check that the folder of --export is new or empty and can be written, before anything runs.
+
+    Raises:
+        RecipeError, FolderNotWritable.
+    """
+    if folder is None:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _option_error("export", "not_empty", "must be a new or empty folder", str(folder))
+    if (why := why_not_writable(folder)) is not None:
+        raise FolderNotWritable("export", folder, why)
 
 
 def export(artifact: Artifact, recipe: Recipe, folder: Path, say: Any) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FieldError, FolderNotWritable, RecipeError
+from pipeline.errors import FieldError, RecipeError
 from pipeline.request.recipe import Recipe
 from stages import catalogue
 from stages.adapters.adapter_header import (
@@ -144,20 +144,3 @@ def _other_base(recipe: Recipe, file: Path, header: AdapterHeader) -> Iterator[F
     if names[stated] != recipe.model.name:
         message = f"{file.name} was trained on {names[stated]}, from whose weights its fixed directions come"
         yield FieldError(loc=("model",), type="differs_from_file", msg=message, input=recipe.model.name)
-
-
-def check_writable_folders(recipe: Recipe, *, output: bool) -> None:
-    """Check that the store and, if `output`, the output folder can be written, before hours of work depend on it.
-
-    Raises:
-        FolderNotWritable: naming the flag.
-    """
-    folders = {"store": recipe.store, **({"output": recipe.output} if output else {})}
-    for flag, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise FolderNotWritable(flag, folder, error.strerror or str(error)) from error

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.conflicts import conflicts, unused_latent_fields
 from pipeline.request.fields import DATA, params_of
-from pipeline.request.paths import missing_path_errors
+from pipeline.request.paths import is_url, local_path, missing_path_errors
 from pipeline.request.validation import validated_fields
 from stages import catalogue
 from stages.contract import Resources
@@ -59,6 +59,13 @@ class Recipe:
         # The variable names a downloaded checkpoint; models without a repository ship with the project.
         given = self.values["weights"] or (os.environ.get("SA3_WEIGHTS") if self.model.repo else None)
         return Path(given) if given else None
+
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        """Local files and folders of the request, by the option that names each."""
+        local = not is_url(self.source) and not self.source.startswith("data:")
+        data = local_path(self.source) if local else None
+        return {"--store": self.store, "--output": self.output, "--weights": self.weights, "DATA": data}
 
     @property
     def resources(self) -> Resources:

@@ -42,6 +42,7 @@ def resolve_inputs(
     recipe: Recipe,
     *,
     fetch: bool,
+    weights: bool = True,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[..., None] = lambda done, total, note="": None,
 ) -> ResolvedInputs:
@@ -50,6 +51,7 @@ def resolve_inputs(
     Args:
         fetch: download URLs, and write the weights bundled with the project (tiny-base) into the store; plan does
             neither.
+        weights: off where no stage reads them, so that a dataset can be checked without them.
         say, progress: called about downloads; `say` also while another process makes the weights.
 
     Raises:
@@ -61,13 +63,13 @@ def resolve_inputs(
     path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
     source = open_source(path, digest_cache, recipe.ingest_params().limits) if path else unknown
-    folder, why = weights_folder(recipe, fetch=fetch, say=say)
-    weights = open_folder(recipe.model.name, folder, digest_cache) if folder else None
+    folder, why = weights_folder(recipe, fetch=fetch, say=say) if weights else (None, "")
+    opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()
-    check_request(recipe, weights, lora)
+    check_request(recipe, opened, lora)
     return ResolvedInputs(
         source=source,
-        weights=weights,
+        weights=opened,
         why_no_weights=why,
         lora_checkpoint=lora,
         lora_digest=digest_file(lora) if lora else None,

@@ -30,6 +30,15 @@ TEXT_WIDTH = 64
 TEXT_FOLDER = "t5gemma-b-b-ul2"
 MAX_TOKENS = 128
 
+TENSOR_DIGESTS = {
+    "model.safetensors": "fd6dbc8f3d11a4dcc47275b47810f3991017b623f1858ae0b25ed3f1e5423f57",
+    f"{TEXT_FOLDER}/model.safetensors": "5b7f6043f6c324683543f493a27de5f958e9f605f3dbb23cd696c84b2b81e9d5",
+}
+"""What the made files of tensors are compared with, and their names in the folder."""
+
+TEXT_FILES = tuple(f"{TEXT_FOLDER}/{name}.json" for name in ("config", "tokenizer", "tokenizer_config"))
+"""JSON files of the text encoder; what a library writes into the first depends on its version."""
+
 MODELS = (
     ModelSpec(
         name="tiny-base",

@@ -1,0 +1,153 @@
+"""Errors of the system about paths and memory become one line: which path, why, what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cache.errors import WriteFailed
+from cache.files import atomic_files
+from pipeline.cli import app
+from pipeline.cli_errors import reported_errors
+from pipeline.errors import MemoryUsedUp, PathFailed
+from pipeline.execution import runner
+from pipeline.path_errors import memory_errors, path_errors
+from tests.small_datasets import clips, folder
+
+
+def said(number: int, path: Path | None, **folders: Path) -> str:
+    """The message for an error of the system; folders by option, such as `store`."""
+    named = (number, os.strerror(number), str(path)) if path else (number, os.strerror(number))
+    with pytest.raises(PathFailed) as caught, path_errors({f"--{name}": place for name, place in folders.items()}):
+        raise OSError(*named)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free some space there"),
+        (errno.EDQUOT, "Free some space there"),
+        (errno.EROFS, "mount it for writing"),
+        (errno.EACCES, "another user"),
+        (errno.EPERM, "another user"),
+        (errno.ENOENT, "removed or unmounted"),
+        (errno.ESTALE, "removed or unmounted"),
+        (errno.EIO, "Check that place and its disk"),
+    ],
+)
+def test_an_error_in_the_store_names_the_path_why_and_what_to_do(tmp_path, number, remedy):
+    message = said(number, tmp_path / "st" / "locks" / "x.lock", store=tmp_path / "st")
+    assert message.startswith(f"{tmp_path}/st/locks/x.lock: {os.strerror(number)}")
+    assert remedy in message and "with --store" in message
+
+
+def test_an_error_in_the_output_folder_advises_another_output_folder(tmp_path):
+    assert "with --output" in said(
+        errno.EROFS, tmp_path / "st" / "out", store=tmp_path / "st", output=tmp_path / "st/out"
+    )
+
+
+def test_an_error_without_a_path_is_taken_to_concern_the_first_folder(tmp_path):
+    assert said(errno.ENOSPC, None, store=tmp_path).startswith(f"{tmp_path}: No space left")
+
+
+def test_an_error_elsewhere_still_names_its_path(tmp_path):
+    assert said(errno.EACCES, tmp_path / "elsewhere", store=tmp_path / "st").startswith(f"{tmp_path}/elsewhere: ")
+
+
+def test_a_file_missing_outside_the_request_is_a_bug_and_keeps_its_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError), path_errors({"--store": tmp_path / "st"}):
+        (tmp_path / "elsewhere").read_bytes()
+
+
+def test_a_full_output_folder_does_not_advise_another_store(tmp_path):
+    folders = {"--store": tmp_path / "st", "--output": tmp_path / "out"}
+    with pytest.raises(WriteFailed, match="choose another with --output"), path_errors(folders):
+        raise WriteFailed(tmp_path / "out" / "x.safetensors", "No space left on device", 0)
+
+
+def test_no_inodes_left_is_said_instead_of_the_free_bytes(tmp_path, monkeypatch):
+    usage = os.statvfs(tmp_path)
+    none_left = os.statvfs_result([*usage[:5], 100, 0, 0, *usage[8:]])
+    monkeypatch.setattr(os, "statvfs", lambda path: none_left)
+    why, free = atomic_files.failure_reason(tmp_path / "new", OSError(errno.ENOSPC, "No space left on device"))
+    assert ("inode" in why, free) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_every_form_of_no_memory_gives_words(error):
+    with pytest.raises(MemoryUsedUp, match="ulimit -v"), memory_errors():
+        raise error
+
+
+def test_another_error_is_not_taken_for_one_of_memory():
+    with pytest.raises(RuntimeError, match="a bug"), memory_errors():
+        raise RuntimeError("a bug")
+
+
+def test_the_command_line_prints_one_line_and_exits_with_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended, reported_errors():
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "x"))
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (1, 1)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return folder(tmp_path / "data", clips("one"))
+
+
+def ingest(tmp_path: Path, data: Path):
+    return CliRunner().invoke(app, ["ingest", str(data), "--store", str(tmp_path / "st"), "--model", "tiny-base"])
+
+
+def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "why_not_writable", lambda folder: "Read-only file system")
+
+
+def test_a_read_only_store_is_enough_where_every_result_is_there(tmp_path, data, monkeypatch):
+    assert ingest(tmp_path, data).exit_code == 0
+    refuse_writing(monkeypatch)
+    done = ingest(tmp_path, data)
+    assert (done.exit_code, "nothing to do" in done.stderr) == (0, True)
+
+
+def test_a_read_only_store_is_refused_before_anything_runs_where_a_result_is_missing(tmp_path, data, monkeypatch):
+    refuse_writing(monkeypatch)
+    refused = ingest(tmp_path, data)
+    assert "--store" in refused.stderr and "cannot be written (Read-only" in refused.stderr
+    assert not (tmp_path / "st" / "scratch").exists()
+
+
+def test_ingest_needs_no_weights(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    call = ["ingest", str(data), "--store", str(tmp_path / "st"), "--model", "medium-base", "--weights", str(tmp_path)]
+    assert CliRunner().invoke(app, call).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "taken"])
+def test_a_name_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, data, name):
+    (tmp_path / "out" / "taken.json").mkdir(parents=True)
+    call = ["run", str(data), "--store", str(tmp_path / "st"), "--output", str(tmp_path / "out"), "--name", name]
+    refused = CliRunner().invoke(app, [*call, "--model", "tiny-base"])
+    assert (refused.exit_code, "name: " in refused.stderr) == (2, True)
+    assert not (tmp_path / "st").exists()
+
+
+def test_an_export_folder_that_cannot_be_made_is_refused_before_anything_runs(tmp_path, data):
+    (tmp_path / "file").write_bytes(b"")
+    call = ["encode", str(data), "--store", str(tmp_path / "st"), "--export", str(tmp_path / "file" / "ex")]
+    refused = CliRunner().invoke(app, [*call, "--model", "tiny-base"])
+    assert (refused.exit_code, "--export" in refused.stderr, (tmp_path / "st").exists()) == (1, True, False)
