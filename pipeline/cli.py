@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
+from pipeline.generate_command import add_generate_command
 from pipeline.maintenance.commands import add_store_commands
 from pipeline.path_errors import path_errors
 from pipeline.request.fields import DATA, FIELDS
@@ -342,4 +343,5 @@ def bench(
         print(measured(asked, device, threads, out, lambda line: print(line, file=sys.stderr)))
 
 
+add_generate_command(app)
 add_store_commands(app)

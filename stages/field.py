@@ -124,11 +124,14 @@ def check(params: Any, stage: str = "") -> None:
     Raises:
         ValueError: naming the first wrong field, its rule and the value.
     """
-    for field in declared_fields(params):
-        value = getattr(params, field.attribute)
-        if not _holds(field, value):
-            name = f"{stage}.{field.attribute}" if stage else field.attribute
-            raise ValueError(f"{name} must be {rule_in_words(field)}; got {value!r}")
+    for field in broken_rules(params):
+        name = f"{stage}.{field.attribute}" if stage else field.attribute
+        raise ValueError(f"{name} must be {rule_in_words(field)}; got {getattr(params, field.attribute)!r}")
+
+
+def broken_rules(params: Any) -> list[Field]:
+    """The declared fields of a params dataclass whose values break their rules."""
+    return [field for field in declared_fields(params) if not _holds(field, getattr(params, field.attribute))]
 
 
 def _holds(field: Field, value: Any) -> bool:

@@ -29,9 +29,9 @@ LAYERS = {
         early_stop errors streams waited_lock
         path_errors
         example_dataset request
-        bench_grid cli_errors plan
+        bench_grid cli_errors generation plan
         execution report
-        maintenance
+        generate_command maintenance
         cli
         __main__
     """,
@@ -39,7 +39,7 @@ LAYERS = {
         field model_config plural precision processes records safetensors_header
         catalogue contract errors references
         adapters ingest models prepared_audio
-        encode pretrain train
+        encode generate pretrain train
         bench
     """,
     "stages.adapters": """
@@ -73,6 +73,12 @@ LAYERS = {
         encode_ahead facts prompts
         encode_latents
         pre_encoded run
+    """,
+    "stages.generate": """
+        audio_file settings
+        adapted_model
+        sampling
+        run
     """,
     "stages.train": """
         determinism rng stage

@@ -15,12 +15,13 @@ CHECKPOINT_FILES = ("model_config.json", "model.safetensors")
 
 
 def hub_folder(spec: ModelSpec, *, download: bool) -> Path | None:
-    """A base model's snapshot in the hub's own cache; None when it is not there and `download` is off.
+    """The snapshot of a base or inference model in the hub's cache; None when it is not there and `download` is off.
 
     Raises: as `snapshot`.
     """
     assert spec.repo is not None, "only published models have a repository"
-    config = ModelConfig(catalogue.family_of(spec.name).model_config(spec.name))
+    base = next(base for base in catalogue.models().values() if base.inference_model == spec.inference_model)
+    config = ModelConfig(catalogue.family_of(base.name).model_config(base.name))
     wanted = (*CHECKPOINT_FILES, f"{config.text_encoder_folder}/*")
     return snapshot(spec.repo, wanted, download=download)
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cache.digest_cache import DigestCache
 from cache.fingerprint import digest_file, fingerprint
@@ -19,6 +20,7 @@ from stages import catalogue
 from stages.contract import Source, Weights
 from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
+from stages.records import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,19 @@ def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store, say
             family.make(folder)
 
 
+class WeightsWanted(Protocol):
+    """What finding weights needs of a request."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+    @property
+    def weights(self) -> Path | None: ...
+    @property
+    def store(self) -> Path: ...
+
+
 def weights_folder(
-    recipe: Recipe, *, fetch: bool, say: Callable[[str], None] = lambda line: None
+    recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Path | None, str]:
     """The checkpoint folder; None, with the reason, while it is not on this machine."""
     if recipe.weights is not None:
@@ -101,7 +114,7 @@ def weights_folder(
     return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
-def _bundled_folder(recipe: Recipe, *, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, str]:
+def _bundled_folder(recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, str]:
     """The folder in the store of weights that ship with the project."""
     family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()

@@ -113,15 +113,17 @@ def dpm_solver_plus_plus(velocity: Velocity, noise_BCT: Tensor, schedule: Tensor
 
 
 def ping_pong(
-    velocity: Velocity, noise_BCT: Tensor, schedule: Tensor, generator: torch.Generator | None = None
+    velocity: Velocity, noise_BCT: Tensor, schedule: Tensor, fresh_noise: Callable[[Tensor], Tensor] = torch.randn_like
 ) -> Tensor:
-    """Denoise fully, then add fresh noise for the next timestep: for few-step (distilled) models."""
+    """Denoise fully, then add fresh noise for the next timestep: for few-step (distilled) models.
+
+    Args:
+        fresh_noise: standard normal values like the tensor that it is given.
+    """
     x_BCT = noise_BCT
     for timestep_B, next_B in _steps(schedule):
         denoised_BCT = x_BCT - _per_clip(timestep_B) * velocity(x_BCT, timestep_B)
-        device = noise_BCT.device if generator is None else generator.device
-        fresh_BCT = torch.randn(x_BCT.shape, generator=generator, device=device, dtype=x_BCT.dtype).to(x_BCT.device)
-        x_BCT = (1 - _per_clip(next_B)) * denoised_BCT + _per_clip(next_B) * fresh_BCT
+        x_BCT = (1 - _per_clip(next_B)) * denoised_BCT + _per_clip(next_B) * fresh_noise(x_BCT)
     return x_BCT
 
 

@@ -1,0 +1,1 @@
+"""Sound from a prompt: base or inference model, any number of adapters, one audio file."""
