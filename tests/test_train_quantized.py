@@ -13,6 +13,7 @@ from stages.adapters.adapter_file import read
 from stages.contract import Inputs
 from stages.errors import PackageMissing
 from stages.models import quantized_linear
+from stages.models.load_weights import stored_matrix
 from stages.models.quantized_linear import quantization_of
 from stages.train.dataset.examples import load_examples
 from stages.train.job import Job
@@ -118,6 +119,16 @@ def test_nothing_is_compared_where_nothing_was_rounded(bench, alive):
     bench.train(number_of_steps=1)
     assert len(alive) == 1
     assert bench.config["loss_before_unquantized"] is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("how", ["none", "int8"])
+def test_directions_are_those_of_the_stored_weights_whatever_the_base_is_rounded_to(bench, precision, how):
+    job = job_of(bench, adapter_type="bora-xs", base_precision=precision, base_quantization=how)
+    for attachment in new_network(job).adapter._attached():
+        stored_OI = stored_matrix(weights(), attachment.target.name)
+        assert stored_OI.dtype == torch.float32
+        assert torch.equal(attachment.slot.basis.U, singular_vectors.singular_vectors(stored_OI).U_OK[:, :2])
 
 
 def test_singular_vectors_are_shared_with_trainings_on_the_unquantised_base(bench, monkeypatch):

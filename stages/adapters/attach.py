@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -157,6 +157,10 @@ class Adapter:
         return self._attachments
 
 
+StoredWeight = Callable[[str], Tensor]
+"""The weight (out, in) of the layer of this name, as the file of the base stores it."""
+
+
 def attach(
     roots: Sequence[nn.Module],
     spec: AdapterSpec,
@@ -164,6 +168,7 @@ def attach(
     generator: torch.Generator | None = None,
     singular_vectors: Mapping[str, Mapping[str, Tensor]] | None = None,
     singular_vector_cache: SingularVectorCache | None = None,
+    stored_weight: StoredWeight | None = None,
 ) -> Adapter:
     """Attach a new adapter to the Linear and Conv1d layers of some networks, and freeze everything else in them.
 
@@ -176,6 +181,9 @@ def attach(
         generator: draws the initial values of the free kinds; None: torch's global CPU generator.
         singular_vectors: singular vectors for the -xs kinds, used as they are; see `singular_vectors_from`.
         singular_vector_cache: stores computed singular vectors between runs.
+        stored_weight: the weights that singular vectors are computed from: those of the file, before the cast. Whoever
+            loads the adapter computes them from these, or from weights rounded less than a bf16 base is. None: the
+            weights as the layers use them.
 
     Raises:
         FilterMatchesNothing: an include or exclude pattern matches no layer, or no layer is left.
@@ -197,7 +205,8 @@ def attach(
         weight_OI = layer.matrix()
         vectors = known.get(target.name)
         if kind.basis.singular and vectors is None:
-            vectors = _singular_vectors(layer, spec.rank, singular_vector_cache)
+            stored_OI = layer.matrix() if stored_weight is None else stored_weight(target.name)
+            vectors = _singular_vectors(layer, stored_OI, spec.rank, singular_vector_cache)
         init = LayerInit(
             weight_OI=weight_OI,
             rank=spec.rank,
@@ -251,10 +260,12 @@ def _adapted_layer(target: Target) -> AdaptedLayer:
     return AdaptedQuantizedLayer(layer) if isinstance(layer, QuantizedLayer) else as_adapted_layer(target.name, layer)
 
 
-def _singular_vectors(layer: AdaptedLayer, rank: int, cache: SingularVectorCache | None) -> SingularVectors:
+def _singular_vectors(
+    layer: AdaptedLayer, stored_OI: Tensor, rank: int, cache: SingularVectorCache | None
+) -> SingularVectors:
     if isinstance(layer, AdaptedQuantizedLayer):
         return layer.vectors(rank)
-    return leading_singular_vectors(layer.matrix(), rank, cache)
+    return leading_singular_vectors(stored_OI, rank, cache)
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def leading_singular_vectors(weight_OI: Tensor, rank: int, cache: SingularVector
     """The leading `rank` or more singular vectors of a weight, from the cache if it has them.
 
     Args:
-        weight_OI: as the layer uses it, after the base-precision cast; rank is at most its smaller dimension.
+        weight_OI: as the base's file stores it; rank is at most its smaller dimension.
     """
     if cache is None:
         return singular_vectors(weight_OI)

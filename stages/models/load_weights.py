@@ -84,6 +84,22 @@ def _load(
     return network.eval().requires_grad_(False)
 
 
+def stored_matrix(weights: Weights, layer: str) -> Tensor:
+    """The weight of a layer of the denoiser or the conditioner as the file stores it, before any cast, (out, in).
+
+    Raises:
+        WeightsNotFound: the file has no such layer.
+    """
+    wanted = [f"{prefix}{layer}.weight" for prefix in (DENOISER, CONDITIONER)]
+    file = weights.folder / WEIGHTS_FILE
+    with safe_open(file, framework="pt") as stored:
+        known = sorted(stored.keys(), key=lambda name: name not in wanted)
+        source = next((name for name in known if known_name(name, wanted)), None)
+        if source is None:
+            raise WeightsNotFound(str(file), f"it has no weight of {layer}", "Download the model again.")
+        return stored.get_tensor(source).flatten(1)
+
+
 def tensor_sources(
     where: str, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], prefix: str
 ) -> dict[str, str]:

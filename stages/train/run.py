@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from stages.adapters.singular_vectors import SingularVectorFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models.device import explain_out_of_memory, precision_of, set_threads, training_threads
+from stages.models.load_weights import stored_matrix
 from stages.models.quantized_linear import quantization_of
 from stages.train.dataset.audio_prefetch import AudioPrefetcher
 from stages.train.dataset.examples import Examples, load_examples
@@ -129,7 +131,8 @@ def write_artifact(job: Job, training: Training, examples: Examples, config: Map
     write_tables(directory, training, examples)
     with deterministic_algorithms(job.device):
         written = write_adapters(directory, training, adapter_metadata(job, training.step), batch)
-        check_outputs(training.network, batch, written, SingularVectorFolder(job.work.shared / "bases"))
+        bases, stored = SingularVectorFolder(job.work.shared / "bases"), partial(stored_matrix, job.weights)
+        check_outputs(training.network, batch, written, bases, stored)
     write_config(directory, config)
     keep_last_checkpoint(directory, training.step)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from pathlib import Path
 
 from stages.adapters.attach import Adapter, attach
 from stages.adapters.singular_vectors import SingularVectorFolder
 from stages.adapters.target_layers import rank_limit
+from stages.models.load_weights import stored_matrix
 from stages.models.quantized_linear import NONE, quantization_of
 from stages.train.job import Job
 from stages.train.model.frozen_base import load_frozen_base
@@ -55,6 +57,7 @@ def new_network(job: Job) -> Network:
         spec,
         generator=job.rng.torch_generator("adapter", 0),
         singular_vector_cache=SingularVectorFolder(job.work.shared / "bases"),
+        stored_weight=partial(stored_matrix, job.weights),
     )
     if start is not None:
         adapter.load(start.tensors, job.inputs.files["lora_checkpoint"].name)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from stages.adapters.kind import kind_named
 from stages.adapters.layer_filter import selected
 from stages.adapters.singular_vectors import SingularVectorFolder, SingularVectors, leading_singular_vectors
-from stages.models.load_weights import load_conditioner, load_denoiser
+from stages.models.load_weights import load_conditioner, load_denoiser, stored_matrix
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.quantized_linear import NONE, parameter_bytes, quantize, usable_quantization
@@ -49,7 +49,7 @@ def quantize_base(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: 
 
 
 class UnquantizedSingularVectors:
-    """Singular vectors of the weights before they are quantised, for the layers that get an -xs adapter.
+    """Singular vectors of the weights before they are cast and quantised, for the layers that get an -xs adapter.
 
     Whoever loads the adapter's file computes them from the published weights, and those of a quantised weight may be
     altogether different. They are the vectors of an unquantised training, cached under the same names.
@@ -65,10 +65,11 @@ class UnquantizedSingularVectors:
         singular = kind_named(spec.kind).basis.singular
         self.names = frozenset(selected(layers, spec.include, spec.exclude)) if singular else frozenset()
         self.rank, self.cache = spec.rank, SingularVectorFolder(job.work.shared / "bases")
+        self.weights = job.weights
 
     def of(self, name: str, weight_OI: Tensor) -> SingularVectors | None:
         """Singular vectors of one layer; None where it gets no adapter."""
         if name not in self.names:
             return None
-        found = leading_singular_vectors(weight_OI, self.rank, self.cache)
+        found = leading_singular_vectors(stored_matrix(self.weights, name), self.rank, self.cache)
         return SingularVectors(U_OK=found.U_OK[:, : self.rank].clone(), V_IK=found.V_IK[:, : self.rank].clone())

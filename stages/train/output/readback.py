@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.adapters import adapter_file
-from stages.adapters.attach import Adapter, attach
+from stages.adapters.attach import Adapter, StoredWeight, attach
 from stages.adapters.singular_vectors import SingularVectorCache
 from stages.errors import AdapterMismatch
 from stages.train.dataset.batch import Batch
@@ -36,7 +36,7 @@ class WrittenFile:
 
 
 def check_outputs(
-    network: Network, batch: Batch, files: Mapping[Path, WrittenFile], cache: SingularVectorCache
+    network: Network, batch: Batch, files: Mapping[Path, WrittenFile], cache: SingularVectorCache, stored: StoredWeight
 ) -> None:
     """Replace the trained adapter by that of each file, and compare outputs. Leaves the network without an adapter.
 
@@ -51,7 +51,11 @@ def check_outputs(
         # Initial values are overwritten at once, and must not be drawn from torch's global generator.
         rng = torch.Generator()
         adapter = attach(
-            (network.denoiser, network.conditioner), found.spec, generator=rng, singular_vector_cache=cache
+            (network.denoiser, network.conditioner),
+            found.spec,
+            generator=rng,
+            singular_vector_cache=cache,
+            stored_weight=stored,
         )
         adapter.load(found.tensors, file.name)
         change = _relative_change(velocity_of(replace(network, adapter=adapter), batch), written.velocity_BCT)
