@@ -13,26 +13,33 @@ from cache.fingerprint import digest_file
 
 RACY_SECONDS = 2.0
 """Coarsest mtime of a common file system (FAT): a file written since may change again with the same mtime."""
+RACY_CHANGE_SECONDS = 0.1
+"""Likewise for the time of a change, which the kernel takes from a clock of 1 to 10 ms; programs cannot set it back."""
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS memo (
-    path TEXT, what TEXT, num_bytes INTEGER, mtime_ns INTEGER, inode TEXT, value TEXT, row_check INTEGER,
+    path TEXT, what TEXT, num_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode TEXT, value TEXT,
+    row_check INTEGER,
     PRIMARY KEY (path, what)
 ) WITHOUT ROWID
 """
-_COLUMNS = "num_bytes, mtime_ns, inode, value, row_check"
+_COLUMNS = "num_bytes, mtime_ns, ctime_ns, inode, value, row_check"
 Row = tuple[Any, ...]
 """The values of `_COLUMNS`."""
-Stamp = tuple[int, int, str]
-"""(size, mtime in ns, inode) of a file; the inode as text, because those of Windows exceed sqlite's integers."""
+Stamp = tuple[int, int, int, str]
+"""(size, mtime in ns, ctime in ns, inode) of a file; the inode as text, as those of Windows exceed sqlite's integers.
+
+An edit in place that keeps size and mtime, as tag editors and synchronising tools make it, still moves the ctime.
+"""
 
 
 class DigestCache:
-    """Values computed from files, valid while size, mtime and inode of the file are unchanged.
+    """Values computed from files, valid while size, mtime, ctime and inode of the file are unchanged.
 
     Call `get`, read the file, then `put`: `get` records the state of the file before it was read, and `put` stores
-    nothing about a file that has changed since, or was younger than two seconds then. Processes may share one file.
+    nothing about a file that has changed since, or was so young then that another change could go unseen. Processes
+    may share one file.
 
     Args:
         read_only: `put` stores nothing.
@@ -76,13 +83,13 @@ class DigestCache:
         """Stores a value computed by reading the file since the last `get` (without one: just now)."""
         name, now = str(path.absolute()), _stamp(path)
         before, seen_at = self._before.pop((name, what), (now, time.time()))
-        if self._read_only or before != now or now[1] / 1e9 > seen_at - RACY_SECONDS:
+        if self._read_only or before != now or _may_change_unseen(now, seen_at):
             return
         checksum = row_checksum(_text(name), what, *now, value)
         if _text(name).startswith(self._prefetched.get(what, ("\0", {}))[0]):
             self._prefetched[what][1][_text(name)] = (*now, value, checksum)
         row = (_text(name), what, *now, value, checksum)
-        self._database.execute([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?)", [row])])
+        self._database.execute([("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row])])
 
     def digest(self, path: Path) -> str:
         """`sha256:<hex>` of the file's bytes; reads the file only when it changed since the last call."""
@@ -95,7 +102,13 @@ class DigestCache:
 
 def _stamp(path: Path) -> Stamp:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns, str(status.st_ino)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, str(status.st_ino)
+
+
+def _may_change_unseen(stamp: Stamp, seen_at: float) -> bool:
+    """Whether the file was so young when it was seen that another change could leave the same stamp."""
+    _, mtime_ns, ctime_ns, _ = stamp
+    return mtime_ns / 1e9 > seen_at - RACY_SECONDS or ctime_ns / 1e9 > seen_at - RACY_CHANGE_SECONDS
 
 
 def _text(name: str) -> str:

@@ -17,6 +17,7 @@ CacheError
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,18 @@ class CacheError(Exception):
 
     code: ClassVar[str]
     """`type` of the error in JSON documents, where it differs from the name of the class: programs match on it."""
+
+
+def verify_command(path: Path, depth: int) -> str:
+    """What to type to repair a store.
+
+    Args:
+        path: a file or folder in it.
+        depth: number of folder names between the store's root and that path.
+    """
+    parents = [path.parent, *path.parents]
+    root = parents[min(depth + 1, len(parents) - 1)]
+    return f"sa3-trainer verify --repair --store {shlex.quote(str(root))}"
 
 
 class CannotFingerprint(CacheError, TypeError):
@@ -59,7 +72,7 @@ class ShardDamaged(CacheError):
         self.shard, self.problem = shard, problem
         super().__init__(
             f"{shard} is damaged: {problem}. The disk may have filled up or lost data. "
-            "Run `sa3-trainer verify --repair`, then the same command again: only damaged items are encoded again."
+            f"Run `{verify_command(shard, 2)}`, then the same command again: only damaged items are encoded again."
         )
 
 
@@ -70,7 +83,7 @@ class ShardReplaced(CacheError):
         self.shard = shard
         super().__init__(
             f"{shard} is intact, but is not the file the manifest was written for: {problem}. "
-            "It was replaced since. Run `sa3-trainer verify --repair`, then the same command again."
+            f"It was replaced since. Run `{verify_command(shard, 2)}`, then the same command again."
         )
 
 
@@ -91,7 +104,7 @@ class ManifestDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a manifest ({why}). "
-            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
+            f"Run `{verify_command(file, 2)}`, then the same command again: it is recreated."
         )
 
 
@@ -115,7 +128,7 @@ class ArtifactDamaged(CacheError):
         lines = "\n".join(f"    {line}" for line in differences)
         super().__init__(
             f"{directory} does not match its receipt:\n{lines}\n"
-            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
+            f"Run `{verify_command(directory, 1)}`, then the same command again: it is recreated."
         )
 
 
@@ -126,7 +139,7 @@ class ReceiptDamaged(CacheError):
         self.file = file
         super().__init__(
             f"{file} cannot be read as a receipt ({why}). "
-            "Run `sa3-trainer verify --repair`, then the same command again: it is recreated."
+            f"Run `{verify_command(file, 2)}`, then the same command again: it is recreated."
         )
 
 
@@ -138,7 +151,7 @@ class SharedFileListDamaged(CacheError):
     def __init__(self, file: Path, line: str) -> None:
         self.file = file
         super().__init__(
-            f"{file} is damaged at {line!r}. Run `sa3-trainer verify --repair`, then the same command again."
+            f"{file} is damaged at {line!r}. Run `{verify_command(file, 2)}`, then the same command again."
         )
 
 

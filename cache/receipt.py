@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cache.checked_record import checked, with_check
 from cache.errors import ReceiptDamaged
 from cache.fingerprint import canonical
 
@@ -62,8 +62,8 @@ class Receipt:
         Raises:
             CannotFingerprint: a field holds NaN, or a value that JSON cannot hold.
         """
-        record = json.loads(canonical(self))
-        return json.dumps({**record, "check": _checksum(record)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        record = with_check(json.loads(canonical(self)))
+        return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, file: Path) -> Receipt:
@@ -80,7 +80,11 @@ class Receipt:
 
 def read_receipt(file: Path) -> Receipt:
     """Reads a receipt. Raises: FileNotFoundError, ReceiptDamaged."""
-    return Receipt.from_json(file.read_bytes(), file)
+    try:
+        content = file.read_bytes()
+    except IsADirectoryError as error:
+        raise ReceiptDamaged(file, "it is a folder") from error
+    return Receipt.from_json(content, file)
 
 
 def _receipt(record: Any) -> Receipt:
@@ -89,14 +93,8 @@ def _receipt(record: Any) -> Receipt:
     version = record.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"format_version is {version!r}, this program reads {FORMAT_VERSION}")
-    check = record.pop("check", None)
-    if check != _checksum(record):
-        raise ValueError("its checksum does not match its content")
+    record = checked(record)
     wanted = {entry.name for entry in fields(Receipt)}
     if wanted != set(record):
         raise ValueError(f"its fields differ by {', '.join(sorted(wanted ^ set(record)))}")
     return Receipt(**{**record, "files": tuple(FileEntry(**entry) for entry in record["files"])})
-
-
-def _checksum(record: Mapping[str, object]) -> str:
-    return hashlib.sha256(canonical(record)).hexdigest()

@@ -63,7 +63,7 @@ class ShardPool:
     def shards(self) -> dict[str, tuple[int, int]]:
         """(bytes, mtime in ns) of every shard of this format, by file name."""
         found = {}
-        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(self._format.SUFFIX):
                     with suppress(FileNotFoundError):  # removed since it was listed

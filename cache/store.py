@@ -37,6 +37,8 @@ from cache.receipt import FileEntry, Receipt, read_receipt
 
 RECEIPT = "receipt.json"
 NAME_DIGITS = 32
+_ARTIFACT_NAME = re.compile(rf"[0-9a-f]{{{NAME_DIGITS}}}")
+"""Folders of other names, such as a copy that somebody made beside an artifact, are none."""
 _RESERVED = ("scratch", "shared", "locks")
 
 
@@ -94,7 +96,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if (receipt.stage, receipt.fingerprint) != (stage, fingerprint):
-            raise ReceiptDamaged(directory / RECEIPT, f"it is that of {receipt.stage} {receipt.fingerprint}")
+            raise ReceiptDamaged(directory / RECEIPT, _is_that_of(receipt))
         differences = _size_differences(directory, receipt)
         if differences:
             raise ArtifactDamaged(directory, differences)
@@ -108,6 +110,16 @@ class Store:
         extra = [f"{name} is not listed in the receipt" for name in sorted(file_sizes(directory)) if name not in listed]
         return wrong_size + extra + ([] if wrong_size else _digest_differences(directory, receipt))
 
+    def check(self, receipt: Receipt) -> None:
+        """Compares every byte of an artifact with its receipt, before its files are used.
+
+        Raises:
+            ArtifactDamaged: a file is missing or has other bytes; a file that is not listed does no harm.
+        """
+        directory = self.directory(receipt.stage, receipt.fingerprint)
+        if wrong := _size_differences(directory, receipt) or _digest_differences(directory, receipt):
+            raise ArtifactDamaged(directory, wrong)
+
     def receipts(
         self, stage: str | None = None, on_damage: Callable[[ReceiptDamaged], None] | None = None
     ) -> list[Receipt]:
@@ -119,7 +131,7 @@ class Store:
         found = []
         for directory in self._artifact_directories(stage):
             try:
-                found.append(read_receipt(directory / RECEIPT))
+                found.append(_receipt_in(directory))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except ReceiptDamaged as error:
@@ -127,6 +139,11 @@ class Store:
                     raise
                 on_damage(error)
         return sorted(found, key=lambda receipt: (receipt.finished, receipt.fingerprint), reverse=True)
+
+    def folders_without_receipt(self) -> list[Path]:
+        """Folders of artifacts that hold files and no receipt, which do not count as artifacts."""
+        folders = self._artifact_directories(None)
+        return [folder for folder in folders if not os.path.lexists(folder / RECEIPT) and any(folder.iterdir())]
 
     def commit(self, stage: str, fingerprint: str, scratch: Path, receipt: Receipt) -> Receipt:
         """Turns a scratch folder into an artifact; returns the receipt with its list of files.
@@ -198,7 +215,7 @@ class Store:
         stages = [path for path in _folders(self.root) if path.name not in _RESERVED]
         if stage is not None:
             stages = [path for path in stages if path.name == _stage_name(stage)]
-        return [directory for path in stages for directory in _folders(path)]
+        return [folder for path in stages for folder in _folders(path) if _ARTIFACT_NAME.fullmatch(folder.name)]
 
     def _move_into_place(self, scratch: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +254,18 @@ def _stage_name(stage: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stage) or stage in _RESERVED:
         raise ValueError(f"a stage's name is lower-case letters, and not {', '.join(_RESERVED)}; got {stage!r}")
     return stage
+
+
+def _receipt_in(directory: Path) -> Receipt:
+    """The receipt of the artifact in a folder. Raises: FileNotFoundError, ReceiptDamaged."""
+    receipt = read_receipt(directory / RECEIPT)
+    if (directory.parent.name, directory.name) != (receipt.stage, receipt.fingerprint[:NAME_DIGITS]):
+        raise ReceiptDamaged(directory / RECEIPT, _is_that_of(receipt))
+    return receipt
+
+
+def _is_that_of(receipt: Receipt) -> str:
+    return f"it is that of {receipt.stage} {receipt.fingerprint}"
 
 
 def _short(fingerprint: str) -> str:

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from cache.errors import verify_command
 from stages.plural import pluralized
 
 
@@ -138,7 +139,7 @@ class PreparedAudioMissing(StageError):
         self.path = path
         super().__init__(
             f"the prepared audio {path} {why}. "
-            "Run `sa3-trainer ingest` on the dataset again: it makes only what is missing."
+            f"Run `{verify_command(path, 3)}`, then the same command again: only what is damaged is made again."
         )
 
 

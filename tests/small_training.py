@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from cache.location import Location
 from cache.manifest import read_rows, write_rows
@@ -21,6 +20,7 @@ from stages.records import Clip, EncodedClip, PromptRow
 from stages.train.record.metrics import StepRow
 from stages.train.run import train
 from stages.train.stage import TrainParams
+from tests.prepared_clips import write_prepared
 
 BASE = Path(__file__).parent / "golden" / "tiny-s"
 CHANNELS, WIDTH = 16, 32
@@ -96,8 +96,7 @@ def ingested(shared: Path, directory: Path, audio: Sequence[np.ndarray], window_
     rows = []
     for number, audio_CL in enumerate(audio):
         path = Path("prepared") / f"{number}.flac"
-        (shared / path).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(shared / path, audio_CL.T, RATE, subtype="PCM_24")
+        write_prepared(shared / path, audio_CL.T)
         rows.append(prepared_row(number, str(path), audio_CL.shape[1]))
     directory.mkdir(parents=True, exist_ok=True)
     write_rows(directory / "manifest.parquet", rows, Clip)

@@ -7,10 +7,17 @@ import time
 
 import pytest
 
-from cache.digest_cache import RACY_SECONDS, DigestCache
+from cache import digest_cache as digest_cache_module
+from cache.digest_cache import RACY_CHANGE_SECONDS, RACY_SECONDS, DigestCache
 from cache.fingerprint import digest_file
 
 LONG_AGO = 1_600_000_000
+
+
+@pytest.fixture(autouse=True)
+def files_of_tests_are_old_enough(monkeypatch):
+    """No program can set a ctime back, so files written by a test just now count as changed long ago."""
+    monkeypatch.setattr(digest_cache_module, "RACY_CHANGE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -110,6 +117,22 @@ def test_another_inode_is_another_file(digest_cache, clip):
     other = clip.with_name("other.wav")
     write(other, b"other")  # the same size and mtime
     other.replace(clip)
+    assert digest_cache.get(clip, "name") is None
+
+
+def test_an_edit_in_place_that_keeps_size_and_mtime_is_seen_by_its_ctime(digest_cache, clip):
+    cache_value(digest_cache, clip)
+    ctime_ns = clip.stat().st_ctime_ns
+    while clip.stat().st_ctime_ns == ctime_ns:  # the kernel's clock ticks every few milliseconds
+        write(clip, b"other")
+    assert clip.stat().st_size == len(b"first") and clip.stat().st_mtime == LONG_AGO
+    assert digest_cache.get(clip, "name") is None
+
+
+def test_a_file_changed_an_instant_ago_is_not_cached_whatever_its_mtime_says(digest_cache, clip, monkeypatch):
+    monkeypatch.setattr(digest_cache_module, "RACY_CHANGE_SECONDS", RACY_CHANGE_SECONDS)
+    write(clip, b"other")
+    cache_value(digest_cache, clip)
     assert digest_cache.get(clip, "name") is None
 
 

@@ -24,6 +24,7 @@ from stages.models.checkpoint_folder import open_folder
 from stages.models.families import tiny
 from stages.models.load_weights import load_autoencoder
 from stages.records import Clip, EncodedClip, PromptRow
+from tests.prepared_clips import write_prepared
 from tests.small_networks import TINY
 
 AUDIO_PARAMS = {"sample_rate_hz": 44_100}
@@ -75,7 +76,7 @@ class EncodeSetup:
         (self.shared / "prepared").mkdir(parents=True, exist_ok=True)
         for index, entry in enumerate(clips):
             noise = np.random.default_rng(index).uniform(-0.5, 0.5, (entry.num_samples, 2))
-            soundfile.write(self.shared / entry.audio, noise, 44_100, subtype="PCM_24")
+            write_prepared(self.shared / entry.audio, noise)
         (root / "ingest").mkdir(exist_ok=True)
         write_rows(root / "ingest" / "manifest.parquet", clips, Clip)
 
@@ -252,7 +253,7 @@ def test_a_shard_that_cannot_be_written_while_the_next_is_encoded_is_an_error(pl
 
 def test_prepared_audio_that_is_shorter_than_its_row_says_is_an_error(place):
     short = place.shared / CLIPS[0].audio
-    soundfile.write(short, np.zeros((FRAME, 2)), 44_100, subtype="PCM_24")
+    write_prepared(short, np.zeros((FRAME, 2)))
     with pytest.raises(PreparedAudioMissing, match=f"it ends after {FRAME} of {3 * FRAME} samples"):
         place.encode()
 

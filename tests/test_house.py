@@ -19,7 +19,7 @@ STAGES = ("ingest", "encode", "train")
 LAYERS = {
     "cache": """
         errors location
-        files fingerprint
+        checked_record files fingerprint
         digest_cache manifest receipt registry shard_format shared_files
         shards store
         run_metadata shard_pool
@@ -38,7 +38,8 @@ LAYERS = {
     "stages": """
         field model_config plural precision processes records safetensors_header
         catalogue contract errors references
-        adapters ingest models prepared_audio
+        adapters models prepared_audio
+        ingest
         encode generate pretrain train
         bench
     """,

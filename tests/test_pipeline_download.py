@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cache.store import Store
 from pipeline.cli_errors import error_json
 from pipeline.errors import FetchFailed
 from pipeline.request.download import Download, Downloader, RetryPolicy
@@ -308,6 +310,41 @@ def test_a_request_with_a_url_ingests_the_downloaded_zip(server, tmp_path, zip_b
     found = resolve_inputs(recipe(server, tmp_path, "good"), fetch=True)
     assert [member.name for member in found.source.members] == ["a.txt", "a.wav", "b.txt", "b.wav"]
     assert found.source.path.parent == tmp_path / "store" / "shared" / "sources"
+
+
+def test_a_second_command_waits_for_the_first_that_downloads_the_same_address(server, tmp_path, zip_bytes):
+    asked, said, found = recipe(server, tmp_path, "good"), [], []
+    key = hashlib.sha256(asked.source.encode()).hexdigest()
+    with Store(asked.store).lock("fetch", key):
+        waiting = threading.Thread(
+            target=lambda: found.append(resolve_inputs(asked, fetch=True, say=said.append).source.kind)
+        )
+        waiting.start()
+        while not said and waiting.is_alive():
+            waiting.join(0.01)
+    waiting.join(60)
+    assert said[0].endswith("which is downloading the same address; Ctrl-C ends the wait")
+    assert found == ["zip"]
+
+
+def test_a_downloaded_file_that_was_damaged_in_the_store_is_downloaded_again(server, tmp_path, zip_bytes):
+    asked, said = recipe(server, tmp_path, "good"), []
+    before = resolve_inputs(asked, fetch=True).source
+    content = bytearray(zip_bytes)
+    content[40] ^= 1
+    before.path.write_bytes(content)
+    again = resolve_inputs(asked, fetch=True, say=said.append).source
+    assert again == before and again.path.read_bytes() == zip_bytes
+    assert any("is damaged; it is downloaded again" in line for line in said)
+
+
+def test_a_data_zip_that_was_damaged_in_the_store_is_written_again(tmp_path, zip_bytes):
+    address = f"data:application/zip;base64,{base64.b64encode(zip_bytes).decode()}"
+    asked = read_recipe(address, {"model": "tiny-base", "store": str(tmp_path / "store")})
+    before = resolve_inputs(asked, fetch=True).source
+    before.path.write_bytes(bytes(len(zip_bytes)))
+    assert resolve_inputs(asked, fetch=True).source == before
+    assert before.path.read_bytes() == zip_bytes
 
 
 def test_a_plan_downloads_nothing_and_finds_a_zip_of_the_store_by_its_digest(server, tmp_path, zip_bytes):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cache.errors import ArtifactDamaged
+from cache.fingerprint import digest_bytes
+from cache.receipt import FileEntry, Receipt
 from pipeline.execution.outputs import continues, copy_outputs
 from pipeline.plan.stage_run import StageRun, State
 from pipeline.request.recipe import read_recipe
-from stages.contract import Artifact
 from stages.train.stage import STAGE, TrainParams
 
 PARAMS = TrainParams(model="tiny-base", number_of_steps=10, pre_encode=True)
@@ -48,18 +50,40 @@ def test_a_schedule_that_depends_on_the_steps_is_another_training_with_more_of_t
     assert not continues(before, now, run_of(schedule="cosine", number_of_steps=20))
 
 
-def copied(root: Path, adapter: bytes, found: dict) -> list[str]:
-    """Lines said when a training's files are copied."""
-    directory, said = root / "artifact", []
+def artifact_of(root: Path, adapter: bytes, found: dict) -> tuple[Path, Receipt]:
+    """The folder and the receipt of a training."""
+    directory = root / "artifact"
     directory.mkdir(exist_ok=True)
-    (directory / "adapter.safetensors").write_bytes(adapter)
-    (directory / "config.json").write_text(json.dumps(found))
+    contents = {"adapter.safetensors": adapter, "config.json": json.dumps(found).encode()}
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    files = [FileEntry(name=name, num_bytes=len(one), sha256=digest_bytes(one)) for name, one in contents.items()]
+    return directory, Receipt(stage="train", fingerprint="f", identity="i", version=1, files=tuple(files))
+
+
+def copy(root: Path, found: dict, directory: Path, receipt: Receipt, said: list[str]) -> tuple[Path, ...]:
     recipe = read_recipe("clips.zip", {"model": "tiny-base", "output": str(root / "output")})
     params = {name: value for name, value in found.items() if name in asdict(PARAMS)}
-    artifact = Artifact(stage="train", fingerprint="f", directory=directory, facts={})
-    files = copy_outputs(run_of(**params), artifact, recipe, said.append)
+    return copy_outputs(run_of(**params), directory, receipt, recipe, said.append)
+
+
+def copied(root: Path, adapter: bytes, found: dict) -> list[str]:
+    """Lines said when a training's files are copied."""
+    said: list[str] = []
+    files = copy(root, found, *artifact_of(root, adapter, found), said)
     assert [file.read_bytes() for file in files] == [adapter, json.dumps(found).encode()]
     return said
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "config.json"])
+def test_a_file_that_was_damaged_in_the_store_is_not_handed_out(tmp_path, name):
+    directory, receipt = artifact_of(tmp_path, b"an adapter", config())
+    content = bytearray((directory / name).read_bytes())
+    content[5] ^= 1
+    (directory / name).write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=f"{name} has other bytes"):
+        copy(tmp_path, config(), directory, receipt, [])
+    assert not (tmp_path / "output").exists(), "not even the undamaged one of the two"
 
 
 def test_replacing_another_training_gives_a_warning_and_replacing_the_same_run_does_not(tmp_path):

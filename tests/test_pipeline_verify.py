@@ -6,12 +6,15 @@ import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cache.errors import CacheError
 from cache.shard_pool import ShardPool
 from cache.shards import load
 from cache.store import Store
@@ -24,7 +27,9 @@ from pipeline.maintenance.verify import verify
 from pipeline.maintenance.verify_command import next_commands
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
+from stages.errors import StageError
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.prepared_audio import read_prepared
 from tests.small_datasets import sound, tone
 
 FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1, "threads": 1}
@@ -340,3 +345,166 @@ def test_a_missing_shard_whose_items_are_in_other_shards_loses_none(root, store,
     assert (damage.clips, damage.meaning.startswith("its items are in other shards")) == ((), True)
     request(root)
     assert (encoded, damages(store)) == ([], [])
+
+
+# Every kind of file, damaged in every way: nothing but the right adapter is handed out, and the advice works.
+
+
+def flipped(file: Path) -> None:
+    flip(file, file.stat().st_size // 2)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def lost(file: Path) -> None:
+    file.unlink()
+
+
+def replaced_by_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+FILES = {
+    "the adapter": "train/*/adapter.safetensors",
+    "its config": "train/*/config.json",
+    "the receipt of the training": "train/*/receipt.json",
+    "the receipt of the encoding": "encode/*/receipt.json",
+    "the list of clips": "ingest/*/manifest.parquet",
+    "the list of latents": "encode/*/manifest.parquet",
+    "the list of prompts": "encode/*/prompts.parquet",
+    "the list of shared files": "encode/*/needs.tsv",
+    "a shard of latents": "shared/latents/*.parquet",
+    "a shard of prompts": "shared/prompts/*.parquet",
+    "the registry of latents": "shared/latents/registry-*.sqlite",
+    "the remembered digests": "digests.sqlite",
+}
+
+
+def adapter_or_error(root: Path, **flags) -> bytes | str:
+    """The adapter handed out, or the message of the run that refuses."""
+    shutil.rmtree(root / "output", ignore_errors=True)
+    try:
+        request(root, **flags)
+    except (CacheError, StageError) as error:
+        assert "verify --repair --store" in str(error), "the message says what to type"
+        return str(error)
+    return (root / "output" / "clips.safetensors").read_bytes()
+
+
+DAMAGES = (flipped, truncated, emptied, lost, replaced_by_a_folder)
+
+
+def check_damage(root: Path, store: Store, pattern: str, damage: Callable[[Path], None]) -> None:
+    right = (root / "output" / "clips.safetensors").read_bytes()
+    damage(only(store.root, pattern))
+    found = damages(store)
+    assert adapter_or_error(root) == right or found, "what a run refuses, verify reports"
+    repair_store(store)
+    assert adapter_or_error(root) == right
+    assert damages(store) == []
+
+
+@pytest.mark.parametrize(("pattern", "damage"), list(zip(FILES.values(), cycle(DAMAGES), strict=False)), ids=FILES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_damaged_file_never_gives_another_adapter_and_a_repair_gives_the_right_one(root, store, pattern, damage):
+    check_damage(root, store, pattern, damage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("pattern", FILES.values(), ids=FILES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_so_it_is_for_every_kind_of_damage(root, store, pattern, damage):
+    check_damage(root, store, pattern, damage)
+
+
+@pytest.fixture
+def two_trainings(root) -> tuple[Path, Path]:
+    """Folders of two trainings: that of the first run, and one of rank 3."""
+    first = only(root / "artifacts" / "train", "*")
+    request(root, rank=3, name="other")
+    (second,) = set((root / "artifacts" / "train").iterdir()) - {first}
+    return first, second
+
+
+def exchange(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.replace(aside)
+    other.replace(one)
+    aside.replace(other)
+
+
+@pytest.mark.parametrize("what", ["receipt.json", "."], ids=["receipts", "whole folders"])
+def test_exchanged_receipts_or_folders_are_put_back_and_nothing_is_trained_again(root, store, two_trainings, what):
+    right = {name: (root / "output" / f"{name}.safetensors").read_bytes() for name in ("clips", "other")}
+    exchange(*(folder / what if what != "." else folder for folder in two_trainings))
+    assert {damage.kind for damage in damages(store)} == {"receipt"}
+    assert "it is that of train" in adapter_or_error(root)
+    repair_store(store)
+    assert damages(store) == []
+    for name, rank in (("clips", 2), ("other", 3)):
+        assert states(request(root, rank=rank, name=name)) == ["HIT", "HIT", "HIT"]
+        assert (root / "output" / f"{name}.safetensors").read_bytes() == right[name]
+
+
+def test_a_receipt_copied_over_that_of_another_training_costs_no_finished_step(root, store, two_trainings):
+    right = (root / "output" / "clips.safetensors").read_bytes()
+    first, second = two_trainings
+    shutil.copy(second / "receipt.json", first / "receipt.json")
+    assert [damage.kind for damage in damages(store)] == ["receipt"]
+    repair_store(store)
+    assert states(request(root)) == ["HIT", "HIT", "RESUME"]
+    assert (root / "output" / "clips.safetensors").read_bytes() == right
+    assert damages(store) == []
+
+
+def test_a_copy_of_an_artifact_under_another_name_is_no_artifact(root, store):
+    folder = only(store.root / "train", "*")
+    shutil.copytree(folder, folder.with_name(f"{folder.name} (copy)"))
+    assert damages(store) == [] and len(store.receipts()) == 3
+
+
+@pytest.mark.parametrize("name", ["train", "scratch", "shared/latents", "shared/prompts", "locks", "digests.sqlite"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_file_in_place_of_a_folder_or_the_reverse_is_reported_and_moved_out_of_the_way(root, store, name):
+    right = (root / "output" / "clips.safetensors").read_bytes()
+    path = store.root / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_bytes(b"in the way")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    assert "place" in {damage.kind for damage in damages(store)}
+    repair_store(store)
+    assert adapter_or_error(root) == right
+    assert damages(store) == []
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_prepared_audio_is_reported_and_made_again(root, store, suffix, damage):
+    damage(min((store.shared / "prepared").glob(f"*/*{suffix}")))
+    found = damages(store)
+    if not (damage is lost and suffix == ".flac"):  # a missing clip is made again without a word of advice
+        assert [one.kind for one in found] == ["prepared"]
+    repair_store(store)
+    request(root, "ingest")
+    assert damages(store) == []
+    assert read_prepared(min((store.shared / "prepared").glob("*/*.flac"))).any()
+
+
+def test_a_run_that_meets_damaged_prepared_audio_says_what_mends_it(root, store):
+    right = (root / "output" / "clips.safetensors").read_bytes()
+    flipped(min((store.shared / "prepared").glob("*/*.flac")))
+    shutil.rmtree(store.shared / "latents")
+    assert "is damaged (it has other bytes" in adapter_or_error(root)
+    repair_store(store)
+    assert adapter_or_error(root) == right

@@ -59,6 +59,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, file
     assert "step-00000004" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"step": 4', '"step": 3'), ('"identity": "run"', '"identity": "ran"'), ('"notes": {', '"motes": {')],
+)
+def test_a_record_with_another_value_is_not_gone_on_from(tmp_path, before, after):
+    file = write(tmp_path, "run", made(4)) / "checkpoint.json"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    for identity in ("run", "ran"):
+        with pytest.raises(CheckpointUnusable, match="its record is not what was saved"):
+            read(file.parent, identity)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "checkpoint.json"])
+def test_a_folder_in_place_of_a_file_makes_a_checkpoint_unusable(tmp_path, name):
+    file = write(tmp_path, "run", made(2)) / name
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CheckpointUnusable, match="cannot be read"):
+        read(file.parent, "run")
+
+
 def test_with_every_checkpoint_damaged_there_is_none(tmp_path):
     (write(tmp_path, "run", made(2)) / "tensors.safetensors").write_bytes(b"")
     assert newest([tmp_path], "run", 100, lambda line: None) is None

@@ -12,15 +12,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from cache.errors import ArtifactDamaged
 from cache.files.atomic_files import atomic_write_bytes
+from cache.fingerprint import digest_bytes
+from cache.receipt import Receipt
 from pipeline.errors import FieldError, FolderNotWritable, RecipeError
 from pipeline.path_errors import why_not_writable
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
-from stages.contract import Artifact
 
-OUTPUT_SUFFIXES = (".safetensors", ".json", "_ema.safetensors")
-"""What is appended to the name of a training's output files."""
+_CONFIG, _AVERAGED = "config.json", "adapter_ema.safetensors"
+_SUFFIXES = {"adapter.safetensors": ".safetensors", _CONFIG: ".json", _AVERAGED: "_ema.safetensors"}
+"""Files of a train artifact, and what the name of each copy ends in."""
+
+OUTPUT_SUFFIXES = tuple(_SUFFIXES.values())
 _LONGEST_TEMPORARY = f".{'0' * 8}-{'0' * 10}-{'0' * 16}.tmp"
 """What is appended to a file's name while it is written (`cache.files.atomic_files`)."""
 
@@ -50,21 +55,38 @@ def _name_error(recipe: Recipe, why: str) -> RecipeError:
     return RecipeError([FieldError(loc=("name",), type="value_error", msg=why, input=recipe.values["name"])])
 
 
-def copy_outputs(run: StageRun, artifact: Artifact, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path, ...]:
+def copy_outputs(
+    run: StageRun, directory: Path, receipt: Receipt, recipe: Recipe, say: Callable[[str], None]
+) -> tuple[Path, ...]:
     """Copy the adapter and its config to the output folder; return the copies. An identical copy is left alone.
 
     Files of the same run with as many steps or fewer are replaced without a message, since this run continued them.
+
+    Args:
+        directory: the folder of the train artifact.
+
+    Raises:
+        ArtifactDamaged: a file has other bytes than its receipt says; nothing is copied.
     """
+    names = {source: f"{recipe.name}{suffix}" for source, suffix in _SUFFIXES.items()}
+    digests = {entry.name: entry.sha256 for entry in receipt.files if entry.name in names}
+    contents = _contents(directory, digests)
     recipe.output.mkdir(parents=True, exist_ok=True)
-    pairs = {"adapter.safetensors": f"{recipe.name}.safetensors", "config.json": f"{recipe.name}.json"}
-    averaged = recipe.output / f"{recipe.name}_ema.safetensors"
-    if (artifact.directory / "adapter_ema.safetensors").exists():
-        pairs["adapter_ema.safetensors"] = averaged.name
-    elif averaged.exists():
+    averaged = recipe.output / names[_AVERAGED]
+    if _AVERAGED not in contents and averaged.exists():
         say(f"{averaged} is from an earlier training: this one has no moving average (--ema-decay)")
-    configs = (_config(recipe.output / pairs["config.json"]), _config(artifact.directory / "config.json"))
-    warn = None if continues(*configs, run) else say
-    return tuple(_copied(artifact.directory / source, recipe.output / name, warn) for source, name in pairs.items())
+    before = _config(_bytes_of(recipe.output / names[_CONFIG]))
+    warn = None if continues(before, _config(contents.get(_CONFIG)), run) else say
+    return tuple(_written(recipe.output / names[source], content, warn) for source, content in contents.items())
+
+
+def _contents(directory: Path, digests: Mapping[str, str]) -> dict[str, bytes]:
+    """The files of an artifact, in the order of their copies. Raises: ArtifactDamaged."""
+    contents = {name: (directory / name).read_bytes() for name in _SUFFIXES if name in digests}
+    changed = [name for name, content in contents.items() if digest_bytes(content) != digests[name]]
+    if changed:
+        raise ArtifactDamaged(directory, [f"{name} has other bytes than when it was committed" for name in changed])
+    return contents
 
 
 def continues(before: Mapping[str, Any], now: Mapping[str, Any], run: StageRun) -> bool:
@@ -81,18 +103,21 @@ def _run_facts(config: Mapping[str, Any], names: Collection[str]) -> dict[str, A
     return {name: config.get(name) for name in (*names, "weights_digests")} | {"trained on": trained_on}
 
 
-def _config(file: Path) -> Mapping[str, Any]:
+def _config(content: bytes | None) -> Mapping[str, Any]:
     """A config.json; empty where there is none, or no valid one."""
     try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        config = json.loads(content or b"")
+    except ValueError:
         return {}
     return config if isinstance(config, dict) and isinstance(config.get("number_of_steps"), int) else {}
 
 
-def _copied(source: Path, target: Path, warn: Callable[[str], None] | None) -> Path:
-    content = source.read_bytes()
-    before = target.read_bytes() if target.is_file() else None
+def _bytes_of(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _written(target: Path, content: bytes, warn: Callable[[str], None] | None) -> Path:
+    before = _bytes_of(target)
     if before != content:
         if before is not None and warn is not None:
             warn(f"{target} is replaced: it was from another training (give each its own --name to keep both)")

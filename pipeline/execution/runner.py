@@ -92,8 +92,7 @@ def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool =
         execution = Execution(recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop)
         for run in decided.runs:
             execution.finish(run)
-    trained = execution.artifacts.get("train")
-    files = copy_outputs(decided.runs[-1], trained, recipe, observer.say) if trained else ()
+    files = execution.hand_out(decided.runs[-1])
     return RunResult(plan=decided, artifacts=execution.artifacts, files=files)
 
 
@@ -108,11 +107,14 @@ class Execution:
     stop: StopFlag
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     """Artifacts so far, by stage."""
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Their receipts."""
 
     def finish(self, run: StageRun) -> None:
         """Look up one stage's artifact, or make it."""
         receipt = self.existing(run) or self.make(run)
         run_metadata.remove_orphan(self.store, scratch_folder(run, self.store).name)
+        self.receipts[run.stage.name] = receipt
         self.artifacts[run.stage.name] = Artifact(
             stage=receipt.stage,
             fingerprint=receipt.fingerprint,
@@ -120,6 +122,15 @@ class Execution:
             facts=receipt.facts,
         )
         self.observer.finished(run, receipt, hit=run.state is State.HIT)
+
+    def hand_out(self, run: StageRun) -> tuple[Path, ...]:
+        """Compare the last artifact with its receipt, and copy a training's files to the output folder."""
+        receipt = self.receipts[run.stage.name]
+        if run.stage.name == "train":
+            directory = self.store.directory(receipt.stage, receipt.fingerprint)
+            return copy_outputs(run, directory, receipt, self.recipe, self.observer.say)
+        self.store.check(receipt)
+        return ()
 
     def existing(self, run: StageRun) -> Receipt | None:
         """The receipt of the artifact, if it is finished and the shared files it references exist."""
@@ -178,7 +189,10 @@ class Execution:
         )
 
     def inputs(self, run: StageRun) -> Inputs:
-        """What the stage may read."""
+        """What the stage may read; artifacts are compared with their receipts first."""
+        for name in self.artifacts:
+            if name in run.inputs:
+                self.store.check(self.receipts[name])
         lora = self.resolved.lora_checkpoint
         return Inputs(
             artifacts={name: artifact for name, artifact in self.artifacts.items() if name in run.inputs},

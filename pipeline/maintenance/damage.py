@@ -25,7 +25,7 @@ class Damage:
     """One damaged or missing part of a store."""
 
     kind: str
-    """`receipt`, `artifact`, `rows`, `gone`, `shard`, `prepared`, `source` or `weights`."""
+    """`place`, `receipt`, `artifact`, `rows`, `gone`, `shard`, `prepared`, `source` or `weights`."""
     path: str
     """Path inside the store."""
     what: str

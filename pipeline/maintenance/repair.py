@@ -3,6 +3,8 @@
 artifact   ingest, encode: removed, and made again from what the store holds
            train: becomes an unfinished run again without the damaged files; the same command resumes it
 shard      its intact items move to a new shard; the lost ones are made again
+receipt    in the folder of another artifact: put back where its files are
+place      a folder in place of a file, or a file in place of a folder: removed
 prepared, source, weights   removed, and made again when they are read
 
 Light: readers of shards are imported when they are used.
@@ -17,13 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache import run_metadata
-from cache.errors import ReceiptDamaged
 from cache.receipt import Receipt
 from cache.registry import unregister_shards
 from cache.shard_salvage import ShardDamage, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
 from pipeline.maintenance.damage import Damage
+from pipeline.maintenance.misplaced import put_back
 from stages.plural import pluralized
 
 
@@ -33,8 +35,12 @@ def repair(store: Store, damages: Sequence[Damage], say: Callable[[str], None]) 
     Raises:
         WriteFailed: the disk is too full to save the intact items of a damaged shard, which is left as it is.
     """
+    for damage in damages:
+        if damage.kind == "place":  # first: it may be in the way of the lock
+            _remove(store.root / damage.path)
     with maintenance_lock(store, say):
-        return [f"{damage.path}: {_REPAIRS[damage.kind](store, damage)}" for damage in damages]
+        done = put_back(store, damages)
+        return [f"{one.path}: {done.get(one.path) or _REPAIRS[one.kind](store, one)}" for one in damages]
 
 
 def _drop_artifact(store: Store, damage: Damage) -> str:
@@ -42,7 +48,7 @@ def _drop_artifact(store: Store, damage: Damage) -> str:
     if directory.parent.name == "train":
         assert not isinstance(damage.detail, ShardDamage), "artifacts are reported with their receipt, or without one"
         return _make_unfinished(store, directory, damage.detail)
-    (directory / RECEIPT).unlink(missing_ok=True)
+    _remove(directory / RECEIPT)
     shutil.rmtree(directory, ignore_errors=True)
     return "dropped"
 
@@ -50,13 +56,14 @@ def _drop_artifact(store: Store, damage: Damage) -> str:
 def _make_unfinished(store: Store, directory: Path, receipt: Receipt | None) -> str:
     """Turn the intact files of a training into an unfinished run, which resumes from its checkpoint."""
     identity = receipt.identity if receipt else _identity_in(directory / RECEIPT)
-    scratch = store.scratch("train", identity) if identity else None
-    (directory / RECEIPT).unlink(missing_ok=True)
-    if scratch is None or scratch.exists():
+    # Without an identity the run finds it by its fingerprint, which is in the folder's name.
+    scratch = store.scratch("train", identity) if identity else store.scratch_root / f"train-{directory.name}"
+    _remove(directory / RECEIPT)
+    if scratch.exists():
         shutil.rmtree(directory, ignore_errors=True)
-        return "dropped" if scratch is None else "dropped; its unfinished run can be continued"
+        return "dropped; its unfinished run can be continued"
     for name in _damaged_files(directory, receipt) if receipt else ():
-        (directory / name).unlink(missing_ok=True)
+        _remove(directory / name)
     scratch.parent.mkdir(parents=True, exist_ok=True)
     directory.replace(scratch)
     if receipt:
@@ -78,18 +85,20 @@ def _unfinished_run(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
 
 
 def _damaged_files(directory: Path, receipt: Receipt) -> list[str]:
-    """Files of a training that do not match its receipt, or are not listed there."""
+    """Files of a training that do not match its receipt, or are not listed there; folders in place of files."""
     from cache.fingerprint import digest_file
 
     listed = {entry.name: entry.sha256 for entry in receipt.files}
-    return [name for name in file_sizes(directory) if listed.get(name) != digest_file(directory / name)]
+    folders = [name for name in listed if (directory / name).is_dir()]
+    present = [name for name in file_sizes(directory) if not any(name.startswith(f"{one}/") for one in folders)]
+    return folders + [name for name in present if listed.get(name) != digest_file(directory / name)]
 
 
 def _identity_in(file: Path) -> str:
     """The identity in a damaged receipt, or nothing. Safe to use: a checkpoint of another run is not resumed."""
     try:
         identity = str(json.loads(file.read_bytes())["identity"])
-    except (OSError, ValueError, KeyError, TypeError, ReceiptDamaged):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
     return identity if re.fullmatch(r"[0-9a-f]{64}", identity) else ""
 
@@ -122,19 +131,25 @@ def _unregister_shard(store: Store, damage: Damage) -> str:
 def _drop_prepared(store: Store, damage: Damage) -> str:
     path = store.root / damage.path
     for part in (path.with_suffix(".json"), path):
-        part.unlink(missing_ok=True)
+        _remove(part)
     return "removed"
 
 
 def _drop(store: Store, damage: Damage) -> str:
-    path = store.root / damage.path
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    path.unlink(missing_ok=True)
+    _remove(store.root / damage.path)
     return "removed"
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 _REPAIRS: dict[str, Callable[[Store, Damage], str]] = {
+    "place": lambda store, damage: "removed",
     "receipt": _drop_artifact,
     "artifact": _drop_artifact,
     "rows": _drop_artifact,

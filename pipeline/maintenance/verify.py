@@ -6,7 +6,6 @@ Light: readers of shards and manifests are imported when they are used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,9 @@ from pipeline.maintenance.damage import (
     path_in_store,
     shard_names,
 )
+from pipeline.maintenance.verify_places import place_damages
 from pipeline.maintenance.verify_references import lost_share, reference_damages
+from stages.prepared_audio import damage_of, has_earlier_facts
 
 Progress = Callable[..., None]
 DOWNLOAD_SUFFIXES = (".zip", ".safetensors", ".ckpt")
@@ -36,15 +37,18 @@ DOWNLOAD_SUFFIXES = (".zip", ".safetensors", ".ckpt")
 
 def verify(store: Store, progress: Progress = lambda done, total, note="": None) -> VerifyResult:
     """Check every artifact, shard, prepared clip, download and weights folder of a store."""
-    damages: list[Damage] = []
+    damages: list[Damage] = list(place_damages(store))
+    wrong_kind = {damage.path for damage in damages}
     receipts = store.receipts(on_damage=lambda error: damages.append(_receipt_damage(store, error)))
+    damages += receiptless_damages(store)
     shards = [
         (pool, format, name)
         for pool in SHARD_POOLS
         for format in formats()
         for name in shard_names(store, pool, format)
+        if f"shared/{pool}/{name}" not in wrong_kind
     ]
-    prepared = sorted((store.shared / "prepared").glob("*/*.json"))
+    prepared = _prepared_clips(store)
     checks: list[Callable[[], Iterator[Damage]]] = [
         *(partial(artifact_damages, store, receipt) for receipt in receipts),
         *(partial(shard_damages, store, *shard) for shard in shards),
@@ -62,10 +66,23 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
     )
 
 
+def _prepared_clips(store: Store) -> list[Path]:
+    """The FLAC of every prepared clip, whether it or only the facts beside it exist."""
+    files = (store.shared / "prepared").glob("*/*")
+    return sorted({path.with_suffix(".flac") for path in files if path.suffix in (".flac", ".json")})
+
+
 def _receipt_damage(store: Store, error: ReceiptDamaged) -> Damage:
     path = path_in_store(store, error.file.parent)
     meaning = ARTIFACT_MEANING.get(error.file.parent.parent.name, "the same run makes it again")
     return Damage(kind="receipt", path=path, what=str(error).partition(". ")[0], meaning=meaning)
+
+
+def receiptless_damages(store: Store) -> Iterator[Damage]:
+    """Folders of artifacts whose receipt is gone; an empty folder is none."""
+    for directory in store.folders_without_receipt():
+        meaning = ARTIFACT_MEANING.get(directory.parent.name, "the same run makes it again")
+        yield Damage(kind="receipt", path=path_in_store(store, directory), what="its receipt is gone", meaning=meaning)
 
 
 def artifact_damages(store: Store, receipt: Receipt) -> Iterator[Damage]:
@@ -91,26 +108,18 @@ def shard_damages(store: Store, pool: str, format: str, name: str) -> Iterator[D
         yield Damage(kind="shard", path=f"shared/{pool}/{name}", what=fault.problem, meaning=meaning, detail=fault)
 
 
-def prepared_damages(store: Store, facts_file: Path) -> Iterator[Damage]:
-    """A prepared clip that does not match the checksum in its JSON file."""
-    audio = facts_file.with_suffix(".flac")
-    why = ""
-    try:
-        wanted = json.loads(facts_file.read_bytes())["checksum"]
-        why = "" if digest_file(audio) == wanted else "it has other bytes than when it was prepared"
-    except FileNotFoundError:
-        why = "" if not facts_file.exists() else "its audio is gone"
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"its facts cannot be read ({error})"
-    if why:
+def prepared_damages(store: Store, audio: Path) -> Iterator[Damage]:
+    """A prepared clip that does not match the facts beside it; facts of an earlier version are not used any more."""
+    why = "" if has_earlier_facts(audio) else damage_of(audio)
+    if why and (audio.exists() or audio.with_suffix(".json").exists()):  # else it was removed since it was listed
         meaning = "the clip is decoded again when it is read"
-        yield Damage(kind="prepared", path=path_in_store(store, audio), what=why, meaning=meaning)
+        yield Damage(kind="prepared", path=path_in_store(store, audio), what=f"it {why}", meaning=meaning)
 
 
 def source_damages(store: Store) -> Iterator[Damage]:
     """Zips from `data:` addresses and downloaded zips and adapter files that do not match the digest in their name."""
     files = [file for suffix in DOWNLOAD_SUFFIXES for file in (store.shared / "sources").glob(f"*{suffix}")]
-    for file in sorted(files):
+    for file in sorted(file for file in files if file.is_file()):
         if len(file.stem) == 32 and not digest_file(file).startswith(f"sha256:{file.stem}"):
             meaning = "it is downloaded or decoded again from its address"
             yield Damage(kind="source", path=path_in_store(store, file), what="it has other bytes", meaning=meaning)

@@ -51,11 +51,13 @@ class StageRun:
 def scratch_folder(run: StageRun, store: Store) -> Path:
     """Where an unfinished run works: named by the run's identity, so that running it again resumes it.
 
-    A shorter run does not touch the folder of a longer interrupted one: it gets a folder of its own.
+    A shorter run does not touch the folder of a longer interrupted one: it gets a folder of its own. So does a finished
+    training whose receipt was lost, since its identity was lost with it.
     """
     shared = store.scratch(run.stage.name, str(run.identity))
     own = store.scratch(run.stage.name, str(run.fingerprint))
-    return own if run.stage.exceeds_request(shared, run.params) else shared
+    repaired = own.is_dir() and not shared.is_dir()
+    return own if repaired or run.stage.exceeds_request(shared, run.params) else shared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from cache.files.atomic_files import atomic_write_bytes
+from cache.fingerprint import digest_file
 from pipeline.errors import FetchFailed
 from pipeline.request.redirects import opener
 
@@ -84,6 +85,8 @@ class Downloader:
     folder: Path
     say: Callable[[str], None] = lambda line: None
     progress: Callable[..., None] = lambda done, total, note="": None
+    digest: Callable[[Path], str] = digest_file
+    """`sha256:<hex>` of a file in the folder; may be remembered for an unchanged one."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def run(self) -> Path:
@@ -107,11 +110,16 @@ class Downloader:
         self._fail(f"{why} ({self.retry.attempts} attempts)", f"{kept}Run the same command again to resume.")
 
     def _last_result(self) -> dict[str, Any] | None:
-        """What the URL gave the last time, if the store still holds the file."""
+        """What the URL gave the last time, if the store still holds the file, undamaged."""
         last = _read_json(self._result_file)
-        if last is None or not self._content(last["sha256"]).is_file():
+        digest = str(last.get("sha256", "")) if last else ""
+        content = self._content(digest)
+        if not digest or not content.is_file():
             return None
-        return last if self._content(last["sha256"]).stat().st_size == last["num_bytes"] else None
+        if self.digest(content) != f"sha256:{digest}":
+            self.say(f"{self.download.field}: {content} is damaged; it is downloaded again")
+            return None
+        return last
 
     def _attempt(self, last: dict[str, Any] | None) -> Path:
         """One request: a range where a partial file can be resumed, else conditional on the last result."""

@@ -23,6 +23,7 @@ from pipeline.request.paths import (
     local_path,
 )
 from pipeline.request.recipe import Recipe
+from pipeline.waited_lock import waited_lock
 from stages.adapters.adapter_header import NotAnAdapterFile, read_adapter_header
 from stages.errors import SourceUnreadable
 from stages.ingest.source.archive import opened_zip
@@ -98,8 +99,10 @@ class InputLocator:
         if not self.fetch:
             return None, f"unknown until fetched: {download.shown}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.recipe.store).lock("fetch", download.key):
-            return Downloader(download=download, folder=self._folder, say=self.say, progress=self.progress).run(), ""
+        downloader = Downloader(download=download, folder=self._folder, digest=self.digest_cache.digest)
+        downloader.say, downloader.progress = self.say, self.progress
+        with waited_lock(Store(self.recipe.store), "fetch", download.key, "downloading the same address", self.say):
+            return downloader.run(), ""
 
     def _stored(self, digest: str | None, suffix: str) -> Path | None:
         """The file of this digest, if the store has it undamaged."""
@@ -121,7 +124,7 @@ class InputLocator:
         if digest not in (None, found):
             raise _wrong_digest("audio_sha256", found)
         path = self._folder / f"{found[:32]}.zip"
-        if not path.is_file():
+        if not path.is_file() or self.digest_cache.digest(path) != f"sha256:{found}":
             if not self.fetch:
                 return None, "unknown until it is run: plan does not write the data: zip into the store"
             atomic_write_bytes(path, content)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache.errors import CacheError
 from cache.files.atomic_files import atomic_write_bytes
-from cache.fingerprint import canonical, digest_bytes
+from cache.fingerprint import digest_bytes
 from stages.contract import Member
 from stages.errors import Fault, StageError
 from stages.ingest.audio.decode import Recording
@@ -25,6 +24,7 @@ from stages.ingest.integrity.mp3 import looks_like_mp3
 from stages.ingest.integrity.riff_ogg_flac import is_known_container
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams, prepared_path
+from stages.prepared_audio import read_facts, write_facts
 
 GRACE_SECONDS = 1.0
 """After a stop is requested, a clip that has taken no longer than this is finished."""
@@ -101,8 +101,7 @@ def stored_facts(shared: Path, digest: str, params: IngestParams) -> tuple[Prepa
 def _stored(shared: Path, digest: str, params: IngestParams, crop_start: int) -> PreparedClip | None:
     audio = shared / prepared_path(digest, params, crop_start)
     try:
-        values = json.loads(audio.with_suffix(".json").read_bytes())
-        facts = PreparedClip(**{field.name: values[field.name] for field in fields(PreparedClip)})
+        facts = PreparedClip(**read_facts(audio))
         is_complete = facts.is_silent or audio.stat().st_size == facts.num_bytes
         return facts if is_complete and (facts.digest, facts.crop_start) == (digest, crop_start) else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -212,7 +211,7 @@ def _commit(
         # lost in a power failure are noticed and found again by decoding; lost audio is not, so it is flushed itself.
         if content:
             atomic_write_bytes(audio, content, fsync=("file",))
-        atomic_write_bytes(audio.with_suffix(".json"), canonical(asdict(facts)) + b"\n", fsync=("folder",))
+        write_facts(audio, asdict(facts))
     return facts
 
 

@@ -26,6 +26,7 @@ from stages.encode.run import encode
 from stages.encode.stage import EncodeParams
 from stages.models.checkpoint_folder import open_folder
 from stages.records import Clip
+from tests.prepared_clips import write_prepared
 
 GOLDEN = Path(__file__).parent
 FAMILY = GOLDEN / "tiny-s"
@@ -67,8 +68,7 @@ def prepared_clip(wav: Path, shared: Path) -> Clip:
     audio_NC, rate = soundfile.read(wav, dtype="float32", always_2d=True)
     assert rate == RATE
     file = Path("prepared") / f"{wav.stem}.flac"
-    (shared / file).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(shared / file, np.broadcast_to(audio_NC, (len(audio_NC), 2)), RATE, subtype="PCM_24")
+    write_prepared(shared / file, np.broadcast_to(audio_NC, (len(audio_NC), 2)))
     return Clip(
         clip_id=wav.stem,
         audio=file.as_posix(),

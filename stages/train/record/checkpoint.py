@@ -1,7 +1,8 @@
 """Checkpoints: adapter, optimiser state and metrics so far. Written atomically, and verified when read.
 
     checkpoints/step-00000500/tensors.safetensors   adapter.*, optimizer.*, history.* (as computed, not rounded)
-    checkpoints/step-00000500/checkpoint.json       step, digest of the tensors, identity of the run; written last
+    checkpoints/step-00000500/checkpoint.json       step, digest of the tensors, identity of the run, digest of
+                                                    all this; written last
 
 There is no random state: every draw is seeded by seed and step (`stages.train.rng`).
 """
@@ -18,11 +19,12 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cache.checked_record import checked, with_check
 from cache.files.atomic_files import atomic_write_bytes, fsync_directory
 from cache.fingerprint import digest_bytes
 
 FOLDER = "checkpoints"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _TENSORS, _RECORD = "tensors.safetensors", "checkpoint.json"
 _UNFINISHED = ".writing"
 
@@ -73,7 +75,7 @@ def write(folder: Path, identity: str, checkpoint: Checkpoint) -> Path:
         tensors=digest_bytes(tensors),
         notes=checkpoint.notes,
     )
-    atomic_write_bytes(aside / _RECORD, json.dumps(asdict(record), indent=1).encode())
+    atomic_write_bytes(aside / _RECORD, json.dumps(with_check(asdict(record)), indent=1).encode())
     # There may be a checkpoint of this step, of a run that was stopped right after it, or a damaged one.
     shutil.rmtree(final, ignore_errors=True)
     aside.replace(final)
@@ -93,8 +95,6 @@ def read(directory: Path, identity: str) -> Checkpoint:
         CheckpointUnusable: incomplete, damaged, of another format version or another run.
     """
     record = _record(directory / _RECORD)
-    if record.format_version != FORMAT_VERSION:
-        raise CheckpointUnusable(f"is of format {record.format_version}, this program writes {FORMAT_VERSION}")
     if record.identity != identity:
         raise CheckpointUnusable("belongs to another training")
     try:
@@ -158,10 +158,14 @@ def _candidates(folders: list[Path]) -> Iterator[tuple[int, Path]]:
 
 def _record(file: Path) -> _Record:
     try:
-        return _Record(**json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_bytes())
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointUnusable(f"is of format {version}, this program writes {FORMAT_VERSION}")
+        return _Record(**checked(content))
     except OSError as error:
         raise CheckpointUnusable(f"cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointUnusable(f"is damaged: its record is not what was saved ({error})") from error
 
 
