@@ -93,6 +93,11 @@ LAYERS = {
     """,
     "stages.pretrain": """
         synthesis
+        captions
+    """,
+    "stages.pretrain.captions": """
+        nouns phrases tokenizer
+        caption
     """,
     "stages.pretrain.synthesis": """
         facts signal
@@ -103,7 +108,7 @@ LAYERS = {
 """Inside a room, from the bottom up: a part (file or folder) imports those of lines above its own, and no others."""
 HEAVY = {
     "torch", "numpy", "pyarrow", "h5py", "resampy", "soundfile", "transformers", "huggingface_hub", "safetensors",
-    "scipy", "joblib", "pydantic", "filelock",
+    "scipy", "joblib", "pydantic", "filelock", "tokenizers",
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "process", "data", "info"}
 MOST_MODULES, MOST_LINES = 15, 400

@@ -1,0 +1,1 @@
+"""Captions of synthesised sounds, in many wordings, and the tokenizer made from them. Light: no imports."""
