@@ -93,7 +93,7 @@ LAYERS = {
     """,
     "stages.pretrain": """
         synthesis
-        captions
+        captions judge
     """,
     "stages.pretrain.captions": """
         nouns phrases tokenizer

@@ -1,0 +1,149 @@
+"""The judge: a small network that names the family and the note of a sound, trained on fresh renders.
+
+It is to be judged on held-out renders first (`accuracy`), then to say whether generated sounds are what their prompts
+ask for. Letters beside those of the house: Q bins of logarithmic frequency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.pretrain.synthesis.facts import SoundFacts
+from stages.pretrain.synthesis.signal.context import SAMPLE_RATE_HZ
+from stages.pretrain.synthesis.synthesiser import FAMILIES, SynthBatch, Synthesiser
+
+CLASSES = tuple(FAMILIES)
+LOWEST_NOTE, HIGHEST_NOTE = 24, 108
+_WINDOW, _HOP = 8192, 1024
+_BINS_PER_OCTAVE, _LOWEST_HZ, _OCTAVES = 24, 30.0, 9
+_UNKNOWN = -100
+"""Target of a sound without a note: torch's cross entropy leaves it out."""
+
+
+def log_spectrum(audio_BAX: Tensor) -> Tensor:
+    """Level of the channels' mean and half difference, (B, 2, Q, T), 24 bins an octave from 30 Hz, silence near 0."""
+    left_BX, right_BX = audio_BAX.float().unbind(dim=1)
+    pair_BAX = torch.stack([(left_BX + right_BX) / 2, (left_BX - right_BX) / 2], dim=1)
+    window_X = torch.hann_window(_WINDOW, device=audio_BAX.device)
+    spectrum = torch.stft(pair_BAX.flatten(0, 1), _WINDOW, _HOP, window=window_X, return_complex=True).abs()
+    place_Q = _bin_frequencies(audio_BAX.device) * (_WINDOW / SAMPLE_RATE_HZ)
+    below_Q = place_Q.long().clamp_max(_WINDOW // 2 - 1)
+    levels = torch.lerp(spectrum[:, below_Q], spectrum[:, below_Q + 1], (place_Q - below_Q)[:, None])
+    return (levels + 1e-3).log().add(7).div(5).unflatten(0, pair_BAX.shape[:2])
+
+
+def _bin_frequencies(device: torch.device) -> Tensor:
+    count = _BINS_PER_OCTAVE * _OCTAVES
+    return _LOWEST_HZ * torch.exp2(torch.arange(count, device=device) / _BINS_PER_OCTAVE)
+
+
+class Judge(nn.Module):
+    """Convolutions over logarithmic frequency and time; what they find is averaged over time."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        sizes = (2, width // 2, width, width, width)
+        self.layers = nn.ModuleList(_layer(inner, outer) for inner, outer in pairwise(sizes))
+        # Frequency is kept where the note is read: its place tells the pitch.
+        num_bins = _BINS_PER_OCTAVE * _OCTAVES // 4
+        self.shape = nn.Sequential(nn.Linear(num_bins * width, 256), nn.GELU())
+        self.classes = nn.Linear(256, len(CLASSES))
+        self.notes = nn.Linear(256 + 2 * _BINS_PER_OCTAVE * _OCTAVES, HIGHEST_NOTE - LOWEST_NOTE + 1)
+
+    def embedding(self, audio_BAX: Tensor) -> Tensor:
+        """(B, 256) what the classes are told from; sounds that are alike lie close together."""
+        return self._embedding(log_spectrum(audio_BAX))
+
+    def _embedding(self, levels_B2QT: Tensor) -> Tensor:
+        hidden = levels_B2QT
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden)
+            hidden = F.avg_pool2d(hidden, (2 if number < 2 else 1, 2), ceil_mode=True)
+        result: Tensor = self.shape(hidden.mean(dim=3).flatten(1))
+        return result
+
+    def forward(self, audio_BAX: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the classes, (B, len(CLASSES)), and of the notes from LOWEST_NOTE to HIGHEST_NOTE."""
+        levels_B2QT = log_spectrum(audio_BAX)
+        embedding = self._embedding(levels_B2QT)
+        return self.classes(embedding), self.notes(torch.cat([embedding, levels_B2QT.mean(dim=3).flatten(1)], dim=1))
+
+    @torch.no_grad()
+    def verdicts(self, audio_BAX: Tensor) -> list[tuple[str, int]]:
+        """Family and MIDI note of each sound; the note means something for families that have one."""
+        class_logits, note_logits = self(audio_BAX)
+        notes = (note_logits.argmax(dim=1) + LOWEST_NOTE).tolist()
+        return [(CLASSES[index], note) for index, note in zip(class_logits.argmax(dim=1).tolist(), notes, strict=True)]
+
+
+def _layer(inner: int, outer: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inner, outer, 3, padding=1), nn.GroupNorm(4, outer), nn.GELU())
+
+
+def judge_loss(judge: Judge, batch: SynthBatch) -> Tensor:
+    """Cross entropy of families, plus that of notes over the sounds that have one."""
+    device = batch.audio_BAX.device
+    class_logits, note_logits = judge(batch.audio_BAX)
+    families_B = torch.tensor([CLASSES.index(facts.family) for facts in batch.facts], device=device)
+    notes_B = torch.tensor([_note_target(facts) for facts in batch.facts], device=device)
+    note_loss = F.cross_entropy(note_logits, notes_B, ignore_index=_UNKNOWN, reduction="sum")
+    return F.cross_entropy(class_logits, families_B) + note_loss / (notes_B != _UNKNOWN).sum().clamp_min(1)
+
+
+def _note_target(facts: SoundFacts) -> int:
+    inside = facts.note is not None and LOWEST_NOTE <= facts.note <= HIGHEST_NOTE
+    return facts.note - LOWEST_NOTE if inside and facts.note is not None else _UNKNOWN
+
+
+def train_judge(
+    synthesiser: Synthesiser,
+    steps: int,
+    *,
+    num_clips: int = 64,
+    num_samples: int = 3 * SAMPLE_RATE_HZ,
+    families: Sequence[str] | None = None,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> Judge:
+    """A judge trained on a fresh batch a step, the learning rate falling to zero.
+
+    Args:
+        families: those to train on; all by default.
+        report: called with the step and its loss.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judge = Judge().to(synthesiser.device)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for step in range(steps):
+        loss = judge_loss(judge, synthesiser.batch(num_clips, num_samples, families))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        report(step, float(loss.detach()))
+    return judge.eval()
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares from 0 to 1; `note` over the sounds that have one, NaN where none has."""
+
+    family: float
+    note: float
+
+
+def accuracy(judge: Judge, audio_BAX: Tensor, facts: Sequence[SoundFacts]) -> Accuracy:
+    """How many sounds are heard as the family and the note that the facts (or prompts) name."""
+    verdicts = judge.verdicts(audio_BAX)
+    families = [family == fact.family for (family, _), fact in zip(verdicts, facts, strict=True)]
+    notes = [note == fact.note for (_, note), fact in zip(verdicts, facts, strict=True) if fact.note is not None]
+    return Accuracy(sum(families) / len(families), sum(notes) / len(notes) if notes else float("nan"))
