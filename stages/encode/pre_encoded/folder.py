@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ FIELDS = (
 """Metadata that the tool writes for a clip, in its order."""
 READ = ("relpath", "seconds_start", "seconds_total", "padding_mask", "sample_rate", "prompt")
 """The fields that are read; the others say where the file was and how long loading took."""
+NOT_DERIVABLE = ("prompt",)
+"""Those of them that nothing else in the folder tells."""
 _NUMBERED = re.compile(r"\d{10}")
 """Names that the tool gives the files of a clip."""
 
@@ -46,6 +49,7 @@ class Shape:
     model: str
     channels: int
     sample_rate_hz: int
+    downsampling_ratio: int
     dtype: str
     """Storage precision, in which they must be finite."""
 
@@ -106,18 +110,20 @@ def read_folder(source: Source, shape: Shape) -> Folder:
     stems = [name.removesuffix(".npy") for name in arrays]
     found = Folder()
     fields: Counter[str] = Counter()
+    derived: Counter[str] = Counter()
     for stem in stems:
         try:
-            found.clips.append(_clip(source.path, members, stem, shape, fields))
+            found.clips.append(_clip(source.path, members, stem, shape, fields, derived))
         except FileRejected as rejection:
             found.faults.append(Fault(member=f"{stem}.npy", type=rejection.type, msg=rejection.msg))
     found.faults += _missing_latents(members, stems)
     try:
-        found.silence_TC = _silence(source.path, members, shape)
+        found.silence_TC = _silence(source.path, members, shape) if SILENCE in members else None
     except FileRejected as rejection:
         found.faults.append(Fault(member=SILENCE, type=rejection.type, msg=rejection.msg))
     found.clips = _with_unique_names(found.clips)
-    found.notes = list(_notes(members, stems, found.clips, fields))
+    found.notes = [f"{what}: {pluralized(number, 'clip')}" for what, number in derived.items()]
+    found.notes += _notes(members, stems, found.clips, fields)
     return found
 
 
@@ -129,12 +135,19 @@ def digest_of(frames_TC: np.ndarray) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _clip(root: Path, members: Mapping[str, Member], stem: str, shape: Shape, fields: Counter[str]) -> FolderClip:
+def _clip(
+    root: Path,
+    members: Mapping[str, Member],
+    stem: str,
+    shape: Shape,
+    fields: Counter[str],
+    derived: Counter[str],
+) -> FolderClip:
     about = _metadata(root, members, f"{stem}.json")
     fields.update(about.keys() - set(FIELDS))
-    facts = _checked(about, shape)
     member = members[f"{stem}.npy"]
     latents_CT = _array(_content(root / member.name, member))
+    facts = _checked(_completed(about, stem, latents_CT.shape[-1:], shape, derived), shape)
     num_valid = _num_valid(facts["padding_mask"])
     _check_latents(latents_CT, len(facts["padding_mask"]), shape)
     return FolderClip(
@@ -144,8 +157,9 @@ def _clip(root: Path, members: Mapping[str, Member], stem: str, shape: Shape, fi
         digest=digest_of(_valid(latents_CT, num_valid)),
         num_frames=num_valid,
         num_padding_frames=latents_CT.shape[1] - num_valid,
-        seconds_start=int(facts["seconds_start"]),
-        seconds_total=int(facts["seconds_total"]),
+        # As the tool rounds them.
+        seconds_start=math.floor(facts["seconds_start"]),
+        seconds_total=math.ceil(facts["seconds_total"]),
         prompt=facts["prompt"].strip(),
     )
 
@@ -162,17 +176,39 @@ def _metadata(root: Path, members: Mapping[str, Member], name: str) -> dict[str,
     return about
 
 
+def _completed(
+    about: Mapping[str, Any], stem: str, num_frames: Sequence[int], shape: Shape, derived: Counter[str]
+) -> Mapping[str, Any]:
+    """The metadata with what the folder tells otherwise in place of fields that are missing; these are counted."""
+    given = {name: value for name, value in about.items() if value is not None}
+    mask = given.get("padding_mask", [1] * sum(num_frames))
+    num_valid = _num_valid(mask) if isinstance(mask, list) else 0
+    seconds = math.ceil(num_valid * shape.downsampling_ratio / shape.sample_rate_hz)
+    otherwise = {
+        "relpath": (PurePosixPath(str(given.get("path") or f"{stem}.npy")).name, "the file's name is taken"),
+        "padding_mask": (mask, "all frames are taken to be sound"),
+        "sample_rate": (shape.sample_rate_hz, f"{shape.sample_rate_hz} is taken, the rate of {shape.model}"),
+        "seconds_start": (0, "0 is taken"),
+        "seconds_total": (seconds, "the length of the latents is taken"),
+    }
+    derived.update(f"no {name}, {what}" for name, (_, what) in otherwise.items() if name not in given)
+    for name in ("seconds_start", "seconds_total"):
+        if _is_number(given.get(name)) and not float(given[name]).is_integer():
+            derived[f"fractions in {name}, rounded as the tool rounds"] += 1
+    return {name: value for name, (value, _) in otherwise.items()} | given
+
+
 def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
     """The metadata, after checking that every field that is read is there and valid."""
-    missing = [name for name in READ if name not in about]
+    missing = [name for name in NOT_DERIVABLE if name not in about]
     if missing:
         raise FileRejected("field_missing", f"its metadata lacks {', '.join(missing)}")
     mask, prompt, rate = about["padding_mask"], about["prompt"], about["sample_rate"]
     rules = [
         ("relpath", isinstance(about["relpath"], str) and about["relpath"], "a file name"),
         ("prompt", isinstance(prompt, str) and prompt.strip(), "some text"),
-        ("seconds_start", _is_whole(about["seconds_start"], 0), "a whole number from 0"),
-        ("seconds_total", _is_whole(about["seconds_total"], 1), "a whole number from 1"),
+        ("seconds_start", _is_number(about["seconds_start"]) and about["seconds_start"] >= 0, "a number from 0"),
+        ("seconds_total", _is_number(about["seconds_total"]) and about["seconds_total"] > 0, "a number above 0"),
         ("sample_rate", rate == shape.sample_rate_hz, f"{shape.sample_rate_hz}, the sample rate of {shape.model}"),
         ("padding_mask", _is_prefix(mask), "a list of one or more ones followed by zeros"),
     ]
@@ -182,9 +218,8 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
     return about
 
 
-def _is_whole(value: object, least: int) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and float(value).is_integer() and value >= least  # type: ignore[arg-type, operator]
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_prefix(mask: object) -> bool:
@@ -205,8 +240,6 @@ def _shown(value: object) -> str:
 
 
 def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndarray:
-    if SILENCE not in members:
-        raise FileRejected("silence_missing", "it is missing; clips cannot be extended with silence without it")
     latents_1CT = _array(_content(root / SILENCE, members[SILENCE]))
     if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1:
         raise FileRejected("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")

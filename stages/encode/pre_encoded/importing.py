@@ -2,7 +2,7 @@
 
 Such a folder does not say which autoencoder made it, and two autoencoders may have the same number of channels. It does
 hold that autoencoder's encoding of silence, which is compared with ours: a folder whose silence differs too much is
-refused.
+refused. One without silence gets ours, and what cannot be checked is said.
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
     source, weights = inputs.source, inputs.weights
     assert source is not None and weights is not None, "an import is planned with a folder and weights"
     folder = read_folder(source, expected_shape(weights, params))
-    difference = silence_difference(folder, params, weights, work)
-    silence_TC = checked_silence(folder, params, difference)
+    if not folder.clips:
+        raise DatasetFaults(all_faults(folder, params, None))
+    ours_TC = our_silence(params, weights, work)
+    difference = silence_difference(folder, ours_TC, params, work)
+    silence_TC = checked_silence(folder, ours_TC, params, difference)
     for note in [*(f"left out: {one.member}: {one.msg}" for one in folder.faults), *folder.notes]:
         work.say(note)
     silence, *clips = import_tasks(folder, silence_TC, params)
@@ -78,20 +81,31 @@ def expected_shape(weights: Weights, params: ImportParams) -> Shape:
     """The shape that latents of this model have."""
     rate = weights.sizes.sample_rate_hz
     return Shape(
-        model=params.model, channels=weights.sizes.latent_channels, sample_rate_hz=rate, dtype=params.latent_dtype
+        model=params.model,
+        channels=weights.sizes.latent_channels,
+        sample_rate_hz=rate,
+        downsampling_ratio=weights.sizes.downsampling_ratio,
+        dtype=params.latent_dtype,
     )
 
 
-def checked_silence(folder: Folder, params: ImportParams, difference: float | None) -> np.ndarray:
-    """The folder's silence, (T, C), after checking that there are no faults but those that --skip-bad leaves out.
+def checked_silence(folder: Folder, ours_TC: np.ndarray, params: ImportParams, difference: float | None) -> np.ndarray:
+    """The folder's silence, else ours, (T, C), after checking that there are only faults that --skip-bad leaves out.
 
     Raises:
         DatasetFaults: all faults.
     """
+    found = all_faults(folder, params, difference)
+    unskippable = [fault for fault in found if fault.member in ("", SILENCE)]
+    if unskippable or (found and not params.skip_bad):
+        raise DatasetFaults(found)
+    return ours_TC if folder.silence_TC is None else folder.silence_TC
+
+
+def all_faults(folder: Folder, params: ImportParams, difference: float | None) -> list[Fault]:
+    """Faults of the folder as a whole, with an empty member, and then of its files."""
     of_folder = [Fault(member="", type=type, msg=msg) for type, msg in _folder_faults(folder, params, difference)]
-    if of_folder or folder.silence_TC is None or (folder.faults and not params.skip_bad):
-        raise DatasetFaults(of_folder + folder.faults)
-    return folder.silence_TC
+    return of_folder + folder.faults
 
 
 def _folder_faults(folder: Folder, params: ImportParams, difference: float | None) -> list[tuple[str, str]]:
@@ -114,16 +128,25 @@ def _folder_faults(folder: Folder, params: ImportParams, difference: float | Non
     return found
 
 
-def silence_difference(folder: Folder, params: ImportParams, weights: Weights, work: Workspace) -> float | None:
-    """Norm of (their silence - ours) relative to ours, over the frames both have; None without their silence."""
-    if folder.silence_TC is None:
-        return None
+def our_silence(params: ImportParams, weights: Weights, work: Workspace) -> np.ndarray:
+    """This model's encoding of silence, (T, C) float32."""
     alike = EncodeParams(model=params.model, latent_format=params.latent_format, latent_dtype="float32")
     task, pool = silence_task(alike, weights), ShardPool(work.shared / "latents", params.latent_format, work.say)
     located, _ = encode_latents(pool, [task], alike, weights, work)
+    return np.asarray(pool.read(located[task.key], 0, SILENCE_FRAMES), dtype=np.float32)
+
+
+def silence_difference(folder: Folder, ours_TC: np.ndarray, params: ImportParams, work: Workspace) -> float | None:
+    """Norm of (their silence - ours) relative to ours, over the frames both have; None without their silence."""
+    if folder.silence_TC is None:
+        work.say(
+            f"the folder has no usable {SILENCE}: silence of {params.model} is used, and whether its autoencoder made "
+            "the latents cannot be checked"
+        )
+        return None
     num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))
-    ours_TC = pool.read(located[task.key], 0, num_frames).astype(np.float64)
-    difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - ours_TC) / np.linalg.norm(ours_TC))
+    wanted_TC = ours_TC[:num_frames].astype(np.float64)
+    difference = float(np.linalg.norm(folder.silence_TC[:num_frames] - wanted_TC) / np.linalg.norm(wanted_TC))
     work.say(
         f"the folder does not say which autoencoder made it; its silence differs from that of {params.model} by "
         f"{difference:.2%}"
