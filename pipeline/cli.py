@@ -229,7 +229,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
     from pipeline.report import Report, plan_json, plan_lines
-    from pipeline.request.notices import notices
+    from pipeline.request.notices import data_notices, notices
     from pipeline.request.pre_encoded import import_source
     from pipeline.request.recipe import read_recipe
     from pipeline.request.resolve import resolve_inputs
@@ -240,9 +240,10 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
         request = read_recipe(source, flags, recipe, defaults, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
         with path_errors(request.folders):
-            decided = decide(request, Store(request.store), resolve_inputs(request, fetch=False))
+            resolved = resolve_inputs(request, fetch=False, imported=folder is not None)
+            decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)
-        for line in notices(request):
+        for line in (*notices(request), *data_notices(resolved.source)):
             Report().say(line)
         print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 

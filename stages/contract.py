@@ -108,6 +108,8 @@ class Member:
     fault: str | None = None
     packed_bytes: int | None = None
     """Its size inside the zip; None in a folder."""
+    name_encoding: str = "utf-8"
+    """`cp437` where a zip does not say how its name is encoded and it is not UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ class Source:
     fingerprint: str
     """Hash of the members' sorted names and digests; neither path nor dates are part of it."""
     members: tuple[Member, ...]
+    others: tuple[Member, ...] = ()
+    """Files that are part of no clip: nothing depends on them, and they are not in the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected
-from stages.ingest.source import limits
+from stages.ingest.source import limits, names
 from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
@@ -40,8 +40,11 @@ def with_entry(path: Path, entry: zipfile.ZipInfo, content: bytes = b"content", 
     "name",
     ["CON", "con.wav", "drums/NUL.wav", "aux.mixdown.wav", "COM1.wav", "lpt9.txt", "a/prn", "CONIN$", "nul .wav"],
 )
-def test_the_names_of_windows_devices_are_refused(tmp_path, name):
+def test_the_names_of_windows_devices_are_refused_on_windows_and_are_plain_names_elsewhere(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(names, "ON_WINDOWS", True)
     assert fault_types(with_entry(tmp_path / "d.zip", zipfile.ZipInfo(name))) == {name: "device_name"}
+    monkeypatch.setattr(names, "ON_WINDOWS", False)
+    assert fault_types(tmp_path / "d.zip") == {name: None}
 
 
 @pytest.mark.parametrize("name", ["console.wav", "nullify.wav", "auxiliary/a.wav", "com.wav", "lpt10.wav", "acon.wav"])

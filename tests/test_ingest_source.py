@@ -29,7 +29,8 @@ JUNK = {
     "__MACOSX/a/._one.wav": b"x",
     "a/._one.wav": b"x",
     ".DS_Store": b"x",
-    ".git/config": b"x",
+    ".Spotlight-V100/store.txt": b"x",
+    ".Trash-1000/files/one.wav": b"x",
     "a/Thumbs.db": b"x",
     "desktop.ini": b"x",
 }
@@ -198,11 +199,8 @@ def test_a_name_is_read_as_its_writer_meant_it(tmp_path):
     flagged = odd_zip(tmp_path / "flagged.zip", zipfile.ZipInfo(name))
     bare = tmp_path / "bare.zip"
     bare.write_bytes(unflagged(zipped(bare, {name: b"content"}).read_bytes()))
-    latin = tmp_path / "latin.zip"
-    latin.write_bytes(zipped(latin, {"Gr__e.wav": b"content"}).read_bytes().replace(b"Gr__e", b"Gr\xf6\xdfe"))
     assert [member.name for member in open_source(flagged).members] == [name]
     assert [member.name for member in open_source(bare).members] == [name]
-    assert list(fault_types(latin).values()) == ["name_not_utf8"]
 
 
 def test_the_unicode_path_field_of_info_zip_is_understood(tmp_path):

@@ -26,7 +26,8 @@ from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
-from pipeline.request.notices import notices
+from pipeline.request.data_folders import check_store_place, mark_folders
+from pipeline.request.notices import data_notices, notices
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Workspace
@@ -70,13 +71,16 @@ def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool =
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
     """
+    check_store_place(recipe)
     if last == "train":
         check_output(recipe)
     store, refusal = Store(recipe.store), why_not_writable(recipe.store)
+    mark_folders(recipe, store=refusal is None, output=last == "train")
     resolved = resolve_inputs(
         recipe,
         fetch=refusal is None,
         weights=last != "ingest",
+        imported=imported,
         say=observer.say,
         progress=observer.progress_of("fetch"),
     )
@@ -85,7 +89,7 @@ def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool =
     if refusal is not None and not decided.nothing_to_do:  # results that are there can be used all the same
         raise FolderNotWritable("store", recipe.store, refusal)
     check_packages(recipe, decided)
-    for line in notices(recipe):
+    for line in (*notices(recipe), *data_notices(resolved.source)):
         observer.say(line)
     observer.show_plan(decided)
     with stop_signals() as stop:

@@ -18,6 +18,7 @@ from pipeline.request.recipe import Recipe
 from pipeline.waited_lock import waited_lock
 from stages import catalogue
 from stages.contract import Source, Weights
+from stages.ingest.source.dataset_files import clip_files
 from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
 from stages.records import ModelSpec
@@ -45,6 +46,7 @@ def resolve_inputs(
     *,
     fetch: bool,
     weights: bool = True,
+    imported: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[..., None] = lambda done, total, note="": None,
 ) -> ResolvedInputs:
@@ -54,6 +56,7 @@ def resolve_inputs(
         fetch: download URLs, and write the weights bundled with the project (tiny-base) into the store; plan does
             neither.
         weights: off where no stage reads them, so that a dataset can be checked without them.
+        imported: the data is a pre-encoded folder, all of whose files are data.
         say, progress: called about downloads; `say` also while another process makes the weights.
 
     Raises:
@@ -64,7 +67,10 @@ def resolve_inputs(
     locator = InputLocator(recipe=recipe, digest_cache=digest_cache, fetch=fetch, say=say, progress=progress)
     path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
-    source = open_source(path, digest_cache, recipe.ingest_params().limits) if path else unknown
+    params = recipe.ingest_params()
+    source = open_source(path, digest_cache, params.limits) if path else unknown
+    if path and not imported:
+        source = clip_files(source, templated=params.caption_template is not None)
     folder, why = weights_folder(recipe, fetch=fetch, say=say) if weights else (None, "")
     opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()

@@ -5,7 +5,8 @@ A new check adds its message here and raises `FileRejected` (or yields a `Fault`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from stages.contract import Member
 from stages.errors import Fault
@@ -38,6 +39,11 @@ MESSAGES = {
         "it unpacks to {ratio:,.0f} times its packed size, over the limit of {limit:,.0f}; it was not read. If "
         "it is no bomb, pack it without compression, or raise max_compression_ratio."
     ),
+    # Folders that hold no data. Inside a dataset they are notes.
+    "store_folder": "it is a store of sa3-trainer and is not read as data. Move clips that lie in it elsewhere.",
+    "output_folder": "it is an output folder of sa3-trainer and not read as data. Move clips that lie in it elsewhere.",
+    "tool_folder": "it belongs to a tool such as git and is not read as data. Move clips that lie in it elsewhere.",
+    # The dataset as a whole.
     "too_few_clips": (
         "it has {count} usable clips; at least {limit} are needed. Add audio files, each with a caption of the same "
         "name ending in .txt."
@@ -81,6 +87,10 @@ MESSAGES = {
 """What is wrong with a file, and what to do about it."""
 
 WARNINGS = {
+    "name_read_as_cp437": (
+        "the zip does not say how its name is encoded and it is not UTF-8; it was read as code page 437, the default "
+        "of the format, and may look wrong. Audio and captions are paired all the same."
+    ),
     "other_file": "it is neither audio nor a caption, and is not used.",
     "unread_file": "it is neither audio nor a caption, and could not be read ({why}).",
     "channels_dropped": "it has {count} channels; only the first two are used.",
@@ -105,6 +115,9 @@ WARNINGS = {
     "length_unknown": "its header does not say how long it is, so missing audio could not be detected.",
 }
 """Worth knowing, but no reason to stop."""
+
+NOT_DATA = frozenset({"store_folder", "output_folder", "tool_folder"})
+"""What keeps a folder from being read as data: no fault of the dataset."""
 
 ARCHIVE_WIDE = frozenset(
     {
@@ -159,6 +172,19 @@ def fault_of_member(member: Member) -> Fault | None:
 def sorted_faults(faults: Iterable[Fault]) -> list[Fault]:
     """Each fault once, sorted by file and type; those of the whole dataset first."""
     return sorted(set(faults), key=lambda found: (found.member, found.type, found.msg))
+
+
+def fault_lines(label: str, faults: Sequence[Fault]) -> Iterator[str]:
+    """One line per type of fault or note, with the files it is about."""
+    by_type: dict[str, list[Fault]] = defaultdict(list)
+    for one in faults:
+        by_type[one.type].append(one)
+    for type, alike in sorted(by_type.items()):
+        if len(alike) == 1:
+            yield f"{label}: {alike[0].member}: {alike[0].msg}"
+            continue
+        shown = ", ".join(one.member for one in alike[:5]) + (f" and {len(alike) - 5} more" if len(alike) > 5 else "")
+        yield f"{label}: {len(alike)} files, {type.replace('_', ' ')}: {shown}"
 
 
 def as_record(found: Fault) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import PurePosixPath
 from posixpath import splitext
 
@@ -31,6 +32,11 @@ def suffix(name: str) -> str:
 def stem(name: str) -> str:
     """`drums/Kick` of `drums/Kick.WAV`."""
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def pairing_key(name: str) -> str:
+    """The stem in one Unicode form, by which files are paired: macOS decomposes accents, other systems do not."""
+    return unicodedata.normalize("NFC", stem(name))
 
 
 def unreadable_format(name: str) -> Fault:

@@ -19,7 +19,7 @@ from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.eta import TimeLeft
-from stages.ingest.faults import ARCHIVE_WIDE, as_record, fault, sorted_faults
+from stages.ingest.faults import ARCHIVE_WIDE, as_record, fault, fault_lines, sorted_faults
 from stages.ingest.prepare_clip import PreparedClip, RecordingJob, estimated_bytes, stored_facts
 from stages.ingest.source.archive import close_archives
 from stages.ingest.source.limits import apply_limits
@@ -74,10 +74,11 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     clips = _usable_pairs(pairing.pairs, contents)
     num_usable = len(clips) if params.skip_bad else pairing.num_audio
     faults = sorted_faults([*pairing.faults, *contents.faults, *_count_faults(num_usable, clips, contents, params)])
-    if faults and not (params.skip_bad and ARCHIVE_WIDE.isdisjoint(one.type for one in faults)):
-        raise DatasetFaults(faults)
     unused = unused_captions(pairing.pairs, params)
     warnings = sorted_faults([*pairing.warnings, *unused, *clip_warnings(contents.prepared, params)])
+    if faults and not (params.skip_bad and ARCHIVE_WIDE.isdisjoint(one.type for one in faults)):
+        _report(work, "warning", warnings)
+        raise DatasetFaults(faults)
     _report(work, "left out", faults)
     _report(work, "warning", warnings)
     return _outcome(clips, contents, faults, warnings, params, work)
@@ -167,15 +168,8 @@ def _count_faults(
 
 def _report(work: Workspace, label: str, faults: Sequence[Fault]) -> None:
     """Print one line per type of fault or warning, with the files it is about."""
-    by_type: dict[str, list[Fault]] = defaultdict(list)
-    for one in faults:
-        by_type[one.type].append(one)
-    for type, alike in sorted(by_type.items()):
-        if len(alike) == 1:
-            work.say(f"{label}: {alike[0].member}: {alike[0].msg}")
-            continue
-        shown = ", ".join(one.member for one in alike[:5]) + (f" and {len(alike) - 5} more" if len(alike) > 5 else "")
-        work.say(f"{label}: {len(alike)} files, {type.replace('_', ' ')}: {shown}")
+    for line in fault_lines(label, faults):
+        work.say(line)
 
 
 def _outcome(

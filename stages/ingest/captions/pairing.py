@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.caption_template import SIDECAR
-from stages.ingest.faults import ARCHIVE_WIDE, FileRejected, fault, fault_of_member, warning
-from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, UNREADABLE, stem, suffix, unreadable_format
+from stages.ingest.faults import ARCHIVE_WIDE, NOT_DATA, FileRejected, fault, fault_of_member, sorted_faults, warning
+from stages.ingest.file_types import (
+    ARCHIVES,
+    CAPTION,
+    READABLE,
+    UNREADABLE,
+    pairing_key,
+    stem,
+    suffix,
+    unreadable_format,
+)
+from stages.ingest.source.names import CP437, has_hidden_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,8 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
             .txt is not required.
     """
     audio = [member for member in members if _is_audio(member)]
-    captions = [member for member in members if suffix(member.name) == CAPTION]
+    audio_keys = {pairing_key(member.name) for member in audio}
+    captions = [member for member in members if _is_caption(member, audio_keys)]
     sidecars = _sidecars(members, audio) if templated else []
     used = {id(member) for member in (*audio, *captions, *sidecars)}
     unreadable = [found for member in audio + captions + sidecars if (found := fault_of_member(member))]
@@ -68,12 +79,12 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
         {one.member for one in (*unreadable, *unsupported)} | {m.name for m in members if m.fault} | _repeated(members)
     )
     bad = unread | {found.member for found in doubled}
-    text, json = ({_key(m.name): m for m in some if m.name not in bad} for some in (captions, sidecars))
-    bad_keys = {_key(member.name) for member in (*captions, *sidecars) if member.name in bad}
+    text, json = ({pairing_key(m.name): m for m in some if m.name not in bad} for some in (captions, sidecars))
+    bad_keys = {pairing_key(member.name) for member in (*captions, *sidecars) if member.name in bad}
     pairs = [
-        Pair(audio=m, caption=text.get(_key(m.name)), sidecar=json.get(_key(m.name)))
+        Pair(audio=m, caption=text.get(pairing_key(m.name)), sidecar=json.get(pairing_key(m.name)))
         for m in audio
-        if m.name not in bad and _key(m.name) not in bad_keys and (templated or _key(m.name) in text)
+        if m.name not in bad and pairing_key(m.name) not in bad_keys and (templated or pairing_key(m.name) in text)
     ]
     return Pairing(
         pairs=tuple(sorted(pairs, key=lambda one: one.clip_id)),
@@ -81,9 +92,14 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
         captions=tuple(member for member in captions if member.name not in unread),
         sidecars=tuple(member for member in sidecars if member.name not in unread),
         faults=(*unreadable, *unsupported, *doubled, *unpaired, *others),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_guessed_names([*audio, *captions, *sidecars])),
         num_audio=len(audio),
     )
+
+
+def other_file_notes(members: Sequence[Member]) -> list[Fault]:
+    """A note for each file that is part of no clip."""
+    return sorted_faults(_others(members)[1])
 
 
 def num_audio(members: Sequence[Member]) -> int:
@@ -95,10 +111,17 @@ def _is_audio(member: Member) -> bool:
     return suffix(member.name) in READABLE | UNREADABLE
 
 
+def _is_caption(member: Member, audio_keys: Collection[str]) -> bool:
+    """Whether it is a .txt; a hidden one only beside its audio, as programs keep files of that kind for themselves."""
+    return suffix(member.name) == CAPTION and (
+        not has_hidden_part(member.name) or pairing_key(member.name) in audio_keys
+    )
+
+
 def _sidecars(members: Sequence[Member], audio: Sequence[Member]) -> list[Member]:
     """The .json files with the name of an audio file."""
-    stems = {_key(member.name) for member in audio}
-    return [m for m in members if suffix(m.name) == SIDECAR and _key(m.name) in stems]
+    stems = {pairing_key(member.name) for member in audio}
+    return [m for m in members if suffix(m.name) == SIDECAR and pairing_key(m.name) in stems]
 
 
 def _repeated(members: Sequence[Member]) -> set[str]:
@@ -112,22 +135,34 @@ def _others(members: Sequence[Member]) -> tuple[list[Fault], list[Fault]]:
     warnings: list[Fault] = []
     for member in members:
         found = fault_of_member(member)
-        if suffix(member.name) in ARCHIVES and (found is None or found.type not in ARCHIVE_WIDE):
+        hidden = has_hidden_part(member.name)  # a clip if it is audio, and otherwise no reason to stop
+        if suffix(member.name) in ARCHIVES and not hidden and (found is None or found.type not in ARCHIVE_WIDE):
             faults.append(fault(member.name, "nested_archive"))
         elif found is None:
             warnings.append(warning(member.name, "other_file"))
-        elif found.type in ARCHIVE_WIDE:
+        elif found.type in NOT_DATA:
+            warnings.append(found)
+        elif found.type in ARCHIVE_WIDE and not hidden:
             faults.append(found)
         else:
             warnings.append(warning(member.name, "unread_file", why=found.type.replace("_", " ")))
     return faults, warnings
 
 
+def _guessed_names(members: Sequence[Member]) -> Iterator[Fault]:
+    """A warning for each name whose encoding the archive does not say."""
+    for member in members:
+        if member.name_encoding == CP437:
+            yield warning(member.name, "name_read_as_cp437")
+
+
 def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
     """Files whose names differ at most in suffix and case: they share a caption, and on some systems are one file."""
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
-        groups[_key(member.name).casefold()].append(member)
+        key = pairing_key(member.name)
+        # In a name of unknown encoding a "letter" is a byte, perhaps half of a letter: it has no upper and lower case.
+        groups[key if member.name_encoding == CP437 else key.casefold()].append(member)
     for group in groups.values():
         for number, member in enumerate(group):
             others = [other.name for index, other in enumerate(group) if index != number]
@@ -137,11 +172,11 @@ def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
 
 def _unpaired(members: Sequence[Member], partners: Sequence[Member], type: str = "missing_caption") -> Iterator[Fault]:
     """A fault for each file without a partner of the same stem; it names a partner that differs only in case."""
-    exact = {_key(partner.name) for partner in partners}
-    folded = {_key(partner.name).casefold(): partner.name for partner in partners}
+    exact = {pairing_key(partner.name) for partner in partners}
+    folded = {pairing_key(partner.name).casefold(): partner.name for partner in partners}
     for member in members:
-        if _key(member.name) not in exact:
-            near = folded.get(_key(member.name).casefold())
+        if pairing_key(member.name) not in exact:
+            near = folded.get(pairing_key(member.name).casefold())
             hint = f" ({near} differs in upper and lower case)" if near else ""
             yield fault(member.name, type, wanted=stem(member.name) + CAPTION, near=hint)
 
@@ -185,8 +220,3 @@ def with_trigger_phrase(text: str, trigger_phrase: str | None) -> str:
 def _is_visible(letter: str) -> bool:
     """False for spaces, control characters and invisible joiners."""
     return not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf")
-
-
-def _key(name: str) -> str:
-    """The stem in one Unicode form, by which files are paired: macOS decomposes accents, other systems do not."""
-    return unicodedata.normalize("NFC", stem(name))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import lzma
 import os
-import re
 import stat
 import struct
 import zipfile
@@ -21,23 +20,21 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from cache.fingerprint import digest_bytes, digest_stream
+from cache.folder_mark import looks_like_store
 from stages.contract import Member
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected, as_line
 from stages.ingest.source.limits import ArchiveLimits, over_limit, over_total
-from stages.ingest.source.zip_directory import check_directory_size, too_many_members
+from stages.ingest.source.names import UTF8, checked_printable, entry_name, is_system_file, printable, safe_name
+from stages.ingest.source.not_data import folders_without_data, not_data, outermost
+from stages.ingest.source.zip_directory import check_directory_size, split_zip, too_many_members
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """Only these decompress in bounded steps: a few bytes of bzip2 or LZMA can become gigabytes in one."""
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a terminal's cursor or change the direction of writing."""
-_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _LOCAL_HEADER_BYTES = 30
 _DEFLATE_OVERHEAD_BYTES = 1024
 """With 1 % of the size, the most that deflate adds to content that does not compress."""
-_ENCRYPTED, _UTF8 = 0x1, 0x800
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_ENCRYPTED = 0x1
 _OTHER_ARCHIVES = {
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7z archive",
@@ -68,11 +65,7 @@ class ListedFile:
     num_bytes: int
     location: zipfile.ZipInfo | Path
     rejection: FileRejected | None = None
-
-
-def is_junk(parts: tuple[str, ...]) -> bool:
-    """Whether a file is one that operating systems leave behind: dot files, `__MACOSX/`, Thumbs.db, desktop.ini."""
-    return any(part.startswith(".") or part.lower() in _JUNK for part in parts)
+    name_encoding: str = UTF8
 
 
 @contextmanager
@@ -82,6 +75,8 @@ def opened_zip(path: Path, limits: ArchiveLimits | None = None) -> Iterator[zipf
     Raises:
         SourceUnreadable: it is not a zip, or its central directory is damaged or too large.
     """
+    if (part := split_zip(path)) is not None:
+        raise part
     check_directory_size(path, limits or ArchiveLimits())
     try:
         archive = zipfile.ZipFile(path)
@@ -112,7 +107,32 @@ def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[ListedFile
     entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     shared = overlapping_entries(entries)
     found = [_listed_entry(entry, shared.get(id(entry)), limits) for entry in entries]
-    return _within_total([listed for listed in found if listed is not None], limits)
+    listed = _without_other_folders([one for one in found if one is not None], archive.filename or "")
+    return _within_total(listed, limits)
+
+
+def _without_other_folders(files: Sequence[ListedFile], archive: str) -> list[ListedFile]:
+    """The files, with one entry for each folder that holds no data in place of its files."""
+    parts = [tuple(one.name.split("/")) for one in files]
+    folders = folders_without_data(parts)
+    if () in folders:
+        raise _is_a_store(Path(archive))
+    kept: dict[object, ListedFile] = {}
+    for one, names in zip(files, parts, strict=True):
+        folder = outermost(names, folders)
+        if folder is None:
+            kept[id(one)] = one
+        else:
+            rejection = FileRejected(folders[folder])
+            kept[folder] = ListedFile(
+                name=f"{'/'.join(folder)}/", num_bytes=0, location=one.location, rejection=rejection
+            )
+    return list(kept.values())
+
+
+def _is_a_store(path: Path) -> SourceUnreadable:
+    why = "it is a store of sa3-trainer, with results and no clips of its own"
+    return SourceUnreadable(path, why, "Give the folder or .zip with your clips.")
 
 
 def overlapping_entries(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
@@ -130,59 +150,16 @@ def overlapping_entries(entries: Sequence[zipfile.ZipInfo]) -> dict[int, str]:
 
 
 def _listed_entry(entry: zipfile.ZipInfo, sharer: str | None, limits: ArchiveLimits) -> ListedFile | None:
-    """One entry; None for junk."""
-    try:
-        name, rejection = _entry_name(entry), None
-    except FileRejected as error:
-        name, rejection = entry.filename, error
-    name, bad_name = _safe_name(name)
-    if bad_name is None and is_junk(tuple(name.split("/"))):
+    """One entry; None for a system's own file."""
+    name, encoding = entry_name(entry)
+    name, bad_name = safe_name(name, encoding)
+    if bad_name is None and is_system_file(tuple(name.split("/"))):
         return None
-    rejection = bad_name or rejection or _unfit_entry(entry, limits)
+    rejection = bad_name or _unfit_entry(entry, limits)
     if sharer is not None and rejection is None:
         rejection = FileRejected("overlapping_entries", other=sharer)
-    if _CONTROL.search(name):
-        name, rejection = printable(name), rejection or FileRejected("name_not_printable")
-    return ListedFile(name=name, num_bytes=entry.file_size, location=entry, rejection=rejection)
-
-
-def printable(name: str) -> str:
-    """The name with control characters escaped, so that it is safe to print to a terminal."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
-
-
-def _entry_name(entry: zipfile.ZipInfo) -> str:
-    """The name as its writer meant it: flagged UTF-8, ASCII, or UTF-8 without the flag, as several tools write it."""
-    if entry.flag_bits & _UTF8:
-        return entry.filename
-    try:
-        raw = entry.filename.encode("cp437")
-        return _unicode_extra(entry.extra, raw) or raw.decode("utf-8")
-    except UnicodeError:
-        raise FileRejected("name_not_utf8") from None
-
-
-def _unicode_extra(extra: bytes, raw_name: bytes) -> str | None:
-    """Info-ZIP's Unicode Path field (0x7075): version, crc32 of the plain name, the name in UTF-8."""
-    while len(extra) >= 4:
-        kind, size = struct.unpack_from("<HH", extra)
-        body, extra = extra[4 : 4 + size], extra[4 + size :]
-        if kind == 0x7075 and body[:1] == b"\x01" and body[1:5] == struct.pack("<I", zlib.crc32(raw_name)):
-            return body[5:].decode("utf-8")
-    return None
-
-
-def _safe_name(name: str) -> tuple[str, FileRejected | None]:
-    """The name with forward slashes and without `.` parts; the reason to reject it, if any."""
-    if not name:
-        return "(no name)", FileRejected("name_not_printable")
-    if name.startswith(("/", "\\")) or _DRIVE.match(name):
-        return name, FileRejected("absolute_name")
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if ".." in parts:
-        return "/".join(parts), FileRejected("path_traversal")
-    device = any(_DEVICES.fullmatch(part) for part in parts)
-    return "/".join(parts) or name, FileRejected("device_name") if device else None
+    name, rejection = checked_printable(name, rejection)
+    return ListedFile(name=name, num_bytes=entry.file_size, location=entry, rejection=rejection, name_encoding=encoding)
 
 
 def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> FileRejected | None:
@@ -223,9 +200,15 @@ def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Itera
             raise SourceUnreadable(folder, read_error_text(error), "Check its permissions.") from error
         yield _listed_path(folder, parts, 0, FileRejected("member_unreadable", why=read_error_text(error)))
         return
+    names = {entry.name for entry in entries}
+    if not parts and looks_like_store(names):
+        raise _is_a_store(folder)
+    if parts and (reason := not_data(parts, names)) is not None:
+        yield _listed_path(folder, (*parts, ""), 0, FileRejected(reason))
+        return
     for entry in entries:
         inside = (*parts, entry.name)
-        if is_junk(inside):
+        if is_system_file(inside):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(Path(entry.path), inside, limits)
@@ -256,8 +239,7 @@ def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, rejection: 
             os.fsencode(name).decode("utf-8", "backslashreplace"),
             rejection or FileRejected("name_not_utf8"),
         )
-    if _CONTROL.search(name):
-        name, rejection = printable(name), rejection or FileRejected("name_not_printable")
+    name, rejection = checked_printable(name, rejection)
     return ListedFile(name=name, num_bytes=num_bytes, location=path, rejection=rejection)
 
 
@@ -278,7 +260,14 @@ def as_member(listed: ListedFile, digest: Callable[[ListedFile], str]) -> Member
         except _READ_ERRORS as error:
             rejection = FileRejected("member_unreadable", why=read_error_text(error))
     fault = as_line(rejection.fault(listed.name)) if rejection else None
-    return Member(name=listed.name, num_bytes=listed.num_bytes, packed_bytes=packed, digest=known_digest, fault=fault)
+    return Member(
+        name=listed.name,
+        num_bytes=listed.num_bytes,
+        packed_bytes=packed,
+        digest=known_digest,
+        fault=fault,
+        name_encoding=listed.name_encoding,
+    )
 
 
 def read_error_text(error: Exception) -> str:

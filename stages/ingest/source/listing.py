@@ -10,15 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from cache.fingerprint import digest_file, fingerprint
+from cache.fingerprint import digest_file
 from stages.contract import Member, Source
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import as_line
 from stages.ingest.file_types import WITH_PYAV, suffix, unreadable_format
 from stages.ingest.source.archive import ListedFile, as_member, digest_entry, list_folder, list_zip, opened_zip
+from stages.ingest.source.dataset_files import source_fingerprint
 from stages.ingest.source.limits import ArchiveLimits
 
-_LIST_VERSION = 2
+_LIST_VERSION = 3
 """Bump when the same zip should be listed differently: remembered lists are then made again."""
 
 
@@ -56,8 +57,7 @@ def open_source(path: Path, digest_cache: DigestLookup | None = None, limits: Ar
 
 def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
     members = [_decodable(member) for member in members]
-    names = sorted([member.name, member.digest or member.fault] for member in members)
-    return Source(path=path, kind=kind, fingerprint=fingerprint("source", {"members": names}), members=tuple(members))
+    return Source(path=path, kind=kind, fingerprint=source_fingerprint(members), members=tuple(members))
 
 
 def _decodable(member: Member) -> Member:
