@@ -19,6 +19,10 @@ class NotSafetensors(ValueError):
     """A file that is no safetensors file, or is cut within its header."""
 
 
+class LfsPointer(NotSafetensors):
+    """A Git LFS pointer, which stands for a file that was not downloaded."""
+
+
 @dataclass(frozen=True)
 class SafetensorsHeader:
     """What a safetensors file says about its content."""
@@ -38,7 +42,10 @@ def read_header(file: Path) -> SafetensorsHeader:
         OSError: it cannot be opened.
     """
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        head = stream.read(8)
+        if head == b"version ":  # as a header's length, it would be beyond any disk
+            raise LfsPointer("it is a Git LFS pointer: fetch the file itself with `git lfs pull`")
+        length = int.from_bytes(head, "little")
         try:
             entries = json.loads(stream.read(length)) if length < MAX_HEADER_BYTES else None
         except ValueError as error:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contract import Member
-from stages.ingest.captions.pairing import caption_text, pair, with_trigger_phrase
+from stages.ingest.captions.pairing import caption_text, pair
+from stages.ingest.captions.trigger_phrase import contains_phrase, with_trigger_phrase
 from stages.ingest.faults import FileRejected
 from stages.ingest.file_types import READABLE, UNREADABLE, suffix
 
@@ -126,12 +127,11 @@ def test_a_caption_without_visible_text_is_empty(data):
         with_trigger_phrase(caption_text(data), None)
 
 
-@pytest.mark.parametrize("data", ["schön".encode("latin-1"), "drums".encode("utf-16"), b"\xc3"])
+@pytest.mark.parametrize("data", ["schön".encode("latin-1"), "drums".encode("utf-16-le"), b"\xc3", b"\xff\xfea"])
 def test_a_caption_in_another_encoding_is_refused(data):
     with pytest.raises(FileRejected, match="caption_not_utf8") as caught:
         with_trigger_phrase(caption_text(data), None)
-    looks_like_utf16 = "UTF-16" in caught.value.fault("a.txt").msg
-    assert looks_like_utf16 == data.startswith(b"\xff\xfe")
+    assert ("UTF-16" in caught.value.fault("a.txt").msg) == (b"\0" in data or data.startswith(b"\xff\xfe"))
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,73 @@ def test_a_caption_in_another_encoding_is_refused(data):
 )
 def test_the_trigger_phrase_is_put_before_captions_that_do_not_contain_it(caption, prompt):
     assert with_trigger_phrase(caption_text(caption.encode()), " zxq style ") == prompt
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_caption_with_a_byte_order_mark_is_read(encoding):
+    assert caption_text("ein schöner Klang\r\n".encode(encoding)) == "ein schöner Klang"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"warm pad" + bytes(500), "NUL, as files do after a crash"),
+        (b"warm\x1bpad", "U+001B"),
+        ("warm\x85 pad".encode(), "U+0085"),
+        ("warm\ufffd pad".encode(), "a letter that was lost"),
+        ("warm\0pad".encode("utf-16"), "NUL"),
+        (b"{\\rtf1\\ansi warm pad}", "an RTF document"),
+        (b"\xef\xbb\xbf {\\rtf1 warm pad}", "an RTF document"),
+        (b"%PDF-1.4 ...", "a PDF document"),
+        (b"PK\x03\x04docx", "a zip"),
+        (b"<!DOCTYPE html><p>warm pad", "a web page"),
+    ],
+)
+def test_what_is_no_text_is_no_caption(data, said):
+    with pytest.raises(FileRejected, match="caption_not_text") as caught:
+        caption_text(data)
+    assert said in caught.value.fault("a.txt").msg
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf16_without_its_mark_is_recognised_by_its_nuls(order):
+    with pytest.raises(FileRejected, match="caption_not_utf8") as caught:
+        caption_text("warm analog pad, für später".encode(f"utf-16-{order}"))
+    assert f"UTF-16 ({'little' if order == 'le' else 'big'}-endian)" in caught.value.fault("a.txt").msg
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("a drum loop", "drum"),
+        ("Drum-machine", "drum"),
+        ("loop (DRUM)", "drum"),
+        ("warm\n pad", "warm pad"),
+        ("Überklang, tief", "überklang"),
+        ("u\u0308ber alles", "über"),
+        ("STRASSE am Meer", "straße"),
+        ("[sks]x", "[sks]"),
+        ("drumming on a drum", "drum"),
+        ("激しいドラムの音", "ドラム"),
+    ],
+)
+def test_a_phrase_is_found_as_whole_words(text, phrase):
+    assert contains_phrase(text, phrase)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("drumming", "drum"),
+        ("a snaredrum", "drum"),
+        ("drum2", "drum"),
+        ("drum_loop", "drum"),
+        ("überklangen", "überklang"),
+        ("Größenwahn", "größe"),
+        ("барабанщик", "барабан"),
+        ("cafe\u0301", "cafe"),
+        ("कि", "क"),
+    ],
+)
+def test_a_phrase_inside_a_longer_word_is_not_the_phrase(text, phrase):
+    assert with_trigger_phrase(text, phrase) == f"{phrase}, {text}"

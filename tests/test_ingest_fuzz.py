@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from stages.errors import DatasetFaults, SourceUnreadable
 from stages.ingest.caption_template import CaptionSources, filled_template, read_sidecar, template_fault
-from stages.ingest.captions.pairing import caption_text, pair, storable_text, with_trigger_phrase
+from stages.ingest.captions.pairing import caption_text, pair, storable_text
+from stages.ingest.captions.trigger_phrase import with_trigger_phrase
 from stages.ingest.faults import FileRejected
 from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
@@ -138,7 +139,7 @@ def read_anything(count: int) -> Callable[[], None]:
         try:
             text = with_trigger_phrase(caption_text(data), "zxq")
         except FileRejected as rejection:
-            assert rejection.fault("a.txt").type in {"caption_not_utf8", "empty_caption"}
+            assert rejection.fault("a.txt").type in {"caption_not_utf8", "caption_not_text", "empty_caption"}
         else:
             assert text.encode("utf-8") and "zxq" in text.casefold()
         try:
@@ -173,7 +174,12 @@ def fill_anything(count: int) -> Callable[[], None]:
             text, source = filled_template(template, known)
             assert storable_text(text).encode("utf-8") and source
         except FileRejected as rejection:
-            assert rejection.fault("a").type in {"caption_key_missing", "empty_caption", "caption_not_utf8"}
+            assert rejection.fault("a").type in {
+                "caption_key_missing",
+                "empty_caption",
+                "caption_not_utf8",
+                "caption_not_text",
+            }
 
     return fill
 

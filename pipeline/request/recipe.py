@@ -24,6 +24,7 @@ from stages.encode.stage import EncodeParams
 from stages.ingest.stage import IngestParams
 from stages.precision import PRECISIONS
 from stages.records import ModelSpec
+from stages.text import NotText, decoded
 from stages.train.stage import TrainParams
 
 
@@ -124,9 +125,11 @@ def read_recipe(
 def _recipe_values(file: Path) -> dict[str, Any]:
     """The fields of a recipe file, not validated yet."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(decoded(file.read_bytes()))
     except OSError as error:
         raise _file_error(file, "file_missing", f"cannot be read ({error.strerror})") from error
+    except NotText as error:
+        raise _file_error(file, "toml_invalid", f"is {error}: save it as UTF-8 text") from error
     except ValueError as error:
         raise _file_error(file, "toml_invalid", f"is not valid TOML: {error}") from error
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from stages.ingest.faults import FileRejected
+from stages.text import NotText, decoded
 
 CAPTION_KEY = "caption"
 """Key of the text of the .txt, which would be the caption without a template."""
@@ -122,7 +123,9 @@ def read_sidecar(data: bytes) -> dict[str, object]:
         FileRejected: `sidecar_invalid`.
     """
     try:
-        read = json.loads(data.decode("utf-8-sig"), parse_constant=_reject_constant)
+        read = json.loads(decoded(data), parse_constant=_reject_constant)
+    except NotText as error:
+        raise FileRejected("sidecar_invalid", why=f"it is {error}") from None
     except (ValueError, RecursionError) as error:
         raise FileRejected("sidecar_invalid", why=str(error).partition("\n")[0]) from None
     if not isinstance(read, dict):

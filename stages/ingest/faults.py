@@ -60,6 +60,8 @@ MESSAGES = {
         "it is not a caption{near}."
     ),
     "empty_caption": "it contains no text. Write what the clip sounds like into it.",
+    "lfs_pointer": "it is a Git LFS pointer, not the file itself. Fetch the file with `git lfs pull` and run again.",
+    "caption_not_text": "it {what}; a caption is plain text. Write it again, and save it as UTF-8.",
     "caption_not_utf8": "it is not UTF-8 text{hint}. Save it as UTF-8.",
     "caption_key_missing": (
         "the caption template needs {key}, which this clip does not have (it has {there}). Add it to the .json file "

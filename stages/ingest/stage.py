@@ -10,6 +10,7 @@ from stages.contract import Stage
 from stages.field import OptionalPackage, check, param
 from stages.ingest.caption_template import template_fault
 from stages.ingest.source.limits import ArchiveLimits
+from stages.text import control_fault
 
 AUDIO_VERSION = 3
 """Bump when the same source bytes and params should give different prepared samples."""
@@ -55,7 +56,9 @@ class IngestParams:
         order=1,
         help="recordings longer than the native length: keep the first window, or make one clip of each window",
     )
-    trigger_phrase: str | None = param(None, help="text put before every caption")
+    trigger_phrase: str | None = param(
+        None, fault=control_fault, rule="plain text", help="text put before every caption"
+    )
     """Not repeated before a caption that contains it already."""
     caption_template: str | None = param(
         None,

@@ -22,6 +22,7 @@ from stages.ingest.file_types import (
     unreadable_format,
 )
 from stages.ingest.source.names import CP437, has_hidden_part
+from stages.text import NotText, UnknownEncoding, control_character, decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,36 +186,32 @@ def caption_text(data: bytes) -> str:
     """The text of a caption file, stripped.
 
     Raises:
-        FileRejected: it is not UTF-8, or contains no text.
+        FileRejected: it is not UTF-8 (or UTF-16 with its mark), is no text, or contains none.
     """
     try:
-        return storable_text(data.decode("utf-8-sig").strip())
-    except UnicodeDecodeError:
-        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        raise FileRejected("caption_not_utf8", hint=" (it looks like UTF-16)" if utf16 else "") from None
+        return storable_text(decoded(data).strip())
+    except UnknownEncoding as error:
+        hint = "" if str(error) == "not UTF-8" else f" (it is {error})"
+        raise FileRejected("caption_not_utf8", hint=hint) from None
+    except NotText as error:
+        raise FileRejected("caption_not_text", what=f"is {error}") from None
 
 
 def storable_text(text: str) -> str:
     """The text, unchanged.
 
     Raises:
-        FileRejected: none of it is visible, or it cannot be stored as UTF-8.
+        FileRejected: none of it is visible, it holds what no text does, or it cannot be stored as UTF-8.
     """
     if not any(_is_visible(letter) for letter in text):
         raise FileRejected("empty_caption")
+    if (wrong := control_character(text)) is not None:
+        raise FileRejected("caption_not_text", what=f"holds {wrong}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
         raise FileRejected("caption_not_utf8", hint="") from None
     return text
-
-
-def with_trigger_phrase(text: str, trigger_phrase: str | None) -> str:
-    """The prompt: the caption, with the trigger phrase before it unless it contains the phrase already."""
-    phrase = (trigger_phrase or "").strip()
-    if not phrase or phrase.casefold() in text.casefold():
-        return text
-    return f"{phrase}, {text}"
 
 
 def _is_visible(letter: str) -> bool:

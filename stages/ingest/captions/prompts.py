@@ -10,7 +10,8 @@ from typing import TypeVar
 from stages.contract import Member, Source
 from stages.errors import Fault
 from stages.ingest.caption_template import CAPTION_KEY, CaptionSources, filled_template, read_sidecar, template_keys
-from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable_text, with_trigger_phrase
+from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable_text
+from stages.ingest.captions.trigger_phrase import with_trigger_phrase
 from stages.ingest.faults import FileRejected, warning
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams

@@ -28,6 +28,7 @@ from stages.ingest.source.limits import ArchiveLimits, over_limit, over_total
 from stages.ingest.source.names import UTF8, checked_printable, entry_name, is_system_file, printable, safe_name
 from stages.ingest.source.not_data import folders_without_data, not_data, outermost
 from stages.ingest.source.zip_directory import check_directory_size, split_zip, too_many_members
+from stages.text import is_lfs_pointer
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """Only these decompress in bounded steps: a few bytes of bzip2 or LZMA can become gigabytes in one."""
@@ -92,9 +93,11 @@ def opened_zip(path: Path, limits: ArchiveLimits | None = None) -> Iterator[zipf
 def _not_a_zip(path: Path, error: Exception) -> SourceUnreadable:
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(1024)
     except OSError:
         return SourceUnreadable(path, str(error), "Check the path and its permissions.")
+    if is_lfs_pointer(head):
+        return SourceUnreadable(path, "it is a Git LFS pointer, not the file itself", "Fetch it with `git lfs pull`.")
     kind = next((kind for magic, kind in _OTHER_ARCHIVES.items() if head.startswith(magic)), "not a zip")
     if head.startswith(b"PK"):
         return SourceUnreadable(path, f"it is {kind} ({error})", "Download or copy it again.")
@@ -290,7 +293,7 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
     """All bytes of one file, whose digest is that of the listing.
 
     Raises:
-        FileRejected: the file can no longer be read, or has changed since the dataset was listed.
+        FileRejected: the file can no longer be read, has changed since the dataset was listed, or is a Git LFS pointer.
     """
     try:
         data = _zip_bytes(source, member) if kind == "zip" else (source / member.name).read_bytes()
@@ -298,6 +301,8 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
         raise FileRejected("member_unreadable", why=read_error_text(error)) from error
     if digest_bytes(data) != member.digest:
         raise FileRejected("member_changed")
+    if is_lfs_pointer(data):
+        raise FileRejected("lfs_pointer")
     return data
 
 
