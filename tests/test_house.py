@@ -18,7 +18,7 @@ ROOMS = {"pipeline": {"pipeline", "stages", "cache"}, "stages": {"stages", "cach
 STAGES = ("ingest", "encode", "train")
 LAYERS = {
     "cache": """
-        errors folder_mark location
+        errors location
         checked_record files fingerprint
         digest_cache manifest receipt registry shard_format shared_files
         shards store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.folder_mark import OUTPUT_MARK, STORE_MARK
+from cache.files.folder_mark import OUTPUT_MARK, STORE_MARK
 from stages.errors import SourceUnreadable
 from stages.ingest.captions.pairing import other_file_notes, pair
 from stages.ingest.source.archive import close_archives

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cache.folder_mark import OUTPUT_MARK, STORE_MARK
+from cache.files.folder_mark import OUTPUT_MARK, STORE_MARK
 from cache.store import Store
 from pipeline.errors import RecipeError
+from pipeline.execution.data_folders import check_store_place, mark_folders
 from pipeline.plan.plan import plan
-from pipeline.request.data_folders import check_store_place, mark_folders
 from pipeline.request.notices import data_notices
 from pipeline.request.recipe import Recipe, read_recipe
 from pipeline.request.resolve import resolve_inputs

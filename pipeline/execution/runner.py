@@ -16,6 +16,7 @@ from cache.receipt import Receipt
 from cache.shared_files import write_shared_files
 from cache.store import Store
 from pipeline.errors import FolderNotWritable
+from pipeline.execution.data_folders import check_store_place, mark_folders
 from pipeline.execution.locks import maintenance_lock, run_lock
 from pipeline.execution.outputs import check_output, copy_outputs
 from pipeline.execution.records import now, receipt_of, unfinished_run
@@ -26,7 +27,6 @@ from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
-from pipeline.request.data_folders import check_store_place, mark_folders
 from pipeline.request.notices import data_notices, notices
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs

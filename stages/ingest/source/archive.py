@@ -19,8 +19,8 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
+from cache.files.folder_mark import looks_like_store
 from cache.fingerprint import digest_bytes, digest_stream
-from cache.folder_mark import looks_like_store
 from stages.contract import Member
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected, as_line

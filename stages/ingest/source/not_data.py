@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from cache.folder_mark import OUTPUT_MARK, looks_like_store
+from cache.files.folder_mark import OUTPUT_MARK, looks_like_store
 from stages.ingest.source.names import TOOL_FOLDERS
 
 Parts = tuple[str, ...]

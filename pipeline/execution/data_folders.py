@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cache.folder_mark import OUTPUT_MARK, STORE_MARK, looks_like_store, mark
+from cache.files.folder_mark import OUTPUT_MARK, STORE_MARK, looks_like_store, mark
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.paths import is_url, local_path
 from pipeline.request.recipe import Recipe
