@@ -28,7 +28,7 @@ LAYERS = {
     "pipeline": """
         early_stop errors streams waited_lock
         path_errors
-        example_dataset request
+        example_dataset example_style request
         bench_grid cli_errors generation plan
         execution report
         generate_command maintenance
