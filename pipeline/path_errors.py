@@ -29,8 +29,8 @@ def path_errors(folders: Mapping[str, Path | None]) -> Iterator[None]:
     """Turns errors of the system inside the block into the project's own.
 
     Args:
-        folders: by the option that names each, such as `--store`. Errors that name no path are taken to concern the
-            first.
+        folders: by the option that names each, such as `--store`. Those of open files, which name no path, are taken
+            to concern the first.
 
     Raises:
         PathFailed: instead of an OSError.
@@ -77,7 +77,7 @@ def _path_failed(error: OSError, folders: Mapping[str, Path | None]) -> PathFail
     flag = _flag_of(path, folders) if path is not None else None
     if error.errno not in _SYSTEM and not (flag and error.errno is not None):
         return None
-    if path is None:
+    if path is None and error.errno in (*_FULL, errno.EIO):  # of a file that is open
         flag, path = next(((flag, folder) for flag, folder in folders.items() if folder is not None), (None, None))
     if path is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,6 +20,18 @@ def init_worker(parent_pid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         # On other systems getppid does not change when the parent is gone.
         threading.Thread(target=_exit_with_parent, args=(parent_pid,), daemon=True).start()
+
+
+def can_start_workers() -> bool:
+    """Whether joblib can start worker processes: their semaphores need shared memory that can be written.
+
+    Some containers have none, or mount /dev/shm read-only.
+    """
+    try:
+        multiprocessing.Semaphore()
+    except (OSError, ImportError):
+        return False
+    return True
 
 
 @contextmanager

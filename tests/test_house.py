@@ -36,7 +36,7 @@ LAYERS = {
         __main__
     """,
     "stages": """
-        field model_config plural precision processes records safetensors_header text
+        field model_config plural precision processes records safetensors_header text versions
         catalogue contract errors references
         adapters models prepared_audio
         ingest

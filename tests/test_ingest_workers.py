@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import joblib
@@ -9,7 +10,7 @@ import pytest
 
 from stages.contract import Member, Resources
 from stages.errors import EngineUnavailable, StageError
-from stages.ingest import prepare_clip
+from stages.ingest import prepare_clip, workers
 from stages.ingest.prepare_clip import RecordingJob
 from stages.ingest.workers import num_workers
 from tests.small_datasets import PARAMS, clips, folder, run, workspace
@@ -59,3 +60,13 @@ def test_a_failed_write_leaves_no_facts_behind(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="the disk is full"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
     assert not list((tmp_path / "shared").rglob("*.*"))
+
+
+def test_without_semaphores_clips_are_prepared_in_threads(tmp_path, monkeypatch):
+    def refused() -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing, "Semaphore", refused)
+    monkeypatch.setattr(workers, "get_reusable_executor", None)  # what would need them
+    _, rows = run(folder(tmp_path / "d", clips("a", "b", "c")), workspace(tmp_path, Resources(workers=2)))
+    assert [row.clip_id for row in rows] == ["a", "b", "c"]

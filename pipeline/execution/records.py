@@ -15,6 +15,7 @@ from cache.receipt import Receipt
 from cache.run_metadata import UnfinishedRun
 from pipeline.plan.stage_run import StageRun
 from stages.contract import Outcome
+from stages.versions import version_of
 
 _REQUIRED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 _OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
@@ -58,7 +59,7 @@ def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
 
 def environment() -> dict[str, Any]:
     """Versions of packages, and the machine: recorded, never hashed."""
-    versions = {name: metadata.version(name) for name in _REQUIRED}
+    versions = {name: version_of(name) for name in _REQUIRED}
     for name in _OPTIONAL:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)

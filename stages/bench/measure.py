@@ -24,6 +24,7 @@ from stages.bench.cases import Case, config_of, new_batch, new_training
 from stages.bench.memory import PeakMemory
 from stages.bench.timing import seconds
 from stages.bench.useful_flops import useful_flops
+from stages.processes import can_start_workers
 from stages.train.cuda_graph.stepper import Stepper
 from stages.train.dataset.length_buckets import LengthBuckets
 from stages.train.determinism import deterministic_algorithms
@@ -91,7 +92,7 @@ def measure(case: Case, environment: BenchEnvironment, dtype: torch.dtype, limit
 
 def timed_in_isolation(case: Case, environment: BenchEnvironment, *, stacked: bool) -> Measurement:
     """Calls `timed`, in a new process where the environment asks for it."""
-    if environment.device.type != "cpu" or not environment.isolated:
+    if environment.device.type != "cpu" or not environment.isolated or not can_start_workers():
         return timed(case, environment, stacked=stacked)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_timed_on_cpu, case, environment.steps, torch.get_num_threads(), stacked).result()

@@ -17,7 +17,7 @@ from stages.errors import EngineUnavailable, Fault, StageError
 from stages.ingest.audio.mpeg_decoder import start_decoder
 from stages.ingest.file_types import suffix
 from stages.ingest.prepare_clip import GRACE_SECONDS, Interrupted, PreparedClip, RecordingJob, prepare
-from stages.processes import init_worker, sigint_blocked
+from stages.processes import can_start_workers, init_worker, sigint_blocked
 
 Result = tuple[RecordingJob, tuple[PreparedClip, ...] | Fault]
 _BYTES_PER_WORKER = 64 << 20
@@ -32,8 +32,10 @@ def results(
     Raises:
         StageError: a worker died, or could not write.
     """
-    number = num_workers(jobs, resources)
-    if number == 1 and resources.engine in ("loky", "threading"):
+    number, engine = num_workers(jobs, resources), resources.engine
+    if engine == "loky" and number > 1 and not can_start_workers():
+        engine = "threading"  # as joblib itself falls back, with a warning
+    if number == 1 and engine in ("loky", "threading"):
         if any(suffix(job.member.name) == ".mp3" for job in jobs):
             start_decoder()
         for job in _not_stopped(should_stop, jobs):
@@ -42,7 +44,7 @@ def results(
             except Interrupted:
                 return
     elif jobs:
-        yield from _run_parallel(jobs, number, resources.engine, should_stop)
+        yield from _run_parallel(jobs, number, engine, should_stop)
 
 
 def num_workers(jobs: Sequence[RecordingJob], resources: Resources) -> int:

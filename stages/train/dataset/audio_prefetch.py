@@ -17,7 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from stages.contract import Workspace
-from stages.processes import init_worker, sigint_blocked
+from stages.processes import can_start_workers, init_worker, sigint_blocked
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import LiveLatents
 from stages.train.dataset.examples import Examples
@@ -127,12 +127,12 @@ class AudioPrefetcher:
 
 
 def num_processes(examples: Examples, steps: range, requested: int) -> int:
-    """How many processes decode ahead: none where nothing is decoded, else as many as requested.
+    """How many processes decode ahead: none where nothing is decoded or none can be started, else as requested.
 
     Where 0 are requested: half of the cores and at most `MAX_PROCESSES`, if there is enough to decode; none on a single
     core.
     """
-    if not isinstance(examples.clips, LiveLatents):
+    if not isinstance(examples.clips, LiveLatents) or not can_start_workers():
         return 0
     if requested:
         return requested

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from stages.records import AdapterSpec
 from stages.train.job import Job
 from stages.train.model.evaluation import TIMESTEPS, Evaluation
 from stages.train.record.metrics import LOSS_WINDOW, window_means
+from stages.versions import version_of
 
 FORMAT_VERSION = 1
 _PACKAGES = ("stable-audio-3-trainer", "torch", "safetensors", "numpy")
@@ -59,7 +59,7 @@ def configuration(job: Job, summary: TrainingSummary) -> dict[str, Any]:
         **result_entry(summary),
         "device": str(job.device),
         "times": {"started": summary.started, "finished": summary.finished, "training_seconds": summary.seconds},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages(job, summary)}},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in packages(job, summary)},
     }
 
 
