@@ -47,8 +47,8 @@ class BundledFamily(Family, Protocol):
 
     TENSOR_DIGESTS: Mapping[str, str]
     """What `stages.models.checkpoint_folder.file_digest` gives for each file of tensors, by path in the folder."""
-    TEXT_FILES: tuple[str, ...]
-    """JSON files of the text encoder, by path in the folder."""
+    TEXT_FILES: Mapping[str, str | None]
+    """Digest of each JSON file of the text encoder, by path in the folder; None where it varies."""
 
     def folder_name(self) -> str:
         """Name of the checkpoint folder among the store's shared weights."""

@@ -55,7 +55,7 @@ LAYERS = {
     """,
     "stages.models": """
         checkpoint_folder device library_logging
-        nets
+        bundled_weights nets
         load_weights quantized_linear
         families
     """,

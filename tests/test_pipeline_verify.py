@@ -27,7 +27,7 @@ from pipeline.maintenance.verify import verify
 from pipeline.maintenance.verify_command import next_commands
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
-from stages.errors import StageError
+from stages.errors import StageError, WeightsNotFound
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.prepared_audio import read_prepared
 from tests.small_datasets import sound, tone
@@ -279,6 +279,35 @@ def test_damaged_bundled_weights_are_found_and_made_again(root, store):
     repair_store(store)
     assert states(request(root)) == ["HIT", "HIT", "HIT"]
     assert file.read_bytes() == before
+
+
+TEXT = "t5gemma-b-b-ul2"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", f"{TEXT}/model.safetensors", "model_config.json", f"{TEXT}/tokenizer.json"]
+)
+@pytest.mark.parametrize("damage", ["flipped", "lost"])
+def test_a_run_never_trains_on_damaged_bundled_weights_but_makes_them_again(root, store, capsys, name, damage):
+    right = (root / "output" / "clips.safetensors").read_bytes()
+    file = only(store.shared / "weights", f"*/{name}")
+    before = file.read_bytes()
+    if damage == "lost":
+        file.unlink()
+    else:
+        flip(file, len(before) - 5)
+    request(root, number_of_steps=1, name="another")
+    assert "are damaged (" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert adapter_or_error(root) == right
+
+
+def test_weights_damaged_behind_the_systems_back_are_not_loaded_either(root, store, monkeypatch):
+    monkeypatch.setattr("pipeline.request.resolve.weights_fault", lambda folder, *cache: "")  # a remembered digest
+    file = only(store.shared / "weights", "*/model.safetensors")
+    flip(file, file.stat().st_size - 5)
+    with pytest.raises(WeightsNotFound, match=r"has other tensors.*rm -r"):
+        request(root, number_of_steps=1)
 
 
 def test_the_command_reports_damage_its_meaning_and_what_to_type_next(root, store):

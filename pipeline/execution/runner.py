@@ -32,6 +32,7 @@ from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs, resolve_inputs
 from stages.contract import Artifact, Inputs, Workspace
 from stages.errors import DatasetFaults
+from stages.models.bundled_weights import check_bundled_weights
 from stages.references import shared_file_sizes
 
 
@@ -197,11 +198,13 @@ class Execution:
         for name in self.artifacts:
             if name in run.inputs:
                 self.store.check(self.receipts[name])
-        lora = self.resolved.lora_checkpoint
+        lora, weights = self.resolved.lora_checkpoint, self.resolved.weights
+        if weights is not None and run.components:
+            check_bundled_weights(weights.folder)
         return Inputs(
             artifacts={name: artifact for name, artifact in self.artifacts.items() if name in run.inputs},
             source=self.resolved.source,
-            weights=self.resolved.weights,
+            weights=weights,
             files={"lora_checkpoint": lora} if lora else {},
         )
 

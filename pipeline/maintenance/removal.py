@@ -11,8 +11,8 @@ from cache import run_metadata
 from cache.files.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
 from cache.registry import unregister_shards
 from cache.store import Store
-from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX
 from pipeline.maintenance.gc_policy import RemovalPlan
+from stages.models.bundled_weights import TEMPORARY_PREFIX
 
 
 def remove(store: Store, plan: RemovalPlan) -> None:

@@ -17,7 +17,6 @@ from cache.receipt import Receipt
 from cache.shard_salvage import ShardDamage, shard_damage
 from cache.shards import formats
 from cache.store import Store
-from pipeline.maintenance.bundled_weights import TEMPORARY_PREFIX, weights_fault
 from pipeline.maintenance.damage import (
     ARTIFACT_MEANING,
     SHARD_POOLS,
@@ -28,6 +27,7 @@ from pipeline.maintenance.damage import (
 )
 from pipeline.maintenance.verify_places import place_damages
 from pipeline.maintenance.verify_references import lost_share, reference_damages
+from stages.models.bundled_weights import TEMPORARY_PREFIX, weights_fault
 from stages.prepared_audio import damage_of, has_earlier_facts
 
 Progress = Callable[..., None]

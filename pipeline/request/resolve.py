@@ -20,6 +20,7 @@ from stages import catalogue
 from stages.contract import Source, Weights
 from stages.ingest.source.dataset_files import clip_files
 from stages.ingest.source.listing import open_source
+from stages.models.bundled_weights import weights_fault
 from stages.models.checkpoint_folder import open_folder
 from stages.records import ModelSpec
 
@@ -71,7 +72,7 @@ def resolve_inputs(
     source = open_source(path, digest_cache, params.limits) if path else unknown
     if path and not imported:
         source = clip_files(source, templated=params.caption_template is not None)
-    folder, why = weights_folder(recipe, fetch=fetch, say=say) if weights else (None, "")
+    folder, why = weights_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache) if weights else (None, "")
     opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()
     check_request(recipe, opened, lora)
@@ -92,7 +93,9 @@ def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store, say
     with waited_lock(store, "weights", name, "making the same weights", say):
         for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        if not (folder / "model_config.json").is_file():
+        if folder.is_dir() and weights_fault(folder):
+            shutil.rmtree(folder)
+        if not folder.is_dir():
             family.make(folder)
 
 
@@ -108,24 +111,37 @@ class WeightsWanted(Protocol):
 
 
 def weights_folder(
-    recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None] = lambda line: None
+    recipe: WeightsWanted,
+    *,
+    fetch: bool,
+    say: Callable[[str], None] = lambda line: None,
+    digest_cache: DigestCache | None = None,
 ) -> tuple[Path | None, str]:
     """The checkpoint folder; None, with the reason, while it is not on this machine."""
     if recipe.weights is not None:
         return recipe.weights, ""
     spec = recipe.model
     if spec.repo is None:
-        return _bundled_folder(recipe, fetch=fetch, say=say)
+        return _bundled_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache)
     folder = hub_folder(spec, download=fetch)
     return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
-def _bundled_folder(recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None]) -> tuple[Path | None, str]:
-    """The folder in the store of weights that ship with the project."""
+def _bundled_folder(
+    recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None], digest_cache: DigestCache | None
+) -> tuple[Path | None, str]:
+    """The folder in the store of weights that ship with the project, compared with their known digests."""
     family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
     folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
-    if not (folder / "model_config.json").is_file():
-        if not fetch:
-            return None, f"the weights of {recipe.model.name} are made on first use"
-        _write_once(family, folder, Store(recipe.store), say)
+    model, made = recipe.model.name, "made on first use"
+    if folder.is_dir():
+        fault = weights_fault(folder, digest_cache)
+        if not fault:
+            return folder, ""
+        made = f"damaged ({fault}) and made again"
+        if fetch:
+            say(f"the weights of {model} in {folder} are {made}")
+    if not fetch:
+        return None, f"the weights of {model} are {made}"
+    _write_once(family, folder, Store(recipe.store), say)
     return folder, ""

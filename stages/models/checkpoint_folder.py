@@ -83,13 +83,13 @@ def file_metadata(file: Path) -> dict[str, str]:
     return _header(file).metadata
 
 
-def file_digest(file: Path) -> str:
-    """Digest over name, dtype, shape and bytes of all tensors of a file, never from a cache.
+def file_digest(file: Path, digest_cache: DigestLookup | None = None) -> str:
+    """Digest over name, dtype, shape and bytes of all tensors of a file; without a cache every byte is read.
 
     Raises:
         WeightsNotFound: the file is cut short or of another format.
     """
-    return _digests(file, {"all": ""}, None)["all"]
+    return _digests(file, {"all": ""}, digest_cache)["all"]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

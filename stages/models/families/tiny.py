@@ -36,8 +36,12 @@ TENSOR_DIGESTS = {
 }
 """What the made files of tensors are compared with, and their names in the folder."""
 
-TEXT_FILES = tuple(f"{TEXT_FOLDER}/{name}.json" for name in ("config", "tokenizer", "tokenizer_config"))
-"""JSON files of the text encoder; what a library writes into the first depends on its version."""
+TEXT_FILES: dict[str, str | None] = {
+    f"{TEXT_FOLDER}/config.json": None,
+    f"{TEXT_FOLDER}/tokenizer.json": "sha256:d862548bd1d3949301c972a24c578e4fb89b6d9ac12b07e7cb6bf7ab9ef85913",
+    f"{TEXT_FOLDER}/tokenizer_config.json": "sha256:8122958229956d2d8848282a1cb249bc03e5b565ad3116955ce6ee6a5caa71a3",
+}
+"""JSON files of the text encoder and their digests; what a library writes into the first depends on its version."""
 
 MODELS = (
     ModelSpec(
