@@ -106,6 +106,8 @@ class Member:
     digest: str | None
     """`sha256:...` of its bytes; None when it could not be read, for the reason in `fault`."""
     fault: str | None = None
+    lacks: str = ""
+    """A package that is not installed and that might decode it where the others cannot."""
     packed_bytes: int | None = None
     """Its size inside the zip; None in a folder."""
     name_encoding: str = "utf-8"

@@ -62,6 +62,7 @@ LAYERS = {
     "stages.ingest": """
         eta faults
         caption_template file_types integrity
+        audio_content
         source
         stage
         audio

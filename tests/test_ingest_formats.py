@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from stages.ingest.stage import audio_params, prepared_key
 from stages.plural import pluralized
 from stages.prepared_audio import read_prepared
 from tests.pyav_formats import box, written_by_pyav
-from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace
+from tests.small_datasets import PARAMS, RATE, clips, counted, faults, folder, run, sound, tone, workspace, zipped
 
 NATIVE = PARAMS.native_samples
 av = pytest.importorskip("av")
@@ -79,15 +80,87 @@ def test_without_the_package_such_a_file_is_a_fault_that_says_what_to_install(tm
     assert without.fingerprint != with_it, "installing it later must not find the result that was made without it"
     with pytest.raises(DatasetFaults, match="Install PyAV with `pip install av`") as caught:
         ingest(Inputs(source=without), PARAMS, workspace(tmp_path))
-    assert [(one.member, one.type) for one in caught.value.faults] == [("a.m4a", "unsupported_audio_format")]
+    assert [(one.member, one.type) for one in caught.value.faults] == [("a.m4a", "audio_needs_pyav")]
     assert [row.clip_id for row in run(data, workspace(tmp_path), skip_bad=True)[1]] == ["b"]
 
 
 @pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
-def test_bytes_are_decoded_alike_under_every_name(form, subtype):
+def test_bytes_are_decoded_alike_under_every_name(tmp_path, form, subtype):
     data = sound(tone(0.5), RATE, form, subtype)
-    decoded = {name: type(prepare_clip.open_recording(name, data)) for name in ("a.wav", "a.m4a", "a.aac", "a.wma")}
-    assert set(decoded.values()) == {prepare_clip.Recording}, "prepared audio is named by bytes, not by names"
+    found = {}
+    for name in ("a.wav", "a.m4a", "a.aac", "a.wma", "a.flac", "a.mp3"):
+        (row,) = run(dataset(tmp_path / name, name, data), workspace(tmp_path / name))[1]
+        found[name] = (row.audio, read_prepared(tmp_path / name / "shared" / row.audio).tobytes())
+    assert len(set(found.values())) == 1, "prepared audio is named by bytes, not by names"
+
+
+@pytest.mark.parametrize(("name", "container", "codec"), PYAV, ids=lambda value: value)
+@pytest.mark.parametrize("wrong", ["a.wav", "a.mp3", "a.flac", "a.m4a", "a.wma"])
+def test_what_pyav_decodes_is_decoded_under_every_name(tmp_path, name, container, codec, wrong):
+    data = written_by_pyav(container, codec, tone(0.5))
+    (row,) = run(dataset(tmp_path / "right", name, data), workspace(tmp_path / "right"))[1]
+    (same,) = run(dataset(tmp_path / "wrong", wrong, data), workspace(tmp_path / "wrong"))[1]
+    assert (same.audio, same.num_samples) == (row.audio, row.num_samples)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ogg", "flac"), ("tta", "tta"), ("wv", "wavpack")])
+def test_a_lossless_kind_that_only_pyav_knows_is_decoded_to_the_sample(tmp_path, container, codec):
+    audio = tone(1.0)
+    try:
+        data = written_by_pyav(container, codec, audio)
+    except (av.error.FFmpegError, ValueError) as error:
+        pytest.skip(f"this PyAV cannot write it: {error}")
+    outcome, (row,) = run(dataset(tmp_path, "a.oga", data), workspace(tmp_path))
+    kept = read_prepared(tmp_path / "shared" / row.audio)
+    assert kept.shape[1] == RATE and np.abs(kept - audio.T).max() < 2.0**-6
+    assert "codec_delay_unknown" not in {one["type"] for one in outcome.facts["warnings"]}
+
+
+def test_flac_in_ogg_that_is_cut_is_a_fault(tmp_path):
+    data = written_by_pyav("ogg", "flac", tone(2.0))
+    assert faults(dataset(tmp_path, "a.oga", data[: len(data) // 2]), tmp_path)[0][1] == "audio_truncated"
+
+
+def in_wave(payload: bytes, tag: int, rate: int = RATE) -> bytes:
+    """MPEG frames as the data chunk of a RIFF file."""
+    form = struct.pack("<HHIIHHHHIHHH", tag, 2, rate, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"fact" + struct.pack("<II", 4, 50_000)
+    chunks += b"data" + struct.pack("<I", len(payload)) + payload + bytes(len(payload) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+def test_mp3_in_a_wav_is_the_mp3(tmp_path):
+    mp3 = sound(tone(1.0), RATE, "MP3", "MPEG_LAYER_III")
+    (plain,) = run(dataset(tmp_path / "mp3", "a.mp3", mp3), workspace(tmp_path / "mp3"))[1]
+    (inside,) = run(dataset(tmp_path / "wav", "a.wav", in_wave(mp3, 0x55)), workspace(tmp_path / "wav"))[1]
+    kept = [read_prepared(tmp_path / name / "shared" / row.audio) for name, row in (("mp3", plain), ("wav", inside))]
+    assert np.array_equal(*kept)
+    cut = in_wave(mp3[: len(mp3) // 2], 0x55)
+    assert faults(dataset(tmp_path / "cut", "a.wav", cut), tmp_path / "cut") == [("a.wav", "audio_truncated")]
+
+
+def test_what_no_decoder_knows_is_a_fault(tmp_path):
+    assert faults(dataset(tmp_path, "a.wav", b"MThd" + bytes(5000)), tmp_path) == [("a.wav", "audio_decode_error")]
+
+
+def test_without_the_package_the_bytes_decide_too_and_may_change_the_dataset_s_name(tmp_path, monkeypatch):
+    data = folder(tmp_path / "d", {"a.m4a": sound(tone(0.5)), "a.txt": b"words", "b.wav": b"?" * 99, "b.txt": b"words"})
+    with_it = open_source(data).fingerprint
+    for module in (listing, prepare_clip):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert open_source(data).fingerprint != with_it, "PyAV might decode b.wav"
+    outcome, rows = run(data, workspace(tmp_path), skip_bad=True)
+    assert [row.clip_id for row in rows] == ["a"]
+    assert "PyAV" in outcome.facts["skipped"][0]["msg"]
+
+
+@pytest.mark.parametrize("pack", [folder, zipped])
+def test_without_the_package_a_file_under_a_wrong_name_is_named_for_what_it_is(tmp_path, monkeypatch, pack):
+    files = {"a.wav": written_by_pyav("adts", "aac", tone(0.5)), "a.txt": b"words"}
+    data = pack(tmp_path / "d.zip", files)
+    monkeypatch.setattr(listing, "find_spec", lambda name: None)
+    (member,) = [one for one in open_source(data).members if one.fault]
+    assert member.fault.startswith("audio_needs_pyav: by its content it is raw AAC")
 
 
 def test_raw_aac_may_have_tags_before_and_after_its_frames(tmp_path):

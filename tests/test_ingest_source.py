@@ -133,20 +133,34 @@ def test_names_that_lead_out_of_the_archive_are_faults(tmp_path, name, fault):
     assert [(member.digest, member.fault.partition(":")[0]) for member in members] == [(None, fault)]
 
 
-def test_a_link_is_not_followed(tmp_path):
+def test_a_link_in_a_zip_is_not_followed(tmp_path):
     entry = zipfile.ZipInfo("link.wav")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     assert fault_types(odd_zip(tmp_path / "d.zip", entry, b"/etc/hostname")) == {"link.wav": "symlink"}
+
+
+def test_links_in_a_folder_are_followed_and_dangling_ones_are_faults(tmp_path):
     root = folder(tmp_path / "d", FILES)
-    (root / "c.wav").symlink_to(root / "b.txt")
-    (root / "more").symlink_to(root / "a")
+    (root / "c.wav").symlink_to(root / "a" / "one.wav")
+    (root / "gone.wav").symlink_to(root / "nowhere.wav")
+    (root / "itself.wav").symlink_to(root / "itself.wav")
+    folder(tmp_path / "elsewhere", {"three.wav": b"3"})
+    (root / "more").symlink_to(tmp_path / "elsewhere")
     assert fault_types(root) == {
-        "a/one.wav": None,
-        "a/two.wav": None,
-        "b.txt": None,
-        "c.wav": "symlink",
-        "more": "symlink",
+        **dict.fromkeys(("a/one.wav", "a/two.wav", "b.txt", "c.wav", "more/three.wav")),
+        **dict.fromkeys(("gone.wav", "itself.wav"), "dangling_link"),
     }
+    digests = {member.name: member.digest for member in open_source(root).members}
+    assert digests["c.wav"] == digests["a/one.wav"]
+
+
+def test_a_folder_that_is_linked_into_itself_is_listed_once(tmp_path):
+    root = folder(tmp_path / "d", FILES)
+    (root / "a" / "back").symlink_to(root)
+    (root / "z").symlink_to(root / "a")
+    found = fault_types(root)
+    assert found["a/back"] == found["z/back"] == "link_loop" and found["z/one.wav"] is None
+    assert not [name for name in found if "back/" in name]
 
 
 def test_a_pipe_is_not_opened(tmp_path):
@@ -215,7 +229,8 @@ def test_a_file_name_that_is_not_utf8_is_a_fault(tmp_path, monkeypatch):
     root = folder(tmp_path / "d", {"plain.wav": b"x"})
     with os.scandir(root) as scanned:
         plain = next(scanned)
-    odd = SimpleNamespace(name=os.fsdecode(b"Gr\xf6\xdfe.wav"), path=plain.path, is_dir=plain.is_dir, stat=plain.stat)
+    odd = SimpleNamespace(name=os.fsdecode(b"Gr\xf6\xdfe.wav"), path=plain.path)
+    odd.is_dir, odd.is_symlink, odd.stat = plain.is_dir, plain.is_symlink, plain.stat
     monkeypatch.setattr(os, "scandir", lambda folder: nullcontext([odd]))
     assert fault_types(root) == {"Gr\\xf6\\xdfe.wav": "name_not_utf8"}
 

@@ -17,6 +17,8 @@ _CLIPPED_SHARE = 1e-4
 """Share of a recording's samples in runs at full scale; below this a listener notices nothing."""
 _HARMLESS_STRAY_BYTES = 128
 """Most bytes after the declared end without a warning: an old tag, or the size of a header that counts itself."""
+_MUCH_LEFT_OUT = 0.1
+"""Share of the power that may be left out without a warning: an LFE channel of music has less."""
 _DC_OFFSET = 0.02
 """Smallest DC offset to warn of, as a part of full scale (-34 dB); converters leave less."""
 
@@ -33,8 +35,13 @@ def clip_warnings(prepared: Mapping[str, Sequence[PreparedClip]], params: Ingest
 
 
 def _about_recording(name: str, facts: PreparedClip) -> Iterable[Fault]:
-    if facts.num_channels > 2:
+    if facts.layout:
+        mixed = {"layout": facts.layout, "db": -facts.gain_db}
+        yield warning(name, "channels_mixed", count=facts.num_channels, **mixed)
+    elif facts.num_channels > 2:
         yield warning(name, "channels_dropped", count=facts.num_channels)
+    if facts.share_left_out > _MUCH_LEFT_OUT:
+        yield warning(name, "sound_left_out", percent=100 * facts.share_left_out)
     if not facts.length_known:
         yield warning(name, "length_unknown")
     if not facts.delay_known:

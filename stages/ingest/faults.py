@@ -17,6 +17,11 @@ MESSAGES = {
     "path_traversal": "its name leads out of the archive. Pack the files again without `..` in their names.",
     "absolute_name": "its name is absolute. Pack the files again with relative names.",
     "symlink": "it is a link, and links are not followed. Put the file itself in its place (cp -L).",
+    "dangling_link": (
+        "it is a link to a file that is not there. Put the file itself in its place, or remove the link and its "
+        "partner."
+    ),
+    "link_loop": "it is a link to a folder that it lies in. Remove the link.",
     "not_a_file": "it is neither a file nor a folder. Take it out of the dataset.",
     "name_not_utf8": "its name is not UTF-8. Rename the file, or pack with a tool that writes UTF-8 names.",
     "device_name": "its name is that of a device on Windows. Rename the file.",
@@ -77,12 +82,20 @@ MESSAGES = {
         "original out."
     ),
     "audio_decode_error": "it cannot be decoded ({why}). Export it again, as WAV or FLAC if you can.",
+    "audio_needs_pyav": (
+        "by its content it is {kind}, whatever its name says, which only PyAV can read. Install PyAV with `pip install "
+        "av`, or convert it, for example with `ffmpeg -i FILE NEW.flac`, and take the original out."
+    ),
     "audio_truncated": "it is cut short: {why}. Copy or export it again.",
     "sample_rate_unsupported": (
         "its header says {rate:,} Hz; {low:,} to {high:,} Hz can be read. Export it again at a usual rate."
     ),
     "audio_empty": "it holds no sound: its length is 0 samples. Export it again, or take it and its caption out.",
     "silent": "it is silent: its peak is below {limit:g} dBFS. Remove it, or use a louder recording.",
+    "used_channels_silent": (
+        "the channels that are used are silent (peak below {limit:g} dBFS), and others of its {count} channels, which "
+        "hold sound, are left out. Mix it down to stereo, and use that."
+    ),
     "not_finite": "it contains NaN or infinite samples. Export it again.",
     "absurd_peak": "its peak is {peak:,.3g}, where full scale is 1. Export it again at a normal level.",
 }
@@ -95,7 +108,16 @@ WARNINGS = {
     ),
     "other_file": "it is neither audio nor a caption, and is not used.",
     "unread_file": "it is neither audio nor a caption, and could not be read ({why}).",
-    "channels_dropped": "it has {count} channels; only the first two are used.",
+    "channels_dropped": (
+        "it has {count} channels, and it is not known which loudspeakers they are for; only the first two are used."
+    ),
+    "channels_mixed": (
+        "its {count} channels ({layout}) are mixed down to two, at a level {db:.1f} dB lower so that nothing clips; an "
+        "LFE channel is left out."
+    ),
+    "sound_left_out": (
+        "{percent:.0f} % of its sound is in channels that are left out. Mix it down to stereo yourself if you need it."
+    ),
     "cropped_to_native": (
         "it is {seconds:,.1f} s long; only the first {kept:,.1f} s are used, which is the model's native length."
     ),

@@ -10,7 +10,7 @@ from stages.errors import Fault
 from stages.ingest.faults import fault
 
 WITH_PYAV = {".m4a", ".m4b", ".aac", ".wma"}
-"""Suffixes of audio that is decoded where the optional package PyAV is installed."""
+"""Suffixes of audio that, as a rule, is decoded where the optional package PyAV is installed; the bytes decide."""
 READABLE = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"} | {
     *(".au", ".snd", ".caf", ".w64", ".rf64", *WITH_PYAV)
 }
@@ -41,5 +41,4 @@ def pairing_key(name: str) -> str:
 
 def unreadable_format(name: str) -> Fault:
     """The fault of audio that cannot be decoded here, and its remedy."""
-    install = "Install PyAV with `pip install av`, or convert it" if suffix(name) in WITH_PYAV else "Convert it"
-    return fault(name, "unsupported_audio_format", suffix=suffix(name), name=name, stem=stem(name), remedy=install)
+    return fault(name, "unsupported_audio_format", suffix=suffix(name), name=name, stem=stem(name), remedy="Convert it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,13 @@ from cache.files.atomic_files import atomic_write_bytes
 from cache.fingerprint import digest_bytes
 from stages.contract import Member
 from stages.errors import Fault, StageError
-from stages.ingest.audio.decode import Recording
+from stages.ingest.audio.decode import NotOpened, Recording
 from stages.ingest.audio.flac_writer import SILENCE_DBFS, FlacWindows, WrittenWindow, window_starts
 from stages.ingest.audio.mpeg_decoder import DecoderEnded
 from stages.ingest.audio.resample import resampled, resampled_length
+from stages.ingest.audio_content import kind_for_pyav
 from stages.ingest.faults import FileRejected
 from stages.ingest.file_types import WITH_PYAV, suffix
-from stages.ingest.integrity.mp3 import looks_like_mp3
-from stages.ingest.integrity.riff_ogg_flac import is_known_container
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams, prepared_path
 from stages.prepared_audio import read_facts, write_facts
@@ -55,6 +55,12 @@ class PreparedClip:
     source_sample_rate_hz: int
     num_channels: int
     """Channels of the source file."""
+    layout: str
+    """Loudspeakers of channels that are mixed down, such as "FL FR FC"; empty where nothing is mixed."""
+    gain_db: float
+    """Change of level by that, so that nothing clips."""
+    share_left_out: float
+    """Share of the sound's power that is in channels which are left out."""
     length_known: bool
     """False when the file's header does not say how long it is, so missing audio could not be detected."""
     delay_known: bool
@@ -133,16 +139,39 @@ def prepare(job: RecordingJob, should_stop: Callable[[], bool] = lambda: False) 
         raise StageError(f"{job.member.name}: {error}") from None
 
 
-def open_recording(name: str, data: bytes) -> Recording:
-    """The recording in memory, with the decoder for its suffix, unless its bytes show that it is of another format.
+def open_recording(data: bytes) -> Recording:
+    """The recording in memory, with the decoder for its bytes; PyAV is tried where libsndfile cannot open them.
 
-    Prepared audio is keyed by the bytes: the same bytes under two names must go through the same decoder.
+    Raises:
+        FileRejected: no decoder can open it.
     """
-    if suffix(name) in WITH_PYAV and not is_known_container(data) and not looks_like_mp3(data):
-        from stages.ingest.audio.decode_pyav import PyavRecording  # deferred: it is an optional package
+    kind = kind_for_pyav(data)
+    if kind is not None:
+        return _pyav_recording(data, NotOpened("audio_needs_pyav", kind=kind))
+    try:
+        return Recording(data)
+    except NotOpened as rejection:
+        return _second_try(data, rejection)
 
-        return PyavRecording(data)
-    return Recording(data)
+
+def _second_try(data: bytes, rejection: NotOpened) -> Recording:
+    """The recording as PyAV decodes it; raises libsndfile's rejection where PyAV cannot open it either."""
+    if find_spec("av") is None:
+        why = f"{rejection.facts['why']}; PyAV, which reads more kinds of files, is not installed"
+        raise FileRejected(rejection.type, why=why) from rejection
+    try:
+        return _pyav_recording(data, rejection)
+    except FileRejected as error:
+        raise rejection if error.type == rejection.type else error from error
+
+
+def _pyav_recording(data: bytes, rejection: NotOpened) -> Recording:
+    """The recording as PyAV decodes it; raises the rejection where PyAV is not installed."""
+    if find_spec("av") is None:
+        raise rejection
+    from stages.ingest.audio.decode_pyav import PyavRecording  # deferred: it is an optional package
+
+    return PyavRecording(data)
 
 
 def _until_stopped(blocks_AX: Iterator[np.ndarray], should_stop: Callable[[], bool]) -> Iterator[np.ndarray]:
@@ -156,7 +185,7 @@ def _until_stopped(blocks_AX: Iterator[np.ndarray], should_stop: Callable[[], bo
 
 def _prepared(job: RecordingJob, should_stop: Callable[[], bool]) -> tuple[PreparedClip, ...]:
     params = job.params
-    recording = open_recording(job.member.name, read_member(job.source, job.kind, job.member))
+    recording = open_recording(read_member(job.source, job.kind, job.member))
     sink = FlacWindows(params, job.shared / "prepared")
     blocks_AX = _until_stopped(recording.blocks(), should_stop)
     for block_AX in resampled(blocks_AX, recording.sample_rate_hz, params.sample_rate_hz, params.resampler):
@@ -172,6 +201,8 @@ def _prepared(job: RecordingJob, should_stop: Callable[[], bool]) -> tuple[Prepa
         raise FileRejected("audio_empty")
     sink.drop_rest()
     if all(window.is_silent for window in sink.written):
+        if recording.mixer.peak_left_out >= 10 ** (SILENCE_DBFS / 20):
+            raise FileRejected("used_channels_silent", limit=SILENCE_DBFS, count=recording.num_channels)
         raise FileRejected("silent", limit=SILENCE_DBFS)
     # The first window goes last: without it, the recording counts as not prepared.
     return tuple([_commit(job, recording, whole, sink, window) for window in reversed(sink.written)][::-1])
@@ -189,6 +220,9 @@ def _commit(
         num_samples_whole=whole,
         source_sample_rate_hz=recording.sample_rate_hz,
         num_channels=recording.num_channels,
+        layout=" ".join(recording.mixer.layout),
+        gain_db=recording.mixer.gain_db,
+        share_left_out=recording.mixer.share_left_out,
         length_known=recording.length_known,
         delay_known=recording.delay_known,
         num_padding=recording.num_padding,

@@ -8,19 +8,25 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from stages.ingest.audio.channel_layout import Layout, channel_layout
+from stages.ingest.audio.downmix import StereoMixer
 from stages.ingest.audio.level import LevelMeter
 from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
 from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, DECODE_ERRORS, ForwardOnlySoundFile, error_text
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.flac_md5 import FlacMd5, flac_md5
 from stages.ingest.integrity.mp3 import FrameScan, check_frames, looks_like_mp3
-from stages.ingest.integrity.riff_ogg_flac import check_declared_length, stray_bytes
+from stages.ingest.integrity.riff_ogg_flac import check_declared_length, mpeg_payload, stray_bytes
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
 """Beyond this a float file is damaged or scaled as integers; up to this it is too loud, and is clamped."""
 _LENGTH_UNKNOWN = 1 << 62
 """libsndfile returns a length beyond this when the file declares none."""
+
+
+class NotOpened(FileRejected):
+    """libsndfile does not know the kind of file, or its encoding; another decoder may."""
 
 
 class Recording:
@@ -39,6 +45,8 @@ class Recording:
     num_stray_bytes = 0
     """Bytes after the end that the file itself declares."""
     _md5: FlacMd5 | None = None
+    _layout: Layout | None = None
+    """Loudspeakers of the channels, where they are known."""
     num_padding = 0
     """Samples that an encoder added at the end and that are left out."""
     complaints: Mapping[str, int] = {}
@@ -50,6 +58,7 @@ class Recording:
         self.peak = 0.0
         self.level = LevelMeter()
         self._open(data)
+        self.mixer = StereoMixer(self.num_channels, self._layout)
         if not LOWEST_RATE_HZ <= self.sample_rate_hz <= HIGHEST_RATE_HZ:
             bounds = {"low": LOWEST_RATE_HZ, "high": HIGHEST_RATE_HZ}
             raise FileRejected("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
@@ -57,11 +66,13 @@ class Recording:
     def _open(self, data: bytes) -> None:
         self.length_known = check_declared_length(data)
         self.num_stray_bytes = stray_bytes(data)
+        data = mpeg_payload(data)
         # Before decoding: these faults say more than the decoder's errors.
         scan = check_frames(data) if looks_like_mp3(data) else None
         self._file = _opened(data)
         self.sample_rate_hz: int = self._file.samplerate
         self.num_channels: int = self._file.channels
+        self._layout = channel_layout(data, self.num_channels)
         declared = self._file.frames
         self.length_known &= declared < _LENGTH_UNKNOWN
         self._expected = declared if self.length_known else None
@@ -78,7 +89,7 @@ class Recording:
             self._expected = None if scan is None else scan.num_samples
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The audio as (2, n) float32 blocks: mono doubled, of more than two channels the first two.
+        """The audio as (2, n) float32 blocks: mono doubled, more than two channels mixed down.
 
         Blocks are views of interleaved samples, as files store them, so that writing them needs no transposition.
 
@@ -86,7 +97,7 @@ class Recording:
             FileRejected: decoding fails, or a sample is not finite.
         """
         for block_XA in self._decoded():
-            block_AX = np.ascontiguousarray(block_XA[:, :2] if self.num_channels > 1 else block_XA.repeat(2, axis=1)).T
+            block_AX = self.mixer.stereo(block_XA).T
             self.num_samples += block_AX.shape[1]
             # NaN propagates through numpy's min and max, so these two find NaN, infinity and the peak.
             peak = max(-float(block_AX.min()), float(block_AX.max()))
@@ -130,9 +141,9 @@ class Recording:
 
 def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:
     """The opened file; one that libmpg123 may decode is decoded by another process."""
-    if may_be_mpeg(data):
-        return MpegFile(data)
     try:
-        return ForwardOnlySoundFile(io.BytesIO(data))
+        return MpegFile(data) if may_be_mpeg(data) else ForwardOnlySoundFile(io.BytesIO(data))
+    except FileRejected as rejection:
+        raise NotOpened(rejection.type, **rejection.facts) from rejection
     except DECODE_ERRORS as error:
-        raise FileRejected("audio_decode_error", why=error_text(error)) from error
+        raise NotOpened("audio_decode_error", why=error_text(error)) from error

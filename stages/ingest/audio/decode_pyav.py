@@ -13,9 +13,11 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.mp4_asf_adts import check_adts, stray_bytes
+from stages.ingest.integrity.riff_ogg_flac import check_declared_length
 
 _FRAME_SAMPLES = 1024
 """Samples of an AAC frame; the error of an MP4's declared length is less."""
@@ -23,6 +25,11 @@ _MAX_PADDING_SAMPLES = 8192
 """Two frames of ALAC, eight of AAC; an encoder only fills up its last frame."""
 _WMA_TOLERANCE_SAMPLES = 8192
 """WMA declares its encoder's delay in milliseconds, and decoders leave some of it out."""
+_FORMATS = {*("mov", "asf", "aac", "ogg", "matroska", "wav", "w64"), *("caf", "aiff", "au", "flac", "wv", "tta", "ape")}
+"""FFmpeg's names of containers that begin with a mark. In others it would look for sound anywhere."""
+_LOSSLESS = {"flac", "alac", "wavpack", "tta", "ape"}
+_COUNTED = {"ogg", "flac", "wv", "tta"}
+"""Containers that declare the exact number of samples, if the codec is lossless."""
 
 
 class PyavRecording(Recording):
@@ -33,22 +40,30 @@ class PyavRecording(Recording):
     """
 
     def _open(self, data: bytes) -> None:
+        check_declared_length(data)
         self.num_stray_bytes = stray_bytes(data)
         try:
             self._container = av.open(io.BytesIO(data), "r", options={"err_detect": "explode"})
             stream = self._container.streams.audio[0]
         except (FFmpegError, IndexError, ValueError) as error:
             raise FileRejected("audio_decode_error", why=_error_text(error)) from error
+        if _FORMATS.isdisjoint(self._container.format.name.split(",")):
+            raise FileRejected("audio_decode_error", why="its format is not recognised")
         if self._container.format.name == "aac":
             check_adts(data)
         self._stream = stream
         self.sample_rate_hz: int = stream.codec_context.sample_rate
         self.num_channels: int = stream.codec_context.channels
+        self._layout = _layout(stream.codec_context.layout)
         self._is_mp4 = "mp4" in self._container.format.name
-        self.delay_known = self._is_mp4
-        self.length_known = self._is_mp4 and stream.duration is not None
+        is_lossless = stream.codec_context.name in _LOSSLESS or stream.codec_context.name.startswith("pcm_")
+        self.delay_known = self._is_mp4 or is_lossless
+        is_exact = is_lossless and self._container.format.name in _COUNTED
+        self.length_known = (self._is_mp4 or is_exact) and stream.duration is not None
         self._declared = 0
         self._tolerance = _FRAME_SAMPLES if self._is_mp4 else _WMA_TOLERANCE_SAMPLES
+        if is_exact:
+            self._tolerance = 1
         is_guess = self._container.format.name == "aac"  # raw AAC has no header: FFmpeg guesses from the bit rate
         if stream.duration is not None and stream.time_base is not None and not is_guess:
             self._declared = round(stream.duration * stream.time_base * self.sample_rate_hz)
@@ -83,6 +98,12 @@ class PyavRecording(Recording):
             )
             raise FileRejected("audio_truncated", why=why)
         super().check()
+
+
+def _layout(layout: av.AudioLayout) -> Layout | None:
+    """The loudspeakers in FFmpeg's order; by their number where the file names none."""
+    names = tuple(channel.name for channel in layout.channels)
+    return usual_layout(len(names)) if set(names) == {"NONE"} else names
 
 
 def _error_text(error: Exception) -> str:

@@ -44,7 +44,7 @@ _OTHER_ARCHIVES = {
     b"\xfd7zX": "an xz archive",
     b"PK\x03\x04": "a zip that is cut short or damaged",
 }
-_READ_ERRORS = (
+READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -84,7 +84,7 @@ def opened_zip(path: Path, limits: ArchiveLimits | None = None) -> Iterator[zipf
     except UnicodeDecodeError as error:
         why = "a name in its list of contents claims to be UTF-8 and is not"
         raise SourceUnreadable(path, why, "Pack the files again with a tool that writes UTF-8 names.") from error
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _not_a_zip(path, error) from error
     with archive:
         yield archive
@@ -187,15 +187,27 @@ def _unfit_entry(entry: zipfile.ZipInfo, limits: ArchiveLimits) -> FileRejected 
 
 
 def list_folder(root: Path, limits: ArchiveLimits) -> list[ListedFile]:
-    """Every file below a folder, sorted by name; links are listed, not followed."""
-    found = list(islice(_below(root, (), limits), limits.max_members + 1))
+    """Every file below a folder, sorted by name; links are followed, as it is the user's own folder."""
+    found = list(islice(_below(root, (), limits, ()), limits.max_members + 1))
     if len(found) > limits.max_members:
         raise too_many_members(root, limits)
     return _within_total(found, limits)
 
 
-def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Iterator[ListedFile]:
+def _below(
+    folder: Path, parts: tuple[str, ...], limits: ArchiveLimits, above: tuple[tuple[int, int], ...]
+) -> Iterator[ListedFile]:
+    """The files below a folder.
+
+    Args:
+        above: (device, inode) of each folder on the way down, by which a link that leads back is noticed.
+    """
     try:
+        status = folder.stat()
+        above = (*above, (status.st_dev, status.st_ino))
+        if above[-1] in above[:-1]:
+            yield _listed_path(folder, parts, 0, FileRejected("link_loop"))
+            return
         with os.scandir(folder) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
@@ -213,8 +225,9 @@ def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Itera
         inside = (*parts, entry.name)
         if is_system_file(inside):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path), inside, limits)
+        # A link to itself is an error of DirEntry's own is_dir.
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir()):
+            yield from _below(Path(entry.path), inside, limits, above)
         else:
             yield _listed_file(entry, inside, limits)
 
@@ -222,13 +235,12 @@ def _below(folder: Path, parts: tuple[str, ...], limits: ArchiveLimits) -> Itera
 def _listed_file(entry: os.DirEntry[str], parts: tuple[str, ...], limits: ArchiveLimits) -> ListedFile:
     path = Path(entry.path)
     try:
-        status = entry.stat(follow_symlinks=False)
+        status = entry.stat()
     except OSError as error:
-        return _listed_path(path, parts, 0, FileRejected("member_unreadable", why=read_error_text(error)))
+        unread = FileRejected("member_unreadable", why=read_error_text(error))
+        return _listed_path(path, parts, 0, FileRejected("dangling_link") if entry.is_symlink() else unread)
     rejection = None
-    if stat.S_ISLNK(status.st_mode):
-        rejection = FileRejected("symlink")
-    elif not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         rejection = FileRejected("not_a_file")  # opening a pipe would block
     return _listed_path(path, parts, status.st_size, rejection or over_limit(status.st_size, None, limits))
 
@@ -260,7 +272,7 @@ def as_member(listed: ListedFile, digest: Callable[[ListedFile], str]) -> Member
     if rejection is None:
         try:
             known_digest = digest(listed)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             rejection = FileRejected("member_unreadable", why=read_error_text(error))
     fault = as_line(rejection.fault(listed.name)) if rejection else None
     return Member(
@@ -297,7 +309,7 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
     """
     try:
         data = _zip_bytes(source, member) if kind == "zip" else (source / member.name).read_bytes()
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise FileRejected("member_unreadable", why=read_error_text(error)) from error
     if digest_bytes(data) != member.digest:
         raise FileRejected("member_changed")

@@ -20,9 +20,10 @@ _AUDIO = READABLE | UNREADABLE
 
 def source_fingerprint(members: Sequence[Member]) -> str:
     """The name of a dataset: its files' sorted names, each with its digest or the fault that takes its place."""
-    return fingerprint(
-        "source", {"members": sorted([member.name, member.digest or member.fault] for member in members)}
+    named = (
+        [member.name, member.digest or member.fault, *([member.lacks] if member.lacks else [])] for member in members
     )
+    return fingerprint("source", {"members": sorted(named)})
 
 
 def clip_files(source: Source, *, templated: bool) -> Source:

@@ -13,9 +13,18 @@ from typing import Protocol
 from cache.fingerprint import digest_file
 from stages.contract import Member, Source
 from stages.errors import SourceUnreadable
-from stages.ingest.faults import as_line
-from stages.ingest.file_types import WITH_PYAV, suffix, unreadable_format
-from stages.ingest.source.archive import ListedFile, as_member, digest_entry, list_folder, list_zip, opened_zip
+from stages.ingest.audio_content import HEAD_BYTES, is_for_libsndfile, kind_for_pyav
+from stages.ingest.faults import as_line, fault
+from stages.ingest.file_types import READABLE, suffix
+from stages.ingest.source.archive import (
+    READ_ERRORS,
+    ListedFile,
+    as_member,
+    digest_entry,
+    list_folder,
+    list_zip,
+    opened_zip,
+)
 from stages.ingest.source.dataset_files import source_fingerprint
 from stages.ingest.source.limits import ArchiveLimits
 
@@ -56,18 +65,38 @@ def open_source(path: Path, digest_cache: DigestLookup | None = None, limits: Ar
 
 
 def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
-    members = [_decodable(member) for member in members]
+    heads = _heads(path, kind, members) if find_spec("av") is None else {}
+    members = [_decodable(member, heads.get(member.name)) for member in members]
     return Source(path=path, kind=kind, fingerprint=source_fingerprint(members), members=tuple(members))
 
 
-def _decodable(member: Member) -> Member:
-    """The member, with a fault where its decoder is not installed.
+def _heads(path: Path, kind: str, members: Sequence[Member]) -> dict[str, bytes]:
+    """The first bytes of each audio file, by name; empty where they cannot be read."""
+    audio = [member.name for member in members if member.fault is None and suffix(member.name) in READABLE]
+    if kind == "folder":
+        return {name: _head(path / name) for name in audio}
+    with opened_zip(path) as archive:
+        entries = {listed.name: listed.location for listed in list_zip(archive, ArchiveLimits())}
+        return {name: _head(zipfile.Path(archive, str(getattr(entries[name], "filename", name)))) for name in audio}
 
-    The fault changes the dataset's fingerprint, so a result made without the decoder is not found with it.
+
+def _head(path: Path | zipfile.Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except READ_ERRORS:
+        return b""
+
+
+def _decodable(member: Member, head: bytes | None) -> Member:
+    """The member, with a fault where its decoder is not installed, or a mark where it may not be.
+
+    Both change the dataset's fingerprint, so a result made without the decoder is not found with it.
     """
-    if member.fault is None and suffix(member.name) in WITH_PYAV and find_spec("av") is None:
-        return replace(member, digest=None, fault=as_line(unreadable_format(member.name)))
-    return member
+    kind = kind_for_pyav(head) if head else None
+    if kind is not None:
+        return replace(member, digest=None, fault=as_line(fault(member.name, "audio_needs_pyav", kind=kind)))
+    return member if head is None or is_for_libsndfile(head) else replace(member, lacks="PyAV")
 
 
 def _folder_member(listed: ListedFile, digest_cache: DigestLookup | None) -> Member:
