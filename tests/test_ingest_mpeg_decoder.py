@@ -69,11 +69,11 @@ def printed(code: str, place: Path, *, closed: bool = False) -> tuple[str, str]:
 
 
 @pytest.fixture
-def decoded(monkeypatch) -> list[str]:
-    """Names of what is decoded, as it is."""
-    names: list[str] = []
-    monkeypatch.setattr(prepare_clip, "open_recording", counted(prepare_clip.open_recording, names))
-    return names
+def decoded(monkeypatch) -> list[bytes]:
+    """Contents of what is decoded, as it is."""
+    contents: list[bytes] = []
+    monkeypatch.setattr(prepare_clip, "open_recording", counted(prepare_clip.open_recording, contents))
+    return contents
 
 
 def test_an_mp3_whose_decoder_reports_damage_is_warned_of_by_name(tmp_path):
@@ -88,7 +88,7 @@ def test_one_report_is_worded_in_the_singular(tmp_path, monkeypatch):
 
 def test_the_warning_is_repeated_when_the_prepared_clip_is_used_again(tmp_path, decoded):
     assert warned(tmp_path, rain(tmp_path)) == warned(tmp_path, rain(tmp_path, **clips("b"))) == [RAIN]
-    assert sorted(decoded) == ["b.wav", "rain.mp3"]
+    assert len(decoded) == len(set(decoded)) == 2
 
 
 def test_a_clip_that_is_warned_of_is_accepted(tmp_path):
@@ -219,7 +219,7 @@ def test_one_decoder_serves_file_after_file():
 
 
 def test_a_decoder_that_is_killed_is_an_error_that_names_the_clip(tmp_path, monkeypatch):
-    def killed(name: str, data: bytes) -> Recording:
+    def killed(data: bytes) -> Recording:
         recording = Recording(data)
         [os.kill(pid, signal.SIGKILL) for pid in decoders_of(os.getpid())]
         return recording
