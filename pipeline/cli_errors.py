@@ -16,6 +16,7 @@ from pipeline.early_stop import raise_from_now_on
 from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
 from pipeline.path_errors import memory_errors, path_errors
 from pipeline.request.fields import FIELDS
+from pipeline.request.paths import arguments_with_home
 from pipeline.streams import print_document
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
 
@@ -27,9 +28,10 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class JsonErrorGroup(TyperGroup):
-    """The group of commands; prints usage errors as JSON when --json is given."""
+    """The group of commands; expands `~`, and prints usage errors as JSON when --json is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = arguments_with_home(args)
         ctx.meta["arguments"] = tuple(args)
         with _usage_errors_as_json(args):
             return super().parse_args(ctx, args)

@@ -16,6 +16,7 @@ from typing import Any
 from cache.digest_cache import DigestCache
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.hub import hub_folder
+from pipeline.request.paths import with_home
 from pipeline.request.resolve import weights_folder
 from stages import catalogue
 from stages.contract import Resources, Weights
@@ -132,7 +133,7 @@ def found_weights(spec: ModelSpec, given: Path | None, store: Path, say: Callabl
     Raises:
         WeightsNotFound: with what to type next.
     """
-    named = os.environ.get("SA3_WEIGHTS") if spec.repo else None
+    named = with_home(os.environ.get("SA3_WEIGHTS", "")) if spec.repo else None
     folder = given or (Path(named) if named else None)
     if folder is None and spec.name not in catalogue.models():
         folder = hub_folder(spec, download=True)

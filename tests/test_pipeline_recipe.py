@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.request.fields import FIELDS, HOSTED
+from pipeline.request.paths import arguments_with_home
 from pipeline.request.recipe import read_recipe
 from pipeline.request.validation import split_names
 from stages.field import Field
@@ -208,3 +211,39 @@ def test_a_boolean_is_not_a_number(tmp_path, field):
 )
 def test_output_files_are_named_after_the_data(source, name):
     assert read_recipe(source, {}).name == name
+
+
+def test_a_home_folder_is_expanded_in_every_path_of_a_recipe_and_of_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clips").mkdir()
+    file = tmp_path / "r.toml"
+    file.write_text('audio_data_url = "~/clips"\nmodel = "tiny-base"\nstore = "~/sa3"\nweights = "~"\n')
+    read = read_recipe(None, {"output": "~/out"}, file, check_files=True)
+    assert (read.source, read.store, read.output) == (str(tmp_path / "clips"), tmp_path / "sa3", tmp_path / "out")
+    assert read.weights == tmp_path
+
+
+def test_a_command_line_is_expanded_where_the_shell_did_not():
+    home = str(Path.home())
+    asked = ["verify", "--store=~/s", "--recipe", "~/r.toml", "~", "~soft", "--name=a~/b", "x=~/y"]
+    expanded = ["verify", f"--store={home}/s", "--recipe", f"{home}/r.toml", home, "~soft", "--name=a~/b", "x=~/y"]
+    assert arguments_with_home(asked) == expanded
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused_before_a_folder_of_that_name_is_made():
+    with pytest.raises(RecipeError, match=r"store.*a folder of that very name is \./~nobody-here/s"):
+        read_recipe("d.zip", {"model": "tiny-base", "store": "~nobody-here/s"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    file = tmp_path / "r.toml"
+    file.write_bytes('audio_data_url = "d.zip"\r\nmodel = "tiny-base"\r\ntrigger_phrase = "schön"\r\n'.encode(encoding))
+    assert read_recipe(None, {}, file).values["trigger_phrase"] == "schön"
+
+
+def test_a_recipe_that_is_no_text_is_said_to_be_so(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_bytes('model = "tiny-base"'.encode("utf-16-le"))
+    with pytest.raises(RecipeError, match=r"is UTF-16 \(little-endian\) without the byte order mark.*save it as UTF-8"):
+        read_recipe("d.zip", {}, file)

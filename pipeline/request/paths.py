@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -12,6 +13,41 @@ from pipeline.errors import FieldError
 NO_DATA, NO_CHECKPOINT = "no such file or folder", "no such file"
 GIVE_DATA = "Give the path of a .zip or a folder of clips with a .txt caption beside each."
 GIVE_CHECKPOINT = "Give the .safetensors or .ckpt of an adapter to continue from, or leave it out to start a new one."
+
+
+PATH_FIELDS = ("audio_data_url", "lora_checkpoint_url", "weights", "store", "output")
+"""Fields that hold a path, or may hold one."""
+
+
+def with_home(text: str) -> str:
+    """A path with `~` or `~user` at its beginning replaced by that home folder; any other text as it is."""
+    return os.path.expanduser(text)  # noqa: PTH111 (a Path would change other texts, such as URLs)
+
+
+def arguments_with_home(arguments: Sequence[str]) -> list[str]:
+    """A command line as a shell would have expanded it: quoting and `--flag=~/x` keep it from doing so."""
+    return [_argument_with_home(argument) for argument in arguments]
+
+
+def _argument_with_home(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={_argument_with_home(value)}"
+    return with_home(argument) if argument == "~" or argument.startswith("~/") else argument
+
+
+def unknown_home_errors(values: Mapping[str, Any]) -> list[FieldError]:
+    """One error per path that begins with the `~` of an unknown user, before a folder of that name is made."""
+    return [
+        FieldError(
+            loc=(name,),
+            type="no_such_user",
+            msg=f"names the home folder of a user that is not known here; a folder of that very name is ./{value}",
+            input=value,
+        )
+        for name in PATH_FIELDS
+        if isinstance(value := values.get(name), str) and value.startswith("~") and not Path(value).exists()
+    ]
 
 
 def is_url(text: str) -> bool:

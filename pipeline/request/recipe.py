@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.conflicts import conflicts, unused_latent_fields
 from pipeline.request.fields import DATA, params_of
-from pipeline.request.paths import is_url, local_path, missing_path_errors
+from pipeline.request.paths import PATH_FIELDS, is_url, local_path, missing_path_errors, unknown_home_errors, with_home
 from pipeline.request.validation import validated_fields
 from stages import catalogue
 from stages.contract import Resources
@@ -59,7 +59,7 @@ class Recipe:
         """The checkpoint folder given by flag, recipe or environment."""
         # The variable names a downloaded checkpoint; models without a repository ship with the project.
         given = self.values["weights"] or (os.environ.get("SA3_WEIGHTS") if self.model.repo else None)
-        return Path(given) if given else None
+        return Path(with_home(given)) if given else None
 
     @property
     def folders(self) -> dict[str, Path | None]:
@@ -116,6 +116,7 @@ def read_recipe(
     given |= {name: value for name, value in flags.items() if value is not None and value != []}
     if data is not None:
         given[DATA.name] = data
+    given |= {name: with_home(given[name]) for name in PATH_FIELDS if isinstance(given.get(name), str)}
     values = _validated(given, trains=trains, check_files=check_files)
     source = values.pop(DATA.name)
     values["base_precision"] = PRECISIONS[values["base_precision"]]
@@ -141,7 +142,7 @@ def _file_error(file: Path, type: str, msg: str) -> RecipeError:
 def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> dict[str, Any]:
     """Values of all fields, `DATA` included. Raises: RecipeError."""
     errors, values = validated_fields(given)
-    errors += conflicts(values)
+    errors += [*conflicts(values), *unknown_home_errors(values)]
     if trains:
         errors += unused_latent_fields(values)
     missing = missing_path_errors(values) if check_files else []
