@@ -43,7 +43,11 @@ class Stage(Generic[P]):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Where and how fast a stage runs; not hashed, so no result may depend on it beyond a stated tolerance."""
+    """Where and how fast a stage runs; not hashed, so no result may depend on it beyond a stated tolerance.
+
+    Last bits of a training depend on its device and, on a CPU, on its threads, among which sums are split. Neither is
+    hashed: a training would begin anew whenever it is continued with other threads or on another machine.
+    """
 
     device: str = param(
         "auto",
@@ -57,7 +61,11 @@ class Resources:
         help="processes for ingest (0: one per core), and for reading ahead without pre_encode (0: half the cores, at "
         "most 4, none for less than 30 minutes of audio)",
     )
-    threads: int = param(0, ge=0, help="CPU threads of torch; 0: torch's default")
+    threads: int = param(
+        0,
+        ge=0,
+        help="CPU threads of torch; 0: torch's default; a training on a CPU gives other last bits with another number",
+    )
     checkpoint_every: int = param(
         500, ge=1, stage="train", help="steps between checkpoints; the last step is always saved"
     )

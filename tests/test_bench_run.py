@@ -77,6 +77,14 @@ def test_an_unknown_value_is_a_dash():
     assert set(table([row]).splitlines()[1].split()) == {"-"}
 
 
+def test_prompts_are_no_longer_than_the_model_sees():
+    case = Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2)
+    training = new_training(case, config_of("tiny-base"), CPU, stacked=False)
+    training.network.conditioner.max_length = 5
+    batch = new_batch(case, training)
+    assert training.network.conditioner.padded_prompts(batch.hidden).shape[1] == 5
+
+
 def test_useful_work_is_that_of_real_layers_and_real_attention():
     case = Case(model="tiny-base", num_frames=8, base_precision="fp32", rank=2, batch_size=2)
     training = new_training(case, config_of("tiny-base"), CPU, stacked=False)

@@ -183,3 +183,13 @@ def typed_values(field: Field):
 def test_schema_and_validator_agree_on_any_typed_value(data, field):
     value = data.draw(typed_values(field))
     assert agree(field, value)
+
+
+def test_the_number_of_threads_is_named_as_the_exception_wherever_bytes_are_promised():
+    fields = (ROOT / "docs" / "fields.md").read_text(encoding="utf-8")
+    seed, threads = (
+        next(line for line in fields.splitlines() if line.startswith(f"| `{name}`")) for name in ("seed", "threads")
+    )
+    assert "number of threads" in seed and "other last bits" in threads
+    for page, words in {"README.md": "with the same `--threads`", "ARCHITECTURE.md": "one number of threads"}.items():
+        assert words in (ROOT / page).read_text(encoding="utf-8")

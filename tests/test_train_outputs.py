@@ -97,7 +97,7 @@ CONFIG_TYPES = {
     **{"rank_limit": int, "dataset": dict, "steps_done": int, "trainable_parameters": int, "adapted_layers": int},
     **{"loss_window_steps": int, "final_loss": float, "best_loss": float, "best_loss_step": int},
     **{"loss_before": float, "loss_after": float, "loss_by_timestep": list, "seconds_per_step": float},
-    **{"lora_checkpoint_file": (str, type(None)), "device": str, "times": dict, "versions": dict},
+    **{"lora_checkpoint_file": (str, type(None)), "device": str, "threads": int, "times": dict, "versions": dict},
     **{"optimizer": str, "schedule": str, "warmup_steps": int, "gradient_accumulation": int},
     **{"gradient_clip": (float, type(None)), "ema_decay": (float, type(None)), "decay_magnitudes": bool},
     **{"frames_per_batch": (int, type(None)), "crops_per_clip": int, "crop_seconds": bool, "deterministic": bool},

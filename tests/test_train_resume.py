@@ -159,3 +159,15 @@ def test_intervals_of_checkpoints_and_lines_change_no_result(bench):
 def test_the_finished_artifact_keeps_its_last_checkpoint_only(bench):
     bench.train(number_of_steps=5)
     assert [path.name for path in bench.directory.glob("checkpoints/*")] == ["step-00000005"]
+
+
+def test_a_training_that_resumes_with_another_number_of_threads_says_so(bench, monkeypatch):
+    used = torch.get_num_threads()
+    with pytest.raises(Stopped):
+        bench.train(stop_after=1, number_of_steps=3)
+    assert not [line for line in bench.said if "last bits" in line]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used + 1)
+    bench.train(number_of_steps=3)
+    (line,) = [line for line in bench.said if "last bits" in line]
+    assert line.startswith(f"earlier steps ran on cpu with --threads {used}, further ones run on cpu with --threads")
+    assert bench.config["threads"] == used + 1

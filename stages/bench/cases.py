@@ -28,6 +28,7 @@ from stages.train.stage import TrainParams
 from stages.train.training import Training
 
 NUM_PROMPT_TOKENS = 24
+"""Tokens of a prompt, or as many as the model sees where those are fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,7 @@ def new_batch(case: Case, training: Training, step: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(step)
     channels, width = training.network.denoiser.latent_channels, training.network.conditioner.width
     shape = (case.batch_size, channels, case.num_frames)
+    num_tokens = min(NUM_PROMPT_TOKENS, training.network.conditioner.max_length)
     normals = lambda *sizes: torch.randn(*sizes, generator=generator)  # noqa: E731 - short for this function only
     return Batch(
         clip_ids=("made up",) * case.batch_size,
@@ -162,6 +164,6 @@ def new_batch(case: Case, training: Training, step: int = 0) -> Batch:
         given_BT=torch.rand(case.batch_size, case.num_frames, generator=generator) < 0.3,
         dropped_B=torch.zeros(case.batch_size, dtype=torch.bool),
         seconds_total_B=torch.full((case.batch_size,), 30.0),
-        hidden=tuple(normals(NUM_PROMPT_TOKENS, width).to(training.device) for _ in range(case.batch_size)),
+        hidden=tuple(normals(num_tokens, width).to(training.device) for _ in range(case.batch_size)),
         all_real=True,
     )

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import torch
+
 from stages.adapters.singular_vectors import SingularVectorFolder
 from stages.contract import Inputs, Outcome, Workspace
 from stages.models.device import explain_out_of_memory, precision_of, set_threads, training_threads
@@ -88,9 +90,20 @@ def start_or_resume(job: Job, examples: Examples) -> Training:
     if saved is not None:
         training.restore(saved)
         job.work.say(f"resuming from step {saved.step}")
+    note_arithmetic(training, job.work.say)
     if unquantized is not None:
         training.notes[UNQUANTIZED] = list(unquantized.by_timestep)
     return training
+
+
+def note_arithmetic(training: Training, say: Callable[[str], None]) -> None:
+    """Note the device and the CPU threads of the next steps; say if those of earlier steps were others."""
+    on_cpu = training.device.type == "cpu"
+    now_on = f"cpu with --threads {torch.get_num_threads()}" if on_cpu else training.device.type
+    before = training.notes.get("ran_on", now_on)
+    if before != now_on:
+        say(f"earlier steps ran on {before}, further ones run on {now_on}: the adapter's last bits depend on that")
+    training.notes["ran_on"] = now_on
 
 
 def evaluate_start(training: Training, examples: Examples, say: Callable[[str], None]) -> None:

@@ -51,7 +51,13 @@ class TrainParams:
     )
     exclude: tuple[str, ...] | None = param(None, help="skip modules whose name contains one of these; [a-b] ranges")
     batch_size: int = param(1, ge=1, le=8, help="clips per step")
-    seed: int = param(42, ge=0, le=2**31 - 1, help="random seed; the same seed and inputs give the same adapter")
+    seed: int = param(
+        42,
+        ge=0,
+        le=2**31 - 1,
+        help="random seed; the same seed and inputs give the same adapter, byte for byte on one machine, device and "
+        "number of threads",
+    )
     base_precision: str = param("bf16", choices=PRECISIONS, help="precision of the frozen base; the adapter is fp32")
     """The loss and the optimiser are fp32 as well."""
     pre_encode: bool = param(False, help="train from cached latents instead of encoding inside the training loop")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from stages.field import declared_fields
 from stages.records import AdapterSpec
@@ -58,6 +59,7 @@ def configuration(job: Job, summary: TrainingSummary) -> dict[str, Any]:
         "dataset": dataset_entry(job),
         **result_entry(summary),
         "device": str(job.device),
+        "threads": torch.get_num_threads(),
         "times": {"started": summary.started, "finished": summary.finished, "training_seconds": summary.seconds},
         "versions": {"python": platform.python_version()} | {name: version_of(name) for name in packages(job, summary)},
     }
