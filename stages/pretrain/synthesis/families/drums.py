@@ -25,13 +25,13 @@ def falling_tone(context: RenderContext, start_hz: Tensor, end_hz: Tensor, fall_
 
 
 def kick_sound(context: RenderContext) -> tuple[Tensor, dict[str, Tensor]]:
+    """A bright kick falls from higher, is driven harder and has a louder click."""
     end_hz, brightness_B1 = context.log_uniform(38, 68), context.uniform(0, 1)
-    seconds_B1 = context.log_uniform(0.25, 1.5)
-    body_BX = falling_tone(context, context.log_uniform(130, 420), end_hz, context.log_uniform(18, 70))
-    body_BX = body_BX * decay(context.time_X, seconds_B1)
-    body_BX = torch.tanh(body_BX * (0.8 + 2 * brightness_B1))
+    seconds_B1, start_hz = context.log_uniform(0.25, 1.5), context.log_uniform(110, 200) * 3**brightness_B1
+    body_BX = falling_tone(context, start_hz, end_hz, context.log_uniform(18, 70)) * decay(context.time_X, seconds_B1)
+    body_BX = torch.tanh(body_BX * (0.7 + 5 * brightness_B1))
     click_BX = band_noise(context, context.uniform(1200, 2500), context.uniform(5000, 9000))[:, 0]
-    sound_BX = body_BX + 0.3 * brightness_B1 * click_BX * decay(context.time_X, context.uniform(0.02, 0.05))
+    sound_BX = body_BX + 0.6 * brightness_B1 * click_BX * decay(context.time_X, context.uniform(0.03, 0.08))
     return sound_BX * attack(context.time_X, 0.0005), {"brightness": brightness_B1, "decay_seconds": seconds_B1}
 
 
@@ -123,7 +123,7 @@ def _hit(sound: Hit) -> Callable[[RenderContext], Dry]:
     def render(context: RenderContext) -> Dry:
         sound_BX, facts = sound(context)
         context.tell(**facts)
-        end_B1 = facts["decay_seconds"].clamp(0.3, 6.0).clamp_max(context.window_seconds)
+        end_B1 = facts["decay_seconds"].clamp(0.5, 6.0).clamp_max(context.window_seconds)
         return (sound_BX * ending(context.time_X, end_B1, 0.25 * end_B1))[:, None], end_B1
 
     return render

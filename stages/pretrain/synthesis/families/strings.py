@@ -29,7 +29,7 @@ def pluck(context: RenderContext) -> Dry:
     seconds_B1 = context.log_uniform(0.9, 5.0) * context.table(_PLUCKED_DECAY_FACTOR, variant_B)
     string_BX = plucked_string(context, note_B1, brightness_B1, seconds_B1, context.table(_PLUCKED_POSITION, variant_B))
     pick_BX = band_noise(context, context.uniform(1200.0, 2000.0), context.uniform(6000.0, 9000.0))[:, 0]
-    pick_BX = pick_BX * decay(context.time_X, context.uniform(0.01, 0.03))
+    pick_BX = pick_BX * decay(context.time_X, context.uniform(0.01, 0.03)) * attack(context.time_X, 0.0008)
     sound_BX = string_BX + 0.15 * brightness_B1 * string_BX.abs().amax(dim=1, keepdim=True) * pick_BX
     end_B1 = (0.8 * seconds_B1).clamp(0.4, 8.0).clamp_max(context.window_seconds)
     context.tell(variant=names, note=note_B1, brightness=brightness_B1, decay_seconds=seconds_B1)

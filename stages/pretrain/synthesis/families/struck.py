@@ -68,7 +68,8 @@ def mallet(context: RenderContext) -> Dry:
     turns_BX = context.uniform(4.0, 7.0) * context.time_X
     bar_BX = bar_BX * (1 - fans_B1 * (0.5 - 0.5 * torch.cos(2 * torch.pi * turns_BX)))
     knock_BX = band_noise(context, context.uniform(300.0, 900.0), context.uniform(2000.0, 6000.0))[:, 0]
-    sound_BX = bar_BX + context.uniform(0.02, 0.12) * knock_BX * decay(context.time_X, context.uniform(0.02, 0.05))
+    knock_BX = knock_BX * decay(context.time_X, context.uniform(0.02, 0.05)) * attack(context.time_X, 0.001)
+    sound_BX = bar_BX + context.uniform(0.02, 0.12) * knock_BX
     end_B1 = seconds_B1.clamp_min(0.5).clamp_max(context.window_seconds)
     context.tell(variant=names, note=note_B1, brightness=brightness_B1, decay_seconds=seconds_B1)
     return (sound_BX * ending(context.time_X, end_B1, 0.2 * end_B1))[:, None], end_B1
