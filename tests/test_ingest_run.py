@@ -337,6 +337,16 @@ def test_skip_bad_leaves_out_clips_with_faults_and_reports_and_records_them(tmp_
     assert all(member in left_out for member, _ in EXPECTED)
 
 
+def test_a_dangling_link_is_a_fault_that_skip_bad_leaves_out(tmp_path):
+    data = folder(tmp_path / "d", {**clips("good"), "gone.wav": b"", "gone.txt": b"gone"})
+    (data / "gone.wav").unlink()
+    (data / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert faults(data, tmp_path) == [("gone.wav", "dangling_link")]
+    outcome, rows = run(data, workspace(tmp_path), skip_bad=True)
+    assert [row.clip_id for row in rows] == ["good"]
+    assert [one["type"] for one in outcome.facts["skipped"]] == ["dangling_link"]
+
+
 def test_faults_of_the_archive_end_the_run_even_with_skip_bad(tmp_path):
     data = zipped(tmp_path / "d.zip", {**clips("good"), "../evil.wav": b"x", "bad.wav": b"words", "bad.txt": b"x"})
     assert ("../evil.wav", "path_traversal") in faults(data, tmp_path, skip_bad=True)
