@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cache.errors import WriteFailed
 from cache.files.atomic_files import atomic_write
 from pipeline.errors import PipelineError
-from stages.ingest.integrity.riff_ogg_flac import ogg_checksum, ogg_pages
+from stages.ingest.integrity.ogg import ogg_checksum, ogg_pages
 
 if TYPE_CHECKING:
     import numpy as np

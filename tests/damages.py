@@ -21,7 +21,7 @@ from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.clip_warnings import clip_warnings
 from stages.ingest.integrity.mp3 import frame_at
-from stages.ingest.integrity.riff_ogg_flac import ogg_pages
+from stages.ingest.integrity.ogg import ogg_pages
 from stages.ingest.prepare_clip import PreparedClip, RecordingJob, prepare
 from tests.pyav_formats import (
     PYAV_DAMAGES,
@@ -332,7 +332,8 @@ EXPECTED_OF = {
     **{("4 KiB of zeros inside", form): "dropouts" for form in PCM},
     **{("4 KiB missing inside", form): "audio_truncated" for form in PCM},
     **{("4 KiB twice inside", form): "stray_bytes" for form in PCM},
-    **{("junk behind the end", form): "stray_bytes" for form in PCM},
+    **{("junk behind the end", form): "stray_bytes" for form in (*PCM, "FLAC", "MP3", "OGG", "OPUS")},
+    **{("sample rate in the header", form): "header_contradiction" for form in ("WAV 16", "WAV 24", "WAV float")},
     **{(kind, "FLAC"): "audio_decode_error" for kind in ("cut at half", "last 100 bytes gone", "last byte gone")},
     **{(kind, form): "" for kind in ("200 bytes flipped", "one byte flipped") for form in PCM},
     ("one byte flipped", "MP3"): "",

@@ -12,7 +12,7 @@ import soundfile
 from stages.ingest.audio.decode import Recording
 from stages.ingest.audio.mpeg_decoder import MpegFile
 from stages.ingest.faults import FileRejected
-from stages.ingest.integrity.riff_ogg_flac import check_declared_length
+from stages.ingest.integrity.container import checked_file
 from tests.small_datasets import RATE, sound, tone
 
 FORMS = [
@@ -103,7 +103,7 @@ def test_a_second_half_of_zeros_is_detected_where_the_format_allows_it(form, sub
 def test_an_ogg_page_cut_at_its_end_is_detected():
     data = sound(noisy(RATE), RATE, "OGG", "VORBIS")
     with pytest.raises(FileRejected, match="audio_truncated"):
-        check_declared_length(data[:-1])
+        checked_file(data[:-1])
 
 
 def test_text_with_an_audio_suffix_is_rejected():
@@ -157,17 +157,17 @@ def test_a_wav_written_to_a_pipe_is_read_and_its_length_is_unknown():
 def test_a_size_that_includes_the_header_and_bytes_after_the_end_are_accepted():
     data = bytearray(sound(tone(0.5)))
     struct.pack_into("<I", data, 4, len(data))
-    assert check_declared_length(bytes(data))
-    assert check_declared_length(sound(tone(0.5)) + b"\xff" * 100)
+    assert checked_file(bytes(data))
+    assert checked_file(sound(tone(0.5)) + b"\xff" * 100)
 
 
 def test_chunks_before_the_audio_are_skipped():
     plain = sound(tone(0.5))
     listed = plain[:12] + b"LIST" + struct.pack("<I", 7) + b"INFOabc\x00" + plain[12:]
     listed = listed[:4] + struct.pack("<I", len(listed) - 8) + listed[8:]
-    assert check_declared_length(listed)
+    assert checked_file(listed)
     with pytest.raises(FileRejected, match="audio_truncated"):
-        check_declared_length(listed[:-1000])
+        checked_file(listed[:-1000])
 
 
 def low_mp3(rate: int, channels: int, compression: float, seconds: float = 6.0) -> bytes:

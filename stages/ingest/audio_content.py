@@ -5,8 +5,9 @@ Prepared audio is keyed by the bytes: the same bytes under two names must go thr
 
 from __future__ import annotations
 
-from stages.ingest.integrity.mp3 import end_of_tags, looks_like_mp3
-from stages.ingest.integrity.riff_ogg_flac import wave_format_tag
+from stages.ingest.integrity.chunks import wave_format_tag
+from stages.ingest.integrity.mp3 import looks_like_mp3
+from stages.ingest.integrity.tags import end_of_tags, without_leading_tags
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at where it is not read whole."""
@@ -23,7 +24,7 @@ _FOR_PYAV = {
     "Monkey's Audio": lambda data: data.startswith(b"MAC "),
 }
 """Kinds that libsndfile cannot read and PyAV can."""
-_FOR_LIBSNDFILE = (b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"riff", b"RF64")
+_FOR_LIBSNDFILE = (b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"riff", b"RF64", b"BW64")
 _WAVE_TAGS = {1, 2, 3, 6, 7, 0x11, 0x31, 0x40, 0x50, 0x55, 0xFFFE}
 """Encodings of a RIFF file that are decoded without PyAV."""
 
@@ -39,6 +40,7 @@ def kind_for_pyav(data: bytes) -> str | None:
 
 def is_for_libsndfile(data: bytes) -> bool:
     """Whether a file is certainly of a kind that is decoded without PyAV."""
+    data = without_leading_tags(data)
     if data.startswith((b"RIFF", b"RIFX")):
         return wave_format_tag(data) in _WAVE_TAGS
     return kind_for_pyav(data) is None and (data.startswith(_FOR_LIBSNDFILE) or looks_like_mp3(data))

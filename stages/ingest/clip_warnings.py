@@ -48,7 +48,11 @@ def _about_recording(name: str, facts: PreparedClip) -> Iterable[Fault]:
         yield warning(name, "codec_delay_unknown")
     if facts.num_padding:
         yield _about_samples(name, "codec_padding", facts.num_padding)
-    if facts.num_stray_bytes > _HARMLESS_STRAY_BYTES:
+    if facts.contradiction:
+        yield warning(name, "header_contradiction", facts=facts.contradiction)
+    if facts.unread:
+        yield warning(name, "sound_unread", what=facts.unread)
+    elif facts.num_stray_bytes > _HARMLESS_STRAY_BYTES:
         yield warning(name, "stray_bytes", count=facts.num_stray_bytes)
     if facts.num_dropouts:
         begin = "begins" if facts.num_dropouts == 1 else "begin"

@@ -131,6 +131,10 @@ WARNINGS = {
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",
     "stray_bytes": "{count:,} bytes after the end that its header declares are not read.",
+    "sound_unread": "{what} follows in it and is not read. Split it into files of their own to use that as well.",
+    "header_contradiction": (
+        "its header contradicts itself ({facts}); redundant fields are not believed. Listen whether its pitch is right."
+    ),
     "dropouts": "{stretches} of exact silence {begin} abruptly: parts of the file may be missing. Listen to it.",
     "decoder_complaints": "its decoder reported damage {times} ({complaint}). Listen to it, or export it again.",
     "clipping": "it is clipped: {count:,} samples in {runs} are at full scale. It was recorded or mastered too loud.",

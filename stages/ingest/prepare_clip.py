@@ -22,6 +22,7 @@ from stages.ingest.audio.resample import resampled, resampled_length
 from stages.ingest.audio_content import kind_for_pyav
 from stages.ingest.faults import FileRejected
 from stages.ingest.file_types import WITH_PYAV, suffix
+from stages.ingest.integrity.tags import without_leading_tags
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams, prepared_path
 from stages.prepared_audio import read_facts, write_facts
@@ -69,6 +70,10 @@ class PreparedClip:
     """Samples, at the file's rate, that an encoder added at the end and that are left out."""
     num_stray_bytes: int
     """Bytes of the source file after the end that it declares."""
+    unread: str
+    """What further sound the file holds that is not read; empty if none."""
+    contradiction: str
+    """Which redundant fields of its header disagree with the others; empty if none."""
     num_dropouts: int
     """Stretches of exact silence that begin abruptly."""
     num_complaints: int
@@ -145,6 +150,7 @@ def open_recording(data: bytes) -> Recording:
     Raises:
         FileRejected: no decoder can open it.
     """
+    data = without_leading_tags(data)
     kind = kind_for_pyav(data)
     if kind is not None:
         return _pyav_recording(data, NotOpened("audio_needs_pyav", kind=kind))
@@ -227,6 +233,8 @@ def _commit(
         delay_known=recording.delay_known,
         num_padding=recording.num_padding,
         num_stray_bytes=recording.num_stray_bytes,
+        unread=recording.unread,
+        contradiction=recording.contradiction,
         num_dropouts=recording.level.num_dropouts,
         num_complaints=sum(recording.complaints.values()),
         complaint=max(recording.complaints, key=lambda text: recording.complaints[text], default=""),

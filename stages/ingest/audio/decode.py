@@ -14,9 +14,10 @@ from stages.ingest.audio.level import LevelMeter
 from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
 from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, DECODE_ERRORS, ForwardOnlySoundFile, error_text
 from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.chunks import mpeg_payload
+from stages.ingest.integrity.container import checked_file
 from stages.ingest.integrity.flac_md5 import FlacMd5, flac_md5
 from stages.ingest.integrity.mp3 import FrameScan, check_frames, looks_like_mp3
-from stages.ingest.integrity.riff_ogg_flac import check_declared_length, mpeg_payload, stray_bytes
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
@@ -44,6 +45,10 @@ class Recording:
     """Number of samples that must be decoded."""
     num_stray_bytes = 0
     """Bytes after the end that the file itself declares."""
+    unread = ""
+    """What further sound the file holds that is not read."""
+    contradiction = ""
+    """Which redundant fields of its header disagree with the others."""
     _md5: FlacMd5 | None = None
     _layout: Layout | None = None
     """Loudspeakers of the channels, where they are known."""
@@ -64,8 +69,9 @@ class Recording:
             raise FileRejected("sample_rate_unsupported", rate=self.sample_rate_hz, **bounds)
 
     def _open(self, data: bytes) -> None:
-        self.length_known = check_declared_length(data)
-        self.num_stray_bytes = stray_bytes(data)
+        found = checked_file(data)
+        data, self.length_known, self.num_stray_bytes = found.data, found.length_known, found.num_stray_bytes
+        self.unread, self.contradiction = found.unread, found.contradiction
         data = mpeg_payload(data)
         # Before decoding: these faults say more than the decoder's errors.
         scan = check_frames(data) if looks_like_mp3(data) else None
@@ -76,6 +82,11 @@ class Recording:
         declared = self._file.frames
         self.length_known &= declared < _LENGTH_UNKNOWN
         self._expected = declared if self.length_known else None
+        if self._file.subtype.startswith("MPEG"):
+            self.delay_known = scan is not None and scan.delay_known
+        if scan is not None:
+            self.num_stray_bytes += scan.num_stray_bytes
+            self.unread = self.unread or scan.unread
         if self._file.format == "MP3":
             self._expect(check_frames(data) if scan is None else scan)
         self._md5 = flac_md5(data, self._file.subtype, declared)

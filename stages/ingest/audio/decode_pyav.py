@@ -16,8 +16,8 @@ from av.error import FFmpegError
 from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.container import checked_file
 from stages.ingest.integrity.mp4_asf_adts import check_adts, stray_bytes
-from stages.ingest.integrity.riff_ogg_flac import check_declared_length
 
 _FRAME_SAMPLES = 1024
 """Samples of an AAC frame; the error of an MP4's declared length is less."""
@@ -40,8 +40,9 @@ class PyavRecording(Recording):
     """
 
     def _open(self, data: bytes) -> None:
-        check_declared_length(data)
-        self.num_stray_bytes = stray_bytes(data)
+        found = checked_file(data)
+        data, self.unread, self.contradiction = found.data, found.unread, found.contradiction
+        self.num_stray_bytes = found.num_stray_bytes or stray_bytes(data)
         try:
             self._container = av.open(io.BytesIO(data), "r", options={"err_detect": "explode"})
             stream = self._container.streams.audio[0]

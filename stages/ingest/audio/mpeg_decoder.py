@@ -21,9 +21,9 @@ import numpy as np
 from stages.errors import StageError
 from stages.ingest.audio.mpeg_process import DecodeError
 from stages.ingest.faults import FileRejected
-from stages.ingest.integrity.riff_ogg_flac import wave_format_tag
+from stages.ingest.integrity.chunks import wave_format_tag
 
-_NOT_MPEG = (b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff", b"RF64")
+_NOT_MPEG = (b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff", b"RF64", b"BW64")
 _MPEG_FORMATS = (0x50, 0x55)
 """WAVE format tags of MPEG layers I and II, and of layer III."""
 _LINE = re.compile(

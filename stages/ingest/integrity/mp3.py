@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stages.ingest.faults import FileRejected
+from stages.ingest.integrity.checked_file import after_end
+from stages.ingest.integrity.tags import TAG_MARKERS, end_of_tags
 
 _BITRATES = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -18,7 +20,6 @@ _BITRATES = {
 """kbit/s of layer III, by version bits (2.5 has version 2's)."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _LAYER_3 = 1
-TAG_MARKERS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")
 _MAX_STRAY_BYTES = 4096
 """Bytes of an unknown kind that may follow the last frame: some programs write their own tags."""
 _SEARCHED_BYTES = 1 << 16
@@ -62,6 +63,12 @@ class FrameScan:
     """Samples of each channel in all audio frames."""
     is_declared: bool
     """Whether the file declares its number of frames; if not, missing frames cannot be detected."""
+    delay_known: bool
+    """Whether the header says how many samples the encoder added before the sound."""
+    num_stray_bytes: int = 0
+    """Bytes after the last frame that are no tags."""
+    unread: str = ""
+    """What further sound follows that decoders leave out."""
 
 
 def looks_like_mp3(data: bytes) -> bool:
@@ -82,19 +89,31 @@ def check_frames(data: bytes) -> FrameScan | None:
     kind = frame_at(data, start)
     if kind is None:
         return None
-    count = 0
+    count, joined = 0, ""
     for start, frame in _frames(data, first):
         if (frame.version, frame.rate_hz) != (kind.version, kind.rate_hz):
             raise FileRejected("audio_decode_error", why=f"its sample rate changes at byte {start:,}")
+        if count and _header(data, start, frame):
+            joined = "another MP3 file"
+            break
         count, end = count + 1, start + frame.num_bytes
     declared = declared_frames(data, first, kind)
     if end > len(data):
         raise FileRejected("audio_truncated", why="its last frame is cut")
-    _check_rest(data, end, complete=declared is not None and count - 1 >= declared)
+    _check_rest(data, end, complete=bool(joined) or (declared is not None and count - 1 >= declared))
+    stray, unread = (len(data) - end, joined) if joined else _after_frames(data, end)
+    if declared is not None and count - 1 > declared + 1:
+        unread = unread or f"{count - 1 - declared:,} frames more than its header declares"
     if declared is not None and count - 1 < declared:
         raise FileRejected("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
     num_audio_frames = count - 1 if _header(data, first, kind) else count
-    return FrameScan(num_samples=num_audio_frames * kind.num_samples, is_declared=declared is not None)
+    return FrameScan(
+        num_samples=num_audio_frames * kind.num_samples,
+        is_declared=declared is not None,
+        delay_known=_states_delay(data, first, kind),
+        num_stray_bytes=stray,
+        unread=unread,
+    )
 
 
 def _first_frame(data: bytes) -> int:
@@ -106,19 +125,6 @@ def _first_frame(data: bytes) -> int:
     offset = end_of_tags(data)
     if frame_at(data, offset) is None and data[offset : offset + 1] != b"\xff":
         raise FileRejected("audio_decode_error", why=f"there is no frame at byte {offset:,}")
-    return offset
-
-
-def end_of_tags(data: bytes) -> int:
-    """The byte at which leading ID3 tags, and zeros after them, end."""
-    offset = 0
-    while data[offset : offset + 3] == b"ID3" and len(data) >= offset + 10:
-        size = 0
-        for byte in data[offset + 6 : offset + 10]:
-            size = size << 7 | byte & 0x7F
-        offset += 10 + size + (10 if data[offset + 5] & 0x10 else 0)
-    while data[offset : offset + 1] == b"\0":
-        offset += 1
     return offset
 
 
@@ -145,6 +151,29 @@ def _header(data: bytes, offset: int, frame: Frame) -> bytes:
     ]
     head = data[offset + 4 + side : offset + 16 + side]
     return head if len(head) == 12 and head[:4] in (b"Xing", b"Info") else b""
+
+
+def _states_delay(data: bytes, offset: int, frame: Frame) -> bool:
+    """Whether a LAME tag follows the fields of the Xing header: the encoder's name, then at 21 the delay in 12 bits."""
+    head = _header(data, offset, frame)
+    if not head:
+        return False
+    at = data.index(head, offset) + 8 + sum(size for bit, size in enumerate((4, 4, 100, 4)) if head[7] >> bit & 1)
+    return bool(data[at : at + 4].strip(b"\0 ")) and any(data[at + 21 : at + 24])
+
+
+def _after_frames(data: bytes, end: int) -> tuple[int, str]:
+    """Number of bytes after the last frame that are no tags, and what sound is among them."""
+    stray, unread = after_end(data, end)
+    start, stop = end, len(data)
+    while stray and start < stop:
+        tag = next((size for name, size in ((b"TAG", 128), (b"ID3", 0)) if data.startswith(name, start)), None)
+        start = start + tag if tag else end_of_tags(data, start)
+        if len(list(zip(range(2), _frames(data, start), strict=False))) == 2:
+            return stray, "another MP3 file"
+        if not tag:
+            break
+    return stray, unread
 
 
 def _check_rest(data: bytes, offset: int, *, complete: bool) -> None:

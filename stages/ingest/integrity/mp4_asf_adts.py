@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from stages.ingest.faults import FileRejected
-from stages.ingest.integrity.mp3 import TAG_MARKERS, end_of_tags
+from stages.ingest.integrity.tags import TAG_MARKERS, end_of_tags
 
 _BOXES = {
     b"ftyp",

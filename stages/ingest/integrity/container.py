@@ -1,0 +1,28 @@
+"""The checks of a file's container, chosen by its first bytes. Light: standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stages.ingest.integrity.checked_file import CheckedFile
+from stages.ingest.integrity.chunks import AU_MAGIC, CHUNK_MAGIC, checked_au, checked_chunks
+from stages.ingest.integrity.flac import checked_flac
+from stages.ingest.integrity.ogg import checked_ogg
+
+_CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
+    **dict.fromkeys(CHUNK_MAGIC, checked_chunks),
+    **dict.fromkeys(AU_MAGIC, checked_au),
+    b"OggS": checked_ogg,
+    b"fLaC": checked_flac,
+}
+"""Checks by the first four bytes of a file."""
+
+
+def checked_file(data: bytes) -> CheckedFile:
+    """Check a file against the length that its container declares.
+
+    Raises:
+        FileRejected: `audio_truncated` or `audio_decode_error`.
+    """
+    check = _CHECKS.get(data[:4])
+    return check(data) if check else CheckedFile(data=data)
