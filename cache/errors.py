@@ -35,10 +35,10 @@ def verify_command(path: Path, depth: int) -> str:
 
     Args:
         path: a file or folder in it.
-        depth: number of folder names between the store's root and that path.
+        depth: number of folder names between the store's root and that path; -1: it is the root.
     """
-    parents = [path.parent, *path.parents]
-    root = parents[min(depth + 1, len(parents) - 1)]
+    chain = [path, *path.parents]
+    root = chain[min(depth + 1, len(chain) - 1)]
     return f"sa3-trainer verify --repair --store {shlex.quote(str(root))}"
 
 

@@ -187,18 +187,19 @@ class ShardReader(ABC):
     def read(self, row: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Frames start to stop of one item: (stop - start, channels), writable, in the stored dtype.
 
-        Only the bytes of these frames are read. The checksum is compared when a process first reads a whole item; it
-        cannot be compared for a crop.
+        When a process first reads an item, it reads every byte and compares the checksum; from then on, only the bytes
+        of these frames are read.
         """
         num_frames = self._num_frames(row)
         stop = num_frames if stop is None else stop
         if not 0 <= start <= stop <= num_frames:
             raise ValueError(f"{self.path.name} row {row} has {num_frames} frames; got a crop from {start} to {stop}")
-        values = self._frames(row, start, stop)
-        if (start, stop) == (0, num_frames) and row not in self._checked:
-            self._check(row, values)
-            self._checked.add(row)
-        return values
+        if row in self._checked or start == stop:
+            return self._frames(row, start, stop)
+        whole = self._frames(row, 0, num_frames)
+        self._check(row, whole)
+        self._checked.add(row)
+        return whole if len(whole) == stop - start else whole[start:stop].copy()
 
     def verify(self, row: int) -> None:
         """Reads one item and compares it with its checksum, also when that was done before."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from cache.errors import verify_command
 from stages.plural import is_or_are, pluralized
 
 
@@ -171,11 +172,11 @@ class StoreDamaged(PipelineError):
 
     in_document = True
 
-    def __init__(self, count: int, num_gone: int = 0) -> None:
+    def __init__(self, store: Path, count: int, num_gone: int = 0) -> None:
         """`num_gone`: how many of these are missing altogether, so that a repair can do nothing about them."""
         self.count = count
         found = f"{pluralized(count, 'entry', 'entries')} of the store {is_or_are(count)} damaged. "
-        remedy = "`sa3-trainer verify --repair` removes only what is damaged; then the same run creates it again."
+        remedy = f"`{verify_command(store, -1)}` removes only what is damaged; then the same run creates it again."
         if count == num_gone:
             found = f"{pluralized(count, 'file')} {is_or_are(count)} missing, and nothing is damaged. "
             remedy = "The commands above create what is missing again; there is nothing to repair."

@@ -35,9 +35,10 @@ def verify(
     from pipeline.report import Report
 
     with reported_errors("verify", as_json=as_json), path_errors({"--store": store}):
-        result, repairs = check(existing_store(store), Report(), repair=repair)
+        existing = existing_store(store)
+        result, repairs = check(existing, Report(), repair=repair)
         print_document(verify_json(result, repairs)) if as_json else print("\n".join(verify_lines(result, repairs)))
-        raise_if_damaged(result, repaired=repair)
+        raise_if_damaged(existing, result, repaired=repair)
 
 
 def evict(

@@ -61,7 +61,7 @@ def _command(damage: Damage) -> str:
     return "sa3-trainer encode DATA  (with the --model of those clips)"
 
 
-def raise_if_damaged(result: VerifyResult, *, repaired: bool) -> None:
+def raise_if_damaged(store: Store, result: VerifyResult, *, repaired: bool) -> None:
     """Raises: StoreDamaged, unless the store is intact or was repaired."""
     if result.damages and not repaired:
-        raise StoreDamaged(len(result.damages), result.num_gone)
+        raise StoreDamaged(store.root, len(result.damages), result.num_gone)
