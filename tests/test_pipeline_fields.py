@@ -191,5 +191,8 @@ def test_the_number_of_threads_is_named_as_the_exception_wherever_bytes_are_prom
         next(line for line in fields.splitlines() if line.startswith(f"| `{name}`")) for name in ("seed", "threads")
     )
     assert "number of threads" in seed and "other last bits" in threads
-    for page, words in {"README.md": "with the same `--threads`", "ARCHITECTURE.md": "one number of threads"}.items():
+    for page, words in {
+        "README.md": "same adapter bytes with the same `--threads`",
+        "ARCHITECTURE.md": "one number of threads",
+    }.items():
         assert words in (ROOT / page).read_text(encoding="utf-8")
