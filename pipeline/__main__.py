@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+from pipeline.early_stop import STOPPED_EARLY, leave_at_once
 
 
 def main() -> None:
     """Run the command line."""
-    # Nothing has begun while modules are imported, so a Ctrl-C has nothing to save or to explain.
-    from pipeline.early_stop import STOPPED_EARLY, leave_at_once
+    leave_at_once()  # nothing has begun while modules are imported: a Ctrl-C has nothing to save or to explain
+    import signal
 
-    leave_at_once()
     from pipeline.streams import install_streams
 
     install_streams()
@@ -26,6 +24,8 @@ def main() -> None:
 
 def _run_command() -> None:
     """Run the command; a result that stdout could not take is an error, unless nobody reads it any more."""
+    import sys
+
     from pipeline.cli import app
     from pipeline.streams import lost_output
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+# Built in: `signal` itself imports enum, which a Ctrl-C could cut.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 
 STOPPED_EARLY = 130
 """Exit code of a Ctrl-C before anything began."""

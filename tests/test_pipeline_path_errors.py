@@ -104,6 +104,14 @@ def test_the_command_line_prints_one_line_and_exits_with_1(tmp_path, capsys):
     assert (ended.value.code, capsys.readouterr().err.count("\n")) == (1, 1)
 
 
+def test_another_users_store_whose_folders_cannot_even_be_listed_gives_one_line(tmp_path, monkeypatch):
+    def denied(path: Path, **more: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert "another user" in said(errno.EACCES, tmp_path / "st" / "digests.sqlite", store=tmp_path / "st")
+
+
 @pytest.fixture
 def data(tmp_path) -> Path:
     return folder(tmp_path / "data", clips("one"))

@@ -81,7 +81,8 @@ def write_failure(target: Path, error: OSError) -> WriteFailed:
 
 def failure_reason(path: Path, error: OSError) -> tuple[str, int | None]:
     """Why a path could not be used, and the bytes left on its disk, where both are known."""
-    folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), path)
+    # `Path.is_dir` fails in a folder that may not be listed.
+    folder = next((one for one in (path, *path.absolute().parents) if os.path.isdir(one)), path)  # noqa: PTH112
     if error.errno == errno.ENOSPC and not _inodes_left(folder):
         return "no inode is left there, which every new file needs", None
     try:
