@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stages.pretrain.synthesis.families import harmony, keys_and_synths
 from stages.pretrain.synthesis.signal.context import SAMPLE_RATE_HZ
 from stages.pretrain.synthesis.signal.oscillators import hz, moving_phase, partials, sine
 from stages.pretrain.synthesis.signal.placement import panned
@@ -145,6 +146,34 @@ def test_a_sound_at_the_far_left_leaves_the_right_channel_silent():
     assert float(left_X.min()) > 1 and float(right_X.abs().max()) < 1e-6
 
 
+def test_a_sound_on_one_side_is_louder_there():
+    for audio_AX, facts in zip(*_pair(Synthesiser(seed=9).batch(24, 11_025)), strict=True):
+        left, right = audio_AX.square().sum(dim=1).tolist()
+        if abs(facts.pan) > 0.3:
+            assert (right > left) == (facts.pan > 0)
+
+
+@pytest.mark.parametrize("family", ["chord", "pad", "arpeggio"])
+def test_the_tones_of_the_mode_on_the_key_are_the_strongest(family):
+    intervals = harmony.MODES | dict(zip(keys_and_synths.PAD_MODES, keys_and_synths._PAD_INTERVALS, strict=True))
+    for audio_AX, facts in zip(*_pair(rendered(family, seconds=4.0, clips=4)), strict=True):
+        chroma = _chroma(audio_AX.sum(dim=0))
+        assert facts.key is not None and facts.mode is not None
+        tones = {(facts.key + interval) % 12 for interval in intervals[facts.mode]}
+        assert set(sorted(range(12), key=chroma.__getitem__)[-len(tones) :]) == tones, (facts, chroma)
+
+
+def _chroma(audio_X: torch.Tensor) -> list[float]:
+    """Strongest magnitude of each of the twelve tones between the notes 40 and 75."""
+    magnitude_F = spectrum(audio_X)
+    found = [0.0] * 12
+    for note in range(40, 76):
+        centre = 2 * float(hz(torch.tensor(float(note))))
+        near = magnitude_F[round(centre * 0.992) : round(centre * 1.008) + 1]
+        found[note % 12] = max(found[note % 12], float(near.max()))
+    return found
+
+
 def test_partials_above_the_audible_range_are_left_out():
     time_X = torch.arange(4096) / SAMPLE_RATE_HZ
     assert not partials(torch.tensor([[30_000.0]]), torch.ones(1, 1), None, time_X).any()
@@ -153,4 +182,4 @@ def test_partials_above_the_audible_range_are_left_out():
 def test_phases_stay_exact_in_long_sounds():
     phase_BX = moving_phase(torch.full((1, 8 * SAMPLE_RATE_HZ), 1000.0))
     # 1000 Hz repeats every 441 samples; rounding the step to 2**-32 of a turn drifts by less than 1e-3 in 8 s.
-    torch.testing.assert_close(sine(phase_BX[:, -441:]), sine(phase_BX[:, 0:441]), atol=1e-3, rtol=0)
+    assert float((sine(phase_BX[:, -441:]) - sine(phase_BX[:, 0:441])).abs().max()) < 1e-3
