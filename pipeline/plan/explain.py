@@ -109,7 +109,12 @@ def current_clips(recipe: Recipe, store: Store, resolved: ResolvedInputs) -> lis
 def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
     """The prompts that ingest would make from the captions as they are now, by audio file; faulty ones left out."""
     params = recipe.ingest_params()
-    pairing = pair(resolved.source.members, templated=params.caption_template is not None)
+    pairing = pair(
+        resolved.source.members,
+        templated=params.caption_template is not None,
+        captions_elsewhere=params.captions is not None,
+        others=resolved.source.others,
+    )
     try:
         made = read_prompts(resolved.source, pairing, params).by_audio
     finally:

@@ -13,7 +13,15 @@ from pipeline.request.recipe import Recipe
 from stages.contract import Artifact
 from stages.encode.stage import ImportParams
 
-ENCODING_FIELDS = ("trigger_phrase", "encode_precision", "caption_template", "long_clips", "resampler", "audio_sha256")
+ENCODING_FIELDS = (
+    "trigger_phrase",
+    "captions",
+    "encode_precision",
+    "caption_template",
+    "long_clips",
+    "resampler",
+    "audio_sha256",
+)
 """Fields that change what is encoded, and so have no effect on latents that are imported."""
 
 

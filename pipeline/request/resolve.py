@@ -71,7 +71,7 @@ def resolve_inputs(
     params = recipe.ingest_params()
     source = open_source(path, digest_cache, params.limits) if path else unknown
     if path and not imported:
-        source = clip_files(source, templated=params.caption_template is not None)
+        source = clip_files(source, templated=params.caption_template is not None, table=params.captions)
     folder, why = weights_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache) if weights else (None, "")
     opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()

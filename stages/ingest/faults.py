@@ -60,6 +60,11 @@ MESSAGES = {
         "their captions."
     ),
     "missing_caption": "it has no caption. Write what it sounds like into {wanted}{near}.",
+    "caption_row_missing": "{table} has no row for it. Add one, or leave --captions out and write {wanted}.",
+    "caption_table_missing": (
+        "the dataset holds no {name}. Give --captions the name of a .csv, .tsv or .jsonl file by its path in the data."
+    ),
+    "caption_table_invalid": "it is no table of files and captions ({why}). Correct it, or leave --captions out.",
     "missing_audio": (
         "it is a caption without an audio file. Add the audio file under the same name, or rename it to end in .md if "
         "it is not a caption{near}."
@@ -127,6 +132,7 @@ WARNINGS = {
     ),
     "window_silent": "the part from {start:,.1f} to {stop:,.1f} s is silent and is left out.",
     "rest_dropped": "its end is left out: {samples}, less than one latent frame.",
+    "caption_in_table": "it is not used: the captions are those of {table}.",
     "caption_unused": "the caption template does not use it; add {{caption}} to the template to use it.",
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",

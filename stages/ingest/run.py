@@ -65,7 +65,12 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     source = inputs.source
     assert source is not None, "ingest is planned with a source"
     _check_packages(params)
-    pairing = pair(apply_limits(source.members, params.limits), templated=params.caption_template is not None)
+    pairing = pair(
+        apply_limits(source.members, params.limits),
+        templated=params.caption_template is not None,
+        captions_elsewhere=params.captions is not None,
+        others=source.others,
+    )
     try:
         contents = _read_dataset(source, pairing, params, work)
     finally:

@@ -60,6 +60,11 @@ class IngestParams:
         None, fault=control_fault, rule="plain text", help="text put before every caption"
     )
     """Not repeated before a caption that contains it already."""
+    captions: str | None = param(
+        None,
+        help="table in the data that holds the captions, such as metadata.csv or metadata.jsonl; unset: .txt files",
+    )
+    """By its path inside the data; with a column for the file (file_name) and one for the caption (caption, text)."""
     caption_template: str | None = param(
         None,
         fault=template_fault,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.caption_template import SIDECAR
+from stages.ingest.captions.beside import Surroundings
 from stages.ingest.faults import ARCHIVE_WIDE, NOT_DATA, FileRejected, fault, fault_of_member, sorted_faults, warning
 from stages.ingest.file_types import (
     ARCHIVES,
@@ -59,13 +60,22 @@ class Pairing:
     """Audio files, readable or not."""
 
 
-def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
+def pair(
+    members: Sequence[Member],
+    *,
+    templated: bool = False,
+    captions_elsewhere: bool = False,
+    others: Sequence[Member] = (),
+) -> Pairing:
     """Sort files into clips; every file that belongs to none is a fault or a warning.
 
     Args:
         templated: captions are made by a template, so a .json with the name of an audio file is part of the clip and a
             .txt is not required.
+        captions_elsewhere: a table holds the captions, so that a .txt is not required.
+        others: files that are in no clip, of which some may be meant as captions.
     """
+    optional = templated or captions_elsewhere
     audio = [member for member in members if _is_audio(member)]
     audio_keys = {pairing_key(member.name) for member in audio}
     captions = [member for member in members if _is_caption(member, audio_keys)]
@@ -74,8 +84,12 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
     unreadable = [found for member in audio + captions + sidecars if (found := fault_of_member(member))]
     unsupported = [unreadable_format(member.name) for member in audio if suffix(member.name) in UNREADABLE]
     doubled = [*_duplicates(audio), *_duplicates(captions), *_duplicates(sidecars)]
-    unpaired = [*_unpaired(captions, audio, "missing_audio"), *(() if templated else _unpaired(audio, captions))]
-    others, warnings = _others([member for member in members if id(member) not in used])
+    near = Surroundings(member.name for member in (*members, *others))
+    unpaired = [
+        *_unpaired(captions, audio, "missing_audio"),
+        *(() if optional else _unpaired(audio, captions, near=near.hint)),
+    ]
+    other_faults, warnings = _others([member for member in members if id(member) not in used])
     unread = (
         {one.member for one in (*unreadable, *unsupported)} | {m.name for m in members if m.fault} | _repeated(members)
     )
@@ -85,14 +99,14 @@ def pair(members: Sequence[Member], *, templated: bool = False) -> Pairing:
     pairs = [
         Pair(audio=m, caption=text.get(pairing_key(m.name)), sidecar=json.get(pairing_key(m.name)))
         for m in audio
-        if m.name not in bad and pairing_key(m.name) not in bad_keys and (templated or pairing_key(m.name) in text)
+        if m.name not in bad and pairing_key(m.name) not in bad_keys and (optional or pairing_key(m.name) in text)
     ]
     return Pairing(
         pairs=tuple(sorted(pairs, key=lambda one: one.clip_id)),
         audio=tuple(member for member in audio if member.name not in unread),
         captions=tuple(member for member in captions if member.name not in unread),
         sidecars=tuple(member for member in sidecars if member.name not in unread),
-        faults=(*unreadable, *unsupported, *doubled, *unpaired, *others),
+        faults=(*unreadable, *unsupported, *doubled, *unpaired, *other_faults),
         warnings=(*warnings, *_guessed_names([*audio, *captions, *sidecars])),
         num_audio=len(audio),
     )
@@ -171,14 +185,19 @@ def _duplicates(members: Sequence[Member]) -> Iterator[Fault]:
                 yield fault(member.name, "duplicate_name", others=", ".join(sorted(others)))
 
 
-def _unpaired(members: Sequence[Member], partners: Sequence[Member], type: str = "missing_caption") -> Iterator[Fault]:
+def _unpaired(
+    members: Sequence[Member],
+    partners: Sequence[Member],
+    type: str = "missing_caption",
+    near: Callable[[str], str] = lambda name: "",
+) -> Iterator[Fault]:
     """A fault for each file without a partner of the same stem; it names a partner that differs only in case."""
     exact = {pairing_key(partner.name) for partner in partners}
     folded = {pairing_key(partner.name).casefold(): partner.name for partner in partners}
     for member in members:
         if pairing_key(member.name) not in exact:
-            near = folded.get(pairing_key(member.name).casefold())
-            hint = f" ({near} differs in upper and lower case)" if near else ""
+            alike = folded.get(pairing_key(member.name).casefold())
+            hint = f" ({alike} differs in upper and lower case)" if alike else near(member.name)
             yield fault(member.name, type, wanted=stem(member.name) + CAPTION, near=hint)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from stages.contract import Member, Source
 from stages.errors import Fault
 from stages.ingest.caption_template import CAPTION_KEY, CaptionSources, filled_template, read_sidecar, template_keys
+from stages.ingest.captions.caption_table import CaptionTable, read_caption_table
 from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable_text
 from stages.ingest.captions.trigger_phrase import with_trigger_phrase
 from stages.ingest.faults import FileRejected, warning
@@ -41,9 +42,12 @@ def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prom
     found = Prompts()
     texts = dict(_readable(pairing.captions, source, caption_text, found.faults))
     sidecars = dict(_readable(pairing.sidecars, source, read_sidecar, found.faults))
-    for pair in pairing.pairs:
+    table = None if params.captions is None else read_caption_table(source, params.captions, pairing.audio)
+    found.faults += table.faults if table else []
+    for pair in pairing.pairs if table is None or table.captions else ():
         try:
-            made = _prompt(pair, texts, sidecars, source, params)
+            caption = _caption(pair, texts, table, params)
+            made = _prompt(pair, caption, texts, sidecars, source, params)
         except FileRejected as rejection:
             found.faults.append(rejection.fault(pair.audio.name))
             continue
@@ -63,8 +67,24 @@ def _readable(
             faults.append(rejection.fault(member.name))
 
 
+def _caption(
+    pair: Pair, texts: Mapping[str, str], table: CaptionTable | None, params: IngestParams
+) -> tuple[str | None, str]:
+    """The caption of one clip, and the file it is from; None where there is none and a template needs none.
+
+    Raises:
+        FileRejected: the table of captions has no row for it.
+    """
+    if table is None:
+        return (texts.get(pair.caption.name), pair.caption.name) if pair.caption else (None, "")
+    if pair.audio.name not in table.captions:
+        raise FileRejected("caption_row_missing", table=params.captions, wanted=f"{pair.clip_id}.txt")
+    return table.captions[pair.audio.name], str(params.captions)
+
+
 def _prompt(
     pair: Pair,
+    named_caption: tuple[str | None, str],
     texts: Mapping[str, str],
     sidecars: Mapping[str, Mapping[str, object]],
     source: Source,
@@ -74,10 +94,10 @@ def _prompt(
     files: list[tuple[Member | None, Mapping[str, object]]] = [(pair.caption, texts), (pair.sidecar, sidecars)]
     if any(member is not None and member.name not in read for member, read in files):
         return None
-    caption = texts[pair.caption.name] if pair.caption else None
+    caption, caption_file = named_caption
     if params.caption_template is None:
-        assert pair.caption is not None and caption is not None
-        return Prompt(text=with_trigger_phrase(caption, params.trigger_phrase), source=pair.caption.name)
+        assert caption is not None
+        return Prompt(text=with_trigger_phrase(caption, params.trigger_phrase), source=caption_file)
     sidecar = sidecars[pair.sidecar.name] if pair.sidecar else {}
 
     @lru_cache(maxsize=1)
@@ -86,7 +106,7 @@ def _prompt(
 
         return read_tags(read_member(source.path, source.kind, pair.audio))
 
-    names = (_name(pair.caption), _name(pair.sidecar), f"tags of {pair.audio.name}")
+    names = (caption_file, _name(pair.sidecar), f"tags of {pair.audio.name}")
     sources = CaptionSources(caption=lambda: caption, sidecar=sidecar, tags=tags, names=names)
     text, where = filled_template(params.caption_template, sources)
     return Prompt(text=with_trigger_phrase(storable_text(text.strip()), params.trigger_phrase), source=where)
@@ -97,9 +117,13 @@ def _name(member: Member | None) -> str:
 
 
 def unused_captions(pairs: Iterable[Pair], params: IngestParams) -> Iterable[Fault]:
-    """A warning for each .txt that the template does not use."""
+    """A warning for each .txt that the template does not use, or that a table takes the place of."""
     template = params.caption_template
-    if template is not None and CAPTION_KEY not in template_keys(template):
+    if params.captions is not None:
+        yield from (
+            warning(one.caption.name, "caption_in_table", table=params.captions) for one in pairs if one.caption
+        )
+    elif template is not None and CAPTION_KEY not in template_keys(template):
         for pair in pairs:
             if pair.caption is not None:
                 yield warning(pair.caption.name, "caption_unused")

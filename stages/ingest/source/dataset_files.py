@@ -26,17 +26,18 @@ def source_fingerprint(members: Sequence[Member]) -> str:
     return fingerprint("source", {"members": sorted(named)})
 
 
-def clip_files(source: Source, *, templated: bool) -> Source:
+def clip_files(source: Source, *, templated: bool, table: str | None = None) -> Source:
     """The source with the files that clips are made of as its members, and all others beside them.
 
     Args:
         templated: captions are made by a template, which reads a .json with the name of an audio file.
+        table: the file that holds the captions, if they are in one.
     """
     audio = {pairing_key(member.name) for member in source.members if suffix(member.name) in _AUDIO}
     members: list[Member] = []
     others: list[Member] = []
     for member in source.members:
-        (members if _belongs(member, audio, templated) else others).append(member)
+        (members if member.name == table or _belongs(member, audio, templated) else others).append(member)
     return replace(source, members=tuple(members), others=tuple(others), fingerprint=source_fingerprint(members))
 
 
