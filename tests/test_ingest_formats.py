@@ -15,7 +15,7 @@ from stages.contract import Inputs
 from stages.errors import DatasetFaults, PackageMissing
 from stages.ingest import prepare_clip
 from stages.ingest.audio.resample import resample, resampled
-from stages.ingest.integrity.mp4_asf_adts import stray_bytes
+from stages.ingest.integrity.mp4_asf_adts import mp4_states_delay, stray_bytes
 from stages.ingest.run import ingest
 from stages.ingest.source import listing
 from stages.ingest.source.listing import open_source
@@ -59,6 +59,14 @@ def test_the_padding_that_an_mp4_declares_is_left_out_and_recorded(tmp_path, cod
     assert np.corrcoef(kept[0, span], audio[span, 0])[0, 1] > 0.99, "the sound begins where it began"
     said = [one["msg"] for one in outcome.facts["warnings"] if one["type"] == "codec_padding"]
     assert bool(said) == (codec == "aac")
+
+
+def test_an_mp4_that_does_not_say_where_its_sound_begins_is_noted():
+    data = written_by_pyav("ipod", "aac", tone(1.0))
+    assert mp4_states_delay(data) and not mp4_states_delay(data.replace(b"elst", b"free"))
+    assert prepare_clip.open_recording(data).delay_known
+    assert not prepare_clip.open_recording(data.replace(b"elst", b"free")).delay_known
+    assert prepare_clip.open_recording(written_by_pyav("ipod", "alac", tone(1.0))).delay_known, "it has none"
 
 
 @pytest.mark.parametrize(("name", "container", "codec"), PYAV[:2], ids=lambda value: value)

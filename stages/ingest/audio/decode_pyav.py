@@ -17,7 +17,7 @@ from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.container import checked_file
-from stages.ingest.integrity.mp4_asf_adts import check_adts, stray_bytes
+from stages.ingest.integrity.mp4_asf_adts import check_adts, mp4_states_delay, stray_bytes
 
 _FRAME_SAMPLES = 1024
 """Samples of an AAC frame; the error of an MP4's declared length is less."""
@@ -52,13 +52,15 @@ class PyavRecording(Recording):
             raise FileRejected("audio_decode_error", why="its format is not recognised")
         if self._container.format.name == "aac":
             check_adts(data)
+        if len(self._container.streams.audio) > 1:
+            self.unread = self.unread or "a second stream beside the first one"
         self._stream = stream
         self.sample_rate_hz: int = stream.codec_context.sample_rate
         self.num_channels: int = stream.codec_context.channels
         self._layout = _layout(stream.codec_context.layout)
         self._is_mp4 = "mp4" in self._container.format.name
         is_lossless = stream.codec_context.name in _LOSSLESS or stream.codec_context.name.startswith("pcm_")
-        self.delay_known = self._is_mp4 or is_lossless
+        self.delay_known = is_lossless or (self._is_mp4 and mp4_states_delay(data))
         is_exact = is_lossless and self._container.format.name in _COUNTED
         self.length_known = (self._is_mp4 or is_exact) and stream.duration is not None
         self._declared = 0

@@ -60,6 +60,17 @@ def _end_of_boxes(data: bytes) -> int:
     return offset
 
 
+def mp4_states_delay(data: bytes) -> bool:
+    """Whether an MP4 says where its sound begins: an edit list that starts later than 0, or iTunes' own note."""
+    at = data.find(b"elst")
+    if b"iTunSMPB" in data:
+        return True
+    if at < 4 or len(data) < at + 32:
+        return False
+    (media_time,) = struct.unpack_from(">q", data, at + 20) if data[at + 4] else struct.unpack_from(">i", data, at + 16)
+    return bool(media_time > 0)
+
+
 def _declared_asf_bytes(data: bytes) -> int:
     """The size in the file properties; the actual size where they are missing or not valid."""
     for name, start, _ in _asf_objects(data):
