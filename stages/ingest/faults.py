@@ -137,7 +137,9 @@ WARNINGS = {
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",
     "stray_bytes": "{count:,} bytes after the end that its header declares are not read.",
-    "sound_unread": "{what} follows in it and is not read. Split it into files of their own to use that as well.",
+    "sound_unread": (
+        "{what} follows in it; this is noted, not read. Split it into files of their own to use that as well."
+    ),
     "header_contradiction": (
         "its header contradicts itself ({facts}); redundant fields are not believed. Listen whether its pitch is right."
     ),
@@ -209,7 +211,7 @@ def sorted_faults(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def fault_lines(label: str, faults: Sequence[Fault]) -> Iterator[str]:
-    """One line per type of fault or note, with the files it is about."""
+    """One line per type of fault or note, with the files it is about and the sentence about the first of them."""
     by_type: dict[str, list[Fault]] = defaultdict(list)
     for one in faults:
         by_type[one.type].append(one)
@@ -218,7 +220,8 @@ def fault_lines(label: str, faults: Sequence[Fault]) -> Iterator[str]:
             yield f"{label}: {alike[0].member}: {alike[0].msg}"
             continue
         shown = ", ".join(one.member for one in alike[:5]) + (f" and {len(alike) - 5} more" if len(alike) > 5 else "")
-        yield f"{label}: {len(alike)} files, {type.replace('_', ' ')}: {shown}"
+        first = alike[0].msg if len({one.msg for one in alike}) == 1 else f"{alike[0].member}: {alike[0].msg}"
+        yield f"{label}: {len(alike)} files, {type.replace('_', ' ')}: {shown}; {first}"
 
 
 def as_record(found: Fault) -> dict[str, str]:
