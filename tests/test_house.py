@@ -94,7 +94,15 @@ LAYERS = {
     """,
     "stages.pretrain": """
         synthesis
-        captions judge
+        autoencoder captions judge
+    """,
+    "stages.pretrain.autoencoder": """
+        architecture discriminator optimizer
+        initialisation recipe sounds spectra
+        figures losses trainee
+        step
+        checkpoint
+        run
     """,
     "stages.pretrain.captions": """
         nouns phrases tokenizer

@@ -1,0 +1,1 @@
+"""Training of the autoencoder of tiny-base. Light: nothing is imported here."""

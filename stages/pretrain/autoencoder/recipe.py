@@ -1,0 +1,49 @@
+"""Settings of one run of the autoencoder's training. Light: standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stages.pretrain.autoencoder.architecture import Shape
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Loss weights, rates and lengths; shares of the run are of its seconds."""
+
+    shape: Shape = field(default_factory=Shape)
+    seed: int = 0
+    batch_size: int = 16
+    num_frames: int = 16
+    lr: float = 2e-3
+    muon_lr: float = 4e-3
+    warm_up_steps: int = 300
+    decay_from: float = 0.3
+    """Share of the run from which the rates fall linearly to `last_rate`."""
+    first_rate: float = 1.0
+    last_rate: float = 0.05
+    log_stft: float = 0.5
+    log_mel: float = 1.0
+    convergence: float = 1.0
+    waveform: tuple[float, float] = (10.0, 1.0)
+    """Weight at the start, and from `waveform_until` on."""
+    waveform_until: float = 0.7
+    divergence: float = 0.05
+    latent_noise: float = 0.04
+    floor: float = 1e-4
+    average_decay: float = 0.999
+    adversarial: float = 0.0
+    """Weight of the discriminator's verdict; its features count twice as much. 0 = no discriminator."""
+    decoder_only: bool = False
+    compiled: bool = False
+
+    def rate_at(self, share: float, step: int) -> float:
+        """Learning rate, as a share of the highest, at a share of the run."""
+        decay = max(0.0, share - self.decay_from) / (1 - self.decay_from) if self.decay_from < 1 else 0.0
+        rate = self.first_rate + (self.last_rate - self.first_rate) * min(1.0, decay)
+        return rate * min(1.0, (step + 1) / self.warm_up_steps)
+
+    def waveform_at(self, share: float) -> float:
+        """Weight of the waveform term at a share of the run."""
+        first, last = self.waveform
+        return first + (last - first) * min(1.0, share / self.waveform_until) if self.waveform_until else last
