@@ -18,14 +18,14 @@ RECORD = Path(__file__).parent / "golden" / "stage_code.json"
 MODELS = ("stages/models", "stages/model_config.py", "stages/precision.py", "stages/safetensors_header.py")
 SHARED = ("stages/prepared_audio.py", "stages/records.py")
 CODE = {
-    "ingest": ("stages/ingest", *SHARED),
+    "ingest": ("stages/ingest", "stages/text.py", *SHARED),
     "encode": ("stages/encode", *MODELS, *SHARED),
     "train": ("stages/train", *MODELS, "stages/adapters", *SHARED),
 }
 """The code that decides each stage's result: files, and folders with everything below them."""
 WITHOUT_EFFECT = {
     "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.field", "stages.references",
-    "stages.processes", "stages.plural",
+    "stages.processes", "stages.plural", "stages.versions",
 }  # fmt: skip
 """Modules that stages import but that do not decide results: interfaces, messages, distribution over processes."""
 

@@ -27,6 +27,7 @@ NONSENSE = {
     "max_members": 0,
     "long_clips": "last",
     "caption_template": "no key",
+    "captions": "  ",
     "skip_bad": "yes",
 }
 
@@ -57,6 +58,7 @@ OTHER = {
     "max_members": 11,
     "long_clips": "split",
     "caption_template": "{genre}",
+    "captions": "metadata.csv",
     "resampler": "soxr",
     "skip_bad": True,
 }
