@@ -134,3 +134,14 @@ def test_an_adapter_that_was_trained_on_other_weights_is_said(model, tmp_path):
         adapter.detach()
     assert len(lines) == 1
     assert "trained on another (00000000)" in lines[0]
+
+
+def test_fixed_directions_are_those_of_the_stored_weights_in_any_precision():
+    file = FAMILY / "adapters" / "lora-xs_r1.safetensors"
+    bases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_model(open_folder("medium-base", FAMILY), torch.device("cpu"), dtype)
+        (adapter,) = add_adapters(model, [AdapterUse(file=file)], print)
+        bases.append({name: value for each in adapter.attachments() for name, value in each.slot.named_buffers()})
+    assert bases[0]
+    assert all(torch.equal(value, bases[1][name]) for name, value in bases[0].items())

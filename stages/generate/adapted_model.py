@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,13 @@ from stages.adapters.singular_vectors import SingularVectorCache
 from stages.contract import Weights
 from stages.errors import AdapterMismatch
 from stages.generate.settings import AdapterUse
-from stages.models.load_weights import load_autoencoder, load_conditioner, load_denoiser, load_text_encoder
+from stages.models.load_weights import (
+    load_autoencoder,
+    load_conditioner,
+    load_denoiser,
+    load_text_encoder,
+    stored_matrix,
+)
 from stages.models.nets.autoencoder.autoencoder import Autoencoder, DecodeNoise
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
@@ -90,7 +97,13 @@ def _added(
     # Initial values are overwritten at once, and must not be drawn from torch's global generator.
     rng = torch.Generator()
     roots = (model.denoiser, model.conditioner)
-    adapter = attach(roots, stored.spec, generator=rng, singular_vector_cache=cache)
+    adapter = attach(
+        roots,
+        stored.spec,
+        generator=rng,
+        singular_vector_cache=cache,
+        stored_weight=partial(stored_matrix, model.weights),
+    )
     try:
         adapter.load(stored.tensors, str(use.file))
     except AdapterMismatch:

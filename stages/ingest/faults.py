@@ -141,7 +141,8 @@ WARNINGS = {
         "{what} follows in it; this is noted, not read. Split it into files of their own to use that as well."
     ),
     "header_contradiction": (
-        "its header contradicts itself ({facts}); redundant fields are not believed. Listen whether its pitch is right."
+        "fields of its header disagree ({facts}); the redundant ones are not believed. Listen whether its pitch is "
+        "right."
     ),
     "dropouts": "{stretches} of exact silence {begin} abruptly: parts of the file may be missing. Listen to it.",
     "decoder_complaints": "its decoder reported damage {times} ({complaint}). Listen to it, or export it again.",
