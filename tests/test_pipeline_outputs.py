@@ -11,7 +11,8 @@ import pytest
 from cache.errors import ArtifactDamaged
 from cache.fingerprint import digest_bytes
 from cache.receipt import FileEntry, Receipt
-from pipeline.execution.outputs import continues, copy_outputs
+from pipeline.errors import RecipeError
+from pipeline.execution.outputs import check_output, continues, copy_outputs
 from pipeline.plan.stage_run import StageRun, State
 from pipeline.request.recipe import read_recipe
 from stages.train.stage import STAGE, TrainParams
@@ -101,3 +102,19 @@ def test_replacing_files_that_are_not_from_a_training_gives_a_warning(tmp_path, 
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "clips.json").write_text(content)
     assert "clips.json is replaced" in copied(tmp_path, b"first", config())[0]
+
+
+def recipe_named(output: Path, name: str):
+    return read_recipe("clips.zip", {"model": "tiny-base", "name": name, "output": str(output)})
+
+
+def test_the_sidecar_of_a_clip_in_the_output_folder_is_not_replaced(tmp_path):
+    (tmp_path / "kick.json").write_text('{"caption": "a kick"}')
+    with pytest.raises(RecipeError, match=r"kick\.json was not written by a training: give another --name"):
+        check_output(recipe_named(tmp_path, "kick"))
+
+
+@pytest.mark.parametrize("content", [json.dumps(config()), '{"number_of_st'])
+def test_the_config_of_a_training_may_be_replaced_even_a_damaged_one(tmp_path, content):
+    (tmp_path / "kick.json").write_text(content)
+    check_output(recipe_named(tmp_path, "kick"))

@@ -35,7 +35,7 @@ def check_output(recipe: Recipe) -> None:
 
     Raises:
         FolderNotWritable: naming --output.
-        RecipeError: their name is too long for that disk, or taken by a folder.
+        RecipeError: their name is too long for that disk, or taken by a folder or by a JSON file of something else.
     """
     if (why := why_not_writable(recipe.output)) is not None:
         raise FolderNotWritable("output", recipe.output, why)
@@ -49,6 +49,18 @@ def check_output(recipe: Recipe) -> None:
             raise _name_error(recipe, f"cannot name a file in {recipe.output} ({error.strerror})") from error
         if taken:
             raise _name_error(recipe, f"{file} is a folder: remove it, or give another --name")
+    config = recipe.output / f"{recipe.name}{_SUFFIXES[_CONFIG]}"
+    if _is_foreign(config):
+        raise _name_error(recipe, f"{config} was not written by a training: give another --name, or another --output")
+
+
+def _is_foreign(config: Path) -> bool:
+    """Whether a file is a JSON document of something else, such as the sidecar of a clip; a damaged one is none."""
+    try:
+        content = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return not (isinstance(content, dict) and "number_of_steps" in content)
 
 
 def _name_error(recipe: Recipe, why: str) -> RecipeError:
