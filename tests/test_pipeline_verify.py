@@ -45,6 +45,7 @@ def first_run(tmp_path_factory) -> Path:
             archive.writestr(f"{name}.txt", f"a {name} tone")
     with pytest.MonkeyPatch.context() as patched:
         # The zip is so new that its digests would not be remembered: then there is nothing to damage.
+        patched.setattr("cache.digest_cache.RACY_SECONDS", 0)
         patched.setattr("cache.digest_cache.RACY_CHANGE_SECONDS", 0)
         request(root)
     return root
