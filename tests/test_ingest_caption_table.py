@@ -36,6 +36,12 @@ def test_captions_are_read_from_a_table(tmp_path, name, content, encoding):
     assert {row.caption_source for row in rows} == {name}
 
 
+def test_the_table_that_is_read_is_not_called_unused(tmp_path):
+    data = folder(tmp_path / "d", {**AUDIO, "m.csv": "file,caption\na.wav,x\ndrums/ü.wav,y\n".encode()})
+    outcome, _ = run(data, workspace(tmp_path), captions="m.csv")
+    assert [one for one in outcome.facts["warnings"] if one["member"] == "m.csv"] == []
+
+
 def test_a_table_takes_the_place_of_txt_files_with_a_note(tmp_path):
     data = folder(tmp_path / "d", {**clips("a"), "m.csv": b"file,caption\na.wav,from the table\n"})
     outcome, (row,) = run(data, workspace(tmp_path), captions="m.csv")

@@ -112,7 +112,7 @@ def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
     pairing = pair(
         resolved.source.members,
         templated=params.caption_template is not None,
-        captions_elsewhere=params.captions is not None,
+        table=params.captions,
         others=resolved.source.others,
     )
     try:

@@ -68,7 +68,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     pairing = pair(
         apply_limits(source.members, params.limits),
         templated=params.caption_template is not None,
-        captions_elsewhere=params.captions is not None,
+        table=params.captions,
         others=source.others,
     )
     try:

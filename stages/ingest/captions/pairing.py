@@ -64,7 +64,7 @@ def pair(
     members: Sequence[Member],
     *,
     templated: bool = False,
-    captions_elsewhere: bool = False,
+    table: str | None = None,
     others: Sequence[Member] = (),
 ) -> Pairing:
     """Sort files into clips; every file that belongs to none is a fault or a warning.
@@ -72,10 +72,10 @@ def pair(
     Args:
         templated: captions are made by a template, so a .json with the name of an audio file is part of the clip and a
             .txt is not required.
-        captions_elsewhere: a table holds the captions, so that a .txt is not required.
+        table: the file that holds the captions, so that a .txt is not required.
         others: files that are in no clip, of which some may be meant as captions.
     """
-    optional = templated or captions_elsewhere
+    optional = templated or table is not None
     audio = [member for member in members if _is_audio(member)]
     audio_keys = {pairing_key(member.name) for member in audio}
     captions = [member for member in members if _is_caption(member, audio_keys)]
@@ -89,7 +89,8 @@ def pair(
         *_unpaired(captions, audio, "missing_audio"),
         *(() if optional else _unpaired(audio, captions, near=near.hint)),
     ]
-    other_faults, warnings = _others([member for member in members if id(member) not in used])
+    beside = [member for member in members if id(member) not in used and member.name != table]
+    other_faults, warnings = _others(beside)
     unread = (
         {one.member for one in (*unreadable, *unsupported)} | {m.name for m in members if m.fault} | _repeated(members)
     )
