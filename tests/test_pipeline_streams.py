@@ -28,7 +28,10 @@ class Refusing(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    refused = 0
+
     def write(self, content: object) -> int:
+        self.refused += 1
         raise OSError(self.number, os.strerror(self.number))
 
 
@@ -38,12 +41,15 @@ def text_over(raw: io.RawIOBase, encoding: str = "utf-8") -> io.TextIOWrapper:
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC, errno.ENXIO])
 def test_what_cannot_be_written_is_dropped_without_an_error(number):
-    print("words", file=forgiving(text_over(Refusing(number))), flush=True)
+    raw = Refusing(number)
+    print("words", file=forgiving(text_over(raw)), flush=True)
+    assert raw.refused == 1
 
 
 def test_an_unbuffered_stream_is_forgiving_too():
-    stream = io.TextIOWrapper(Refusing(errno.EIO), encoding="utf-8", write_through=True)
-    print("words", file=forgiving(stream), flush=True)
+    raw = Refusing(errno.EIO)
+    print("words", file=forgiving(io.TextIOWrapper(raw, encoding="utf-8", write_through=True)), flush=True)
+    assert raw.refused >= 1
 
 
 @pytest.mark.parametrize(("number", "remembered"), [(errno.ENOSPC, True), (errno.EPIPE, False), (errno.EIO, False)])
