@@ -40,7 +40,8 @@ LAYERS = {
         catalogue contract errors references
         adapters models prepared_audio
         ingest
-        encode generate pretrain train
+        encode generate train
+        pretrain
         bench
     """,
     "stages.adapters": """
@@ -95,6 +96,7 @@ LAYERS = {
     "stages.pretrain": """
         synthesis
         autoencoder captions judge
+        transformer
     """,
     "stages.pretrain.autoencoder": """
         architecture discriminator optimizer
@@ -103,6 +105,9 @@ LAYERS = {
         step
         checkpoint
         run
+    """,
+    "stages.pretrain.transformer": """
+        architecture
     """,
     "stages.pretrain.captions": """
         nouns phrases tokenizer
