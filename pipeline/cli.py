@@ -152,7 +152,7 @@ def _run(
             import_source(data, folder), flags, recipe, defaults, trains=last == "train", check_files=True
         )
         with path_errors({**request.folders, "--export": target}):
-            done = run_until(last, request, report, imported=folder is not None)
+            done = run_until(last, request, report, imported=folder is not None, export=target)
             for file in done.files:
                 report.say(f"{file}  {file.stat().st_size:,} bytes")
             if target is not None:

@@ -181,6 +181,8 @@ class Workspace:
     resources: Resources = field(default_factory=Resources)
     continued_from: Path | None = None
     """An earlier, shorter artifact of the same run identity, to be continued."""
+    copied_to: Path | None = None
+    """Folder outside the store that the caller copies results to afterwards: a stage checks that they fit there."""
     progress: Progress = lambda done, total, note="": None
     say: Callable[[str], None] = lambda line: None
     """Prints one line for the user: a decision, a fallback, a warning."""

@@ -6,7 +6,7 @@ StageError
 │ dataset
 ├── SourceUnreadable         the dataset is neither a readable zip nor a folder
 ├── DatasetFaults            problems of clips and captions, all of them at once
-├── InsufficientDiskSpace    the disk cannot hold the prepared audio
+├── InsufficientDiskSpace    the disk cannot hold what a stage is about to write
 ├── EngineUnavailable        the requested joblib backend cannot be started
 ├── PreparedAudioMissing     a clip's prepared audio is missing or damaged
 ├── LatentsNotFinite         the autoencoder returned NaN or infinity
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cache.errors import verify_command
-from stages.plural import pluralized
+from stages.plural import pluralized, size
 
 
 class StageError(Exception):
@@ -102,15 +102,21 @@ class SourceUnreadable(StageError):
 
 
 class InsufficientDiskSpace(StageError):
-    """The disk cannot hold the prepared audio; nothing was written."""
+    """The disk cannot hold what a stage is about to write; nothing of it was written."""
 
     code = "SpaceShort"
 
-    def __init__(self, where: Path, needed_bytes: int, free_bytes: int) -> None:
+    def __init__(
+        self, task: str, parts: Sequence[tuple[str, int]], where: Path, flag: str, free_bytes: int, remedy: str = ""
+    ) -> None:
+        """`flag` names another place for `where`; `remedy` is a further way out, as a part of a sentence."""
+        needed = sum(num_bytes for _, num_bytes in parts)
+        listed = ", ".join(f"{name} {size(num_bytes)}" for name, num_bytes in parts)
+        ways = ["Free some space there", f"choose another folder with {flag}", *([remedy] if remedy else [])]
         super().__init__(
-            f"preparing the clips needs about {needed_bytes / 2**30:,.1f} GiB in {where}, and "
-            f"{free_bytes / 2**30:,.1f} GiB are free there. Nothing was written. "
-            "Free some space, or choose another folder with --store, then run again."
+            f"{task} needs at least {size(needed)} in {where} ({listed}), and {size(free_bytes)} "
+            f"are free there. It was not begun; finished work is kept. {', or '.join(ways)}; "
+            "then run the same command again."
         )
 
 

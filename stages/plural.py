@@ -1,4 +1,4 @@
-"""Counts with singular and plural nouns, for messages. Light: standard library only."""
+"""Counts with singular and plural nouns, and sizes, for messages. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def pluralized(number: int, one: str, more: str = "") -> str:
 def is_or_are(number: int) -> str:
     """`is` or `are`."""
     return "is" if number == 1 else "are"
+
+
+def size(count: float) -> str:
+    """Bytes in a readable unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from cache.errors import ItemNotFound, WriteFailed
 from cache.shard_pool import ShardPool
+from stages import disk_space
 from stages.contract import Weights
 from stages.encode.encode_latents import silence_task
 from stages.encode.pre_encoded.exporting import export_folder, period, timestamps
 from stages.encode.stage import EncodeParams
+from stages.errors import InsufficientDiskSpace
 from stages.models.checkpoint_folder import open_folder
 from stages.records import EncodedClip
 from tests.pre_encoded import SPEC, ImportSetup, copied
@@ -126,3 +128,12 @@ def test_timestamps_are_parts_of_the_recording(num_frames, start, total, expecte
         seconds_start=start, seconds_total=total, prompt="", checksum="",
     )  # fmt: skip
     assert timestamps(row, SPEC) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_export_that_does_not_fit_is_refused_before_it_begins(place, monkeypatch):
+    artifact = place.read()
+    before = set(place.root.iterdir())
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 100)
+    with pytest.raises(InsufficientDiskSpace, match=r"the export needs at least .* with --export"):
+        place.write(artifact)
+    assert set(place.root.iterdir()) == before

@@ -15,11 +15,12 @@ from cache.errors import WriteFailed
 from cache.location import Location
 from cache.manifest import read_rows, write_rows
 from cache.shard_pool import ShardPool
+from stages import disk_space
 from stages.contract import Artifact, Inputs, Resources, Weights, Workspace
 from stages.encode import encode_latents as encoding
 from stages.encode.run import encode
 from stages.encode.stage import EncodeParams, item_key
-from stages.errors import LatentsNotFinite, PreparedAudioMissing, Stopped
+from stages.errors import InsufficientDiskSpace, LatentsNotFinite, PreparedAudioMissing, Stopped
 from stages.models.checkpoint_folder import open_folder
 from stages.models.families import tiny
 from stages.models.load_weights import load_autoencoder
@@ -350,3 +351,23 @@ def test_silence_alone_is_no_progress(place):
     write_rows(place.root / "ingest" / "manifest.parquet", [], Clip)
     place.encode()
     assert place.shown == []
+
+
+def test_latents_that_do_not_fit_are_refused_before_any_clip_is_encoded(place, monkeypatch):
+    num_bytes = (64 + 3 + 3 + 5) * 32 * 2  # of silence and the clips
+    for free in (num_bytes - 1, num_bytes):
+        monkeypatch.setattr(disk_space, "free_bytes", lambda folder, free=free: free)
+        if free < num_bytes:
+            with pytest.raises(InsufficientDiskSpace, match=r"this dataset needs at least 4.7 KiB .* with --store"):
+                place.encode()
+            assert place.shown == []
+    place.encode()
+
+
+def test_latents_that_a_stop_left_need_no_further_room(place, monkeypatch):
+    with pytest.raises(Stopped):
+        place.encode(stop_after=2)
+    saved = sum(path.stat().st_size for path in (place.root / "encode" / "pieces").iterdir())
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 75 * 32 * 2 - saved)
+    place.encode()
+    assert len(place.rows()) == 3

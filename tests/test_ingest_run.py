@@ -16,10 +16,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages import disk_space
 from stages.contract import Inputs, Resources
 from stages.errors import DatasetFaults, InsufficientDiskSpace
 from stages.ingest import prepare_clip
-from stages.ingest import run as run_module
 from stages.ingest.audio.decode import Recording
 from stages.ingest.audio.resample import resample
 from stages.ingest.faults import ARCHIVE_WIDE, MESSAGES, fault
@@ -430,8 +430,8 @@ def test_what_peaks_below_60_db_is_silent(tmp_path, peak_db, is_silent):
 
 
 def test_too_little_disk_space_is_an_error_before_anything_is_written(tmp_path, monkeypatch, decoded):
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InsufficientDiskSpace, match="Nothing was written"):
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1000)
+    with pytest.raises(InsufficientDiskSpace, match="It was not begun"):
         run(folder(tmp_path / "d", clips("a")), workspace(tmp_path))
     assert decoded == []
     assert not list((tmp_path / "shared").rglob("*"))

@@ -13,6 +13,7 @@ from cache.fingerprint import digest_bytes
 from cache.receipt import FileEntry, Receipt
 from pipeline.errors import RecipeError
 from pipeline.execution.outputs import check_output, continues, copy_outputs
+from pipeline.execution.runner import copied_to
 from pipeline.plan.stage_run import StageRun, State
 from pipeline.request.recipe import read_recipe
 from stages.train.stage import STAGE, TrainParams
@@ -118,3 +119,16 @@ def test_the_sidecar_of_a_clip_in_the_output_folder_is_not_replaced(tmp_path):
 def test_the_config_of_a_training_may_be_replaced_even_a_damaged_one(tmp_path, content):
     (tmp_path / "kick.json").write_text(content)
     check_output(recipe_named(tmp_path, "kick"))
+
+
+def test_room_for_the_copy_is_looked_for_in_the_output_folder_unless_it_is_there(tmp_path):
+    recipe = recipe_named(tmp_path, "mine")
+    assert copied_to("train", recipe, None) == tmp_path
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    assert copied_to("train", recipe, None) is None
+
+
+def test_room_for_an_export_is_looked_for_when_it_is_encoded(tmp_path):
+    recipe = recipe_named(tmp_path, "mine")
+    found = [copied_to(stage, recipe, tmp_path / "exported") for stage in ("ingest", "encode")]
+    assert found == [None, tmp_path / "exported"]

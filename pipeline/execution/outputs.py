@@ -21,8 +21,8 @@ from pipeline.path_errors import why_not_writable
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 
-_CONFIG, _AVERAGED = "config.json", "adapter_ema.safetensors"
-_SUFFIXES = {"adapter.safetensors": ".safetensors", _CONFIG: ".json", _AVERAGED: "_ema.safetensors"}
+_ADAPTER, _CONFIG, _AVERAGED = "adapter.safetensors", "config.json", "adapter_ema.safetensors"
+_SUFFIXES = {_ADAPTER: ".safetensors", _CONFIG: ".json", _AVERAGED: "_ema.safetensors"}
 """Files of a train artifact, and what the name of each copy ends in."""
 
 OUTPUT_SUFFIXES = tuple(_SUFFIXES.values())
@@ -52,6 +52,11 @@ def check_output(recipe: Recipe) -> None:
     config = recipe.output / f"{recipe.name}{_SUFFIXES[_CONFIG]}"
     if _is_foreign(config):
         raise _name_error(recipe, f"{config} was not written by a training: give another --name, or another --output")
+
+
+def adapter_copy(recipe: Recipe) -> Path:
+    """Where the adapter is copied to."""
+    return recipe.output / f"{recipe.name}{_SUFFIXES[_ADAPTER]}"
 
 
 def _is_foreign(config: Path) -> bool:

@@ -18,7 +18,7 @@ from cache.store import Store
 from pipeline.errors import FolderNotWritable
 from pipeline.execution.data_folders import check_store_place, mark_folders
 from pipeline.execution.locks import maintenance_lock, run_lock
-from pipeline.execution.outputs import check_output, copy_outputs
+from pipeline.execution.outputs import adapter_copy, check_output, copy_outputs
 from pipeline.execution.records import now, receipt_of, unfinished_run
 from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.path_errors import why_not_writable
@@ -66,11 +66,14 @@ class RunResult:
     """Files copied to the output folder."""
 
 
-def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool = False) -> RunResult:
+def run_until(
+    last: str, recipe: Recipe, observer: Observer, *, imported: bool = False, export: Path | None = None
+) -> RunResult:
     """Run what is needed for the artifact of stage `last`, and nothing more.
 
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
+        export: the folder that the caller will export latents to; it is checked for room.
     """
     check_store_place(recipe)
     if last == "train":
@@ -94,7 +97,9 @@ def run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool =
         observer.say(line)
     observer.show_plan(decided)
     with stop_signals() as stop:
-        execution = Execution(recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop)
+        execution = Execution(
+            recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, export=export
+        )
         for run in decided.runs:
             execution.finish(run)
     files = execution.hand_out(decided.runs[-1])
@@ -110,6 +115,8 @@ class Execution:
     resolved: ResolvedInputs
     observer: Observer
     stop: StopFlag
+    export: Path | None = None
+    """As in `run_until`."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     """Artifacts so far, by stage."""
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -188,6 +195,7 @@ class Execution:
             shared=self.store.shared,
             resources=self.recipe.resources,
             continued_from=_shorter_artifact(run, self.store),
+            copied_to=copied_to(run.stage.name, self.recipe, self.export),
             progress=self.observer.progress_of(run.stage.name),
             say=self.observer.say,
             should_stop=self.stop.is_set,
@@ -207,6 +215,13 @@ class Execution:
             weights=weights,
             files={"lora_checkpoint": lora} if lora else {},
         )
+
+
+def copied_to(stage: str, recipe: Recipe, export: Path | None) -> Path | None:
+    """Where files of a stage's result will be copied; None where nothing is, or where a copy may be there already."""
+    if stage == "train":
+        return None if adapter_copy(recipe).exists() else recipe.output
+    return export if stage == "encode" else None
 
 
 def _shorter_artifact(run: StageRun, store: Store) -> Path | None:

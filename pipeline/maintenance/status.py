@@ -13,7 +13,7 @@ from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.shared_files import iter_shared_files
 from cache.store import Store
 from pipeline.report import summary
-from stages.plural import pluralized
+from stages.plural import pluralized, size
 
 COUNTED_POOLS = ("latents", "prompts")
 """Pools whose files are counted one by one. There may be millions of prepared clips: only their bytes are added up."""
@@ -127,12 +127,3 @@ def _unreferenced(artifacts: Sequence[StoredArtifact], files: dict[str, int]) ->
         if artifact.receipt.stage != "ingest":  # references prepared clips only, perhaps a million
             left.difference_update(artifact.shared_files())
     return left
-
-
-def size(count: float) -> str:
-    """Bytes in a readable unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")

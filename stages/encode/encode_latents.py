@@ -15,6 +15,7 @@ from cache.location import Location
 from cache.shard_pool import ShardPool, shard_ranges
 from cache.shards import formats
 from stages.contract import Weights, Workspace
+from stages.disk_space import SpaceNeed, check_space
 from stages.encode.batching import max_batch_frames
 from stages.encode.device_batches import DeviceEncoder
 from stages.encode.encode_ahead import EncodeAhead, num_readers
@@ -83,6 +84,8 @@ def encode_latents(
     sizes = [
         task.num_frames * weights.sizes.latent_channels * np.dtype(params.latent_dtype).itemsize for task in pending
     ]
+    exported = 4 * weights.sizes.latent_channels * sum(task.num_frames for task in tasks)
+    check_latents_fit(pool, sum(sizes) - partial.num_bytes(), exported, work)
     device = pick_device(work.resources.device)
     dtype = usable_dtype(dtype_named(params.compute_dtype), device, work.say)
     encoder = load_autoencoder(weights, device, dtype)
@@ -97,6 +100,22 @@ def encode_latents(
         encoded = write_shards_ahead(pool, pending, sizes, metadata, work, encoder, params, partial)
     partial.clear()
     return located | encoded, set(encoded)
+
+
+def check_latents_fit(pool: ShardPool, num_bytes: int, exported: int, work: Workspace) -> None:
+    """Compare the latents that are to be written with what is free on the disk.
+
+    Args:
+        num_bytes: in the store, less what an earlier run saved, which goes when it is in a shard.
+        exported: bytes of all latents in the folder of --export, if there is one.
+
+    Raises:
+        InsufficientDiskSpace.
+    """
+    needs = [SpaceNeed(what="latents", folder=pool.folder, flag="--store", num_bytes=max(0, num_bytes))]
+    if work.copied_to is not None:
+        needs.append(SpaceNeed(what="their copy", folder=work.copied_to, flag="--export", num_bytes=exported))
+    check_space("this dataset", needs)
 
 
 def encodes_singly(device: torch.device, params: EncodeParams) -> bool:

@@ -64,6 +64,10 @@ class PartialLatents:
         for key in keys:
             self._file(key).unlink(missing_ok=True)
 
+    def num_bytes(self) -> int:
+        """Bytes of all saved latents."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.npy"))
+
     def clear(self) -> None:
         """Delete the folder, which must not become part of the artifact."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -258,11 +258,11 @@ def _commit(
 
 
 def estimated_bytes(members: Iterator[Member] | list[Member], params: IngestParams) -> int:
-    """Disk space for the prepared audio, estimated from size and suffix; rather low, to avoid false alarms."""
+    """Disk space for the prepared audio, estimated from size and suffix: a lower bound for all but unusual sounds."""
     largest = params.native_samples * 2 * 3 if params.long_clips == "first" else 1 << 62
     return sum(min(largest, int(member.num_bytes * _growth(member.name))) for member in members)
 
 
 def _growth(name: str) -> float:
-    """Bytes of prepared audio per source byte: FLAC takes about half of PCM; lossy files grow several times."""
-    return 4.0 if suffix(name) in {".mp3", ".ogg", ".oga", ".opus", *WITH_PYAV} else 0.4
+    """Bytes of prepared audio per source byte: half of 16-bit PCM, a fifth of 32-bit at 96 kHz; lossy files grow."""
+    return 1.5 if suffix(name) in {".mp3", ".ogg", ".oga", ".opus", *WITH_PYAV} else 0.15

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -13,7 +12,8 @@ from typing import Any
 
 from cache.manifest import write_rows
 from stages.contract import Inputs, Member, Outcome, Source, Workspace
-from stages.errors import DatasetFaults, Fault, InsufficientDiskSpace, PackageMissing, Stopped
+from stages.disk_space import SpaceNeed, check_space
+from stages.errors import DatasetFaults, Fault, PackageMissing, Stopped
 from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
@@ -137,9 +137,8 @@ def _largest_first(jobs: Sequence[RecordingJob]) -> list[RecordingJob]:
 def _check_space(shared: Path, members: list[Member], params: IngestParams) -> None:
     """Raise InsufficientDiskSpace if the prepared audio does not fit on the disk."""
     shared.mkdir(parents=True, exist_ok=True)
-    needed, free = estimated_bytes(members, params), shutil.disk_usage(shared).free
-    if needed > free:
-        raise InsufficientDiskSpace(shared, needed, free)
+    num_bytes = estimated_bytes(members, params)
+    check_space("this dataset", [SpaceNeed(what="prepared audio", folder=shared, flag="--store", num_bytes=num_bytes)])
 
 
 def _check_packages(params: IngestParams) -> None:

@@ -20,6 +20,7 @@ from stages.train.dataset.examples import Examples, load_examples
 from stages.train.dataset.length_buckets import length_buckets_for
 from stages.train.determinism import deterministic_algorithms
 from stages.train.forecast.check_memory import check_memory
+from stages.train.forecast.disk_space import check_disk_space
 from stages.train.job import Job
 from stages.train.loop import TrainingLoop
 from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
@@ -52,6 +53,7 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     Raises:
         Stopped, LossNotFinite: what is trained so far is saved.
         AdapterMismatch: the adapter to start from does not fit.
+        InsufficientDiskSpace: what it writes does not fit on the disk.
         InsufficientMemory: by the estimate it cannot fit; names the settings that would.
         OutOfMemory: it does not fit after all.
         FilterMatchesNothing, RankTooLarge, WeightsMismatch, UnsupportedModelConfig, PackageMissing.
@@ -62,6 +64,7 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     job = check_memory(job)
     examples = load_examples(job)
     training = start_or_resume(job, examples)
+    check_disk_space(job, training)
     with deterministic_algorithms(job.device, params.deterministic, work.say):
         evaluate_start(training, examples, work.say)
         seconds = run_steps(job, training, examples)

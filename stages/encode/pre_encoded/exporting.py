@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cache.location import Location
 from cache.manifest import read_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Artifact
+from stages.disk_space import SpaceNeed, check_space
 from stages.encode.pre_encoded.folder import SILENCE
 from stages.records import EncodedClip, ModelSpec
 
@@ -40,14 +41,19 @@ def export_folder(
         The files, sorted by name.
 
     Raises:
+        InsufficientDiskSpace: the disk is too small.
         WriteFailed: the disk is full, or the folder is not empty or refuses.
         ItemNotFound, ShardDamaged: the store lacks latents of the artifact.
     """
+    rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
+    check_space(
+        "the export", [SpaceNeed(what="latents", folder=target, flag="--export", num_bytes=exported_bytes(rows, spec))]
+    )
     aside = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name, content in _files(artifact, shared, spec, say):
+        for name, content in _files(artifact, rows, shared, spec, say):
             _write(aside / name, content)
         if target.is_dir():
             target.rmdir()  # fails unless empty; some systems rename onto no folder at all
@@ -61,13 +67,12 @@ def export_folder(
 
 
 def _files(
-    artifact: Artifact, shared: Path, spec: ModelSpec, say: Callable[[str], None]
+    artifact: Artifact, rows: Sequence[EncodedClip], shared: Path, spec: ModelSpec, say: Callable[[str], None]
 ) -> Iterator[tuple[str, np.ndarray | dict[str, Any]]]:
     """(name, latents or metadata) of every file."""
     pool = ShardPool(shared / "latents", artifact.facts["latent_format"], say)
     if artifact.facts["latent_dtype"] != "float32":
         say(f"latents are stored as {artifact.facts['latent_dtype']}; the exported float32 files hold those values")
-    rows = read_rows(artifact.directory / "manifest.parquet", EncodedClip)
     for number, row in enumerate(rows):
         latents_CT = _latents(pool, row.location)
         yield f"{number:06d}0000.npy", latents_CT
@@ -75,6 +80,11 @@ def _files(
     longest = max([spec.num_frames(spec.native_samples), *(row.num_frames for row in rows)])
     silence_CT = _latents(pool, Location.from_record(artifact.facts["silence"]))
     yield SILENCE, extended_silence(silence_CT, longest, say)[None]
+
+
+def exported_bytes(rows: Sequence[EncodedClip], spec: ModelSpec) -> int:
+    """Bytes of the values in the `.npy` files of the clips."""
+    return 4 * spec.latent_channels * sum(row.num_frames for row in rows)
 
 
 def _latents(pool: ShardPool, location: Location) -> np.ndarray:

@@ -17,7 +17,7 @@ from cache.location import Location
 from cache.manifest import write_rows
 from cache.shard_pool import ShardPool
 from stages.contract import Inputs, Outcome, Weights, Workspace
-from stages.encode.encode_latents import encode_latents, silence_task, write_shards
+from stages.encode.encode_latents import check_latents_fit, encode_latents, silence_task, write_shards
 from stages.encode.facts import facts
 from stages.encode.pre_encoded.folder import SILENCE, FileRejected, Folder, FolderClip, Shape, digest_of, read_folder
 from stages.encode.prompts import embed_prompts, prompt_keys
@@ -177,6 +177,7 @@ def store_latents(
     pending = list({task.key: task for task in tasks if task.key not in located}.values())
     dtype = np.dtype(params.latent_dtype)
     sizes = [task.num_frames * weights.sizes.latent_channels * dtype.itemsize for task in pending]
+    check_latents_fit(pool, sum(sizes), 4 * sum(sizes) // dtype.itemsize, work)
 
     def frames(task: ImportTask) -> np.ndarray:
         try:
