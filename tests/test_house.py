@@ -100,8 +100,8 @@ LAYERS = {
     """,
     "stages.pretrain.autoencoder": """
         architecture discriminator optimizer
-        initialisation recipe sounds spectra
-        figures losses trainee
+        initialisation recipe spectra variety
+        figures losses sounds trainee
         step
         checkpoint
         run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from safetensors.torch import load_file
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.pretrain.autoencoder.architecture import Shape, model_config
 from stages.pretrain.autoencoder.checkpoint import load_weights, restore, save, save_weights
+from stages.pretrain.autoencoder.discriminator import Discriminator, judging_loss, random_crops
 from stages.pretrain.autoencoder.figures import figures, si_sdr
 from stages.pretrain.autoencoder.initialisation import block_matrices, initialise
 from stages.pretrain.autoencoder.losses import AudioDistances, latent_divergence
 from stages.pretrain.autoencoder.optimizer import orthogonalised
 from stages.pretrain.autoencoder.recipe import Recipe
-from stages.pretrain.autoencoder.run import recipe_with
-from stages.pretrain.autoencoder.sounds import varied
+from stages.pretrain.autoencoder.run import main, recipe_with
+from stages.pretrain.autoencoder.sounds import SoundPool
 from stages.pretrain.autoencoder.step import TrainingStep
+from stages.pretrain.autoencoder.variety import as_recorded, varied
 
 SHAPE = Shape(latent_channels=16, width=64, encoder_depth=2, decoder_depth=2)
 RECIPE = Recipe(shape=SHAPE, batch_size=1, num_frames=2, warm_up_steps=1)
@@ -41,13 +44,21 @@ def step():
 
 def test_audio_that_is_equal_has_no_distance():
     distances = AudioDistances(1e-4)(tone(), tone())
-    assert [float(one) for one in distances] == pytest.approx([0, 0, 0, 0], abs=1e-5)
+    assert [float(one) for one in distances] == pytest.approx([0, 0, 0, 0, 0], abs=1e-5)
 
 
 def test_a_lost_side_channel_has_a_distance_although_the_mid_is_kept():
     wanted = torch.cat([tone(hz=220)[:, :1], tone(hz=330)[:, :1]], dim=1)
     mono = wanted.mean(dim=1, keepdim=True).expand_as(wanted)
     assert float(AudioDistances(1e-4)(mono, wanted).waveform) > 0.2
+
+
+def test_noise_at_half_its_level_has_a_distance_and_other_noise_has_far_less():
+    generator = torch.Generator().manual_seed(0)
+    wanted, other = (0.1 * torch.randn(1, 2, 8192, generator=generator) for _ in range(2))
+    distances = AudioDistances(1e-4)
+    assert float(distances(wanted / 2, wanted).level) == pytest.approx(math.log(2), abs=0.03)
+    assert float(distances(other, wanted).level) < 0.25
 
 
 def test_unit_normal_latents_have_almost_no_divergence_and_scaled_ones_do():
@@ -100,12 +111,48 @@ def test_the_discriminator_takes_part_where_it_has_a_weight():
     assert made.terms()["features"] > 0
 
 
+def test_the_discriminator_judges_the_same_places_of_both():
+    audio = torch.arange(3 * 2 * 40_000).view(3, 2, -1).float()
+    one, other = random_crops(audio, audio + 0.5)
+    assert one.shape == (3, 2, 16384) and torch.equal(one + 0.5, other)
+
+
+def test_a_few_steps_teach_the_discriminator_silence_from_a_tone():
+    torch.manual_seed(0)
+    discriminator, batch = Discriminator(), torch.cat([tone(4096), torch.zeros(1, 2, 4096)])
+    optimizer = torch.optim.Adam(discriminator.parameters(), 3e-3)
+    for _ in range(12):
+        loss = judging_loss(discriminator(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 1.5
+
+
+def test_the_weight_of_the_discriminator_rises_along_its_ramp():
+    recipe = Recipe(adversarial=0.4, adversarial_ramp=(0.2, 0.4))
+    assert [recipe.adversarial_at(share) for share in (0, 0.3, 1)] == pytest.approx([0, 0.2, 0.4])
+
+
 def test_training_the_decoder_only_leaves_the_latents_alone():
     made = TrainingStep(replace(RECIPE, decoder_only=True), torch.device("cpu"))
     made.audio_BAX.copy_(tone())
     before = made.trainee.latents(made.trainee.features(tone()))
     made()
     assert torch.equal(made.trainee.latents(made.trainee.features(tone())), before)
+
+
+def test_a_run_of_the_decoder_only_writes_the_encoder_back_byte_for_byte(tmp_path):
+    made = TrainingStep(RECIPE, torch.device("cpu"))
+    save_weights(made, tmp_path / "start.safetensors")
+    before = load_file(tmp_path / "start.safetensors")
+    shape = ["latent_channels=16", "width=64", "decoder_depth=2", "batch_size=1", "num_frames=2", "warm_up_steps=1"]
+    options = ["--pool", "2", "--held-out", "2", "--most-steps", "2", "--seconds", "60", "--varied", "--recorded"]
+    settings = [*shape, "decoder_only=true", "adversarial=0.02", "adversarial_ramp=[0.0,0.5]", "level=1.0"]
+    main([str(tmp_path), "--start", str(tmp_path / "start.safetensors"), *options, "--set", *settings])
+    after = load_file(tmp_path / "autoencoder.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def test_a_checkpoint_goes_on_exactly(step, tmp_path):
@@ -161,6 +208,19 @@ def test_varied_sounds_are_finite_and_not_louder_than_two_of_them():
     audio = torch.cat([tone(), tone(hz=500), torch.zeros_like(tone())])
     made = varied(audio)
     assert made.isfinite().all() and float(made.abs().max()) <= 2 * float(audio.abs().max())
+
+
+def test_sounds_as_recorded_are_finite_and_not_much_louder():
+    audio = torch.cat([tone(), tone(hz=500), torch.zeros_like(tone())]).repeat(8, 1, 1)
+    torch.manual_seed(0)
+    made = as_recorded(audio)
+    assert made.isfinite().all() and float(made.abs().max()) < 2 * float(audio.abs().max())
+    assert (made[2::3].abs().amax(dim=(1, 2)) > 0).any()
+
+
+def test_a_pool_of_sounds_as_recorded_gives_stereo_crops():
+    pool = SoundPool(torch.device("cpu"), 1, num_sounds=2, num_parts=1, seconds=1.0, recorded=True)
+    assert pool.crops(3, 8192).shape == (3, 2, 8192)
 
 
 def test_figures_of_equal_audio_are_those_of_no_error():

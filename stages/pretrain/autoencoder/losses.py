@@ -22,6 +22,8 @@ TILT_HZ = 1000.0
 """Log distances weigh a bin by 1/2 + 1/2 of 1 / (f + this), normalised: between equal bins and equal octaves."""
 BAND_HZ = 2000.0
 """The waveform term fades out above this."""
+AREA = (4, 8)
+"""Mel bands and frames of an area whose level is compared."""
 
 
 class Distances(NamedTuple):
@@ -34,6 +36,12 @@ class Distances(NamedTuple):
     """Norm of the difference of magnitudes over that of those wanted."""
     waveform: Tensor
     """Noise-to-signal power below about `BAND_HZ`."""
+    level: Tensor
+    """Mean difference of the natural log levels of areas, each of neighbouring mel bands and of several frames.
+
+    Noise that is not given back exactly is given back too quietly by the other terms; an area's level does not depend
+    on the noise's course.
+    """
 
 
 class AudioDistances(nn.Module):
@@ -54,8 +62,8 @@ class AudioDistances(nn.Module):
             assert isinstance(spectra, Spectra)
             powers = spectra.powers(made), spectra.powers(wanted)
             terms.append(torch.stack(self.compare(*powers, spectra.bands, self.floor)))
-        log_stft, log_mel, convergence = torch.stack(terms).mean(dim=0).unbind()
-        return Distances(log_stft, log_mel, convergence, waveform_distance(made, wanted))
+        log_stft, log_mel, convergence, level = torch.stack(terms).mean(dim=0).unbind()
+        return Distances(log_stft, log_mel, convergence, waveform_distance(made, wanted), level)
 
 
 def by_turns(batch: int, device: torch.device) -> Tensor:
@@ -69,19 +77,33 @@ def by_turns(batch: int, device: torch.device) -> Tensor:
 
 def compare_powers(
     made_BAFN: Tensor, wanted_BAFN: Tensor, bands: Tensor, floor: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-STFT, log-mel and convergence terms of power spectra."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-STFT, log-mel, convergence and level terms of power spectra."""
     made, wanted = ((power + SMALLEST_POWER).sqrt() for power in (made_BAFN, wanted_BAFN))
     hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, made.shape[-2], device=made.device)[:, None]
     tilt = 1 / (hz + TILT_HZ)
     weight = 0.5 + 0.5 * tilt / tilt.mean()
     log_stft = ((made + floor).log() - (wanted + floor).log()).abs().mul(weight).mean()
-    made_mel, wanted_mel = ((bands @ power + SMALLEST_POWER).sqrt() for power in (made_BAFN, wanted_BAFN))
-    log_mel = ((made_mel + floor).log() - (wanted_mel + floor).log()).abs().mean()
-    error, level = (made - wanted).square().sum(dim=(-2, -1)), wanted.square().sum(dim=(-2, -1))
+    made_mel, wanted_mel = (bands @ power for power in (made_BAFN, wanted_BAFN))
+    log_mel = _log_distance(made_mel, wanted_mel, floor)
+    level = _log_distance(_areas(made_mel), _areas(wanted_mel), floor)
+    error, total = (made - wanted).square().sum(dim=(-2, -1)), wanted.square().sum(dim=(-2, -1))
     quiet = QUIET_POWER * wanted.shape[-1]
-    ratio = (error + SMALLEST_POWER).sqrt() / (level + SIDE_FLOOR * level.flip(1) + quiet).sqrt()
-    return log_stft, log_mel, ratio.mean()
+    ratio = (error + SMALLEST_POWER).sqrt() / (total + SIDE_FLOOR * total.flip(1) + quiet).sqrt()
+    return log_stft, log_mel, ratio.mean(), level
+
+
+def _log_distance(made: Tensor, wanted: Tensor, floor: float) -> Tensor:
+    """Mean difference of the natural log magnitudes of powers."""
+    made, wanted = ((power + SMALLEST_POWER).sqrt() + floor for power in (made, wanted))
+    return (made.log() - wanted.log()).abs().mean()
+
+
+def _areas(powers: Tensor) -> Tensor:
+    """Mean powers (..., bands / 4, N / 8) of areas; what is left over at the ends is dropped."""
+    bands, frames = (length // size * size for length, size in zip(powers.shape[-2:], AREA, strict=True))
+    whole = powers[..., :bands, :frames]
+    return whole.unflatten(-1, (-1, AREA[1])).unflatten(-3, (-1, AREA[0])).mean(dim=(-3, -1))
 
 
 def waveform_distance(made_BAX: Tensor, wanted_BAX: Tensor) -> Tensor:

@@ -28,13 +28,18 @@ class Recipe:
     waveform: tuple[float, float] = (10.0, 1.0)
     """Weight at the start, and from `waveform_until` on."""
     waveform_until: float = 0.7
+    level: float = 0.0
+    """Weight of the levels of wide bands, over several frames: what lowers the level of noise costs more."""
     divergence: float = 0.05
     latent_noise: float = 0.04
     floor: float = 1e-4
     average_decay: float = 0.999
     adversarial: float = 0.0
     """Weight of the discriminator's verdict; its features count twice as much. 0 = no discriminator."""
+    adversarial_ramp: tuple[float, float] = (0.0, 0.0)
+    """Shares of the run between which that weight rises from 0 to its own; the discriminator learns all along."""
     decoder_only: bool = False
+    """Leave the encoder and the bottleneck, and so all latents, as they are."""
     compiled: bool = False
 
     def rate_at(self, share: float, step: int) -> float:
@@ -47,3 +52,10 @@ class Recipe:
         """Weight of the waveform term at a share of the run."""
         first, last = self.waveform
         return first + (last - first) * min(1.0, share / self.waveform_until) if self.waveform_until else last
+
+    def adversarial_at(self, share: float) -> float:
+        """Weight of the discriminator's verdict at a share of the run."""
+        first, last = self.adversarial_ramp
+        if last <= first:
+            return self.adversarial
+        return self.adversarial * min(1.0, max(0.0, share - first) / (last - first))

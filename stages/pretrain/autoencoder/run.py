@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ, Shape
 from stages.pretrain.autoencoder.checkpoint import load_weights, restore, save, save_weights
-from stages.pretrain.autoencoder.figures import baselines, figures
+from stages.pretrain.autoencoder.figures import Rows, baselines, figures
 from stages.pretrain.autoencoder.recipe import Recipe
 from stages.pretrain.autoencoder.sounds import SoundPool
 from stages.pretrain.autoencoder.step import TrainingStep
@@ -25,7 +25,9 @@ HELD_OUT_SEED = 424_242
 SECONDS_BETWEEN_REPORTS = 15.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_IN_FLIGHT = 10
-HELD_OUT_SECONDS = 3.0
+
+Judged = tuple[Tensor, Tensor, list[str]]
+"""Audio (B, 2, X), seconds that sound, families."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pool", type=int, default=1024, help="sounds held at a time")
     made.add_argument("--reuse", type=int, default=100, help="batches after which an eighth of them is made anew")
     made.add_argument("--varied", action="store_true", help="equalise and mix the sounds at random")
+    made.add_argument("--recorded", action="store_true", help="speed, drive and a noise floor at random")
     made.add_argument("--held-out", type=int, default=208, help="synthesised sounds to judge by")
     made.add_argument("--most-steps", type=int, help="stop and schedule by steps instead of seconds")
     return made
@@ -74,6 +77,7 @@ class Run:
         self.options, self.recipe = options, recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
         began = time.monotonic()
         self.step = TrainingStep(recipe, self.device)
         self.num_steps, self.synthesis_seconds = 0, 0.0
@@ -87,6 +91,7 @@ class Run:
             num_parts=min(8, options.pool),
             batches_per_part=options.reuse,
             varied=options.varied,
+            recorded=options.recorded,
         )
         self.log(f"ready after {time.monotonic() - began:.1f} s")
         self.history: list[dict[str, Any]] = []
@@ -102,10 +107,12 @@ class Run:
             self.num_steps = restore(self.step, file)
 
     def go(self) -> None:
-        """Train, save, judge."""
+        """Train, save, judge; weights to start from are judged too."""
+        sets = self._judged_sets()
+        before = self._figures(sets) if self.options.start else {}
         self.train()
         self.save()
-        result = self.judged()
+        result = self.judged(sets) | {"before": before}
         (self.options.out / f"{self.options.name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         self.log("done " + json.dumps({name: rows["all"] for name, rows in result["figures"].items()}))
 
@@ -131,6 +138,7 @@ class Run:
         share = done / most if most else elapsed / self.options.seconds
         self.step.optimizer.set_rate(self.recipe.rate_at(share, done))
         self.step.waveform_weight.fill_(self.recipe.waveform_at(share))
+        self.step.adversarial_weight.fill_(self.recipe.adversarial_at(share))
         before = time.monotonic()
         self.step.audio_BAX.copy_(self.pool.crops(self.recipe.batch_size, self.step.audio_BAX.shape[-1]))
         self.synthesis_seconds += time.monotonic() - before
@@ -153,14 +161,18 @@ class Run:
         save_weights(self.step, self.options.out / f"{self.options.name}.safetensors")
         save(self.step, self.num_steps, self.options.out / f"{self.options.name}.checkpoint")
 
-    @torch.no_grad()
-    def judged(self) -> dict[str, Any]:
-        """Figures of the averaged weights on held-out sounds and on recordings."""
+    def _judged_sets(self) -> dict[str, Judged]:
         sets = {"synthetic": held_out(self.device, self.options.held_out)}
-        if self.options.real:
-            sets |= recordings(self.options.real, self.device)
+        return sets | recordings(self.options.real, self.device) if self.options.real else sets
+
+    def _figures(self, sets: dict[str, Judged]) -> dict[str, Rows]:
+        return {name: figures(self._made(one[0]), *one) for name, one in sets.items()}
+
+    @torch.no_grad()
+    def judged(self, sets: dict[str, Judged]) -> dict[str, Any]:
+        """Figures of the averaged weights on held-out sounds and on recordings."""
         self.step.average.swap()
-        found = {name: figures(self._made(one[0]), *one) for name, one in sets.items()}
+        found = self._figures(sets)
         scale = self._latent_scale(sets["synthetic"][0])
         self.step.average.swap()
         floors = {name: baselines(*one) for name, one in sets.items()}
@@ -177,10 +189,6 @@ class Run:
 
     def _made(self, audio_BAX: Tensor) -> Tensor:
         return torch.cat([self.step.trainee.round_trip(batch) for batch in audio_BAX.split(16)])
-
-
-Judged = tuple[Tensor, Tensor, list[str]]
-"""Audio (B, 2, X), seconds that sound, families."""
 
 
 def held_out(device: torch.device, num_sounds: int) -> Judged:

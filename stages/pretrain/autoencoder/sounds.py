@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ
+from stages.pretrain.autoencoder.variety import as_recorded, speeds, varied
 from stages.pretrain.synthesis.synthesiser import FAMILIES, Synthesiser
 
 LEAD = 8192
@@ -16,13 +15,6 @@ LEAD = 8192
 QUIETEST_GAIN = 0.3
 NOISY_WORDS = ("noise", "hat", "cymbal", "snare", "drum", "clap", "wind", "rain")
 """In the names of the families of drums and noises."""
-
-LOWEST_HZ = 40.0
-BAND_EDGES = 9
-"""Frequencies from 40 Hz to half the rate, at equal steps of the logarithm, between which the gain is interpolated."""
-EQUALISER_DB = 7.0
-MIXED_SHARE = 0.4
-EQUALISED_SHARE = 0.6
 
 
 class SoundPool:
@@ -43,9 +35,10 @@ class SoundPool:
         batches_per_part: int = 100,
         noisy_share: float = 0.25,
         varied: bool = False,
+        recorded: bool = False,
     ) -> None:
-        """`noisy_share`: share of sounds from the families of drums and noises; `varied`: see `varied`."""
-        self.varied = varied
+        """`noisy_share`: share of sounds from the families of drums and noises; the rest see `variety`."""
+        self.varied, self.recorded = varied, recorded
         self.synthesiser = Synthesiser(device, seed)
         self.device, self.batches_per_part, self.part_size = device, batches_per_part, num_sounds // num_parts
         self.num_samples, self.noisy_share = int(seconds * SAMPLE_RATE_HZ), noisy_share
@@ -72,37 +65,30 @@ class SoundPool:
         which = torch.randint(len(self.sounds), (batch_size, 1), device=self.device)
         latest = (self.ends[which] - num_samples / 2).clamp(0, self.sounds.shape[-1] - num_samples)
         start = (torch.rand(batch_size, 1, device=self.device) * latest).long()
-        place = start + torch.arange(num_samples, device=self.device)
-        crop = torch.stack([self.sounds[which, channel, place] for channel in (0, 1)], dim=1)
+        crop = self._read(which, start, num_samples)
         gain = QUIETEST_GAIN + (1 - QUIETEST_GAIN) * torch.rand(batch_size, 1, 1, device=self.device)
         swapped = torch.rand(batch_size, 1, 1, device=self.device) < 0.5
         crop = torch.where(swapped, crop.flip(1), crop) * gain
-        return varied(crop) if self.varied else crop
+        crop = varied(crop) if self.varied else crop
+        return as_recorded(crop) if self.recorded else crop
+
+    def _read(self, which: Tensor, start: Tensor, num_samples: int) -> Tensor:
+        """(B, 2, X) of sounds `which` from samples `start` on, at other speeds if they are to be `recorded`."""
+        steps = torch.arange(num_samples, device=self.device)
+        if not self.recorded:
+            return self._samples(which, start + steps)
+        place = steps * speeds(len(which), self.device)
+        below = place.long()
+        # Past its end a sound is silent; the last sample of the pool's row is repeated there.
+        first, second = (
+            self._samples(which, (start + below + more).clamp_max(self.sounds.shape[-1] - 1)) for more in (0, 1)
+        )
+        return first.lerp(second, (place - below)[:, None])
+
+    def _samples(self, which: Tensor, place: Tensor) -> Tensor:
+        return torch.stack([self.sounds[which, channel, place] for channel in (0, 1)], dim=1)
 
     def _renew(self) -> None:
         rows = slice(self.next_part * self.part_size, (self.next_part + 1) * self.part_size)
         self.sounds[rows], self.ends[rows] = self._part()
         self.next_part = (self.next_part + 1) % (len(self.sounds) // self.part_size)
-
-
-def varied(audio_BAX: Tensor) -> Tensor:
-    """Sounds made more various: most with random gains over frequency, some mixed with another of the batch."""
-    batch, device = audio_BAX.shape[0], audio_BAX.device
-    equalised = _equalised(audio_BAX)
-    peak, allowed = (signal.abs().amax(dim=(1, 2), keepdim=True) for signal in (equalised, audio_BAX))
-    equalised = equalised * (allowed / peak.clamp(min=1e-4)).clamp(max=3)
-    is_mixed = torch.rand(batch, 1, 1, device=device) < MIXED_SHARE
-    share = torch.rand(batch, 1, 1, device=device) * is_mixed
-    return (equalised + share * equalised.roll(1, dims=0)) / (1 + share / 2)
-
-
-def _equalised(audio_BAX: Tensor) -> Tensor:
-    batch, device, num_samples = audio_BAX.shape[0], audio_BAX.device, audio_BAX.shape[-1]
-    hz = torch.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ, device=device).clamp(min=LOWEST_HZ)
-    octaves = math.log2(SAMPLE_RATE_HZ / 2 / LOWEST_HZ)
-    place = (torch.log2(hz / LOWEST_HZ) / octaves * (BAND_EDGES - 1)).clamp(max=BAND_EDGES - 1.001)
-    low = place.long()
-    gain_db = EQUALISER_DB * torch.randn(batch, BAND_EDGES, device=device)
-    gain_db = gain_db * (torch.rand(batch, 1, device=device) < EQUALISED_SHARE)
-    gain = 10 ** (torch.lerp(gain_db[:, low], gain_db[:, low + 1], place - low) / 20)
-    return torch.fft.irfft(torch.fft.rfft(audio_BAX) * gain[:, None], n=num_samples)

@@ -7,14 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.pretrain.autoencoder.discriminator import Discriminator, deceiving_loss, feature_distance, judging_loss
+from stages.pretrain.autoencoder.discriminator import (
+    Discriminator,
+    deceiving_loss,
+    feature_distance,
+    judging_loss,
+    random_crops,
+)
 from stages.pretrain.autoencoder.initialisation import block_matrices
-from stages.pretrain.autoencoder.losses import AudioDistances, latent_divergence
+from stages.pretrain.autoencoder.losses import AudioDistances, Distances, latent_divergence
 from stages.pretrain.autoencoder.optimizer import MovingAverage, MuonAdamW
 from stages.pretrain.autoencoder.recipe import Recipe
 from stages.pretrain.autoencoder.trainee import Trainee
 
-TERMS = ("log_stft", "log_mel", "convergence", "waveform", "divergence", "gradient norm", "verdict", "features")
+TERMS = (*Distances._fields, "divergence", "gradient norm", "verdict", "features", "judging")
 REPORTED_SHARE = 0.02
 """Share of a new step in the running means of the terms."""
 WARM_UP_RUNS = 3
@@ -37,6 +43,7 @@ class TrainingStep:
         self.distances = AudioDistances(recipe.floor, compiled=recipe.compiled).to(device)
         self.audio_BAX = torch.zeros(recipe.batch_size, 2, recipe.num_frames * 4096, device=device)
         self.waveform_weight = torch.tensor(recipe.waveform[0], device=device)
+        self.adversarial_weight = torch.tensor(recipe.adversarial, device=device)
         self.running_means = torch.zeros(len(TERMS), device=device)
         self.features, self.made = self.trainee.features, self.trainee.audio
         if recipe.compiled:
@@ -70,30 +77,35 @@ class TrainingStep:
         divergence = latent_divergence(self.trainee.latents(feature_BCT))
         made_BAX = self.made(self.trainee.with_noise(feature_BCT, recipe.latent_noise, draws), draws.tokens)
         distances = self.distances(made_BAX, audio_BAX)
-        weights = (recipe.log_stft, recipe.log_mel, recipe.convergence, self.waveform_weight)
+        weights = (recipe.log_stft, recipe.log_mel, recipe.convergence, self.waveform_weight, recipe.level)
         loss = recipe.divergence * divergence
         for weight, distance in zip(weights, distances, strict=True):
             loss = loss + weight * distance
-        verdict, features = self._judged(made_BAX)
-        loss = loss + recipe.adversarial * (verdict + 2 * features)
+        verdict, features, judging = self._judged(made_BAX)
+        loss = loss + self.adversarial_weight * (verdict + 2 * features)
         loss.backward()
         norm = self.optimizer.step()
         self.average.follow()
-        terms = torch.stack([*distances, divergence, norm, verdict, features]).detach()
+        terms = torch.stack([*distances, divergence, norm, verdict, features, judging]).detach()
         self.running_means.lerp_(terms, REPORTED_SHARE)
 
-    def _judged(self, made_BAX: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the discriminator; its verdict on what was made, and the distance of its features."""
+    def _judged(self, made_BAX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the discriminator; its verdict on what was made, the distance of its features, and its own loss."""
         if self.discriminator is None or self.judge is None:
-            return made_BAX.new_zeros(()), made_BAX.new_zeros(())
+            none = made_BAX.new_zeros(())
+            return none, none, none
+        real_BAX, made_BAX = random_crops(self.audio_BAX, made_BAX)
+        self.discriminator.requires_grad_(True)
         self.judge.clear_gradients()
-        judging_loss(self.discriminator(self.audio_BAX), self.discriminator(made_BAX.detach())).backward()
+        judging = judging_loss(self.discriminator(torch.cat([real_BAX, made_BAX.detach()])))
+        judging.backward()
         self.judge.step(largest_norm=10.0)
-        self.judge.clear_gradients()
-        made = self.discriminator(made_BAX)
+        # From here on it only passes gradients through.
+        self.discriminator.requires_grad_(False)
         with torch.no_grad():
-            real = self.discriminator(self.audio_BAX)
-        return deceiving_loss(made), feature_distance(made, real)
+            real = self.discriminator(real_BAX)
+        made = self.discriminator(made_BAX)
+        return deceiving_loss(made), feature_distance(made, real), judging
 
     def terms(self) -> dict[str, float]:
         """Running means of the terms of the loss."""
