@@ -9,6 +9,7 @@ Light: standard library only; numpy is imported by the functions that use it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,12 +92,13 @@ def _plucked_rhythm(clip: StyleClip, seconds: float, rate_hz: int) -> np.ndarray
 
     random = np.random.default_rng(clip.seed)
     rhythm, sixteenth = RHYTHMS[clip.rhythm], 15 / clip.beats_per_minute
+    strings = cache(_pluck)
     audio_XA = np.zeros((round(seconds * rate_hz), 2))
     for number in range(int(seconds / sixteenth) + 1):
         first = round(number * sixteenth * rate_hz)
         if rhythm[number % len(rhythm)] != "x" or first >= len(audio_XA):
             continue
-        note_X = _pluck(clip.root + int(random.choice(_MINOR_PENTATONIC)), rate_hz)[: len(audio_XA) - first]
+        note_X = strings(clip.root + int(random.choice(_MINOR_PENTATONIC)), rate_hz)[: len(audio_XA) - first]
         pan = random.uniform(0.2, 0.8)
         audio_XA[first : first + len(note_X)] += note_X[:, None] * np.sqrt([1 - pan, pan])
     return audio_XA

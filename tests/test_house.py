@@ -38,7 +38,7 @@ LAYERS = {
     "stages": """
         field model_config plural precision processes records safetensors_header text versions
         catalogue contract errors references
-        adapters disk_space models prepared_audio
+        adapters disk_space judge models prepared_audio
         ingest
         encode generate train
         pretrain
