@@ -39,18 +39,18 @@ FIRST = ("lora", "dora-rows", "bora", "dora-rows-xs")
 
 def options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--kinds", nargs="+", default=kinds_in_order())
-    made.add_argument("--steps", nargs="+", type=int, default=[100, 300, 1000])
-    made.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3])
+    made.add_argument("--kinds", nargs="+", default=FIRST, help="`all` for all nine")
+    made.add_argument("--steps", nargs="+", type=int, default=[100, 300])
+    made.add_argument("--rates", nargs="+", type=float, default=[1e-3])
     made.add_argument("--xs-rates", nargs="+", type=float, help="of the -xs kinds; ten times the others unless given")
     made.add_argument("--rank", type=int, default=16)
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--clips", type=int, default=24, help="of the style, to learn from")
     made.add_argument("--plain", type=int, default=0, help="further clips of other sounds, without the style's name")
-    made.add_argument("--held-out", type=int, default=24, help="clips to compare with, and prompts of each sort")
+    made.add_argument("--held-out", type=int, default=16, help="clips to compare with, and prompts of each sort")
     made.add_argument("--seconds", type=float, default=5.0, help="of every clip")
     made.add_argument("--cfg", type=float, default=3.0)
-    made.add_argument("--sampler-steps", type=int, default=50)
+    made.add_argument("--sampler-steps", type=int, default=25)
     made.add_argument("--device", default="auto")
     made.add_argument("--base-precision", help="of the training; unset: bf16 on CUDA, else fp32")
     made.add_argument("--fast-path", default="auto", choices=("auto", "off"))
@@ -58,11 +58,10 @@ def options() -> argparse.Namespace:
     made.add_argument("--weights", type=Path, help="folder of weights; unset: those that ship")
     made.add_argument("--out", type=Path, help="JSON file with all figures, written anew after each training")
     made.add_argument("--until", type=float, default=float("inf"), help="seconds after which no training begins")
-    return made.parse_args()
-
-
-def kinds_in_order() -> list[str]:
-    return [*FIRST, *(kind for kind in catalogue.adapter_kinds() if kind not in (*FIRST, "dora"))]
+    asked = made.parse_args()
+    if asked.kinds == ["all"]:
+        asked.kinds = [*FIRST, *(kind for kind in catalogue.adapter_kinds() if kind not in FIRST)]
+    return asked
 
 
 class Laboratory:
@@ -127,7 +126,7 @@ def results(asked: argparse.Namespace, data: Dataset, began: float) -> Iterator[
 def rates_of(asked: argparse.Namespace, kind: str) -> list[float]:
     if not kind.endswith("-xs"):
         return list(asked.rates)
-    return asked.xs_rates or [min(10 * rate, 0.01) for rate in asked.rates]
+    return asked.xs_rates or sorted({min(10 * rate, 0.01) for rate in asked.rates})
 
 
 def line(row: dict[str, Any]) -> str:
