@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import unicodedata
 
 _MARKS = (
@@ -71,6 +72,32 @@ def _utf16_order(data: bytes) -> str | None:
         if high.count(0) * 2 >= len(high) and low.count(0) == 0:
             return order
     return None
+
+
+def parsed_json(text: str) -> object:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, holds NaN or infinity, names a key twice, or is nested too deeply; in one line.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object_of)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice} is there twice")
+    return found
 
 
 def control_character(text: str) -> str | None:

@@ -247,3 +247,15 @@ def test_a_recipe_that_is_no_text_is_said_to_be_so(tmp_path):
     file.write_bytes('model = "tiny-base"'.encode("utf-16-le"))
     with pytest.raises(RecipeError, match=r"is UTF-16 \(little-endian\) without the byte order mark.*save it as UTF-8"):
         read_recipe("d.zip", {}, file)
+
+
+@pytest.mark.parametrize(
+    "given", ["meta/m.csv", "./meta/m.csv", "clips/meta/m.csv", "{here}/clips/meta/m.csv", "~/clips/meta/m.csv"]
+)
+def test_a_table_in_the_data_is_named_by_its_path_there_or_from_here(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clips" / "meta").mkdir(parents=True)
+    (tmp_path / "clips" / "meta" / "m.csv").touch()
+    assert read_recipe("clips", {"captions": given.format(here=tmp_path)}).values["captions"] == "meta/m.csv"
+    assert read_recipe("clips.zip", {"captions": "./m.csv"}).values["captions"] == "m.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -58,6 +59,18 @@ def is_url(text: str) -> bool:
 def local_path(text: str) -> Path:
     """The path that a path or a file:// URL names."""
     return Path(unquote(urlparse(text).path)) if text.startswith("file://") else Path(text)
+
+
+def path_in_data(text: str, data: str) -> str:
+    """The name inside the data of a file that is named by it, or by its path from here; any other text as it is."""
+    if is_url(data) or data.startswith("data:") or not (folder := local_path(data)).is_dir():
+        return normpath(text)
+    path = Path(with_home(text))
+    if (folder / text).is_file() and not path.is_absolute():
+        path = folder / text
+    inside = Path(normpath(path.absolute()))
+    root = Path(normpath(folder.absolute()))
+    return inside.relative_to(root).as_posix() if inside.is_relative_to(root) and path.is_file() else normpath(text)
 
 
 def adapter_suffix(url: str) -> str:

@@ -16,7 +16,15 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import FieldError, RecipeError
 from pipeline.request.conflicts import conflicts, unused_latent_fields
 from pipeline.request.fields import DATA, params_of
-from pipeline.request.paths import PATH_FIELDS, is_url, local_path, missing_path_errors, unknown_home_errors, with_home
+from pipeline.request.paths import (
+    PATH_FIELDS,
+    is_url,
+    local_path,
+    missing_path_errors,
+    path_in_data,
+    unknown_home_errors,
+    with_home,
+)
 from pipeline.request.validation import validated_fields
 from stages import catalogue
 from stages.contract import Resources
@@ -119,6 +127,8 @@ def read_recipe(
     given |= {name: with_home(given[name]) for name in PATH_FIELDS if isinstance(given.get(name), str)}
     values = _validated(given, trains=trains, check_files=check_files)
     source = values.pop(DATA.name)
+    if values["captions"]:
+        values["captions"] = path_in_data(values["captions"], source)
     values["base_precision"] = PRECISIONS[values["base_precision"]]
     return Recipe(source=source, values=values)
 

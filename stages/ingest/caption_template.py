@@ -6,7 +6,6 @@ name.
 
 from __future__ import annotations
 
-import json
 import math
 import string
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from stages.ingest.faults import FileRejected
-from stages.text import NotText, decoded
+from stages.text import NotText, decoded, parsed_json
 
 CAPTION_KEY = "caption"
 """Key of the text of the .txt, which would be the caption without a template."""
@@ -123,15 +122,11 @@ def read_sidecar(data: bytes) -> dict[str, object]:
         FileRejected: `sidecar_invalid`.
     """
     try:
-        read = json.loads(decoded(data), parse_constant=_reject_constant)
+        read = parsed_json(decoded(data))
     except NotText as error:
         raise FileRejected("sidecar_invalid", why=f"it is {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise FileRejected("sidecar_invalid", why=str(error).partition("\n")[0]) from None
+    except ValueError as error:
+        raise FileRejected("sidecar_invalid", why=str(error)) from None
     if not isinstance(read, dict):
         raise FileRejected("sidecar_invalid", why="it is not an object")
     return read
-
-
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")

@@ -62,9 +62,11 @@ MESSAGES = {
     "missing_caption": "it has no caption. Write what it sounds like into {wanted}{near}.",
     "caption_row_missing": "{table} has no row for it. Add one, or leave --captions out and write {wanted}.",
     "caption_table_missing": (
-        "the dataset holds no {name}. Give --captions the name of a .csv, .tsv or .jsonl file by its path in the data."
+        "the dataset holds no {name}{near}. Put the .csv, .tsv or .jsonl file into the data, and give --captions its "
+        "path there."
     ),
     "caption_table_invalid": "it is no table of files and captions ({why}). Correct it, or leave --captions out.",
+    "caption_row_invalid": "{where} {why}. Correct the row, or take it out of the table.",
     "missing_audio": (
         "it is a caption without an audio file. Add the audio file under the same name, or rename it to end in .md if "
         "it is not a caption{near}."

@@ -20,6 +20,8 @@ UNREADABLE = {".alac", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3", "
 }
 """Suffixes of audio that is not decoded. A fault, as ignoring such a file would silently lose a clip."""
 CAPTION = ".txt"
+TABLES = {".csv", ".tsv", ".jsonl"}
+"""Suffixes of tables of captions, which `captions` reads; it reads .txt and .json files that are tables as well."""
 ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
 """Suffixes of archives. A fault inside a dataset, as there may be clips in them."""
 

@@ -77,7 +77,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
         close_archives()
         end_idle_decoders()
     clips = _usable_pairs(pairing.pairs, contents)
-    num_usable = len(clips) if params.skip_bad else pairing.num_audio
+    num_usable = len(clips) if params.skip_bad or not (pairing.faults or contents.faults) else pairing.num_audio
     faults = sorted_faults([*pairing.faults, *contents.faults, *_count_faults(num_usable, clips, contents, params)])
     unused = unused_captions(pairing.pairs, params)
     warnings = sorted_faults([*pairing.warnings, *unused, *clip_warnings(contents.prepared, params)])

@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from posixpath import basename, dirname
 
 from stages.ingest.caption_template import SIDECAR
-from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, UNREADABLE, stem, suffix
+from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, TABLES, UNREADABLE, stem, suffix
 
-TABLES = {".csv", ".tsv", ".jsonl"}
-"""Suffixes of tables of captions, which `captions` reads."""
 _NO_TEXT = READABLE | UNREADABLE | ARCHIVES | {".png", ".jpg", ".jpeg", ".mid", ".pdf", ".asd", ".peak", ".reapeaks"}
 
 

@@ -78,8 +78,8 @@ def pair(
     optional = templated or table is not None
     audio = [member for member in members if _is_audio(member)]
     audio_keys = {pairing_key(member.name) for member in audio}
-    captions = [member for member in members if _is_caption(member, audio_keys)]
-    sidecars = _sidecars(members, audio) if templated else []
+    captions = [m for m in members if m.name != table and _is_caption(m, audio_keys, alone=table is None)]
+    sidecars = [m for m in _sidecars(members, audio) if m.name != table] if templated else []
     used = {id(member) for member in (*audio, *captions, *sidecars)}
     unreadable = [found for member in audio + captions + sidecars if (found := fault_of_member(member))]
     unsupported = [unreadable_format(member.name) for member in audio if suffix(member.name) in UNREADABLE]
@@ -127,10 +127,14 @@ def _is_audio(member: Member) -> bool:
     return suffix(member.name) in READABLE | UNREADABLE
 
 
-def _is_caption(member: Member, audio_keys: Collection[str]) -> bool:
-    """Whether it is a .txt; a hidden one only beside its audio, as programs keep files of that kind for themselves."""
+def _is_caption(member: Member, audio_keys: Collection[str], *, alone: bool) -> bool:
+    """Whether it is a .txt; a hidden one only beside its audio, as programs keep files of that kind for themselves.
+
+    Args:
+        alone: one without audio is a caption, too; not where a table holds the captions.
+    """
     return suffix(member.name) == CAPTION and (
-        not has_hidden_part(member.name) or pairing_key(member.name) in audio_keys
+        pairing_key(member.name) in audio_keys or (alone and not has_hidden_part(member.name))
     )
 
 

@@ -40,11 +40,14 @@ class Prompts:
 def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prompts:
     """Read every caption file once, with or without audio; return the prompt of every pair."""
     found = Prompts()
-    texts = dict(_readable(pairing.captions, source, caption_text, found.faults))
+    captions = pairing.captions if params.captions is None else ()
+    texts = dict(_readable(captions, source, caption_text, found.faults))
     sidecars = dict(_readable(pairing.sidecars, source, read_sidecar, found.faults))
     table = None if params.captions is None else read_caption_table(source, params.captions, pairing.audio)
     found.faults += table.faults if table else []
-    for pair in pairing.pairs if table is None or table.captions else ():
+    for pair in pairing.pairs:
+        if table is not None and _is_said(table, pair.audio.name):
+            continue
         try:
             caption = _caption(pair, texts, table, params)
             made = _prompt(pair, caption, texts, sidecars, source, params)
@@ -65,6 +68,11 @@ def _readable(
             yield member.name, parse(read_member(source.path, source.kind, member))
         except FileRejected as rejection:
             faults.append(rejection.fault(member.name))
+
+
+def _is_said(table: CaptionTable, name: str) -> bool:
+    """Whether a fault of the table says already why a clip has no caption: one of its row, or of the whole table."""
+    return name in table.refused or not (table.is_read or table.captions)
 
 
 def _caption(
@@ -91,7 +99,8 @@ def _prompt(
     params: IngestParams,
 ) -> Prompt | None:
     """The prompt of one clip; None when one of its files has a fault, which is recorded already."""
-    files: list[tuple[Member | None, Mapping[str, object]]] = [(pair.caption, texts), (pair.sidecar, sidecars)]
+    caption_member = pair.caption if params.captions is None else None
+    files: list[tuple[Member | None, Mapping[str, object]]] = [(caption_member, texts), (pair.sidecar, sidecars)]
     if any(member is not None and member.name not in read for member, read in files):
         return None
     caption, caption_file = named_caption
