@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ from stages.train.stage import TrainParams
 RATE_HZ = 44_100
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
 PLAIN_SEED, OTHERS_SEED = 2, 3
-NAMED, SAME_WORDS, OTHERS = "named", "same words", "others"
+SORTS = NAMED, SAME_WORDS, OTHERS = "named", "same words", "others"
 """Prompts: with the style's name; the same without it; of any other sounds."""
 
 
@@ -162,6 +163,7 @@ def dataset(root: Path, sizes: Sizes, weights: Path | None = None, device: str =
 
 def _recipe(data: Path, store: Path, weights: Path | None, device: str) -> Recipe:
     flags = {"model": "tiny-base", "store": str(store), "device": device, "weights": weights and str(weights)}
+    flags |= {"workers": "1"}
     return read_recipe(str(data), flags)
 
 
@@ -188,10 +190,9 @@ def train(
         params: fields of `TrainParams`.
     """
     job = _job(data, data.train, folder, device, number_of_steps=marks[-1], **params)
-    set_threads(training_threads(0, job.width))
     examples = load_examples(job), load_examples(_job(data, data.held_out, folder, device, **params))
     training = new_training(job)
-    with deterministic_algorithms(job.device, job.params.deterministic):
+    with threads_of_a_training(job), deterministic_algorithms(job.device, job.params.deterministic):
         before, states = _losses(training.network, examples, job.device), []
         buckets = length_buckets_for(examples[0].clips)
         training.network.train(True)
@@ -218,6 +219,17 @@ def train(
                 )
             )
     return learned
+
+
+@contextmanager
+def threads_of_a_training(job: Job) -> Iterator[None]:
+    """As many CPU threads as the stage would use; generating may use more."""
+    usual = torch.get_num_threads()
+    set_threads(training_threads(0, job.width))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _job(data: Dataset, artifact: Artifact, folder: Path, device: str, **params: Any) -> Job:
@@ -252,16 +264,16 @@ class Ear:
         dtype = dtype_named("fp16" if place.type == "cuda" else "fp32")
         return cls(data=data, model=load_model(data.weights, place, dtype), cfg=cfg, steps=steps)
 
-    def hear(self, adapter: Path | None = None) -> dict[str, Tensor]:
-        """(B, 2, X) for each set of prompts; one batch."""
+    def hear(self, adapter: Path | None = None, sorts: Sequence[str] = SORTS) -> dict[str, Tensor]:
+        """(B, 2, X) for each sort of prompts; one batch."""
         uses = [] if adapter is None else [AdapterUse(file=adapter)]
         attached = add_adapters(self.model, uses, print, SingularVectorFolder(self.data.shared / "bases"))
         try:
-            audio_BAX = torch.stack(generate(self.model, self._wanted()))
+            audio_BAX = torch.stack(generate(self.model, self._wanted(sorts)))
         finally:
             for one in attached:
                 one.detach()
-        return dict(zip(self.data.prompts, audio_BAX.split(self.data.sizes.held_out), strict=True))
+        return dict(zip(sorts, audio_BAX.split(self.data.sizes.held_out), strict=True))
 
     @torch.no_grad()
     def reconstructed(self) -> Tensor:
@@ -275,12 +287,12 @@ class Ear:
         ]
         return torch.cat(made).cpu()[..., : audio_BAX.shape[2]]
 
-    def _wanted(self) -> list[Generation]:
+    def _wanted(self, sorts: Sequence[str]) -> list[Generation]:
         settings = {"seconds": self.data.sizes.seconds, "cfg": self.cfg, "steps": self.steps, "sampler": "euler"}
         return [
             Generation(prompt=prompt, seed=seed, **settings)
-            for prompts in self.data.prompts.values()
-            for seed, prompt in enumerate(prompts)
+            for sort in sorts
+            for seed, prompt in enumerate(self.data.prompts[sort])
         ]
 
 
@@ -303,7 +315,8 @@ def compared(base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], wanted_B
     """Compare what the base and an adapter make of the same prompts and noise."""
     change = {name: _change(base[name], adapted[name]) for name in base}
     spill = {
-        name: {way: change[name][way] / max(change[NAMED][way], 1e-9) for way in WAYS} for name in (SAME_WORDS, OTHERS)
+        name: {way: change[name][way] / max(change[NAMED][way], 1e-9) for way in WAYS}
+        for name in change.keys() - {NAMED}
     }
     return Heard(
         base=style_distances(base[NAMED], wanted_BAX), adapted=style_distances(adapted[NAMED], wanted_BAX), spill=spill

@@ -1,0 +1,44 @@
+"""Adapters learn: after a short training on a style, prompts that no training saw come out nearer to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.judge.style_distance import WAYS
+from tests.learning import NAMED, SAME_WORDS, Dataset, Ear, Heard, Learned, Sizes, compared, dataset, train
+
+SIZES = Sizes(clips=10, held_out=8, seconds=2.0)
+STEPS, RATE = 80, 1e-3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return dataset(tmp_path_factory.mktemp("style"), SIZES, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def learned(data) -> Learned:
+    return train(
+        data, data.root / "lora", [STEPS], "cpu", adapter_type="lora", learning_rate=RATE, base_precision="fp32"
+    )[-1]
+
+
+@pytest.fixture(scope="module")
+def heard(data, learned) -> Heard:
+    ear, sorts = Ear.of(data, "cpu", cfg=1.0, steps=12), (NAMED, SAME_WORDS)
+    return compared(ear.hear(sorts=sorts), ear.hear(learned.file, sorts), data.wanted_BAX)
+
+
+def test_no_clip_or_prompt_is_both_trained_on_and_held_out(data):
+    trained = {path.read_text("utf-8") for path in (data.root / "train").glob("*.txt")}
+    assert trained.isdisjoint(data.prompts[NAMED])
+
+
+def test_the_loss_falls_on_clips_that_no_training_saw(learned):
+    before, after = learned.held_out_losses
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_prompts_that_no_training_saw_come_out_nearer_to_the_style(heard, way):
+    assert heard.fall(way) > 0.25
