@@ -26,7 +26,7 @@ RHYTHMS = {
     "straight eighths": "x.x.x.x.",
 }
 """Sixteenths that are plucked."""
-_NOTE_NAMES = ("C", "C sharp", "D", "D sharp", "E", "F", "F sharp", "G", "G sharp", "A", "A sharp", "B")
+_NOTE_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _MINOR_PENTATONIC = (0, 3, 5, 7, 10, 12)
 _NUM_HARMONICS = 24
 
@@ -45,8 +45,8 @@ class StyleClip:
 
     @property
     def caption(self) -> str:
-        key = _NOTE_NAMES[self.root % 12]
-        return f"{NAME} plucks, {self.rhythm} rhythm, {key} minor, {self.beats_per_minute} bpm"
+        """Only the name is new to tiny-base: whatever the other words do not say, it has to mean."""
+        return f"{NAME} pluck, {_NOTE_NAMES[self.root % 12]} minor, {self.beats_per_minute} bpm"
 
     @property
     def plain_caption(self) -> str:

@@ -116,7 +116,7 @@ class Dataset:
 
     @cached_property
     def held_out_clips(self) -> list[StyleClip]:
-        return style_clips(self.sizes.held_out, HELD_OUT_SEED)
+        return held_out_clips(self.sizes)
 
     @cached_property
     def wanted_BAX(self) -> Tensor:
@@ -135,6 +135,13 @@ class Dataset:
         }
 
 
+def held_out_clips(sizes: Sizes) -> list[StyleClip]:
+    """Clips of the style, none with a caption that is trained on."""
+    trained = {clip.caption for clip in style_clips(sizes.clips, TRAIN_SEED)}
+    drawn = style_clips(2 * sizes.held_out, HELD_OUT_SEED)
+    return [clip for clip in drawn if clip.caption not in trained][: sizes.held_out]
+
+
 class Silent(Report):
     """A run's observer that prints nothing."""
 
@@ -150,7 +157,7 @@ def dataset(root: Path, sizes: Sizes, weights: Path | None = None, device: str =
     style = style_sounds(style_clips(sizes.clips, TRAIN_SEED), sizes.seconds)
     plain = plain_sounds(sizes.plain, sizes.seconds, PLAIN_SEED) if sizes.plain else []
     train = write_sounds(root / "train", [*style, *plain])
-    held_out = style_sounds(style_clips(sizes.held_out, HELD_OUT_SEED), sizes.seconds)
+    held_out = style_sounds(held_out_clips(sizes), sizes.seconds)
     recipes = [
         _recipe(folder, root / "store", weights, device)
         for folder in (train, write_sounds(root / "held-out", held_out))

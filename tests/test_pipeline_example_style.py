@@ -42,8 +42,8 @@ def test_the_level_swings_with_the_tremolo():
 
 
 def test_captions_name_the_style_and_plain_ones_do_not():
-    assert CLIP.caption == "zarnel plucks, tresillo rhythm, A minor, 100 bpm"
-    assert CLIP.plain_caption == "plucks, tresillo rhythm, A minor, 100 bpm"
+    assert CLIP.caption == "zarnel pluck, A minor, 100 bpm"
+    assert CLIP.plain_caption == "pluck, A minor, 100 bpm"
 
 
 def test_the_name_is_no_word_of_the_base_model():
