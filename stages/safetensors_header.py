@@ -23,6 +23,10 @@ class LfsPointer(NotSafetensors):
     """A Git LFS pointer, which stands for a file that was not downloaded."""
 
 
+class CutShort(NotSafetensors):
+    """A safetensors file that ends too early."""
+
+
 @dataclass(frozen=True)
 class SafetensorsHeader:
     """What a safetensors file says about its content."""
@@ -46,8 +50,11 @@ def read_header(file: Path) -> SafetensorsHeader:
         if head == b"version ":  # as a header's length, it would be beyond any disk
             raise LfsPointer("it is a Git LFS pointer: fetch the file itself with `git lfs pull`")
         length = int.from_bytes(head, "little")
+        text = stream.read(length) if length < MAX_HEADER_BYTES else b""
+        if len(text) < length < MAX_HEADER_BYTES and text.startswith(b"{"):
+            raise CutShort(f"it is cut short: {len(text):,} of {length:,} bytes of its header are there")
         try:
-            entries = json.loads(stream.read(length)) if length < MAX_HEADER_BYTES else None
+            entries = json.loads(text or b"null")
         except ValueError as error:
             raise NotSafetensors(str(error)) from error
     if not isinstance(entries, dict):

@@ -48,7 +48,7 @@ def decoded(data: bytes) -> str:
         NotText: it is in no encoding that is read, or in the format of another program.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    if (other := _other_format(data)) is not None:
+    if (other := other_format(data)) is not None:
         raise NotText(other)
     if encoding == "utf-8" and (order := _utf16_order(data)) is not None:
         raise UnknownEncoding(f"UTF-16 ({order}) without the byte order mark that says so")
@@ -58,7 +58,8 @@ def decoded(data: bytes) -> str:
         raise UnknownEncoding("not UTF-8" if encoding.startswith("utf-8") else f"damaged {encoding.upper()}") from None
 
 
-def _other_format(data: bytes) -> str | None:
+def other_format(data: bytes) -> str | None:
+    """What a file is by its first bytes, if those are of a format that is often saved under a wrong name."""
     head = data.removeprefix(codecs.BOM_UTF8)[:64].lstrip().lower()
     return next((name for magic, name in _FORMATS if head.startswith(magic.lower())), None)
 

@@ -197,5 +197,8 @@ def test_a_file_that_is_not_an_adapter_is_refused(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     write(path, some_tensors(), SPEC)
-    path.write_bytes(path.read_bytes()[:-3])
-    assert "cannot be read" in faults_of(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    assert f"it is cut short: {len(whole) - 3:,} of {len(whole):,} bytes are there" in faults_of(path)
+    path.write_bytes(whole + b"123")
+    assert "3 bytes follow its tensors" in faults_of(path)

@@ -105,6 +105,7 @@ def test_a_compressed_checkpoint_is_no_file_of_torch(tmp_path):
     ("saved", "what"),
     [
         ([1, 2], "no state_dict"),
+        ({"lora": some_tensors(), "config": CONFIG}, "it holds no state_dict, but config, lora"),
         ({"state_dict": {"epoch": 3}, "lora_config": CONFIG}, "no tensors in its state_dict: epoch"),
         ({"state_dict": some_tensors(), "lora_config": [1]}, "not a JSON object"),
         ({"state_dict": some_tensors(), "lora_config": CONFIG | {"rank": {"a": 1}}}, "no plain value as rank"),
@@ -122,7 +123,45 @@ def test_a_zip_and_an_old_pickle_are_refused_in_words(tmp_path):
         file.writestr("a.txt", "drums")
     assert "not one that torch.save writes" in faults_of(tmp_path / "clips.zip")
     old = archive(tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    assert "neither a safetensors file nor a .ckpt" in faults_of(old)
+    assert "it is a pickle, as torch.save wrote before torch 1.6" in faults_of(old)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "it is a web page"),
+        (b'{"error": "Invalid username or password."}', "it is JSON"),
+        ((1000).to_bytes(8, "little") + b'{"a": {"dtype"', "14 of 1,000 bytes of its header are there"),
+        ((1 << 40).to_bytes(8, "little") + b"{}", "neither a safetensors file nor a .ckpt"),
+    ],
+)
+def test_a_file_that_is_no_adapter_is_called_what_it_is(tmp_path, content, what):
+    for name in ("a.safetensors", "a.ckpt"):
+        (tmp_path / name).write_bytes(content)
+        assert what in faults_of(tmp_path / name)
+
+
+def test_what_a_trainer_keeps_beside_the_tensors_is_passed_over(tmp_path):
+    beside = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "seen": {1, 2}, "optimizer": [torch.zeros(3)]}
+    found = read(archive(tmp_path / "a.ckpt", {"state_dict": some_tensors(), "lora_config": CONFIG, **beside}))
+    assert found.tensors.keys() == some_tensors().keys()
+
+
+def test_settings_in_a_checkpoint_may_be_json(tmp_path):
+    saved = {"state_dict": some_tensors(), "lora_config": json.dumps(CONFIG)}
+    assert read(archive(tmp_path / "a.ckpt", saved)).spec.alpha == 3.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+def test_every_floating_point_type_is_read(tmp_path, dtype):
+    tensors = {key: tensor.to(dtype) for key, tensor in some_tensors().items()}
+    saved = {"state_dict": tensors, "lora_config": CONFIG}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_config": json.dumps(CONFIG)})
+    for file in (tmp_path / "a.safetensors", archive(tmp_path / "a.ckpt", saved)):
+        found = read(file).tensors
+        assert all(torch.equal(found[key], tensors[key].float()) for key in tensors)
 
 
 BAKED = LAYER + "baked_vnorm_row"

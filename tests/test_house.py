@@ -48,7 +48,7 @@ LAYERS = {
         kind layer_filter ops singular_vectors torch_archive
         adapter_header
         adapter_file factored_weight kinds target_layers
-        basis
+        basis header_faults
         layer magnitude
         quantized_layer
         attach

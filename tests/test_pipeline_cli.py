@@ -164,7 +164,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_p
     assert "adapter_type: is 'lora' in a.safetensors" in done.stderr
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all, but long enough to hold a length"])
+@pytest.mark.parametrize("content", [b"\0\0", b"not safetensors at all, but long enough to hold a length"])
 def test_a_file_that_is_not_an_adapter_is_refused_before_anything_runs(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
@@ -172,6 +172,61 @@ def test_a_file_that_is_not_an_adapter_is_refused_before_anything_runs(tmp_path,
     assert (
         "lora_checkpoint_url: is not an adapter that can be read: it is neither a safetensors file nor a .ckpt"
         in done.stderr
+    )
+
+
+def test_tensors_that_do_not_fit_the_model_are_named_before_anything_runs(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "model.transformer.layers.0.self_attn.to_out.parametrizations.weight.0."
+    settings = {"rank": 2, "alpha": 2.0, "adapter_type": "lora", "include": ["layers.0.self_attn.to_out"]}
+    file, fits = (
+        tmp_path / "a.safetensors",
+        {layer + "lora_A": torch.zeros(2, 128), layer + "lora_B": torch.zeros(128, 2)},
+    )
+    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(file), "--adapter-type", "lora", "--rank", "2"]
+    request += ["--include", "layers.0.self_attn.to_out"]
+
+    def said(tensors):
+        save_file(tensors, file, metadata={"lora_config": json.dumps(settings)})
+        return call(*request).stderr
+
+    assert "lora_checkpoint_url" not in said(fits)
+    assert f"missing: {layer}lora_B (128, 2)" in said({layer + "lora_A": torch.zeros(2, 128)})
+    assert f"misshapen: {layer}lora_A is (2, 64), expected (2, 128)" in said(
+        fits | {layer + "lora_A": torch.zeros(2, 64)}
+    )
+    other = "model.x.parametrizations.weight.0.lora_A"
+    assert f"extra: {other} (2, 3)" in said(fits | {other: torch.zeros(2, 3)})
+    assert "unknown tensor: x" in said(fits | {"x": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [("base_model.model.a.lora_A.weight", "PEFT"), ("lora_unet_a.lora_down.weight", "kohya's scripts")],
+)
+def test_the_layout_of_another_tool_is_named_before_anything_runs(tmp_path, name, tool):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({name: torch.zeros(2, 3)}, tmp_path / "a.safetensors")
+    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    assert done.exit_code == 2
+    assert f"layout of {tool}" in done.stderr
+
+
+def test_an_xs_file_of_another_model_is_refused_before_anything_runs(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    settings = {"rank": 2, "alpha": 2.0, "adapter_type": "lora-xs", "base_model": "sa3-medium"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"lora_config": json.dumps(settings)})
+    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
+    done = call(*request, "--adapter-type", "lora-xs", "--rank", "2")
+    assert done.exit_code == 2
+    assert (
+        "model: a.safetensors was trained on medium-base, from whose weights its fixed directions come" in done.stderr
     )
 
 

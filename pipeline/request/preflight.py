@@ -17,12 +17,14 @@ from stages.adapters.adapter_header import (
     ranks_of,
     read_adapter_header,
 )
+from stages.adapters.header_faults import other_layout, tensor_faults
 from stages.adapters.kind import kind_named
 from stages.adapters.target_layers import layer_shapes, spec_rank_limit
 from stages.contract import Weights
 from stages.errors import FilterMatchesNothing, RankTooLarge, WeightsNotFound
 from stages.models.checkpoint_folder import tensor_shapes
 from stages.records import AdapterSpec
+from stages.train.stage import LEGACY_KINDS
 
 
 def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) -> None:
@@ -36,7 +38,7 @@ def check_request(recipe: Recipe, weights: Weights | None, lora: Path | None) ->
         check_model(recipe, weights)
     errors = [*_dropout_errors(recipe)]
     errors += _layer_errors(recipe, weights) if weights else []
-    errors += _adapter_errors(recipe, lora) if lora else []
+    errors += _adapter_errors(recipe, lora, weights) if lora else []
     if errors:
         raise RecipeError(errors)
 
@@ -67,16 +69,8 @@ def _dropout_errors(recipe: Recipe) -> Iterator[FieldError]:
 
 def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
     """A rank that the layers do not allow, or a filter that matches no layer."""
-    values = recipe.values
-    spec = AdapterSpec(
-        kind=values["adapter_type"],
-        rank=values["rank"],
-        alpha=values["alpha"] or float(values["rank"]),
-        include=values["include"],
-        exclude=values["exclude"],
-    )
     try:
-        spec_rank_limit(spec, layer_shapes(tensor_shapes(weights.folder / "model.safetensors")))
+        spec_rank_limit(_spec(recipe), layer_shapes(tensor_shapes(weights.folder / "model.safetensors")))
     except RankTooLarge as error:
         yield FieldError(loc=("rank",), type="less_than_equal", msg=str(error).removeprefix("rank "))
     except FilterMatchesNothing as error:
@@ -84,27 +78,71 @@ def _layer_errors(recipe: Recipe, weights: Weights) -> Iterator[FieldError]:
         yield FieldError(loc=(error.field,), type="matches_nothing", msg=message)
 
 
+def _spec(recipe: Recipe) -> AdapterSpec:
+    values = recipe.values
+    return AdapterSpec(
+        kind=values["adapter_type"],
+        rank=values["rank"],
+        alpha=values["alpha"] or float(values["rank"]),
+        include=values["include"],
+        exclude=values["exclude"],
+    )
+
+
 _COMPARED = ("adapter_type", "rank", "alpha", "include", "exclude")
 """Entries of an adapter file's lora_config that must equal the field of the same name."""
 
 
-def _adapter_errors(recipe: Recipe, file: Path) -> Iterator[FieldError]:
-    """Errors where the file's own settings differ; the train stage compares every tensor."""
+def _adapter_errors(recipe: Recipe, file: Path, weights: Weights | None) -> Iterator[FieldError]:
+    """Errors where the file's own settings differ, or else its tensors; the train stage looks at their values."""
     try:
         header = read_adapter_header(file)
     except (NotAnAdapterFile, OSError) as error:
         message = f"is not an adapter that can be read: {error}"
         yield FieldError(loc=("lora_checkpoint_url",), type="not_an_adapter", msg=message, input=str(file))
         return
-    if header.config is None:
-        yield from _errors_by_shape(recipe, file, header)
+    if layout := other_layout(header.shapes):
+        message = f"{file.name} has the layout of {layout}, which is not read: start without the file"
+        yield FieldError(loc=("lora_checkpoint_url",), type="not_an_adapter", msg=message, input=str(file))
         return
-    for field, in_file in header.config.items():
+    of_settings = list(
+        _errors_by_shape(recipe, file, header) if header.config is None else _by_settings(recipe, file, header)
+    )
+    yield from of_settings or _tensor_errors(recipe, file, header, weights)
+
+
+def _by_settings(recipe: Recipe, file: Path, header: AdapterHeader) -> Iterator[FieldError]:
+    """Errors where the file's `lora_config` is another than the request."""
+    for field, in_file in (header.config or {}).items():
         value = recipe.values.get(field)
         if field in _COMPARED and not _agree(field, in_file, value):
             message = f"is {in_file!r} in {file.name}: train with that, or start without the file"
             yield FieldError(loc=(field,), type="differs_from_file", msg=message, input=value)
     yield from _other_base(recipe, file, header)
+
+
+def _tensor_errors(recipe: Recipe, file: Path, header: AdapterHeader, weights: Weights | None) -> Iterator[FieldError]:
+    """One error for tensors that are not those of the adapter that is asked for, where the layers are known."""
+    if weights is None:
+        return
+    spec, layers = _spec(recipe), layer_shapes(tensor_shapes(weights.folder / "model.safetensors"))
+    try:
+        found = tensor_faults(header.shapes, kind_named(_kind(recipe)), spec, layers)
+    except FilterMatchesNothing:
+        return  # said of the field itself
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        message = (
+            f"{file.name} does not fit ({'; '.join(found[:5])}{more}): train with the adapter's own model, "
+            "adapter_type, rank, include and exclude, or start without it"
+        )
+        yield FieldError(loc=("lora_checkpoint_url",), type="differs_from_file", msg=message, input=str(file))
+
+
+def _kind(recipe: Recipe) -> str:
+    """The kind that is asked for; the old name means this one."""
+    kind = str(recipe.values["adapter_type"])
+    return LEGACY_KINDS.get(kind, kind)
 
 
 def _agree(field: str, in_file: Any, value: Any) -> bool:

@@ -96,17 +96,19 @@ def read(path: Path, unstated: AdapterSpec | None = None) -> AdapterFile:
     header = _header(path)
     config = _stated(path, header, unstated)
     whole, metadata = _contents(path, header)
+    faults = [f"not floating point: {key} is {t.dtype}" for key, t in whole.items() if not t.is_floating_point()]
+    # Before it is judged: of float8 torch does not even tell whether it is finite.
+    whole = {key: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for key, tensor in whole.items()}
     left_out = tuple(key for key in whole if leaf_of(key) in BAKED_LEAVES)
     stored = {key: tensor for key, tensor in whole.items() if key not in left_out}
-    faults = [f"unknown tensor: {key}" for key in stored if leaf_of(key) not in LEAVES]
-    faults += [f"not floating point: {key} is {t.dtype}" for key, t in whole.items() if not t.is_floating_point()]
+    faults += [f"unknown tensor: {key}" for key in stored if leaf_of(key) not in LEAVES]
     faults += [f"not finite: {key}" for key, t in whole.items() if t.is_floating_point() and not t.isfinite().all()]
     faults += [fault for key in left_out for fault in _baked_faults(key, whole)]
     rank, rank_faults = _rank(config, stored)
     faults += rank_faults + _config_faults(config)
     if faults:
         raise AdapterMismatch(str(path), faults)
-    tensors = {key: _flat_magnitude(key, tensor.to(torch.float32)) for key, tensor in stored.items()}
+    tensors = {key: _flat_magnitude(key, tensor) for key, tensor in stored.items()}
     return AdapterFile(spec=_spec(config, rank, stored), tensors=tensors, metadata=metadata, left_out=left_out)
 
 

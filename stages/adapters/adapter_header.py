@@ -16,7 +16,8 @@ from typing import Any
 from stages import catalogue
 from stages.adapters.kind import Kind, kind_named
 from stages.adapters.torch_archive import MAGIC, DescribedTensor, NotTorchArchive, read_description
-from stages.safetensors_header import NotSafetensors, read_header
+from stages.safetensors_header import CutShort, NotSafetensors, SafetensorsHeader, read_header
+from stages.text import is_lfs_pointer, other_format
 
 CONFIG = "lora_config"
 LEAVES = ("lora_A", "lora_B", "magnitude", "magnitude_r", "magnitude_c", "M_xs")
@@ -24,6 +25,9 @@ BAKED_LEAVES = ("baked_vnorm_row", "baked_norms", "norm_base")
 """Norms of the finished weight, which some runtimes want in the file; they follow from the other tensors."""
 _KEY = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.0\.(?P<leaf>\w+)")
 _RANK_DIMENSION = {"lora_A": 0, "lora_B": 1, "M_xs": 0}
+_START_BYTES = 1024
+_PICKLE = b"\x80"
+_PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _SETTINGS = ("rank", "alpha", "adapter_type", "dropout", "include", "exclude", "step", "epoch", "base_model")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,8 +57,30 @@ def read_adapter_header(file: Path) -> AdapterHeader:
         OSError: it cannot be opened.
     """
     with file.open("rb") as stream:
-        start = stream.read(len(MAGIC))
-    return _of_archive(file) if start == MAGIC else _of_safetensors(file)
+        start = stream.read(_START_BYTES)
+    if start.startswith(MAGIC):
+        return _of_archive(file)
+    if (other := _other_file(start)) is not None:
+        raise NotAnAdapterFile(other)
+    return _of_safetensors(file)
+
+
+def _other_file(start: bytes) -> str | None:
+    """What a file is that is no adapter, by its first bytes, and what to do; None if those tell nothing."""
+    if not start:
+        return "it is empty: download or copy it again"
+    if is_lfs_pointer(start):
+        return "it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if start[:1] == _PICKLE and start[1:2] in _PICKLE_PROTOCOLS:
+        return (
+            "it is a pickle, as torch.save wrote before torch 1.6, and might run code: where you trust it, load it and "
+            "save its tensors as .safetensors"
+        )
+    if (other := other_format(start)) is not None:
+        return f"it is {other}: download the file itself"
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "it is JSON, such as an error message or the index of a file in parts: give the file with the tensors"
+    return None
 
 
 def state_dict_of(saved: Any) -> Mapping[str, Any]:
@@ -62,6 +88,8 @@ def state_dict_of(saved: Any) -> Mapping[str, Any]:
     found = saved.get("state_dict", saved) if isinstance(saved, Mapping) else None
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise NotAnAdapterFile("it holds no state_dict of tensors by name")
+    if found is saved and any(isinstance(value, Mapping) for value in found.values()):
+        raise NotAnAdapterFile(f"it holds no state_dict, but {', '.join(sorted(found)[:5])}")
     return found
 
 
@@ -74,7 +102,7 @@ def _of_archive(file: Path) -> AdapterHeader:
     other = sorted(key for key, value in tensors.items() if not isinstance(value, DescribedTensor))
     if other:
         raise NotAnAdapterFile(f"no tensors in its state_dict: {', '.join(other[:5])}")
-    config = _plain(saved[CONFIG]) if CONFIG in saved and "state_dict" in saved else None
+    config = _plain(_settings_of(saved[CONFIG])) if CONFIG in saved and "state_dict" in saved else None
     return AdapterHeader(config=config, shapes={key: one.shape for key, one in tensors.items()}, is_archive=True)
 
 
@@ -82,16 +110,37 @@ def _of_safetensors(file: Path) -> AdapterHeader:
     try:
         header = read_header(file)
         shapes = {key: tuple(entry["shape"]) for key, entry in header.tensors.items()}
-    except (NotSafetensors, KeyError, TypeError) as error:
+        _check_length(file, header)
+    except NotAnAdapterFile:
+        raise
+    except CutShort as error:
+        raise NotAnAdapterFile(f"{error}; download or copy it again") from error
+    except (NotSafetensors, KeyError, TypeError, ValueError) as error:
         raise NotAnAdapterFile("it is neither a safetensors file nor a .ckpt that torch.save wrote") from error
     text = header.metadata.get(CONFIG) if isinstance(header.metadata, dict) else None
     if text is None:
         return AdapterHeader(config=None, shapes=shapes, is_archive=False)
+    return AdapterHeader(config=_object(_settings_of(text)), shapes=shapes, is_archive=False)
+
+
+def _check_length(file: Path, header: SafetensorsHeader) -> None:
+    """Check that the file holds its tensors and nothing else. Raises: CutShort, NotAnAdapterFile."""
+    needed = header.data_start + max((int(entry["data_offsets"][1]) for entry in header.tensors.values()), default=0)
+    found = file.stat().st_size
+    if found < needed:
+        raise CutShort(f"it is cut short: {found:,} of {needed:,} bytes are there")
+    if found > needed:
+        raise NotAnAdapterFile(
+            f"{found - needed:,} bytes follow its tensors, so it is damaged: download or copy it again"
+        )
+
+
+def _settings_of(config: object) -> object:
+    """The value of `lora_config`, which is JSON in a safetensors file and may be JSON in an archive."""
     try:
-        config = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
+        return json.loads(config) if isinstance(config, str) else config
+    except (ValueError, RecursionError) as error:
         raise NotAnAdapterFile(f"its {CONFIG} is not JSON: {error}") from error
-    return AdapterHeader(config=_object(config), shapes=shapes, is_archive=False)
 
 
 def _object(config: object) -> Mapping[str, Any]:

@@ -13,6 +13,8 @@ from stages.adapters.layer_filter import selected
 from stages.errors import RankTooLarge
 from stages.records import AdapterSpec
 
+Layers = Mapping[str, tuple[int, int]]
+"""(out, in) of layers by name."""
 _ROOTS = ("model.", "conditioner.")
 """Prefixes of the denoiser and the conditioner in a whole checkpoint."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -76,22 +77,34 @@ def _parameter(value: object, *flags: object) -> object:
     return value
 
 
+class _Unused:
+    """Stands for what is only named or carried along: types of torch, devices, bytes of other entries."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+
 _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _described,
+    ("torch._utils", "_rebuild_tensor_v3"): _described,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch", "device"): _Unused,
+    ("collections", "Counter"): _Unused,
+    ("_codecs", "encode"): _Unused,
+    **{(module, "set"): _Unused for module in ("builtins", "__builtin__")},
 }
-
-
-class _Storage:
-    """Stands for the storage types of torch, which are only named, never called."""
+"""What torch itself loads as harmless, as far as the file of a trainer holds it beside the tensors."""
+_DTYPE = re.compile(r"(b?float|u?int|complex)\d+(_\w+)?|bool|half|double|long")
 
 
 class _Describer(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return _Storage
+            return _Unused
+        if module == "torch" and _DTYPE.fullmatch(name):
+            return _Unused
         if (module, name) not in _KNOWN:
             raise NotTorchArchive(
                 f"it calls for {module}.{name}, which is no part of an adapter and could run code: it was not loaded"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+
 from stages.adapters import adapter_file
 from stages.adapters.kind import kind_named
 from stages.errors import AdapterMismatch
@@ -21,7 +24,7 @@ def read_starting_adapter(job: Job) -> adapter_file.AdapterFile | None:
     file = job.inputs.files["lora_checkpoint"]
     found = adapter_file.read(file, unstated=resolved_spec(job.params, None))
     _say_what_was_assumed(job, found)
-    wrong = differences(found.spec, job.params)
+    wrong = differences(found.spec, job.params, _stated(found))
     base, ours = found.metadata.get("base_digest", ""), job.weights.digests["transformer"]
     if base and base != ours:
         line = f"it was trained on other base weights ({base[:8]}) than these ({ours[:8]})"
@@ -45,8 +48,17 @@ def _say_what_was_assumed(job: Job, found: adapter_file.AdapterFile) -> None:
         job.work.say(f"{name}: baked norms of {len(found.left_out)} tensors are left out; training changes them")
 
 
-def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
-    """A line for each setting in which an adapter file differs from the request."""
+def _stated(found: adapter_file.AdapterFile) -> Collection[str]:
+    """The settings that the file states; of the others, its tensors tell."""
+    return set(json.loads(found.metadata.get(adapter_file.CONFIG, "{}")))
+
+
+def differences(found: AdapterSpec, params: TrainParams, stated: Collection[str]) -> list[str]:
+    """A line for each setting in which an adapter file differs from the request.
+
+    Args:
+        stated: names of the settings that the file states; layers that it does not state are told by its tensors.
+    """
     pairs = {
         "adapter_type": (found.kind, params.adapter_type),
         "rank": (found.rank, params.rank),
@@ -55,7 +67,9 @@ def differences(found: AdapterSpec, params: TrainParams) -> list[str]:
         "alpha": (found.alpha, params.alpha if params.alpha is not None else found.alpha),
     }
     return [
-        f"{name} is {its} in the file, {ours} in this request" for name, (its, ours) in pairs.items() if its != ours
+        f"{name} is {its} in the file, {ours} in this request"
+        for name, (its, ours) in pairs.items()
+        if its != ours and (name in stated or name not in ("include", "exclude"))
     ]
 
 
