@@ -10,6 +10,7 @@ from typing import Any
 
 from cache.checked_record import checked, with_check
 from cache.errors import ReceiptDamaged
+from cache.files.regular_file import NotRegularFile, read_regular
 from cache.fingerprint import canonical
 
 FORMAT_VERSION = 1
@@ -81,9 +82,9 @@ class Receipt:
 def read_receipt(file: Path) -> Receipt:
     """Reads a receipt. Raises: FileNotFoundError, ReceiptDamaged."""
     try:
-        content = file.read_bytes()
-    except IsADirectoryError as error:
-        raise ReceiptDamaged(file, "it is a folder") from error
+        content = read_regular(file)
+    except NotRegularFile as error:
+        raise ReceiptDamaged(file, error.what) from error
     return Receipt.from_json(content, file)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.files.atomic_files import atomic_write_bytes
+from cache.files.regular_file import read_regular
 from cache.store import Store, folder_bytes
 
 
@@ -56,7 +57,7 @@ def write(store: Store, run: UnfinishedRun) -> None:
 def read(store: Store, name: str) -> UnfinishedRun:
     """The stored metadata of a run; only its name and stage where that is lost."""
     try:
-        return UnfinishedRun(**{**json.loads(_file(store, name).read_bytes()), "name": name})
+        return UnfinishedRun(**{**json.loads(read_regular(_file(store, name))), "name": name})
     except (OSError, ValueError, TypeError):
         return UnfinishedRun(name=name, stage=name.partition("-")[0])
 

@@ -8,8 +8,10 @@ lengths, checksums and metadata.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import threading
 import warnings
 import weakref
@@ -240,7 +242,7 @@ class ShardReader(ABC):
         return self._layout
 
     def _open(self) -> Layout:
-        self._file = RandomAccessFile(self.path)
+        self._file = self._translating_errors(lambda: RandomAccessFile(self.path))
         layout: Layout = self._translating_errors(lambda: self.read_layout(self.path))
         if layout.offsets is None:
             warnings.warn(f"{self.path}: {layout.why_no_offsets}; crops read whole items", stacklevel=2)
@@ -252,19 +254,29 @@ class ShardReader(ABC):
         except (FileNotFoundError, PermissionError):
             raise
         except self.library_errors as error:
+            if isinstance(error, OSError) and error.errno in _OUT_OF:
+                raise
             raise ShardDamaged(self.path, str(error).strip() or type(error).__name__) from error
 
     library_errors: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, OSError, RuntimeError)
     """What the format's library raises for a file it cannot read."""
 
 
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the process has run out of; the file may be as it should."""
+_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Opening a pipe that lies in place of a file would wait for ever."""
+
+
 class RandomAccessFile:
     """A file for positioned reads, shared by threads and forked processes; closed when it is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._handle = os.open(path, os.O_RDONLY | _FLAGS)
         self._lock = threading.Lock()
         weakref.finalize(self, os.close, self._handle)
+        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file is there", str(path))
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """Fills the buffer from an offset on; returns the number of bytes read, fewer at the end of the file."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ class ShardPool:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(self._format.SUFFIX):
-                    with suppress(FileNotFoundError):  # removed since it was listed
+                    with _unless_gone():
                         found[entry.name] = _stamp(entry.stat())
         return dict(sorted(found.items()))
 
@@ -183,6 +184,16 @@ class ShardPool:
         if row >= num_rows or reader.location(row) != location:
             raise ShardReplaced(reader.path, f"row {row} is not item {location.item_key[:16]} ({location.checksum})")
         return reader
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Passes over a shard that was removed since it was listed, and over a link to itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
 
 
 def _stem(keys: Sequence[str]) -> str:

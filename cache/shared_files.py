@@ -8,9 +8,11 @@ Light: standard library only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from cache.errors import SharedFileListDamaged
 from cache.files.atomic_files import atomic_write_bytes
@@ -31,12 +33,18 @@ def iter_shared_files(directory: Path) -> Iterator[tuple[str, int]]:
         SharedFileListDamaged: a line cannot be parsed.
     """
     file = directory / FILE_NAME
-    with suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
+    with suppress(FileNotFoundError), _opened(file) as lines:
         for line in lines:
             size, _, path = line.rstrip("\n").partition("\t")
             if not size.isdigit() or not path or not line.endswith("\n"):
                 raise SharedFileListDamaged(file, line[:80])
             yield path, int(size)
+
+
+def _opened(file: Path) -> TextIO:
+    if file.is_file() or not os.path.lexists(file):
+        return file.open(encoding="utf-8", errors="replace")
+    raise SharedFileListDamaged(file, "no regular file is there")
 
 
 def missing_shared_files(directory: Path, shared: Path) -> list[str]:

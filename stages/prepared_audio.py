@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache.checked_record import checked, with_check
 from cache.files.atomic_files import atomic_write_bytes
+from cache.files.regular_file import read_regular
 from cache.fingerprint import digest_file
 from stages.errors import PreparedAudioMissing
 
@@ -40,13 +41,13 @@ def read_facts(audio: Path) -> dict[str, Any]:
         OSError: they cannot be read.
         ValueError: they are damaged, or those of another file.
     """
-    return checked(json.loads(audio.with_suffix(".json").read_bytes()), audio.stem)
+    return checked(json.loads(read_regular(audio.with_suffix(".json"))), audio.stem)
 
 
 def has_earlier_facts(audio: Path) -> bool:
     """Whether the facts are of a version without a digest of themselves: ingest then decodes the clip again."""
     try:
-        facts = json.loads(audio.with_suffix(".json").read_bytes())
+        facts = json.loads(read_regular(audio.with_suffix(".json")))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and "checksum" in facts and "check" not in facts

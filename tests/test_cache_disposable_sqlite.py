@@ -135,3 +135,12 @@ def test_a_forked_process_opens_its_own_connection(tmp_path, messages):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert database.query(ALL) == [("child",), ("parent",)]
+
+
+def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path, messages):
+    before = os.umask(0o002)
+    try:
+        database_at(tmp_path / "l.sqlite", messages).execute([(ADD, [("rain",)])])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "l.sqlite").stat().st_mode & 0o777 == 0o664

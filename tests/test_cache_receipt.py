@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.errors import CannotFingerprint, ReceiptDamaged
-from cache.receipt import FORMAT_VERSION, FileEntry, Receipt
+from cache.errors import CannotFingerprint, ReceiptDamaged, SharedFileListDamaged
+from cache.receipt import FORMAT_VERSION, FileEntry, Receipt, read_receipt
+from cache.shared_files import iter_shared_files
 
 FILE = Path("artifacts/encode/abc/receipt.json")
 RECEIPT = Receipt(
@@ -69,3 +71,27 @@ def test_facts_that_are_not_json_are_refused_before_anything_is_written():
 
 def test_bytes_of_all_files_are_summed():
     assert RECEIPT.num_bytes == 3
+
+
+def folder_in_place(file):
+    file.mkdir()
+
+
+def loop_in_place(file):
+    file.symlink_to(file.name)
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [(folder_in_place, "a folder"), (loop_in_place, "a link in a circle"), (os.mkfifo, "no regular file")],
+)
+def test_what_lies_in_place_of_a_receipt_is_damage_and_is_not_waited_for(tmp_path, put, said):
+    put(tmp_path / "receipt.json")
+    with pytest.raises(ReceiptDamaged, match=f"it is {said}"):
+        read_receipt(tmp_path / "receipt.json")
+
+
+def test_a_pipe_in_place_of_the_list_of_shared_files_is_damage_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "needs.tsv")
+    with pytest.raises(SharedFileListDamaged):
+        list(iter_shared_files(tmp_path))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache import shard_format
 from cache import shard_pool as pool_module
 from cache.errors import ItemNotFound, ShardDamaged, ShardReplaced
 from cache.shard_pool import ShardPool, shard_ranges
@@ -231,3 +235,30 @@ def test_only_so_many_shards_are_kept_open(pool, monkeypatch):
     for location in locations * 2:
         assert np.array_equal(pool.read(location), values_of(location.item_key))
         assert len(pool._readers) <= 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_process_that_has_run_out_of_files_or_memory_takes_no_shard_for_damaged(pool, monkeypatch, number):
+    pool.write(items_of("a"), {})
+    (name,) = pool.shards()
+
+    def exhausted(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shard_format, "RandomAccessFile", exhausted)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        reopened(pool).write(items_of("a"), {})
+    assert name in pool.shards()
+
+
+@pytest.mark.parametrize("put", [lambda file: file.symlink_to(file.name), os.mkfifo], ids=["link to itself", "pipe"])
+def test_what_lies_in_place_of_a_shard_is_replaced_when_its_items_are_written_again(pool, put):
+    located = pool.write(items_of("a"), {})
+    file = pool.folder / located[0].shard
+    file.unlink()
+    put(file)
+    said = []
+    again = ShardPool(pool.folder, pool.format, say=said.append)
+    assert again.write(items_of("a"), {}) == located
+    assert "is damaged" in said[0]
+    np.testing.assert_array_equal(again.read(located[0]), items_of("a")[0][1])

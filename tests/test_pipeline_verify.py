@@ -404,6 +404,11 @@ def replaced_by_a_folder(file: Path) -> None:
     file.mkdir()
 
 
+def linked_in_a_circle(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
 FILES = {
     "the adapter": "train/*/adapter.safetensors",
     "its config": "train/*/config.json",
@@ -417,6 +422,7 @@ FILES = {
     "a shard of prompts": "shared/prompts/*.parquet",
     "the registry of latents": "shared/latents/registry-*.sqlite",
     "the remembered digests": "digests.sqlite",
+    "the mark of the store": ".sa3-trainer-store",
 }
 
 
@@ -431,7 +437,7 @@ def adapter_or_error(root: Path, **flags) -> bytes | str:
     return (root / "output" / "clips.safetensors").read_bytes()
 
 
-DAMAGES = (flipped, truncated, emptied, lost, replaced_by_a_folder)
+DAMAGES = (flipped, truncated, emptied, lost, replaced_by_a_folder, linked_in_a_circle)
 
 
 def check_damage(root: Path, store: Store, pattern: str, damage: Callable[[Path], None]) -> None:

@@ -116,7 +116,7 @@ class DisposableDatabase:
 
     def _connect(self) -> sqlite3.Connection:
         if not self._in_memory:
-            self._make_folder()
+            self._make_file()
         name = ":memory:" if self._in_memory else str(self.file)
         connection = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.text_factory = _text  # damaged text must be readable, so that its row_checksum can fail
@@ -131,9 +131,12 @@ class DisposableDatabase:
         self.discard(f"has version {found}, this program writes {self._version}")
         return self._connect()
 
-    def _make_folder(self) -> None:
+    def _make_file(self) -> None:
+        """Make an empty database, with the permissions that the umask leaves: sqlite's own keeps out the group."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(self.file):
+                self.file.touch()
         except OSError as error:
             self._switch_to_memory(str(error))
 

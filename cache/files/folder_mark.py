@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _TEXT = {
 def mark(folder: Path, name: str) -> None:
     """Put a mark into a folder, unless it is there. Raises: OSError."""
     file = folder / name
-    if not file.exists():
+    if not os.path.lexists(file):
         file.write_bytes(_TEXT[name])
 
 

@@ -63,10 +63,11 @@ def _misplaced(store: Store, damages: Sequence[Damage]) -> Iterator[tuple[Path, 
 
 def _matches(directory: Path, receipt: Receipt) -> bool:
     """Whether a folder holds every file of a receipt."""
-    return all(_has_digest(directory / entry.name, entry.sha256) for entry in receipt.files)
+    return all(has_digest(directory / entry.name, entry.sha256) for entry in receipt.files)
 
 
-def _has_digest(file: Path, digest: str) -> bool:
+def has_digest(file: Path, digest: str | None) -> bool:
+    """Whether a file is there and holds these bytes."""
     return file.is_file() and digest_file(file) == digest
 
 

@@ -25,7 +25,7 @@ from cache.shard_salvage import ShardDamage, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
 from pipeline.maintenance.damage import Damage
-from pipeline.maintenance.misplaced import put_back
+from pipeline.maintenance.misplaced import has_digest, put_back
 from stages.plural import pluralized
 
 
@@ -86,12 +86,10 @@ def _unfinished_run(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
 
 def _damaged_files(directory: Path, receipt: Receipt) -> list[str]:
     """Files of a training that do not match its receipt, or are not listed there; folders in place of files."""
-    from cache.fingerprint import digest_file
-
     listed = {entry.name: entry.sha256 for entry in receipt.files}
     folders = [name for name in listed if (directory / name).is_dir()]
     present = [name for name in file_sizes(directory) if not any(name.startswith(f"{one}/") for one in folders)]
-    return folders + [name for name in present if listed.get(name) != digest_file(directory / name)]
+    return folders + [name for name in present if not has_digest(directory / name, listed.get(name))]
 
 
 def _identity_in(file: Path) -> str:

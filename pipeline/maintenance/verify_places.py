@@ -23,7 +23,7 @@ _NAMES = {
     r"scratch/[a-z]+-[0-9a-f]{32}": True,
     r"shared/prepared/[0-9a-f]{2}": True,
     r"shared/weights/[a-z]+-base-v\d+": True,
-    r"digests\.sqlite": False,
+    r"digests\.sqlite|\.sa3-trainer-store": False,
     r"locks/[^/]+\.(lock|json)": False,
     r"scratch/[^/]+\.json": False,
     r"shared/(latents|prompts)/([0-9a-f]{32}\.[a-z0-9]+|registry-[a-z0-9]+\.sqlite)": False,
@@ -49,11 +49,12 @@ def _wrong_entries(store: Store, folder: Path) -> Iterator[Damage]:
     for path in sorted(folder.iterdir()):
         name = path_in_store(store, path)
         wanted = next((is_folder for pattern, is_folder in _NAMES.items() if re.fullmatch(pattern, name)), None)
-        if wanted is not None and path.is_dir() is not wanted:
+        if wanted is not None and not (path.is_dir() if wanted else path.is_file()):
             yield _damage(store, path, folder=wanted)
 
 
 def _damage(store: Store, path: Path, *, folder: bool) -> Damage:
-    what = "a file is in place of a folder" if folder else "a folder is in place of a file"
+    found = "a folder" if path.is_dir() else "a file" if path.is_file() else "something else, such as a dead link,"
+    what = f"{found} is in place of a {'folder' if folder else 'file'}"
     meaning = "what the store keeps there cannot be read or written; it is made again once the way is clear"
     return Damage(kind="place", path=path_in_store(store, path), what=what, meaning=meaning)
