@@ -22,6 +22,7 @@ _SYSTEM = (*_FULL, *_NOT_ALLOWED, errno.EROFS, errno.EIO, errno.EMFILE, errno.EN
 """What is never a bug of ours, whatever the path. A path that is gone is none only in the folders of a request."""
 _NO_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "can't start new thread")
 """How libraries say it; in lower case."""
+_FAILED_INSIDE = ("SystemError", "PanicException")
 
 
 @contextmanager
@@ -52,11 +53,30 @@ def memory_errors() -> Iterator[None]:
     """Turns the many forms of "no memory" into one. Raises: MemoryUsedUp."""
     try:
         yield
-    except (MemoryError, ImportError, RuntimeError, OSError) as error:
-        said = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(words in said for words in _NO_MEMORY):
+    except BaseException as error:
+        said = str(error).strip()
+        if not _is_of_memory(error, said.lower()):
             raise
-        raise MemoryUsedUp(str(error).splitlines()[0] if said else type(error).__name__) from error
+        raise MemoryUsedUp(said.splitlines()[0] if said else type(error).__name__) from error
+
+
+def _is_of_memory(error: BaseException, said: str) -> bool:
+    """Whether an error means that there is no memory.
+
+    An allocation that fails inside the interpreter or inside a library written in Rust is a SystemError or a
+    PanicException, whatever else those may mean: they are taken for it where this process is limited.
+    """
+    if isinstance(error, MemoryError) or (type(error).__name__ in _FAILED_INSIDE and _is_limited()):
+        return True
+    return isinstance(error, ImportError | RuntimeError | OSError) and any(words in said for words in _NO_MEMORY)
+
+
+def _is_limited() -> bool:
+    try:
+        import resource  # deferred: there is none on Windows
+    except ImportError:
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -57,6 +57,8 @@ def damage_of(audio: Path) -> str:
     """What is wrong with a prepared clip, of which every byte is read; empty where nothing is."""
     try:
         facts = read_facts(audio)
+        if audio.exists() and not audio.is_file():  # reading a pipe would wait for ever
+            return "is no regular file"
         if not facts["is_silent"]:  # a silent part of a long recording has no FLAC
             same = digest_file(audio) == facts["checksum"]
             return "" if same else "is damaged (it has other bytes than when it was prepared)"

@@ -27,6 +27,10 @@ class CutShort(NotSafetensors):
     """A safetensors file that ends too early."""
 
 
+class TooLong(NotSafetensors):
+    """A safetensors file with bytes behind its tensors, which no loader takes."""
+
+
 @dataclass(frozen=True)
 class SafetensorsHeader:
     """What a safetensors file says about its content."""
@@ -61,3 +65,21 @@ def read_header(file: Path) -> SafetensorsHeader:
         raise NotSafetensors("its header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
     return SafetensorsHeader(tensors=entries, metadata=metadata, data_start=8 + length)
+
+
+def check_length(file: Path, header: SafetensorsHeader) -> None:
+    """Check that a file holds the tensors of its header and nothing else.
+
+    Raises:
+        CutShort, TooLong.
+        NotSafetensors: an entry of the header does not say where its tensor is.
+    """
+    try:
+        end = max((int(entry["data_offsets"][1]) for entry in header.tensors.values()), default=0)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise NotSafetensors("its header is damaged") from error
+    needed, found = header.data_start + end, file.stat().st_size
+    if found < needed:
+        raise CutShort(f"it is cut short: {found:,} of {needed:,} bytes are there")
+    if found > needed:
+        raise TooLong(f"{found - needed:,} bytes follow its tensors, so it is damaged")

@@ -158,15 +158,20 @@ def test_shapes_come_from_the_header_alone(folder):
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is not there"),
         (lambda folder: (folder / "model_config.json").write_text("{"), "is not JSON"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "not a safetensors file"),
-        (lambda folder: shorten(folder / "model.safetensors"), "shorter than its header says"),
+        (lambda folder: shorten(folder / "model.safetensors"), "it is cut short: [0-9,]+ of"),
+        (lambda folder: lengthen(folder / "model.safetensors"), "1 bytes follow its tensors, so it is damaged"),
         (lambda folder: shutil.rmtree(folder / tiny.TEXT_FOLDER), "holds no .safetensors file"),
     ],
-    ids=["no weights", "config is not JSON", "not safetensors", "cut short", "no text encoder"],
+    ids=["no weights", "config is not JSON", "not safetensors", "cut short", "longer", "no text encoder"],
 )
 def test_an_incomplete_folder_is_an_error_that_names_the_file(folder, damage, says):
     damage(folder)
     with pytest.raises(WeightsNotFound, match=says):
         open_folder("tiny-base", folder)
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
 
 
 def shorten(file: Path) -> None:

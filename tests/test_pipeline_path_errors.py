@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,23 @@ def test_an_export_folder_that_cannot_be_made_is_refused_before_anything_runs(tm
     call = ["encode", str(data), "--store", str(tmp_path / "st"), "--export", str(tmp_path / "file" / "ex")]
     refused = CliRunner().invoke(app, [*call, "--model", "tiny-base"])
     assert (refused.exit_code, "--export" in refused.stderr, (tmp_path / "st").exists()) == (1, True, False)
+
+
+class PanicException(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize("error", [SystemError("error return without exception set"), PanicException("null")])
+def test_a_failure_inside_the_interpreter_is_one_of_memory_only_where_memory_is_limited(monkeypatch, error):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 30, 1 << 30))
+    with pytest.raises(MemoryUsedUp, match=str(error)), memory_errors():
+        raise error
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY,) * 2)
+    with pytest.raises(type(error)), memory_errors():
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("\n")])
+def test_an_error_of_memory_without_words_is_named_by_its_kind(error):
+    with pytest.raises(MemoryUsedUp, match="MemoryError"), memory_errors():
+        raise error

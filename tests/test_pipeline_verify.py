@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -547,3 +548,21 @@ def test_a_run_that_meets_damaged_prepared_audio_says_what_mends_it(root, store)
     assert "is damaged (it has other bytes" in adapter_or_error(root)
     repair_store(store)
     assert adapter_or_error(root) == right
+
+
+def test_a_lock_that_is_a_link_is_reported_and_removed(root, store):
+    lock = min((store.root / "locks").glob("*.lock"))
+    lock.replace(root / "elsewhere")
+    lock.symlink_to(root / "elsewhere")
+    assert [damage.path for damage in damages(store)] == [f"locks/{lock.name}"]
+    repair_store(store)
+    assert damages(store) == []
+
+
+def test_a_pipe_in_place_of_prepared_audio_is_reported_and_not_waited_for(root, store):
+    audio = min((store.shared / "prepared").glob("*/*.flac"))
+    audio.unlink()
+    os.mkfifo(audio)
+    assert [damage.what for damage in damages(store)] == ["it is no regular file"]
+    repair_store(store)
+    assert not audio.exists()

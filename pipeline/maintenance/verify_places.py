@@ -49,12 +49,18 @@ def _wrong_entries(store: Store, folder: Path) -> Iterator[Damage]:
     for path in sorted(folder.iterdir()):
         name = path_in_store(store, path)
         wanted = next((is_folder for pattern, is_folder in _NAMES.items() if re.fullmatch(pattern, name)), None)
-        if wanted is not None and not (path.is_dir() if wanted else path.is_file()):
+        if wanted is not None and not _is_wanted(path, folder=wanted):
             yield _damage(store, path, folder=wanted)
 
 
+def _is_wanted(path: Path, *, folder: bool) -> bool:
+    """Whether an entry is of its kind; a lock that is a link is never opened."""
+    return path.is_dir() if folder else path.is_file() and not (path.is_symlink() and path.suffix == ".lock")
+
+
 def _damage(store: Store, path: Path, *, folder: bool) -> Damage:
-    found = "a folder" if path.is_dir() else "a file" if path.is_file() else "something else, such as a dead link,"
+    is_file = path.is_file() and not path.is_symlink()
+    found = "a folder" if path.is_dir() else "a file" if is_file else "something else, such as a link,"
     what = f"{found} is in place of a {'folder' if folder else 'file'}"
     meaning = "what the store keeps there cannot be read or written; it is made again once the way is clear"
     return Damage(kind="place", path=path_in_store(store, path), what=what, meaning=meaning)

@@ -16,7 +16,7 @@ from typing import Any
 from stages import catalogue
 from stages.adapters.kind import Kind, kind_named
 from stages.adapters.torch_archive import MAGIC, DescribedTensor, NotTorchArchive, read_description
-from stages.safetensors_header import CutShort, NotSafetensors, SafetensorsHeader, read_header
+from stages.safetensors_header import CutShort, NotSafetensors, TooLong, check_length, read_header
 from stages.text import is_lfs_pointer, other_format
 
 CONFIG = "lora_config"
@@ -110,10 +110,8 @@ def _of_safetensors(file: Path) -> AdapterHeader:
     try:
         header = read_header(file)
         shapes = {key: tuple(entry["shape"]) for key, entry in header.tensors.items()}
-        _check_length(file, header)
-    except NotAnAdapterFile:
-        raise
-    except CutShort as error:
+        check_length(file, header)
+    except (CutShort, TooLong) as error:
         raise NotAnAdapterFile(f"{error}; download or copy it again") from error
     except (NotSafetensors, KeyError, TypeError, ValueError) as error:
         raise NotAnAdapterFile("it is neither a safetensors file nor a .ckpt that torch.save wrote") from error
@@ -121,18 +119,6 @@ def _of_safetensors(file: Path) -> AdapterHeader:
     if text is None:
         return AdapterHeader(config=None, shapes=shapes, is_archive=False)
     return AdapterHeader(config=_object(_settings_of(text)), shapes=shapes, is_archive=False)
-
-
-def _check_length(file: Path, header: SafetensorsHeader) -> None:
-    """Check that the file holds its tensors and nothing else. Raises: CutShort, NotAnAdapterFile."""
-    needed = header.data_start + max((int(entry["data_offsets"][1]) for entry in header.tensors.values()), default=0)
-    found = file.stat().st_size
-    if found < needed:
-        raise CutShort(f"it is cut short: {found:,} of {needed:,} bytes are there")
-    if found > needed:
-        raise NotAnAdapterFile(
-            f"{found - needed:,} bytes follow its tensors, so it is damaged: download or copy it again"
-        )
 
 
 def _settings_of(config: object) -> object:

@@ -19,7 +19,15 @@ from cache.fingerprint import fingerprint
 from stages.contract import Weights
 from stages.errors import WeightsNotFound
 from stages.model_config import ModelConfig
-from stages.safetensors_header import LfsPointer, NotSafetensors, SafetensorsHeader, read_header
+from stages.safetensors_header import (
+    CutShort,
+    LfsPointer,
+    NotSafetensors,
+    SafetensorsHeader,
+    TooLong,
+    check_length,
+    read_header,
+)
 
 CONFIG_FILE, WEIGHTS_FILE = "model_config.json", "model.safetensors"
 PREFIXES = {"autoencoder": "pretransform.model.", "transformer": "model.", "conditioner": "conditioner."}
@@ -111,12 +119,16 @@ def _existing(file: Path) -> Path:
 
 def _header(file: Path) -> SafetensorsHeader:
     try:
-        return read_header(file)
+        header = read_header(file)
+        check_length(file, header)
     except LfsPointer as error:
         raise WeightsNotFound(str(file), str(error), "Or download it again.") from error
+    except (CutShort, TooLong) as error:
+        raise WeightsNotFound(str(file), str(error), "Download it again.") from error
     except NotSafetensors as error:
         why = "it is not a safetensors file, or is cut short"
         raise WeightsNotFound(str(file), why, "Download it again.") from error
+    return header
 
 
 def _digests(file: Path, prefixes: Mapping[str, str], digest_cache: DigestLookup | None) -> dict[str, str]:
