@@ -20,7 +20,7 @@ FLAGS   ?=
 REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow test-gpu run ingest encode train plan status parity bench fields accept-stage-code clean
+.PHONY: help setup check test test-slow test-gpu run ingest encode train plan status parity bench recordings fields accept-stage-code clean
 
 help: ## This list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ parity: setup ## Every golden case under GOLDEN_DIR (default: the compact select
 
 bench: setup ## The benchmarks; each prints a table.
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+recordings: setup ## Recordings from Debian packages (170 MB), for bench_reconstruction.py to judge by.
+	$(BIN)/python -m tests.benchmarks.recordings
 
 fields: setup ## Write docs/fields.md from the declarations of the fields.
 	$(BIN)/python -m pipeline.request.fields_page > docs/fields.md
