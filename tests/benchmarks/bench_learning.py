@@ -58,6 +58,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--weights", type=Path, help="folder of weights; unset: those that ship")
     made.add_argument("--out", type=Path, help="JSON file with all figures, written anew after each training")
     made.add_argument("--until", type=float, default=float("inf"), help="seconds after which no training begins")
+    made.add_argument("--table", type=Path, help="measure nothing: print an earlier --out as a table in Markdown")
     asked = made.parse_args()
     if asked.kinds == ["all"]:
         asked.kinds = [*FIRST, *(kind for kind in catalogue.adapter_kinds() if kind not in FIRST)]
@@ -144,8 +145,28 @@ def by_way(figures: dict[str, float]) -> str:
     return ", ".join(f"{way} {figures[way]:.2f}" for way in WAYS)
 
 
+COLUMNS = ("kind", "rate", "steps", "spectral", "embedding", "same words", "other sounds", "loss", "held-out loss")
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Falls, spills and losses of each training, by kind and rate."""
+    rows = sorted(figures["rows"], key=lambda row: (row["kind"], row["rate"], row["step"]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *map(cells_of, rows)))
+
+
+def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    falls = (f"{row['fall'][way]:.0%}" for way in WAYS)
+    spill = (f"{max(row['spill'][sort].values()):.2f}" for sort in (SAME_WORDS, OTHERS))
+    before, now = row["held_out_losses"]
+    losses = f"{row['train_losses'][1]:.3f}", f"{before:.3f} to {now:.3f}"
+    return row["kind"], f"{row['rate']:g}", str(row["step"]), *falls, *spill, *losses
+
+
 def main() -> None:
     asked, began = options(), time.monotonic()
+    if asked.table is not None:
+        print(table(json.loads(asked.table.read_text("utf-8"))))
+        return
     sizes = Sizes(clips=asked.clips, plain=asked.plain, held_out=asked.held_out, seconds=asked.seconds)
     with tempfile.TemporaryDirectory() as place:
         data = dataset(Path(place), sizes, asked.weights, asked.device)
