@@ -96,6 +96,7 @@ LAYERS = {
     "stages.pretrain": """
         synthesis
         autoencoder captions judge
+        tempo
         transformer
     """,
     "stages.pretrain.autoencoder": """
@@ -107,7 +108,15 @@ LAYERS = {
         run
     """,
     "stages.pretrain.transformer": """
-        architecture
+        architecture initialisation prompts
+        recipe text_encoder
+        generator latents
+        pool
+        batch
+        held_out step
+        checkpoint figures
+        listening
+        run
     """,
     "stages.pretrain.captions": """
         nouns phrases tokenizer

@@ -1,17 +1,24 @@
 """The judge: a small network that names the family and the note of a sound, trained on fresh renders.
 
 It is to be judged on held-out renders first (`accuracy`), then to say whether generated sounds are what their prompts
-ask for. Letters beside those of the house: Q bins of logarithmic frequency.
+ask for. `python -m stages.pretrain.judge OUT --seconds 60` trains one. Letters beside those of the house: Q bins of
+logarithmic frequency.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
+from pathlib import Path
+from random import Random
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.pretrain.synthesis.facts import SoundFacts
@@ -22,6 +29,9 @@ CLASSES = tuple(FAMILIES)
 LOWEST_NOTE, HIGHEST_NOTE = 24, 108
 _WINDOW, _HOP = 8192, 1024
 _BINS_PER_OCTAVE, _LOWEST_HZ, _OCTAVES = 24, 30.0, 9
+_WINDOWS = (1.5, 3.0, 6.7)
+"""Seconds of the renders that a judge is trained on by the clock: sounds with more or less silence behind them."""
+_HELD_OUT_SEED = 424_242
 _UNKNOWN = -100
 """Target of a sound without a note: torch's cross entropy leaves it out."""
 
@@ -147,3 +157,114 @@ def accuracy(judge: Judge, audio_BAX: Tensor, facts: Sequence[SoundFacts]) -> Ac
     families = [family == fact.family for (family, _), fact in zip(verdicts, facts, strict=True)]
     notes = [note == fact.note for (_, note), fact in zip(verdicts, facts, strict=True) if fact.note is not None]
     return Accuracy(sum(families) / len(families), sum(notes) / len(notes) if notes else float("nan"))
+
+
+class _Renders:
+    """Sounds of one length to draw batches from, a part of them made anew from time to time."""
+
+    def __init__(self, synthesiser: Synthesiser, num_samples: int, parts: int, part_size: int) -> None:
+        self.synthesiser, self.num_samples, self.part_size = synthesiser, num_samples, part_size
+        self.parts = [self._made() for _ in range(parts)]
+
+    def _made(self) -> SynthBatch:
+        return self.synthesiser.batch(self.part_size, self.num_samples)
+
+    def renew(self, number: int) -> None:
+        """Make a part anew, each in its turn."""
+        self.parts[number % len(self.parts)] = self._made()
+
+    def batch(self, size: int, random: Random) -> SynthBatch:
+        """Some sounds of one part, at random levels."""
+        part = random.choice(self.parts)
+        rows = random.sample(range(self.part_size), min(size, self.part_size))
+        gain = torch.tensor([random.uniform(0.3, 1.0) for _ in rows], device=part.audio_BAX.device)
+        return SynthBatch(part.audio_BAX[rows] * gain[:, None, None], [part.facts[row] for row in rows])
+
+
+def train_judge_for(
+    seconds: float,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    part_size: int = 256,
+    batch_size: int = 64,
+    steps_per_part: int = 8,
+    learning_rate: float = 1e-3,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> Judge:
+    """A judge trained by the clock on renders of several lengths, each seen some times; the rate falls to zero."""
+    torch.manual_seed(seed)
+    random, synthesiser = Random(seed), Synthesiser(device, seed)
+    judge = Judge().to(device)
+    renders = [_Renders(synthesiser, round(each * SAMPLE_RATE_HZ), 3, part_size) for each in _WINDOWS]
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate)
+    began = time.monotonic()
+    for step in count():
+        share = (time.monotonic() - began) / seconds
+        if step and share >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * max(0.0, 1 - share) * min(1.0, (step + 1) / 50)
+        source = renders[step % len(renders)]
+        loss = judge_loss(judge, source.batch(batch_size, random))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        optimizer.step()
+        if step % (steps_per_part * len(renders)) < len(renders):
+            source.renew(step // (steps_per_part * len(renders)))
+        if step % 100 == 0:
+            report(step, float(loss.detach()))
+    return judge.eval()
+
+
+def save_judge(judge: Judge, file: Path) -> None:
+    """Write a judge's weights in float16."""
+    weights = {name: value.half().cpu().contiguous() for name, value in judge.state_dict().items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def load_judge(file: Path, device: torch.device) -> Judge:
+    """A judge from its weights, float32."""
+    judge = Judge()
+    judge.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    return judge.to(device).eval().requires_grad_(False)
+
+
+def held_out_accuracy(judge: Judge, device: torch.device, num_sounds: int = 416) -> dict[str, Accuracy]:
+    """Accuracy on renders of a seed that no judge is trained on, by their seconds."""
+    found = {}
+    for seconds in _WINDOWS:
+        batch = Synthesiser(device, _HELD_OUT_SEED).batch(num_sounds, round(seconds * SAMPLE_RATE_HZ))
+        parts = [
+            accuracy(judge, audio_BAX, batch.facts[at : at + len(audio_BAX)])
+            for at, audio_BAX in zip(range(0, num_sounds, 104), batch.audio_BAX.split(104), strict=True)
+        ]
+        found[f"{seconds} s"] = Accuracy(
+            family=sum(part.family for part in parts) / len(parts), note=sum(part.note for part in parts) / len(parts)
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a judge, judge it, write its weights and figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of judge.safetensors and judge.json")
+    parser.add_argument("--seconds", type=float, default=60.0, help="wall clock of the training")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    judge = train_judge_for(options.seconds, device, report=_say)
+    save_judge(judge, options.out / "judge.safetensors")
+    figures = {name: vars(found) for name, found in held_out_accuracy(judge, device).items()}
+    (options.out / "judge.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print(json.dumps(figures), flush=True)
+
+
+def _say(step: int, loss: float) -> None:
+    print(f"[judge] step {step} loss {loss:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ def caption(facts: SoundFacts, random: Random) -> str:
 
     Everything that it says is true of the sound. The same state of the random generator gives the same caption.
     """
-    noun = _noun(facts, random)
+    noun = name_of(facts, random)
     before = _kept(adjectives(facts, random), 0.5, random)[:_MOST_ADJECTIVES]
     behind = _kept(additions(facts, random), 0.75, random)
     form = random.choice((_sentence, _words, _words, _tags, _key_first))
@@ -28,7 +28,8 @@ def caption(facts: SoundFacts, random: Random) -> str:
     return text if random.random() < 0.6 else text[0].upper() + text[1:]
 
 
-def _noun(facts: SoundFacts, random: Random) -> str:
+def name_of(facts: SoundFacts, random: Random) -> str:
+    """What the sound is called, without anything else."""
     names = VARIANT_NOUNS.get((facts.family, facts.variant or ""), ())
     return random.choice(names if names and random.random() < 0.8 else FAMILY_NOUNS[facts.family])
 
