@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
-from stages.pretrain.transformer.figures import JUDGED_SAMPLES, generated, heard
+from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ
+from stages.pretrain.transformer.figures import generated, heard
 from stages.pretrain.transformer.generator import TrainedGenerator
 from stages.pretrain.transformer.held_out import HeldOut
 
-EXAMPLES = 14
+EXAMPLES = 12
+HEARD_SAMPLES = 4 * SAMPLE_RATE_HZ
 CFG = 3.0
 
 
@@ -31,7 +33,7 @@ def write_examples(
         "reconstruction": heard(autoencoder, some.latents_BCT),
         "generated": heard(autoencoder, latents_BCT, mask_BT),
     }
-    held_arrays: dict[str, Any] = {name: _int16(audio_BAX[..., :JUDGED_SAMPLES]) for name, audio_BAX in arrays.items()}
+    held_arrays: dict[str, Any] = {name: _int16(audio_BAX[..., :HEARD_SAMPLES]) for name, audio_BAX in arrays.items()}
     np.savez_compressed(file, captions=np.array(some.captions), seconds=some.seconds_B.cpu().numpy(), **held_arrays)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import Future
 
 import torch
@@ -77,9 +78,10 @@ class LatentPool:
         """Sounds on all shelves."""
         return sum(shelf.held for shelf in self.shelves)
 
-    def fill(self, num_sounds: int) -> None:
-        """Make parts until there are so many sounds, and some of every length."""
-        while self.held < num_sounds or any(shelf.held == 0 for shelf in self.shelves):
+    def fill(self, num_sounds: int, most_seconds: float = math.inf) -> None:
+        """Make parts until there are so many sounds, or the time is over; some of every length in any case."""
+        end = time.monotonic() + most_seconds
+        while (self.held < num_sounds and time.monotonic() < end) or any(shelf.held == 0 for shelf in self.shelves):
             self.grow()
             self.put_away()
 

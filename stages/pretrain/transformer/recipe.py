@@ -53,6 +53,8 @@ class TransformerRecipe:
     """Clips whose duration counts up to `longest_extra_seconds` of their silence, as files often do."""
     longest_extra_seconds: float = 4.0
     compiled: bool = False
+    graphs: bool = True
+    """Replay steps from CUDA graphs; off where one cannot be captured."""
 
     def rate_at(self, share: float, step: int) -> float:
         """Learning rate, as a share of the highest, at a share of the run."""

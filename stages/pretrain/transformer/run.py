@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--judge-seconds", type=float, default=60.0)
     made.add_argument("--pool", type=int, default=240_000, help="encoded sounds held when all are made")
     made.add_argument("--first", type=int, default=16_384, help="of these, made before training begins")
+    made.add_argument("--first-seconds", type=float, default=60.0, help="at most spent on them")
     made.add_argument("--part", type=int, default=2048, help="sounds made at a time")
     made.add_argument("--pool-share", type=float, default=0.2, help="share of the time spent on making sounds")
     made.add_argument("--processes", type=int, default=6, help="that write prompts")
@@ -111,7 +112,6 @@ class Run:
             num_sounds=options.pool,
             part_size=options.part,
         )
-        self.judge = self._judge() if options.judge else None
         self._first_sounds()
         self.held = held_out(self.autoencoder, self.tokenizer_json, self.device, options.held_out)
         self.step = TransformerStep(recipe, self.pool.shelves, self.device)
@@ -140,7 +140,7 @@ class Run:
 
     def _first_sounds(self) -> None:
         before = time.monotonic()
-        self.pool.fill(self.options.first)
+        self.pool.fill(self.options.first, self.options.first_seconds)
         seconds = time.monotonic() - before
         shelves = " ".join(f"{shelf.length.frames}:{shelf.held}" for shelf in self.pool.shelves)
         std = float(self.pool.shelves[0].latents_NCT[: self.pool.shelves[0].held].float().std())
@@ -256,8 +256,10 @@ class Run:
             steps,
         )
         found: dict[str, Any] = {}
-        if self.judge is not None:
-            found = figures(self.step.generator, self.autoencoder, self.judge, self.held, self.options.grid, self.log)
+        if self.options.judge:
+            found = figures(
+                self.step.generator, self.autoencoder, self._judge(), self.held, self.options.grid, self.log
+            )
         self.step.average.swap()
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,10 @@ class TransformerStep:
         self.running_means = torch.zeros(len(TERMS), device=device)
         if recipe.compiled:
             self.generator.denoiser.model.transformer.run_block = _CompiledBlocks()
-        self._runs = [captured(partial(self._eager, shelf), device) for shelf in self.shelves]
+        self._runs = [self._run(partial(self._eager, shelf)) for shelf in self.shelves]
+
+    def _run(self, step: Callable[[], None]) -> Callable[[], None]:
+        return captured(step, self.device) if self.recipe.graphs else step
 
     def __call__(self, length: int) -> None:
         """One step with the shelf of this number."""
