@@ -284,7 +284,9 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
 
 @app.command()
 def status(
-    store: Annotated[Path, typer.Option(help="folder of finished artifacts and latents")] = Path("artifacts"),
+    store: Annotated[Path, typer.Option(readable=False, help="folder of finished artifacts and latents")] = Path(
+        "artifacts"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """List artifacts, their sizes, and what each run used.

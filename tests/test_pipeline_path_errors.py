@@ -180,3 +180,24 @@ def test_a_failure_inside_the_interpreter_is_one_of_memory_only_where_memory_is_
 def test_an_error_of_memory_without_words_is_named_by_its_kind(error):
     with pytest.raises(MemoryUsedUp, match="MemoryError"), memory_errors():
         raise error
+
+
+@pytest.mark.parametrize("command", [["status"], ["verify"], ["gc"], ["evict", "--stage", "train"], ["doctor"]])
+def test_a_store_that_may_not_be_read_is_refused_in_our_words_and_not_by_the_parser(tmp_path, monkeypatch, command):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    done = CliRunner().invoke(app, [*command, "--store", str(tmp_path)])
+    assert done.exit_code != 2 and "Invalid value" not in done.output
+
+
+def refused(folder):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def test_verify_does_not_pass_over_a_folder_of_prepared_clips_that_it_may_not_read(tmp_path, monkeypatch):
+    folder = tmp_path / "shared" / "prepared" / "ab"
+    folder.mkdir(parents=True)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: refused(self) if self == folder else listed(self))
+    done = CliRunner().invoke(app, ["verify", "--store", str(tmp_path)])
+    assert done.exit_code == 1 and f"{folder}: Permission denied" in done.output

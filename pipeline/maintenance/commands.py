@@ -14,7 +14,8 @@ from pipeline.cli_errors import reported_errors
 from pipeline.path_errors import path_errors
 from pipeline.streams import print_document
 
-StoreOption = Annotated[Path, typer.Option(help="folder of finished artifacts and latents")]
+# readable=False: the parser would refuse what it may not read in words of its own, and `path_errors` says more.
+StoreOption = Annotated[Path, typer.Option(readable=False, help="folder of finished artifacts and latents")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="list exactly what would be removed; change nothing")]
 

@@ -68,8 +68,15 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
 
 def _prepared_clips(store: Store) -> list[Path]:
     """The FLAC of every prepared clip, whether it or only the facts beside it exist."""
-    files = (store.shared / "prepared").glob("*/*")
+    # `Path.glob` passes over folders that it may not read.
+    folders = [folder for folder in _entries(store.shared / "prepared") if folder.is_dir()]
+    files = [path for folder in folders for path in _entries(folder)]
     return sorted({path.with_suffix(".flac") for path in files if path.suffix in (".flac", ".json")})
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing without one."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _receipt_damage(store: Store, error: ReceiptDamaged) -> Damage:
@@ -118,8 +125,8 @@ def prepared_damages(store: Store, audio: Path) -> Iterator[Damage]:
 
 def source_damages(store: Store) -> Iterator[Damage]:
     """Zips from `data:` addresses and downloaded zips and adapter files that do not match the digest in their name."""
-    files = [file for suffix in DOWNLOAD_SUFFIXES for file in (store.shared / "sources").glob(f"*{suffix}")]
-    for file in sorted(file for file in files if file.is_file()):
+    files = [file for file in _entries(store.shared / "sources") if file.suffix in DOWNLOAD_SUFFIXES and file.is_file()]
+    for file in sorted(files):
         if len(file.stem) == 32 and not digest_file(file).startswith(f"sha256:{file.stem}"):
             meaning = "it is downloaded or decoded again from its address"
             yield Damage(kind="source", path=path_in_store(store, file), what="it has other bytes", meaning=meaning)
@@ -127,7 +134,7 @@ def source_damages(store: Store) -> Iterator[Damage]:
 
 def weights_damages(store: Store) -> Iterator[Damage]:
     """Bundled weights that differ from the same weights created again."""
-    for folder in sorted((store.shared / "weights").glob("*")):
+    for folder in sorted(_entries(store.shared / "weights")):
         if folder.is_dir() and not folder.name.startswith(TEMPORARY_PREFIX) and (why := weights_fault(folder)):
             meaning = "they are made again on first use"
             yield Damage(kind="weights", path=path_in_store(store, folder), what=why, meaning=meaning)
