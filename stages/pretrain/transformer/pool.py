@@ -39,7 +39,7 @@ class Shelf:
         places = (torch.arange(number) + self.next_place) % self.capacity
         ids = padded_ids([row for variants in rows for row in variants], TRAINED_TOKENS)
         places = places.to(device)
-        self.latents_NCT[places] = latents_BCT
+        self.latents_NCT[places] = latents_BCT.to(torch.float16)
         self.ids_NVP[places] = ids.view(number, VARIANTS, TRAINED_TOKENS).to(device, torch.int16)
         self.seconds_N[places] = torch.tensor(seconds, device=device)
         self.next_place = (self.next_place + number) % self.capacity
