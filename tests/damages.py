@@ -337,6 +337,11 @@ EXPECTED_OF = {
     **{(kind, "FLAC"): "audio_decode_error" for kind in ("cut at half", "last 100 bytes gone", "last byte gone")},
     **{(kind, form): "" for kind in ("200 bytes flipped", "one byte flipped") for form in PCM},
     ("one byte flipped", "MP3"): "",
+    ("junk before the start", "MP3"): "leading_bytes",
+    **{
+        (kind, "MP3"): "codec_delay_unknown, leading_bytes, length_unknown"
+        for kind in ("first four bytes wrong", "first kilobyte zeros")
+    },
     ("200 bytes flipped", "WAV float"): "absurd_peak",
     ("second half zeros", "MP3"): "audio_truncated",
     ("sample rate in the header", "AIFF"): "",

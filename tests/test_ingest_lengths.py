@@ -10,9 +10,12 @@ import pytest
 import soundfile
 
 from stages.ingest.audio.decode import Recording
+from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.mp3 import check_frames, frame_at
+from stages.ingest.integrity.ogg import ogg_checksum, ogg_pages
 from stages.ingest.prepare_clip import open_recording
+from tests.pyav_formats import written_by_pyav
 from tests.small_datasets import RATE, sound, tone
 
 CONTAINERS = ("WAV", "RIFX", "RF64", "BW64", "W64", "AIFF", "AIFC", "AU", "AU little", "CAF")
@@ -237,7 +240,85 @@ def frames_of(data: bytes, start: int = 0) -> list[bytes]:
 def test_mp3_frames_beyond_those_that_its_header_counts_are_said():
     data = sound(tone(0.5), form="MP3")
     more = b"".join(frames_of(data)[5:15])
-    assert decoded(data + more)[0].unread == "10 frames more than its header declares"
+    assert decoded(data + more)[0].unread == "10 frames that its header does not count"
+
+
+def with_count(data: bytes, number: int) -> bytes:
+    """The MP3 whose header counts that many frames more than there are."""
+    at = next(data.index(name) for name in (b"Xing", b"Info") if name in data[:2000]) + 8
+    count = int.from_bytes(data[at : at + 4], "big") + number
+    return data[:at] + count.to_bytes(4, "big") + data[at + 4 :]
+
+
+@pytest.mark.parametrize("number", [-10, -1, 1, 500])
+def test_an_mp3_whose_header_counts_wrong_is_read_whole_where_its_size_says_that_nothing_is_missing(number):
+    data = sound(tone(0.5), form="MP3")
+    recording, audio_AX = decoded(with_count(data, number))
+    assert np.array_equal(audio_AX, decoded(data)[1])
+    assert "frames" in recording.contradiction and not recording.unread
+
+
+def test_an_mp3_whose_count_of_frames_is_a_placeholder_is_read_whole_and_its_length_is_unknown():
+    data = sound(tone(0.5), form="MP3")
+    at = next(data.index(name) for name in (b"Xing", b"Info") if name in data[:2000]) + 8
+    for placeholder in (bytes(4), b"\xff" * 4):
+        recording, audio_AX = decoded(data[:at] + placeholder + data[at + 4 :])
+        assert np.array_equal(audio_AX, decoded(data)[1]) and not recording.length_known
+
+
+@pytest.mark.parametrize("lost", [1, 2, 5, 11])
+def test_an_mp3_that_was_cut_out_of_a_longer_one_is_read_whole(lost):
+    frames = frames_of(sound(tone(0.5), form="MP3"))[lost:]
+    recording, audio_AX = decoded(b"".join(frames))
+    assert audio_AX.shape[1] == 1152 * len(frames)
+    assert not recording.length_known and not recording.delay_known
+
+
+@pytest.mark.parametrize("junk", [b"\r\n", b"junk" * 100, bytes(3000), ID3V1, b"\1\2" * 40_000])
+def test_what_is_before_the_first_frame_of_an_mp3_is_left_out_and_counted(junk):
+    data = sound(tone(0.5), form="MP3")
+    recording, audio_AX = decoded(junk + data)
+    assert np.array_equal(audio_AX, decoded(data)[1])
+    assert recording.num_leading_bytes == (0 if junk in (ID3V1, bytes(3000)) else len(junk))
+
+
+def test_the_summary_of_a_fraunhofer_encoder_is_no_sound_and_its_count_is_held():
+    frames = frames_of(sound(tone(0.5), form="MP3"))[1:]
+    sizes = struct.pack(">IIHHHH", sum(map(len, frames)), len(frames), 1, 1, 2, 100)
+    summary = (frames[0][:4] + bytes(32) + b"VBRI" + struct.pack(">HHH", 1, 0, 75) + sizes).ljust(len(frames[0]), b"\0")
+    recording, audio_AX = decoded(summary + b"".join(frames))
+    assert np.array_equal(audio_AX, decoded(b"".join(frames))[1]) and recording.length_known
+    assert fault(summary + b"".join(frames[:-2])) == "audio_truncated"
+
+
+@pytest.mark.parametrize("tag", [id3(), id3() + bytes(40), ID3V1])
+def test_a_tag_before_an_mp4_takes_nothing_of_it(tag):
+    data = written_by_pyav("ipod", "alac", tone(0.5), RATE)
+    assert np.array_equal(decoded(tag + data)[1], decoded(data)[1])
+
+
+@pytest.mark.parametrize("rate", [0, 8000, 16000, 44100])
+def test_the_rate_that_an_opus_file_was_made_from_changes_nothing(rate):
+    data = sound(tone(0.5, hz=9000, rate=48000), 48000, "OGG", "OPUS")
+    at = data.index(b"OpusHead") + 12
+    stop = next(ogg_pages(data))[1]
+    page = data[:at] + rate.to_bytes(4, "little") + data[at + 4 : stop]
+    other = page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:] + data[stop:]
+    assert np.array_equal(decoded(other)[1], decoded(data)[1])
+
+
+@pytest.mark.parametrize("tag", [0, 0xFFFE, 0x9999])
+def test_a_wav_of_an_unknown_encoding_is_a_fault(tag):
+    data = bytearray(made("WAV"))
+    struct.pack_into("<H", data, 20, tag)
+    assert fault(bytes(data)) == "audio_decode_error"
+
+
+def test_a_file_in_the_current_folder_changes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "._").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    end_idle_decoders()
+    assert decoded(sound(tone(0.5), form="MP3"))[1].size
 
 
 def test_an_mp3_without_a_header_that_states_its_delay_is_noted():

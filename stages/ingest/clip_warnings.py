@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _CLIPPED_SHARE = 1e-4
 """Share of a recording's samples in runs at full scale; below this a listener notices nothing."""
 _HARMLESS_STRAY_BYTES = 128
-"""Most bytes after the declared end without a warning: an old tag, or the size of a header that counts itself."""
+"""Most bytes before or after the sound without a warning: an old tag, or the size of a header that counts itself."""
 _MUCH_LEFT_OUT = 0.1
 """Share of the power that may be left out without a warning: an LFE channel of music has less."""
 _DC_OFFSET = 0.02
@@ -50,6 +50,8 @@ def _about_recording(name: str, facts: PreparedClip) -> Iterable[Fault]:
         yield _about_samples(name, "codec_padding", facts.num_padding)
     if facts.contradiction:
         yield warning(name, "header_contradiction", facts=facts.contradiction)
+    if facts.num_leading_bytes > _HARMLESS_STRAY_BYTES:
+        yield warning(name, "leading_bytes", count=facts.num_leading_bytes)
     if facts.unread:
         yield warning(name, "sound_unread", what=facts.unread)
     elif facts.num_stray_bytes > _HARMLESS_STRAY_BYTES:

@@ -138,9 +138,10 @@ WARNINGS = {
     "caption_unused": "the caption template does not use it; add {{caption}} to the template to use it.",
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",
+    "leading_bytes": "{count:,} bytes before its first frame are no sound that can be decoded, and are left out.",
     "stray_bytes": "{count:,} bytes after the end that its header declares are not read.",
     "sound_unread": (
-        "{what} follows in it; this is noted, not read. Split it into files of their own to use that as well."
+        "it also holds {what}; this is noted, not read. Split it into files of their own to use that as well."
     ),
     "header_contradiction": (
         "fields of its header disagree ({facts}); the redundant ones are not believed. Listen whether its pitch is "

@@ -68,6 +68,8 @@ class PreparedClip:
     """False when a codec added silence before the sound and the file does not say how much."""
     num_padding: int
     """Samples, at the file's rate, that an encoder added at the end and that are left out."""
+    num_leading_bytes: int
+    """Bytes of the source file before its first frame that are no tags."""
     num_stray_bytes: int
     """Bytes of the source file after the end that it declares."""
     unread: str
@@ -232,6 +234,7 @@ def _commit(
         length_known=recording.length_known,
         delay_known=recording.delay_known,
         num_padding=recording.num_padding,
+        num_leading_bytes=recording.num_leading_bytes,
         num_stray_bytes=recording.num_stray_bytes,
         unread=recording.unread,
         contradiction=recording.contradiction,

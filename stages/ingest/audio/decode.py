@@ -18,6 +18,7 @@ from stages.ingest.integrity.chunks import mpeg_payload
 from stages.ingest.integrity.container import checked_file
 from stages.ingest.integrity.flac_md5 import FlacMd5, flac_md5
 from stages.ingest.integrity.mp3 import FrameScan, check_frames, looks_like_mp3
+from stages.ingest.integrity.ogg import opus_at_full_rate
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 2_000, 768_000
 LOUDEST_PEAK = 16.0
@@ -43,6 +44,14 @@ class Recording:
     """Whether the file declares its length; if not, missing audio cannot be detected."""
     _expected: int | None = None
     """Number of samples that must be decoded."""
+    _num_added = 0
+    """Samples of silence that were added at the end for the decoder."""
+    _num_decoded = 0
+    """Samples from the decoder, with those that are left out."""
+    _num_sound = 1 << 62
+    """Samples after which the decoder returns silence that was added for it."""
+    num_leading_bytes = 0
+    """Bytes before its first frame that are no tags."""
     num_stray_bytes = 0
     """Bytes after the end that the file itself declares."""
     unread = ""
@@ -75,6 +84,7 @@ class Recording:
         data = mpeg_payload(data)
         # Before decoding: these faults say more than the decoder's errors.
         scan = check_frames(data) if looks_like_mp3(data) else None
+        data = opus_at_full_rate(data) if scan is None else scan.data
         self._file = _opened(data)
         self.sample_rate_hz: int = self._file.samplerate
         self.num_channels: int = self._file.channels
@@ -85,19 +95,22 @@ class Recording:
         if self._file.subtype.startswith("MPEG"):
             self.delay_known = scan is not None and scan.delay_known
         if scan is not None:
-            self.num_stray_bytes += scan.num_stray_bytes
-            self.unread = self.unread or scan.unread
+            self.num_leading_bytes, self.num_stray_bytes = scan.num_leading_bytes, scan.num_stray_bytes
+            self.unread, self.contradiction = self.unread or scan.unread, self.contradiction or scan.contradiction
         if self._file.format == "MP3":
-            self._expect(check_frames(data) if scan is None else scan)
+            self._expect(scan)
         self._md5 = flac_md5(data, self._file.subtype, declared)
         if isinstance(self._file, MpegFile):
             self.complaints = self._file.complaints
 
     def _expect(self, scan: FrameScan | None) -> None:
         """Expect the length of an MP3's frames where it declares none: libsndfile guesses it from size and bit rate."""
-        if scan is None or not scan.is_declared:
-            self.length_known = False
-            self._expected = None if scan is None else scan.num_samples
+        self.length_known = scan is not None and scan.is_declared
+        if scan is None:
+            self._expected = None
+        elif scan.num_samples is not None:
+            self._expected = self._num_sound = scan.num_samples
+            self._num_added = scan.num_added
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The audio as (2, n) float32 blocks: mono doubled, more than two channels mixed down.
@@ -120,7 +133,13 @@ class Recording:
 
     def _decoded(self) -> Iterator[np.ndarray]:
         """(n, channels) float32 blocks, none of them empty."""
+        room = self._num_sound
         while len(block_XA := self._read_block()):
+            self._num_decoded += len(block_XA)
+            block_XA = block_XA[:room]
+            room -= len(block_XA)
+            if not len(block_XA):
+                continue  # a decoder of its own process is read to its end
             if self._md5 is not None:
                 self._md5.add(block_XA)
             yield block_XA
@@ -140,6 +159,7 @@ class Recording:
         Raises:
             FileRejected: `audio_truncated` or `absurd_peak`.
         """
+        self._check_all_decoded()
         if self._expected is not None and self.num_samples != self._expected:
             source = "header says" if self.length_known else "frames hold"
             why = f"its {source} {self._expected:,} samples, {self.num_samples:,} could be decoded"
@@ -148,6 +168,15 @@ class Recording:
             raise FileRejected("audio_decode_error", why="its audio does not match the checksum in its header")
         if self.peak > LOUDEST_PEAK:
             raise FileRejected("absurd_peak", peak=self.peak)
+
+    def _check_all_decoded(self) -> None:
+        """Check that the decoder left out nothing of an MP3 that had silence added to it, which would hide that."""
+        if not self._num_added:
+            return
+        lacking = min(self._file.frames, self._num_sound + self._num_added) - self._num_decoded
+        if lacking > 0:
+            why = f"its frames hold {self._num_sound:,} samples, {self._num_sound - lacking:,} could be decoded"
+            raise FileRejected("audio_truncated", why=why)
 
 
 def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:

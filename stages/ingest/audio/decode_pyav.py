@@ -54,6 +54,8 @@ class PyavRecording(Recording):
             check_adts(data)
         if len(self._container.streams.audio) > 1:
             self.unread = self.unread or "a second stream beside the first one"
+        if stream.codec_context is None:
+            raise FileRejected("audio_decode_error", why="no decoder knows its encoding")
         self._stream = stream
         self.sample_rate_hz: int = stream.codec_context.sample_rate
         self.num_channels: int = stream.codec_context.channels

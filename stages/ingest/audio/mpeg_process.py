@@ -50,6 +50,8 @@ def error_text(error: Exception) -> str:
 
 def serve() -> None:
     """Decode file after file until stdin ends, which it does when the parent process ends."""
+    # libsndfile takes a file `._` in the current folder for a part of any file whose kind it does not see at once.
+    os.chdir(os.sep)
     while True:
         try:
             data, wants_samples = pickle.load(sys.stdin.buffer)

@@ -230,11 +230,13 @@ def _with_whole_bits(data: bytes | bytearray, start: int, order: str) -> bytearr
 
 
 def wave_format_tag(data: bytes) -> int | None:
-    """The format tag of a RIFF or RIFX file, such as 1 for PCM; None where it has none."""
+    """The format tag of a RIFF or RIFX file, such as 1 for PCM, also of an extensible one; None where it has none."""
     box = _BIG if data.startswith(b"RIFX") else _LITTLE
     for name, start, _ in box.chunks(data):
         if name == b"fmt " and start + 2 <= len(data):
             (tag,) = struct.unpack_from(f"{box.head[0]}H", data, start)
+            if tag == _EXTENSIBLE and start + 26 <= len(data):
+                (tag,) = struct.unpack_from(f"{box.head[0]}H", data, start + 24)
             return int(tag)
     return None
 

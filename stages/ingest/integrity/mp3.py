@@ -1,6 +1,7 @@
 """Checks an MP3 frame by frame, as decoders silently skip what they cannot read. Light: standard library only.
 
-Sources: ISO 11172-3 and 13818-3 (frame header), the Xing and LAME header in the first frame (gabriel.mp3-tech.org).
+Sources: ISO 11172-3 and 13818-3 (frame header), the Xing, LAME and VBRI headers in the first frame
+(gabriel.mp3-tech.org).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.checked_file import after_end
-from stages.ingest.integrity.tags import TAG_MARKERS, end_of_tags
+from stages.ingest.integrity.tags import TAG_MARKERS, end_of_leading_tags, end_of_tags
 
 _BITRATES = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -23,6 +24,19 @@ _LAYER_3 = 1
 _MAX_STRAY_BYTES = 4096
 """Bytes of an unknown kind that may follow the last frame: some programs write their own tags."""
 _SEARCHED_BYTES = 1 << 16
+_MAX_LEADING_BYTES = 1 << 20
+_SILENT_FRAMES = 16
+"""Fewest that are added where the decoder would guess the length."""
+_CERTAIN_FRAMES = 10
+"""So many frames of one kind in a row are no chance."""
+_PLACEHOLDER = 1 << 24
+"""A hundred hours: a larger number of frames means that the writer did not know it."""
+_VBRI_AT = 36
+_OTHER_KINDS = {
+    *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.", b"OggS", b"fLaC"),
+    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"\0\0\x01\xba", b"wvpk", b"TTA1", b"MAC ", b"FLV\x01", b"PK\3\4"),
+}
+"""First bytes of files that may hold MP3 frames among others, or by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +70,43 @@ def frame_at(data: bytes, offset: int) -> Frame | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What an encoder's summary of the file (Xing, Info or VBRI), which stands in for a first frame, declares."""
+
+    is_xing: bool
+    num_frames: int | None
+    """Audio frames, without the summary itself."""
+    num_bytes: int | None
+    """Of all frames, as a rule with the summary itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameScan:
     """Result of going through a file frame by frame."""
 
-    num_samples: int
-    """Samples of each channel in all audio frames."""
+    data: bytes
+    """The frames for the decoder."""
+    num_samples: int | None
+    """Samples of each channel in all audio frames; None where a Xing header, which may state padding, counts them."""
+    num_added: int
+    """Samples of silent frames that follow them in `data`."""
     is_declared: bool
     """Whether the file declares its number of frames; if not, missing frames cannot be detected."""
     delay_known: bool
     """Whether the header says how many samples the encoder added before the sound."""
+    num_leading_bytes: int = 0
+    """Bytes before the first frame that are no tags."""
     num_stray_bytes: int = 0
     """Bytes after the last frame that are no tags."""
     unread: str = ""
-    """What further sound follows that decoders leave out."""
+    """What further sound the file holds that decoders leave out."""
+    contradiction: str = ""
+    """That its header counts other frames than there are, though none is missing."""
 
 
 def looks_like_mp3(data: bytes) -> bool:
-    """Whether a layer III frame comes first, after ID3 tags and zeros."""
-    return frame_at(data, end_of_tags(data)) is not None
+    """Whether layer III frames come first, after tags and, in a file of no other known kind, after anything else."""
+    return frame_at(data, end_of_tags(data)) is not None or _searched_start(data) is not None
 
 
 def check_frames(data: bytes) -> FrameScan | None:
@@ -85,47 +118,130 @@ def check_frames(data: bytes) -> FrameScan | None:
     Raises:
         FileRejected: `audio_truncated`, or `audio_decode_error` where there is something between frames.
     """
-    start = first = _first_frame(data)
-    kind = frame_at(data, start)
+    first, num_leading = _first_frame(data)
+    kind = frame_at(data, first)
     if kind is None:
         return None
-    count, joined = 0, ""
-    for start, frame in _frames(data, first):
-        if (frame.version, frame.rate_hz) != (kind.version, kind.rate_hz):
-            raise FileRejected("audio_decode_error", why=f"its sample rate changes at byte {start:,}")
-        if count and _header(data, start, frame):
-            joined = "another MP3 file"
-            break
-        count, end = count + 1, start + frame.num_bytes
-    declared = declared_frames(data, first, kind)
+    ends, joined = _walk(data, first, kind)
+    end, summary = ends[-1], _summary(data, first, kind)
     if end > len(data):
         raise FileRejected("audio_truncated", why="its last frame is cut")
-    _check_rest(data, end, complete=bool(joined) or (declared is not None and count - 1 >= declared))
+    there = len(ends) - (summary is not None)
+    declared = _declared(summary)
+    _check_rest(data, end, complete=bool(joined) or (declared is not None and there >= declared))
     stray, unread = (len(data) - end, joined) if joined else _after_frames(data, end)
-    if declared is not None and count - 1 > declared + 1:
-        unread = unread or f"{count - 1 - declared:,} frames more than its header declares"
-    if declared is not None and count - 1 < declared:
-        raise FileRejected("audio_truncated", why=f"its header says {declared:,} frames, {count - 1:,} are there")
-    num_audio_frames = count - 1 if _header(data, first, kind) else count
+    contradiction, used = "", there
+    if declared is not None and declared != there:
+        assert summary is not None, "only a summary declares a number"
+        if _is_confirmed(summary, ends, first, declared):
+            used, unread = declared, unread or f"{there - declared:,} frames that its header does not count"
+        elif declared < there or _is_whole(summary, ends, first, there):
+            contradiction = f"it counts {declared:,} frames, {there:,} are there"
+        else:
+            raise FileRejected("audio_truncated", why=f"its header says {declared:,} frames, {there:,} are there")
+    frames, num_silent = _for_decoder(data[first:end], kind, summary, used)
     return FrameScan(
-        num_samples=num_audio_frames * kind.num_samples,
+        data=frames,
+        num_added=num_silent * kind.num_samples,
+        num_samples=None if _has_count(summary) else used * kind.num_samples,
         is_declared=declared is not None,
         delay_known=_states_delay(data, first, kind),
+        num_leading_bytes=num_leading,
         num_stray_bytes=stray,
         unread=unread,
+        contradiction=contradiction,
     )
 
 
-def _first_frame(data: bytes) -> int:
-    """The byte at which the frames begin.
+def _walk(data: bytes, first: int, kind: Frame) -> tuple[list[int], str]:
+    """The byte at which each frame ends, and what other file begins after the last of them.
+
+    Raises:
+        FileRejected: `audio_decode_error` where the rate changes.
+    """
+    ends: list[int] = []
+    for start, frame in _frames(data, first):
+        if (frame.version, frame.rate_hz) != (kind.version, kind.rate_hz):
+            raise FileRejected("audio_decode_error", why=f"its sample rate changes at byte {start:,}")
+        if ends and _summary(data, start, frame):
+            return ends, "another MP3 file"
+        ends.append(start + frame.num_bytes)
+    return ends, ""
+
+
+def _declared(summary: _Summary | None) -> int | None:
+    """The number of audio frames, unless it is a placeholder."""
+    if summary is None or not summary.num_frames or summary.num_frames >= _PLACEHOLDER:
+        return None
+    return summary.num_frames
+
+
+def _is_confirmed(summary: _Summary, ends: list[int], first: int, declared: int) -> bool:
+    """Whether fewer frames than there are also have the size that is declared: then what follows is another sound."""
+    return declared < len(ends) - 1 and _has_size(summary, ends, first, declared)
+
+
+def _is_whole(summary: _Summary, ends: list[int], first: int, there: int) -> bool:
+    """Whether the declared size says that no frame is missing, or one more is declared by counting the summary too."""
+    if summary.num_bytes:
+        return _has_size(summary, ends, first, there)
+    return summary.num_frames == there + 1
+
+
+def _has_size(summary: _Summary, ends: list[int], first: int, number: int) -> bool:
+    """Whether that many audio frames have the declared size, with or without the summary."""
+    size = ends[number] - first
+    return summary.num_bytes in (size, size - (ends[0] - first))
+
+
+def _for_decoder(frames: bytes, kind: Frame, summary: _Summary | None, count: int) -> tuple[bytes, int]:
+    """The frames with the true count in their Xing header, or with a number of silent frames at the end.
+
+    Where no header counts them libmpg123 guesses the length from the first frames' size, and libsndfile reads no
+    further: with silent frames it guesses too late, never too early.
+    """
+    if _has_count(summary):
+        place = _side_bytes(kind) + 12
+        return frames[:place] + struct.pack(">I", count) + frames[place + 4 :], 0
+    audio = frames if summary is None else frames[kind.num_bytes :]
+    largest = max((frame.num_bytes for _, (_, frame) in zip(range(9), _frames(audio, 0), strict=False)), default=0)
+    num_silent = _SILENT_FRAMES + max(0, largest * count - len(audio)) // kind.num_bytes
+    silent = bytes((frames[0], frames[1] | 1, *frames[2:4])).ljust(kind.num_bytes, b"\0")  # the bit: no checksum
+    return audio + silent * num_silent, num_silent
+
+
+def _has_count(summary: _Summary | None) -> bool:
+    return summary is not None and summary.is_xing and summary.num_frames is not None
+
+
+def _first_frame(data: bytes) -> tuple[int, int]:
+    """The byte at which the frames begin, and how many bytes before it are no tags.
 
     Raises:
         FileRejected: something else comes before them.
     """
     offset = end_of_tags(data)
-    if frame_at(data, offset) is None and data[offset : offset + 1] != b"\xff":
-        raise FileRejected("audio_decode_error", why=f"there is no frame at byte {offset:,}")
-    return offset
+    if frame_at(data, offset) is None:
+        start = _searched_start(data)
+        if start is not None:
+            return start, start - min(start, end_of_leading_tags(data))
+        if data[offset : offset + 1] != b"\xff":
+            raise FileRejected("audio_decode_error", why=f"there is no frame at byte {offset:,}")
+    return offset, 0
+
+
+def _searched_start(data: bytes) -> int | None:
+    """Where frames begin in a file that begins with something of no known kind, such as a part of a frame."""
+    if data[:4] in _OTHER_KINDS or data[4:8] in (b"ftyp", b"moov", b"mdat"):
+        return None
+    offset = data.find(b"\xff", 0, _MAX_LEADING_BYTES)
+    while offset >= 0:
+        found = list(zip(range(_CERTAIN_FRAMES), _frames(data, offset), strict=False))
+        kinds = {(frame.version, frame.rate_hz) for _, (_, frame) in found}
+        if len(kinds) == 1 and len(found) == _CERTAIN_FRAMES:
+            return offset
+        offset = data.find(b"\xff", offset + 1, _MAX_LEADING_BYTES)
+    return None
 
 
 def _frames(data: bytes, offset: int) -> Iterator[tuple[int, Frame]]:
@@ -135,20 +251,30 @@ def _frames(data: bytes, offset: int) -> Iterator[tuple[int, Frame]]:
         offset += frame.num_bytes
 
 
-def declared_frames(data: bytes, offset: int, frame: Frame) -> int | None:
-    """Number of audio frames in the Xing (or Info) header, which is the first frame and not counted itself."""
+def _summary(data: bytes, offset: int, frame: Frame) -> _Summary | None:
+    """The summary in this frame; None where it is an audio frame."""
+    if data[offset + _VBRI_AT : offset + _VBRI_AT + 4] == b"VBRI" and len(data) >= offset + _VBRI_AT + 18:
+        num_bytes, frames = struct.unpack_from(">II", data, offset + _VBRI_AT + 10)
+        return _Summary(is_xing=False, num_frames=frames, num_bytes=num_bytes)
     head = _header(data, offset, frame)
-    if not head or not head[7] & 1:
+    if not head:
         return None
-    count: int = struct.unpack(">I", head[8:12])[0]
-    return count
+    at, flags = offset + 12 + _side_bytes(frame), head[7]
+    fields = struct.unpack(">II", data[at : at + 8].ljust(8, b"\0"))
+    num_bytes = fields[flags & 1] if flags & 2 else None
+    return _Summary(is_xing=True, num_frames=fields[0] if flags & 1 else None, num_bytes=num_bytes)
+
+
+def _side_bytes(frame: Frame) -> int:
+    """Size of the side information, behind which the Xing header stands."""
+    return {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[
+        frame.version == 3, frame.is_mono
+    ]
 
 
 def _header(data: bytes, offset: int, frame: Frame) -> bytes:
     """The first 12 bytes of the Xing (or Info) header; empty where the first frame is an audio frame."""
-    side = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[
-        frame.version == 3, frame.is_mono
-    ]
+    side = _side_bytes(frame)
     head = data[offset + 4 + side : offset + 16 + side]
     return head if len(head) == 12 and head[:4] in (b"Xing", b"Info") else b""
 

@@ -12,6 +12,7 @@ from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.checked_file import CheckedFile, after_end
 
 _FIRST_PAGE, _LAST_PAGE = 0x02, 0x04
+_OPUS_RATE = (48_000).to_bytes(4, "little")
 _AUDIO = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 
 
@@ -77,3 +78,17 @@ def ogg_checksum(page: bytes) -> int:
     plain = page[:22] + bytes(4) + page[26:]
     mirrored = zlib.crc32(plain.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def opus_at_full_rate(data: bytes) -> bytes:
+    """An Opus file that claims to come from 48,000 Hz; any other file unchanged.
+
+    The rate that its header states is that of the recording before it was encoded, as a remark (RFC 7845, 5.1), but
+    libsndfile decodes at a rate near it, or at the lowest one where it is 0, and so loses what is above.
+    """
+    head = data.find(b"OpusHead", 28, 512) if data.startswith(b"OggS") else -1
+    if head < 0 or data[head + 12 : head + 16] == _OPUS_RATE:
+        return data
+    stop = next(ogg_pages(data))[1]
+    page = data[: head + 12] + _OPUS_RATE + data[head + 16 : stop]
+    return page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:] + data[stop:]

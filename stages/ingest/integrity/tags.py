@@ -12,9 +12,29 @@ _LYRICS_END = b"LYRICS200"
 
 
 def without_leading_tags(data: bytes) -> bytes:
-    """The file without ID3v2 tags before its header: decoders skip them, but then miscount where the audio ends."""
-    end = _end_of_id3(data, 0)
-    return data[_end_of_zeros(data, end) :] if end else data
+    """The file without tags before its header: decoders skip them, but then miscount where the audio ends."""
+    end = end_of_leading_tags(data)
+    return data[end:] if end else data
+
+
+def end_of_leading_tags(data: bytes) -> int:
+    """The byte at which the tags before a file end, and zeros after them, but for those that an MP4 begins with."""
+    end = 0
+    while (after := _end_of_ape(data, _end_of_id3(data, end))) > end:
+        end = after
+    if not end:
+        return 0
+    start = _end_of_zeros(data, end)
+    name_of_box = data.find(b"ftyp", start, start + 8)
+    return start if name_of_box < 0 else max(end, name_of_box - 4)
+
+
+def _end_of_ape(data: bytes, offset: int) -> int:
+    """The byte at which an APEv2 tag with a header, or an ID3v1 tag, that begins there ends."""
+    if data.startswith(b"APETAGEX", offset) and len(data) >= offset + _APE_BYTES:
+        return offset + _APE_BYTES + int.from_bytes(data[offset + 12 : offset + 16], "little")
+    is_id3v1 = data.startswith(b"TAG", offset) and len(data) > offset + _ID3V1_BYTES
+    return offset + _ID3V1_BYTES if is_id3v1 else offset
 
 
 def end_of_tags(data: bytes, offset: int = 0) -> int:
