@@ -342,3 +342,13 @@ def test_codecs_that_state_their_delay_or_have_none_are_not_noted(form, subtype)
     buffer = io.BytesIO()
     soundfile.write(buffer, tone(0.5, rate=48000), 48000, format=form, subtype=subtype)
     assert decoded(buffer.getvalue())[0].delay_known
+
+
+@pytest.mark.parametrize("offset", [4, 512])
+def test_the_sound_of_an_aiff_may_begin_at_an_offset(offset):
+    data = bytearray(made("AIFF"))
+    at = data.index(b"SSND")
+    data[at + 16 : at + 16] = bytes(offset)
+    struct.pack_into(">II", data, at + 4, len(pcm("AIFF")) + 8 + offset, offset)
+    struct.pack_into(">I", data, 4, len(data) - 8)
+    assert np.array_equal(decoded(bytes(data))[1], the_sound())

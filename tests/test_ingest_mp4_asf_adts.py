@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.ingest.faults import FileRejected
-from stages.ingest.integrity.mp4_asf_adts import check_adts, stray_bytes
+from stages.ingest.integrity.mp4_asf_adts import check_adts, is_streamed_asf, stray_bytes
 
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -87,3 +87,9 @@ def test_a_wma_is_as_long_as_its_properties_say(declared, verdict):
 
 def test_other_files_are_not_checked_here():
     assert judged(b"RIFF" + bytes(40)) == judged(b"") == judged(b"\0" * 8) == 0
+
+
+def test_a_streamed_wma_is_known_by_its_flag():
+    streamed = bytearray(asf(0, b""))
+    streamed[30 + 88] = 1
+    assert is_streamed_asf(bytes(streamed)) and not is_streamed_asf(asf(200, b"")) and not is_streamed_asf(b"RIFF")

@@ -17,7 +17,7 @@ from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.container import checked_file
-from stages.ingest.integrity.mp4_asf_adts import check_adts, mp4_states_delay, stray_bytes
+from stages.ingest.integrity.mp4_asf_adts import check_adts, is_streamed_asf, mp4_states_delay, stray_bytes
 
 _FRAME_SAMPLES = 1024
 """Samples of an AAC frame; the error of an MP4's declared length is less."""
@@ -69,7 +69,8 @@ class PyavRecording(Recording):
         self._tolerance = _FRAME_SAMPLES if self._is_mp4 else _WMA_TOLERANCE_SAMPLES
         if is_exact:
             self._tolerance = 1
-        is_guess = self._container.format.name == "aac"  # raw AAC has no header: FFmpeg guesses from the bit rate
+        # Raw AAC has no header, and that of a streamed WMA is not filled in: FFmpeg guesses from the bit rate.
+        is_guess = self._container.format.name == "aac" or is_streamed_asf(data)
         if stream.duration is not None and stream.time_base is not None and not is_guess:
             self._declared = round(stream.duration * stream.time_base * self.sample_rate_hz)
 

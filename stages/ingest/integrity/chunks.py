@@ -264,8 +264,8 @@ def _with_aiff_length(data: bytes | bytearray, found: dict[bytes, tuple[int, int
         return bytes(data)
     channels, frames, bits = struct.unpack_from(">HIH", data, start)
     sample = channels * -(-bits // 8)
-    there = size - 8
-    if data[8:12] not in (b"AIFF", b"AIFC") or not sample or frames * sample == there:
+    there = size - 8 - struct.unpack_from(">I", data, found[b"SSND"][0])[0]  # sound may begin at an offset
+    if data[8:12] not in (b"AIFF", b"AIFC") or not sample or 0 <= there - frames * sample < sample:
         return bytes(data)
     if frames and not is_placeholder(frames * sample, there) and not is_placeholder(frames, there):
         why = f"its header says {frames:,} samples of {channels} channels and {bits} bits, {there:,} bytes are there"

@@ -71,6 +71,13 @@ def mp4_states_delay(data: bytes) -> bool:
     return bool(media_time > 0)
 
 
+def is_streamed_asf(data: bytes) -> bool:
+    """Whether a WMA was written as a stream: then the sizes and lengths in its header are not valid."""
+    found = (start for name, start, _ in _asf_objects(data) if name == _ASF_FILE and len(data) >= start + 92)
+    start = next(found, None) if data.startswith(_ASF_HEADER) else None
+    return start is not None and bool(data[start + 88] & _ASF_IS_STREAM)
+
+
 def _declared_asf_bytes(data: bytes) -> int:
     """The size in the file properties; the actual size where they are missing or not valid."""
     for name, start, _ in _asf_objects(data):
