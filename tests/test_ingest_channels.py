@@ -153,3 +153,17 @@ def test_a_mix_never_clips_and_stereo_is_left_as_it_is():
 def test_soundfile_returns_vorbis_channels_in_the_file_s_own_order():
     audio, _ = soundfile.read(io.BytesIO(sound(tones(*VORBIS), RATE, "OGG", "VORBIS")))
     assert [int(np.abs(np.fft.rfft(audio[:RATE, one])).argmax()) for one in range(5)] == list(VORBIS[:5])
+
+
+@pytest.mark.parametrize(
+    ("tag", "layout"),
+    [
+        ((136 << 16) + 4, "FL FR FC LFE"),
+        ((138 << 16) + 5, "FL FR SL SR LFE"),
+        ((141 << 16) + 6, "FC FL FR SL SR BC"),
+        ((144 << 16) + 8, "FC FL FR SL SR BL BR BC"),
+    ],
+)
+def test_a_caf_s_layout_tag_names_as_many_loudspeakers_as_it_counts(tag, layout):
+    chunk = b"chan" + struct.pack(">qIII", 12, tag, 0, 0)
+    assert channel_layout(b"caff\0\1\0\0" + chunk, tag & 0xFF) == tuple(layout.split())

@@ -93,3 +93,8 @@ def test_a_streamed_wma_is_known_by_its_flag():
     streamed = bytearray(asf(0, b""))
     streamed[30 + 88] = 1
     assert is_streamed_asf(bytes(streamed)) and not is_streamed_asf(asf(200, b"")) and not is_streamed_asf(b"RIFF")
+
+
+def test_another_mp4_after_the_first_is_counted_as_bytes_that_are_not_read():
+    whole = box(b"ftyp", b"M4A ") + box(b"mdat", b"abc") + box(b"moov", b"def")
+    assert judged(whole + whole) == len(whole)

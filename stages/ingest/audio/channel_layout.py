@@ -62,9 +62,15 @@ _APPLE = {
     131: "FL FR BC",
     132: "FL FR SL SR",
     133: "FL FR LFE",
-    141: "FC FL FR BC",
+    134: "FL FR LFE BC",
+    135: "FL FR LFE SL SR",
+    136: "FL FR FC LFE",
+    137: "FL FR FC LFE BC",
+    138: "FL FR SL SR LFE",
+    141: "FC FL FR SL SR BC",
     142: "FC FL FR SL SR BC LFE",
-    144: "FC FL FR SL SR BL BR LFE",
+    143: "FC FL FR SL SR BL BR",
+    144: "FC FL FR SL SR BL BR BC",
 }
 """The upper half of Apple's layout tags."""
 _FROM_LABELS, _FROM_BITS = 0, 1

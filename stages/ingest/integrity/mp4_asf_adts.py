@@ -45,11 +45,11 @@ def stray_bytes(data: bytes) -> int:
 
 
 def _end_of_boxes(data: bytes) -> int:
-    """The byte at which the last box ends; what follows is no box of a known kind."""
+    """The byte at which the last box ends; what follows is no box of a known kind, or another file."""
     offset = 0
     while len(data) >= offset + 8:
         size, name = struct.unpack_from(">I4s", data, offset)
-        if name not in _BOXES:
+        if name not in _BOXES or (offset and name == b"ftyp"):
             return offset
         if size == 1 and len(data) >= offset + 16:
             (size,) = struct.unpack_from(">Q", data, offset + 8)
