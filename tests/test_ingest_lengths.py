@@ -352,3 +352,12 @@ def test_the_sound_of_an_aiff_may_begin_at_an_offset(offset):
     struct.pack_into(">II", data, at + 4, len(pcm("AIFF")) + 8 + offset, offset)
     struct.pack_into(">I", data, 4, len(data) - 8)
     assert np.array_equal(decoded(bytes(data))[1], the_sound())
+
+
+@pytest.mark.parametrize("pad", [b"", b"\0"])
+def test_chunks_after_a_sound_of_an_odd_size_may_lack_the_byte_between(pad):
+    sound_of = np.arange(1, 4002, dtype=np.uint8).tobytes()
+    fmt = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, RATE, 1, 8)
+    body = b"WAVE" + fmt + b"data" + struct.pack("<I", len(sound_of)) + sound_of + pad
+    body += b"LIST" + struct.pack("<I", 18) + b"INFOISFT\6\0\0\0writer"
+    assert decoded(b"RIFF" + struct.pack("<I", len(body)) + body)[1].shape[1] == len(sound_of)

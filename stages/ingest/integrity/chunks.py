@@ -167,7 +167,10 @@ def _end_of_chunks(data: bytes, box: _Container, stop: int, declared: int | None
     """
     end = min(max(declared or len(data), stop), len(data))
     rest = data[stop:end]
-    later = list(box.chunks(data[:end], stop + -stop % box.align))
+    begin = stop + -stop % box.align
+    if not _is_name(data[begin : begin + 4]) and _is_name(data[stop : stop + 4]):
+        begin = stop  # a careless writer left out the byte that makes an odd chunk even
+    later = list(box.chunks(data[:end], begin))
     if declared is None:
         ends = [start + size for name, start, size in later if _is_name(name) and start + size <= end]
         later, end = later[: len(ends)], max([stop, *ends])
