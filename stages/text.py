@@ -20,11 +20,16 @@ _FORMATS = (
     (b"\xd0\xcf\x11\xe0", "a Word document"),
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
+    (b"<head", "a web page"),
+    (b"<?xml", "an XML document"),
+    (b"bplist00", "a property list of macOS"),
 )
 """First bytes of files that are saved under the name of a text by mistake."""
 _LFS_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _LONGEST_LFS_POINTER = 1024
 """Source: the Git LFS pointer specification, which keeps pointers below 1024 bytes."""
+_BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters that show nothing: fillers of Hangul, the empty braille cell."""
 _PLAIN_CONTROLS = "\t\n\r"
 
 
@@ -50,8 +55,8 @@ def decoded(data: bytes) -> str:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     if (other := other_format(data)) is not None:
         raise NotText(other)
-    if encoding == "utf-8" and (order := _utf16_order(data)) is not None:
-        raise UnknownEncoding(f"UTF-16 ({order}) without the byte order mark that says so")
+    if encoding == "utf-8" and (unmarked := _unmarked(data)) is not None:
+        raise UnknownEncoding(f"{unmarked} without the byte order mark that says so")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
@@ -64,9 +69,20 @@ def other_format(data: bytes) -> str | None:
     return next((name for magic, name in _FORMATS if head.startswith(magic.lower())), None)
 
 
+def _unmarked(data: bytes) -> str | None:
+    """UTF-32 or UTF-16 without a mark, by the NULs of its letters; None if it is neither."""
+    whole = data[: len(data) // 4 * 4]
+    letters = [whole[start : start + 4] for start in range(0, len(whole), 4)] if whole.count(0) * 2 > len(whole) else []
+    for order, high in (("little-endian", slice(2, 4)), ("big-endian", slice(0, 2))):
+        if letters and all(any(letter) and not any(letter[high]) for letter in letters):
+            return f"UTF-32 ({order})"
+    order16 = _utf16_order(data[: len(data) // 2 * 2])
+    return None if order16 is None else f"UTF-16 ({order16})"
+
+
 def _utf16_order(data: bytes) -> str | None:
     """The byte order of UTF-16 without a mark, by the NULs of its plain letters; None if it is no such text."""
-    if len(data) < 2 or len(data) % 2:
+    if len(data) < 2:
         return None
     for order, high in (("little-endian", data[1::2]), ("big-endian", data[::2])):
         low = data[::2] if order == "little-endian" else data[1::2]
@@ -110,9 +126,16 @@ def control_character(text: str) -> str | None:
     for letter in text:
         if letter in ("\ufffd", "\ufffe", "\uffff"):
             return f"U+{ord(letter):04X}, which stands for a letter that was lost"
+        if unicodedata.category(letter) == "Cs":
+            return "half of a surrogate pair, or a byte that is not UTF-8"
         if unicodedata.category(letter) == "Cc" and letter not in _PLAIN_CONTROLS:
             return "NUL, as files do after a crash" if letter == "\0" else f"the control character U+{ord(letter):04X}"
     return None
+
+
+def has_visible(text: str) -> bool:
+    """Whether anything but spaces, control characters and invisible joiners is in a text."""
+    return any(not (one.isspace() or one in _BLANKS or unicodedata.category(one) in ("Cc", "Cf")) for one in text)
 
 
 def control_fault(text: str) -> str | None:

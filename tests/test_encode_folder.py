@@ -176,3 +176,16 @@ def test_a_file_that_changed_since_the_folder_was_named_is_refused(place):
     with pytest.raises(DatasetFaults) as caught:
         import_folder(Inputs(source=source, weights=place.weights), params, work)
     assert [(fault.member, fault.type) for fault in caught.value.faults] == [("0000000000.npy", "file_changed")]
+
+
+@pytest.mark.parametrize("prompt", ["a\0b", "a\ufffd", "a\ud800", "\u200b"])
+def test_a_prompt_that_is_no_text_is_a_fault(place, prompt):
+    place.change("0000000000", prompt=prompt)
+    assert ("0000000000.npy", "field_invalid") in place.faults()
+
+
+def test_pointers_and_endless_metadata_are_faults(place):
+    (place.folder / "0000000000.npy").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    other = sorted(place.folder.glob("*.json"))[1]
+    other.write_text("[" * 100_000)
+    assert {("0000000000.npy", "lfs_pointer"), (f"{other.stem}.npy", "metadata_unreadable")} <= set(place.faults())

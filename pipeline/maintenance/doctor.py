@@ -20,6 +20,7 @@ from typing import Any
 from cache.errors import CacheError, LockHeld
 from cache.store import Store
 from pipeline.errors import ChecksFailed
+from pipeline.request.paths import with_home
 from stages import catalogue
 
 PROJECT = "stable-audio-3-trainer"
@@ -142,7 +143,7 @@ def weights(store: Path) -> Results:
     """Where each model's weights are, or where they will come from."""
     given = os.environ.get("SA3_WEIGHTS")
     if given:
-        complete = (Path(given) / "model_config.json").is_file()
+        complete = (Path(with_home(given)) / "model_config.json").is_file()
         yield "SA3_WEIGHTS", GOOD if complete else BAD, given if complete else f"{given} holds no model_config.json"
     for name, spec in catalogue.models().items():
         yield name, *_weights_of(spec, store)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from stages.ingest.faults import FileRejected
-from stages.text import NotText, decoded, parsed_json
+from stages.text import NotText, control_fault, decoded, parsed_json
 
 CAPTION_KEY = "caption"
 """Key of the text of the .txt, which would be the caption without a template."""
@@ -57,7 +57,7 @@ def template_fault(template: str) -> str | None:
         keys = template_keys(template)
     except ValueError as error:
         return str(error)
-    return None if keys else "it names no key in braces"
+    return control_fault(template) if keys else "it names no key in braces"
 
 
 def filled_template(template: str, sources: CaptionSources) -> tuple[str, str]:
@@ -85,7 +85,8 @@ def _value(key: str, sources: CaptionSources) -> tuple[int, str]:
     tags = sources.tags()
     if (text := _as_text(tags.get(key.casefold()))) is not None:
         return 2, text
-    available = sorted({str(name) for name in sources.sidecar} | set(tags))
+    texts = {**{str(name): value for name, value in sources.sidecar.items()}, **tags}
+    available = sorted(name if _holds_text(value) else f"{name} without text" for name, value in texts.items())
     shown = ", ".join(available[:12]) + (" ..." if len(available) > 12 else "") or "none"
     raise FileRejected("caption_key_missing", key=key, there=shown)
 
@@ -97,6 +98,10 @@ def _looked_up(sidecar: object, key: str) -> object:
     for part in key.split("."):
         sidecar = sidecar.get(part) if isinstance(sidecar, Mapping) else None
     return sidecar
+
+
+def _holds_text(value: object) -> bool:
+    return isinstance(value, Mapping) or _as_text(value) is not None
 
 
 def _as_text(value: object) -> str | None:

@@ -56,8 +56,8 @@ MESSAGES = {
     "too_many_clips": ("it has {count} clips, over the limit of {limit}. Split the dataset, or raise --max-clips."),
     # names and captions
     "duplicate_name": (
-        "it has the same name as {others}, apart from the suffix or upper and lower case. Rename all but one, and "
-        "their captions."
+        "it has the same name as {others}, apart from the suffix, upper and lower case or the form of accents. Rename "
+        "all but one, and their captions."
     ),
     "missing_caption": "it has no caption. Write what it sounds like into {wanted}{near}.",
     "caption_row_missing": "{table} has no row for it. Add one, or leave --captions out and write {wanted}.",
@@ -79,6 +79,9 @@ MESSAGES = {
         "the caption template needs {key}, which this clip does not have (it has {there}). Add it to the .json file "
         "next to the audio, or leave it out of --caption-template."
     ),
+    "caption_made_no_text": (
+        "the caption that the template makes of it (from {where}) {what}; a caption is plain text. Correct the values."
+    ),
     "tags_unreadable": (
         "its tags cannot be read ({why}). Write them again, or put the values into a .json file next to it."
     ),
@@ -97,6 +100,7 @@ MESSAGES = {
     "sample_rate_unsupported": (
         "its header says {rate:,} Hz; {low:,} to {high:,} Hz can be read. Export it again at a usual rate."
     ),
+    "audio_not_there": "it is empty: 0 bytes. Copy or download it again.",
     "audio_empty": "it holds no sound: its length is 0 samples. Export it again, or take it and its caption out.",
     "silent": "it is silent: its peak is below {limit:g} dBFS. Remove it, or use a louder recording.",
     "used_channels_silent": (
@@ -113,8 +117,8 @@ WARNINGS = {
         "the zip does not say how its name is encoded and it is not UTF-8; it was read as code page 437, the default "
         "of the format, and may look wrong. Audio and captions are paired all the same."
     ),
-    "other_file": "it is neither audio nor a caption, and is not used.",
-    "unread_file": "it is neither audio nor a caption, and could not be read ({why}).",
+    "other_file": "by its name it is neither audio nor a caption, and is not used.",
+    "unread_file": "by its name it is neither audio nor a caption, and could not be read ({why}).",
     "channels_dropped": (
         "it has {count} channels, and it is not known which loudspeakers they are for; only the first two are used."
     ),

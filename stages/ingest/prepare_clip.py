@@ -26,6 +26,7 @@ from stages.ingest.integrity.tags import without_leading_tags
 from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams, prepared_path
 from stages.prepared_audio import read_facts, write_facts
+from stages.text import other_format
 
 GRACE_SECONDS = 1.0
 """After a stop is requested, a clip that has taken no longer than this is finished."""
@@ -152,7 +153,11 @@ def open_recording(data: bytes) -> Recording:
     Raises:
         FileRejected: no decoder can open it.
     """
+    if not data:
+        raise FileRejected("audio_not_there")
     data = without_leading_tags(data)
+    if (other := other_format(data)) is not None:
+        raise FileRejected("audio_decode_error", why=f"by its content it is {other}")
     kind = kind_for_pyav(data)
     if kind is not None:
         return _pyav_recording(data, NotOpened("audio_needs_pyav", kind=kind))

@@ -62,6 +62,8 @@ class IngestParams:
     """Not repeated before a caption that contains it already."""
     captions: str | None = param(
         None,
+        fault=control_fault,
+        rule="text",
         help="table in the data that holds the captions, such as metadata.csv or metadata.jsonl; unset: .txt files",
     )
     """By its path inside the data; with a column for the file (file_name) and one for the caption (caption, text)."""

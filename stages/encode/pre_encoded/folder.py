@@ -27,6 +27,7 @@ from cache.fingerprint import digest_bytes
 from stages.contract import Member, Source
 from stages.errors import Fault
 from stages.plural import pluralized
+from stages.text import control_character, has_visible, is_lfs_pointer
 
 SILENCE = "silence.npy"
 FIELDS = (
@@ -120,7 +121,8 @@ def read_folder(source: Source, shape: Shape) -> Folder:
     try:
         found.silence_TC = _silence(source.path, members, shape) if SILENCE in members else None
     except FileRejected as rejection:
-        found.faults.append(Fault(member=SILENCE, type=rejection.type, msg=rejection.msg))
+        remedy = f"remove it to use the silence of {shape.model}, or write it again"
+        found.faults.append(Fault(member=SILENCE, type=rejection.type, msg=f"{rejection.msg}; {remedy}"))
     found.clips = _with_unique_names(found.clips)
     found.notes = [f"{what}: {pluralized(number, 'clip')}" for what, number in derived.items()]
     found.notes += _notes(members, stems, found.clips, fields)
@@ -169,7 +171,7 @@ def _metadata(root: Path, members: Mapping[str, Member], name: str) -> dict[str,
         raise FileRejected("metadata_missing", f"{name} is missing; encode this clip again, or remove its .npy")
     try:
         about = json.loads(_content(root / name, members[name]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileRejected("metadata_unreadable", f"{name} is not JSON ({error})") from error
     if not isinstance(about, dict):
         raise FileRejected("metadata_unreadable", f"{name} does not contain a JSON object")
@@ -205,8 +207,8 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
         raise FileRejected("field_missing", f"its metadata lacks {', '.join(missing)}")
     mask, prompt, rate = about["padding_mask"], about["prompt"], about["sample_rate"]
     rules = [
-        ("relpath", isinstance(about["relpath"], str) and about["relpath"], "a file name"),
-        ("prompt", isinstance(prompt, str) and prompt.strip(), "some text"),
+        ("relpath", _is_plain_text(about["relpath"]), "a file name"),
+        ("prompt", _is_plain_text(prompt), "plain text, some of it visible"),
         ("seconds_start", _is_number(about["seconds_start"]) and about["seconds_start"] >= 0, "a number from 0"),
         ("seconds_total", _is_number(about["seconds_total"]) and about["seconds_total"] > 0, "a number above 0"),
         ("sample_rate", rate == shape.sample_rate_hz, f"{shape.sample_rate_hz}, the sample rate of {shape.model}"),
@@ -216,6 +218,10 @@ def _checked(about: Mapping[str, Any], shape: Shape) -> Mapping[str, Any]:
     if wrong:
         raise FileRejected("field_invalid", "; ".join(wrong))
     return about
+
+
+def _is_plain_text(value: object) -> bool:
+    return isinstance(value, str) and has_visible(value) and control_character(value) is None
 
 
 def _is_number(value: object) -> bool:
@@ -241,7 +247,7 @@ def _shown(value: object) -> str:
 
 def _silence(root: Path, members: Mapping[str, Member], shape: Shape) -> np.ndarray:
     latents_1CT = _array(_content(root / SILENCE, members[SILENCE]))
-    if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1:
+    if latents_1CT.ndim != 3 or latents_1CT.shape[0] != 1 or latents_1CT.shape[2] == 0:
         raise FileRejected("latents_misshapen", f"it is {latents_1CT.shape}, not (1, {shape.channels}, frames)")
     _check_latents(latents_1CT[0], latents_1CT.shape[2], shape)
     return _valid(latents_1CT[0], latents_1CT.shape[2])
@@ -256,6 +262,10 @@ def _content(file: Path, member: Member) -> bytes:
         content = file.read_bytes()
     except OSError as error:
         raise FileRejected("file_unreadable", f"{file.name} cannot be read ({error.strerror})") from error
+    if is_lfs_pointer(content):
+        raise FileRejected(
+            "lfs_pointer", f"{file.name} is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+        )
     if digest_bytes(content) != member.digest:
         raise FileRejected("file_changed", f"{file.name} changed while the folder was read; run again")
     return content

@@ -140,8 +140,8 @@ def silence_difference(folder: Folder, ours_TC: np.ndarray, params: ImportParams
     """Norm of (their silence - ours) relative to ours, over the frames both have; None without their silence."""
     if folder.silence_TC is None:
         work.say(
-            f"the folder has no usable {SILENCE}: silence of {params.model} is used, and whether its autoencoder made "
-            "the latents cannot be checked"
+            f"the folder has no usable {SILENCE}: only silence of {params.model} can be used; whether its autoencoder "
+            "made the latents cannot be checked"
         )
         return None
     num_frames = min(SILENCE_FRAMES, len(folder.silence_TC))

@@ -30,6 +30,9 @@ class Surroundings:
             name for name in self._folders[dirname(audio)] if name.startswith(f"{stem(audio)}.") and name != audio
         ]
         for name in beside:
+            if suffix(name) == SIDECAR and name != f"{stem(audio)}{SIDECAR}":
+                own = basename(f"{stem(audio)}{SIDECAR}")
+                return f" ({name} lies beside it: renamed to {own}, its keys are used by --caption-template)"
             if suffix(name) == SIDECAR:
                 return f" ({name} lies beside it: its key `caption`, say, is used by --caption-template '{{caption}}')"
         for name in beside:

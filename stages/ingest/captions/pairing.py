@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from stages.ingest.file_types import (
     unreadable_format,
 )
 from stages.ingest.source.names import CP437, has_hidden_part
-from stages.text import NotText, UnknownEncoding, control_character, decoded
+from stages.text import NotText, UnknownEncoding, control_character, decoded, has_visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,19 +224,10 @@ def storable_text(text: str) -> str:
     """The text, unchanged.
 
     Raises:
-        FileRejected: none of it is visible, it holds what no text does, or it cannot be stored as UTF-8.
+        FileRejected: none of it is visible, or it holds what no text does.
     """
-    if not any(_is_visible(letter) for letter in text):
+    if not has_visible(text):
         raise FileRejected("empty_caption")
     if (wrong := control_character(text)) is not None:
         raise FileRejected("caption_not_text", what=f"holds {wrong}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
-        raise FileRejected("caption_not_utf8", hint="") from None
     return text
-
-
-def _is_visible(letter: str) -> bool:
-    """False for spaces, control characters and invisible joiners."""
-    return not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf")

@@ -118,7 +118,12 @@ def _prompt(
     names = (caption_file, _name(pair.sidecar), f"tags of {pair.audio.name}")
     sources = CaptionSources(caption=lambda: caption, sidecar=sidecar, tags=tags, names=names)
     text, where = filled_template(params.caption_template, sources)
-    return Prompt(text=with_trigger_phrase(storable_text(text.strip()), params.trigger_phrase), source=where)
+    try:
+        text = storable_text(text.strip())
+    except FileRejected as rejection:  # of no file: what the template makes of its keys
+        what = {"empty_caption": "is empty"}.get(rejection.type, str(rejection.facts.get("what")))
+        raise FileRejected("caption_made_no_text", what=what, where=where or "the template") from None
+    return Prompt(text=with_trigger_phrase(text, params.trigger_phrase), source=where)
 
 
 def _name(member: Member | None) -> str:
