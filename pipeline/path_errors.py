@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def why_not_writable(folder: Path) -> str | None:
     """Why no file can be made in a folder, which is made where it is missing; None where one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable-{secrets.token_hex(8)}"  # another command may be trying the same folder
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:

@@ -16,7 +16,7 @@ from pipeline.cli import app
 from pipeline.cli_errors import reported_errors
 from pipeline.errors import MemoryUsedUp, PathFailed
 from pipeline.execution import runner
-from pipeline.path_errors import memory_errors, path_errors
+from pipeline.path_errors import memory_errors, path_errors, why_not_writable
 from tests.small_datasets import clips, folder
 
 
@@ -201,3 +201,17 @@ def test_verify_does_not_pass_over_a_folder_of_prepared_clips_that_it_may_not_re
     monkeypatch.setattr(Path, "iterdir", lambda self: refused(self) if self == folder else listed(self))
     done = CliRunner().invoke(app, ["verify", "--store", str(tmp_path)])
     assert done.exit_code == 1 and f"{folder}: Permission denied" in done.output
+
+
+def test_two_commands_that_try_one_folder_at_once_are_not_in_each_others_way(tmp_path, monkeypatch):
+    tried, unlink = [], Path.unlink
+
+    def unlinked_by_both(self, **options):
+        if not tried:
+            tried.append(self)
+            assert why_not_writable(tmp_path) is None
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlinked_by_both)
+    assert why_not_writable(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
