@@ -288,7 +288,7 @@ UNDETECTABLE_OF = {
     **PYAV_UNDETECTABLE,
 }
 EXPECTED = {
-    "empty file": "audio_decode_error",
+    "empty file": "audio_not_there",
     "first 40 bytes only": "audio_truncated",
     "first four bytes wrong": "audio_decode_error",
     "first kilobyte zeros": "audio_decode_error",
