@@ -20,12 +20,12 @@ SHARED = ("stages/prepared_audio.py", "stages/records.py")
 CODE = {
     "ingest": ("stages/ingest", "stages/text.py", *SHARED),
     "encode": ("stages/encode", *MODELS, *SHARED),
-    "train": ("stages/train", *MODELS, "stages/adapters", *SHARED),
+    "train": ("stages/train", *MODELS, "stages/adapters", "stages/text.py", *SHARED),
 }
 """The code that decides each stage's result: files, and folders with everything below them."""
 WITHOUT_EFFECT = {
     "stages", "stages.catalogue", "stages.contract", "stages.errors", "stages.field", "stages.references",
-    "stages.processes", "stages.plural", "stages.versions",
+    "stages.disk_space", "stages.processes", "stages.plural", "stages.versions",
 }  # fmt: skip
 """Modules that stages import but that do not decide results: interfaces, messages, distribution over processes."""
 

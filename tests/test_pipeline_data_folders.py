@@ -51,7 +51,7 @@ def test_a_stray_file_changes_no_stage_of_the_plan_and_is_said(tmp_path):
     (data / "README.md").write_text("my notes")
     assert fingerprints(request(str(data), **place)) == before
     (line,) = data_notices(resolve_inputs(request(str(data), **place), fetch=False).source)
-    assert line.startswith("warning: README.md: it is neither audio nor a caption")
+    assert line.startswith("warning: README.md: by its name it is neither audio nor a caption")
 
 
 def test_an_output_folder_that_held_files_before_is_not_marked_and_its_clips_stay_clips(tmp_path):

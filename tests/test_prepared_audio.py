@@ -115,7 +115,7 @@ def test_a_file_is_compared_once_per_process_however_many_crops_are_read(sound, 
 def test_a_folder_in_place_of_the_audio_is_an_error_that_says_so(sound):
     sound.unlink()
     sound.mkdir()
-    with pytest.raises(PreparedAudioMissing, match="cannot be compared"):
+    with pytest.raises(PreparedAudioMissing, match="is no regular file"):
         read_prepared(sound)
 
 
