@@ -1,17 +1,14 @@
 """Outputs of a layer with adapted row norms, p (W x) + b, from W x + b.
 
-The gradient of p is sum(G (y - b)), y being W x + b: where a layer is fed zeros, y is b to the bit and the gradient is
-exactly zero. The difference of sum(G y) and b sum(G), which autograd would compute, leaves rounding noise, and AdamW
-makes steps as long as the learning rate from noise of any size.
+Computed as y + (y - b) (p - 1), y being W x + b, so that the gradient of p is sum(G (y - b)): where a layer is fed
+zeros, y is b to the bit and the gradient is exactly zero. From y p + b (1 - p) autograd takes the difference of
+sum(G y) and b sum(G), which leaves rounding noise, and AdamW makes steps as long as the learning rate from noise of any
+size.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def output_scaled(out: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,21 +21,6 @@ def output_scaled(out: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """
     if bias is None:
         return (out * scale).to(out.dtype)
-    scaled: Tensor = _OutputScaled.apply(out, scale, bias.to(out.dtype))
-    return scaled
-
-
-class _OutputScaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(out, scale, bias)
-        return (out * scale + bias * (1 - scale)).to(out.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        out, scale, bias = ctx.saved_tensors
-        needs_out, needs_scale, _ = ctx.needs_input_grad
-        d_out = (grads[0] * scale).to(out.dtype) if needs_out else None
-        d_scale = (grads[0] * (out.to(scale.dtype) - bias)).sum_to_size(scale.shape) if needs_scale else None
-        return d_out, d_scale, None
+    # Plain operations, not an autograd function of our own: torch.compile gave that one gradients of zero.
+    rounded = bias.to(out.dtype)
+    return (out + (out - rounded.to(scale.dtype)) * (scale - 1)).to(out.dtype)
