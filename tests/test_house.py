@@ -94,7 +94,7 @@ LAYERS = {
         run
     """,
     "stages.pretrain": """
-        synthesis
+        clocked_run rate_schedule synthesis
         autoencoder captions judge
         tempo
         transformer

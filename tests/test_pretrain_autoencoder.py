@@ -19,10 +19,11 @@ from stages.pretrain.autoencoder.initialisation import block_matrices, initialis
 from stages.pretrain.autoencoder.losses import AudioDistances, latent_divergence
 from stages.pretrain.autoencoder.optimizer import orthogonalised
 from stages.pretrain.autoencoder.recipe import Recipe
-from stages.pretrain.autoencoder.run import main, recipe_with
+from stages.pretrain.autoencoder.run import main
 from stages.pretrain.autoencoder.sounds import SoundPool
 from stages.pretrain.autoencoder.step import TrainingStep
 from stages.pretrain.autoencoder.variety import as_recorded, varied
+from stages.pretrain.rate_schedule import recipe_with
 
 SHAPE = Shape(latent_channels=16, width=64, encoder_depth=2, decoder_depth=2)
 RECIPE = Recipe(shape=SHAPE, batch_size=1, num_frames=2, warm_up_steps=1)

@@ -13,6 +13,7 @@ from stages.models.load_weights import CONDITIONER, DENOISER, tensor_sources
 from stages.models.nets.text_encoder import TextEncoder
 from stages.pretrain.captions.tokenizer import train_tokenizer
 from stages.pretrain.judge import Judge, load_judge, save_judge
+from stages.pretrain.rate_schedule import recipe_with
 from stages.pretrain.synthesis.facts import SoundFacts
 from stages.pretrain.tempo import follows, tempos
 from stages.pretrain.transformer.architecture import TransformerShape
@@ -23,7 +24,6 @@ from stages.pretrain.transformer.generator import padded_ids
 from stages.pretrain.transformer.pool import TRAINED_TOKENS, Shelf
 from stages.pretrain.transformer.prompts import prompt, token_rows
 from stages.pretrain.transformer.recipe import Length, TransformerRecipe
-from stages.pretrain.transformer.run import recipe_with
 from stages.pretrain.transformer.step import TransformerStep
 
 CPU = torch.device("cpu")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stages.pretrain.autoencoder.architecture import Shape
+from stages.pretrain.rate_schedule import RateSchedule
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RateSchedule):
     """Loss weights, rates and lengths; shares of the run are of its seconds."""
 
     shape: Shape = field(default_factory=Shape)
@@ -17,10 +18,6 @@ class Recipe:
     num_frames: int = 16
     lr: float = 2e-3
     muon_lr: float = 4e-3
-    warm_up_steps: int = 300
-    decay_from: float = 0.3
-    """Share of the run from which the rates fall linearly to `last_rate`."""
-    first_rate: float = 1.0
     last_rate: float = 0.05
     log_stft: float = 0.5
     log_mel: float = 1.0
@@ -41,12 +38,6 @@ class Recipe:
     decoder_only: bool = False
     """Leave the encoder and the bottleneck, and so all latents, as they are."""
     compiled: bool = False
-
-    def rate_at(self, share: float, step: int) -> float:
-        """Learning rate, as a share of the highest, at a share of the run."""
-        decay = max(0.0, share - self.decay_from) / (1 - self.decay_from) if self.decay_from < 1 else 0.0
-        rate = self.first_rate + (self.last_rate - self.first_rate) * min(1.0, decay)
-        return rate * min(1.0, (step + 1) / self.warm_up_steps)
 
     def waveform_at(self, share: float) -> float:
         """Weight of the waveform term at a share of the run."""

@@ -6,24 +6,24 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ, Shape
+from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ
 from stages.pretrain.autoencoder.checkpoint import load_weights, restore, save, save_weights
 from stages.pretrain.autoencoder.figures import Rows, baselines, figures
 from stages.pretrain.autoencoder.recipe import Recipe
 from stages.pretrain.autoencoder.sounds import SoundPool
 from stages.pretrain.autoencoder.step import TrainingStep
+from stages.pretrain.clocked_run import ClockedRun
+from stages.pretrain.rate_schedule import recipe_with
 from stages.pretrain.synthesis.synthesiser import Synthesiser
 
 HELD_OUT_SEED = 424_242
-SECONDS_BETWEEN_REPORTS = 15.0
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_IN_FLIGHT = 10
 
 Judged = tuple[Tensor, Tensor, list[str]]
@@ -55,22 +55,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def recipe_with(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with FIELD=JSON settings applied, of its own fields and of its shape's."""
-    shape_fields = {one.name for one in fields(Shape)}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        read: Any = json.loads(value)
-        read = tuple(read) if isinstance(read, list) else read
-        change: dict[str, Any] = {name: read}
-        if name in shape_fields:
-            recipe = replace(recipe, shape=replace(recipe.shape, **change))
-        else:
-            recipe = replace(recipe, **change)
-    return recipe
-
-
-class Run:
+class Run(ClockedRun):
     """One training by the clock, reported, saved and judged."""
 
     def __init__(self, options: argparse.Namespace, recipe: Recipe) -> None:
@@ -116,26 +101,9 @@ class Run:
         (self.options.out / f"{self.options.name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         self.log("done " + json.dumps({name: rows["all"] for name, rows in result["figures"].items()}))
 
-    def train(self) -> None:
-        """Steps until the time or the number of steps is used up."""
-        began, first = time.monotonic(), self.num_steps
-        report_at, save_at = SECONDS_BETWEEN_REPORTS, SECONDS_BETWEEN_CHECKPOINTS
-        while (elapsed := time.monotonic() - began) < self.options.seconds:
-            done = self.num_steps - first
-            if self.options.most_steps and done >= self.options.most_steps:
-                break
-            self._one_step(elapsed, done)
-            if elapsed > report_at:
-                report_at += SECONDS_BETWEEN_REPORTS
-                self.report(elapsed, done)
-            if elapsed > save_at:
-                save_at += SECONDS_BETWEEN_CHECKPOINTS
-                self.save()
-        self.report(time.monotonic() - began, self.num_steps - first)
-
-    def _one_step(self, elapsed: float, done: int) -> None:
-        most = self.options.most_steps
-        share = done / most if most else elapsed / self.options.seconds
+    def one_step(self, elapsed: float, done: int) -> None:
+        """A step at the rate of this moment."""
+        share = self.share(elapsed, done)
         self.step.optimizer.set_rate(self.recipe.rate_at(share, done))
         self.step.waveform_weight.fill_(self.recipe.waveform_at(share))
         self.step.adversarial_weight.fill_(self.recipe.adversarial_at(share))

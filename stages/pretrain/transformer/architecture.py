@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SAMPLE_RATE_HZ = 44_100
-DOWNSAMPLING_RATIO = 4096
+from stages.pretrain.autoencoder.architecture import SAMPLE_RATE_HZ
+
 MOST_SECONDS = 384
 """Upper end of the duration embedding, as published."""
 TEXT_FOLDER = "t5gemma-b-b-ul2"

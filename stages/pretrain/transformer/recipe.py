@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stages.pretrain.rate_schedule import RateSchedule
 from stages.pretrain.transformer.architecture import TransformerShape
 
 
@@ -23,8 +24,8 @@ LENGTHS = (Length(64, 28, 0.35), Length(128, 72, 0.35), Length(208, 144, 0.25), 
 """Sounds of up to 2.6, 6.7, 13.4 and 20 s; behind the longer ones there is room for the headroom of a generation."""
 
 
-@dataclass(frozen=True)
-class TransformerRecipe:
+@dataclass(frozen=True, kw_only=True)
+class TransformerRecipe(RateSchedule):
     """Rates, amounts and probabilities; shares of the run are of its seconds."""
 
     shape: TransformerShape = field(default_factory=TransformerShape)
@@ -33,11 +34,7 @@ class TransformerRecipe:
     frames_per_batch: int = 16_384
     lr: float = 1e-3
     muon_lr: float = 1e-2
-    warm_up_steps: int = 300
     decay_from: float = 0.4
-    """Share of the run from which the rates fall linearly to `last_rate`."""
-    first_rate: float = 1.0
-    last_rate: float = 0.0
     average_decay: float = 0.9995
     dropout: float = 0.1
     """Probability that prompt and duration are withheld, for guidance."""
@@ -55,12 +52,6 @@ class TransformerRecipe:
     compiled: bool = False
     graphs: bool = True
     """Replay steps from CUDA graphs; off where one cannot be captured."""
-
-    def rate_at(self, share: float, step: int) -> float:
-        """Learning rate, as a share of the highest, at a share of the run."""
-        decay = max(0.0, share - self.decay_from) / (1 - self.decay_from) if self.decay_from < 1 else 0.0
-        rate = self.first_rate + (self.last_rate - self.first_rate) * min(1.0, decay)
-        return rate * min(1.0, (step + 1) / self.warm_up_steps)
 
     def batch_size(self, length: Length) -> int:
         """Clips of a batch of this length."""

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from stages.pretrain.captions.tokenizer import train_tokenizer
+from stages.pretrain.clocked_run import ClockedRun
 from stages.pretrain.judge import Judge, load_judge, save_judge, train_judge_for
+from stages.pretrain.rate_schedule import recipe_with
 from stages.pretrain.synthesis.synthesiser import Synthesiser
-from stages.pretrain.transformer.architecture import TransformerShape, conditioning_config, diffusion_config
+from stages.pretrain.transformer.architecture import conditioning_config, diffusion_config
 from stages.pretrain.transformer.checkpoint import load_weights, restore, save, save_weights, stored_tokenizer
 from stages.pretrain.transformer.figures import GRID, figures
 from stages.pretrain.transformer.held_out import held_out, held_out_loss
@@ -27,8 +29,6 @@ from stages.pretrain.transformer.prompts import PromptWriter, prompt
 from stages.pretrain.transformer.recipe import TransformerRecipe
 from stages.pretrain.transformer.step import TransformerStep
 
-SECONDS_BETWEEN_REPORTS = 15.0
-SECONDS_BETWEEN_CHECKPOINTS = 90.0
 STEPS_IN_FLIGHT = 10
 _TOKENIZER_SEED, _TOKENIZER_SOUNDS, _TOKENIZER_PROMPTS = 7, 3000, 6
 
@@ -67,20 +67,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def recipe_with(recipe: TransformerRecipe, settings: Sequence[str]) -> TransformerRecipe:
-    """The recipe with FIELD=JSON settings applied, of its own fields and of its shape's."""
-    shape_fields = {one.name for one in fields(TransformerShape)}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        read: Any = json.loads(value)
-        change: dict[str, Any] = {name: tuple(read) if isinstance(read, list) else read}
-        if name in shape_fields:
-            recipe = replace(recipe, shape=replace(recipe.shape, **change))
-        else:
-            recipe = replace(recipe, **change)
-    return recipe
-
-
 def captions_tokenizer(vocabulary: int) -> str:
     """The tokenizer of captions of sounds of a fixed seed, the same in every run."""
     batch = Synthesiser("cpu", _TOKENIZER_SEED)
@@ -89,8 +75,10 @@ def captions_tokenizer(vocabulary: int) -> str:
     return train_tokenizer((prompt(fact, random) for fact in facts for _ in range(_TOKENIZER_PROMPTS)), vocabulary)
 
 
-class Run:
+class Run(ClockedRun):
     """One training by the clock, reported, saved and judged."""
+
+    seconds_between_checkpoints = 90.0
 
     def __init__(self, options: argparse.Namespace, recipe: TransformerRecipe) -> None:
         self.options, self.recipe = options, recipe
@@ -170,26 +158,9 @@ class Run:
         self.write(self.about())
         self.write({**self.about(), "figures": self.judged()})
 
-    def train(self) -> None:
-        """Steps until the time or the number of steps is used up."""
-        began, first = time.monotonic(), self.num_steps
-        report_at, save_at = SECONDS_BETWEEN_REPORTS, SECONDS_BETWEEN_CHECKPOINTS
-        while (elapsed := time.monotonic() - began) < self.options.seconds:
-            done = self.num_steps - first
-            if self.options.most_steps and done >= self.options.most_steps:
-                break
-            self._one_step(elapsed, done)
-            if elapsed > report_at:
-                report_at += SECONDS_BETWEEN_REPORTS
-                self.report(elapsed, done)
-            if elapsed > save_at:
-                save_at += SECONDS_BETWEEN_CHECKPOINTS
-                self.save()
-        self.report(time.monotonic() - began, self.num_steps - first)
-
-    def _one_step(self, elapsed: float, done: int) -> None:
-        most = self.options.most_steps
-        share = done / most if most else elapsed / self.options.seconds
+    def one_step(self, elapsed: float, done: int) -> None:
+        """A step at the rate of this moment."""
+        share = self.share(elapsed, done)
         self.step.optimizer.set_rate(self.recipe.rate_at(share, done))
         lengths = range(len(self.recipe.lengths))
         (length,) = self.random.choices(lengths, [one.step_share for one in self.recipe.lengths])
