@@ -14,6 +14,7 @@ from stages.ingest.audio.mpeg_decoder import MpegFile
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.container import checked_file
 from stages.ingest.integrity.mp3 import check_frames
+from stages.ingest.integrity.ogg import ogg_checksum, ogg_pages
 from tests.small_datasets import RATE, sound, tone
 
 FORMS = [
@@ -105,6 +106,16 @@ def test_an_ogg_page_cut_at_its_end_is_detected():
     data = sound(noisy(RATE), RATE, "OGG", "VORBIS")
     with pytest.raises(FileRejected, match="audio_truncated"):
         checked_file(data[:-1])
+
+
+@pytest.mark.parametrize(("form", "subtype", "rate"), [one for one in FORMS if one[0] == "OGG"])
+def test_an_ogg_whose_last_page_has_no_position_is_a_fault_as_its_sound_would_be_lost(form, subtype, rate):
+    data = sound(noisy(rate), rate, form, subtype)
+    (*_, (start, stop)) = ogg_pages(data)
+    page = data[start : start + 6] + b"\xff" * 8 + data[start + 14 : stop]
+    page = page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:]
+    assert len(decoded(data)[1]) > 0
+    assert fault(data[:start] + page) == "audio_decode_error"
 
 
 def test_text_with_an_audio_suffix_is_rejected():

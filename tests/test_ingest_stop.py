@@ -200,7 +200,7 @@ SLOW_HZ = 192_001
 @pytest.fixture
 def slow_data(tmp_path):
     """Two recordings that take many seconds each."""
-    noise = np.random.default_rng(0).integers(-9000, 9000, (45 * SLOW_HZ, 2), np.int16)
+    noise = np.random.default_rng(0).integers(-9000, 9000, (90 * SLOW_HZ, 2), np.int16)
     files = {}
     for number in range(2):
         noise[0] = number

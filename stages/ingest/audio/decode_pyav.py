@@ -17,6 +17,7 @@ from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.container import checked_file
+from stages.ingest.integrity.matroska import EBML_MAGIC
 from stages.ingest.integrity.mp4_asf_adts import check_adts, is_streamed_asf, mp4_states_delay, stray_bytes
 
 _FRAME_SAMPLES = 1024
@@ -40,7 +41,7 @@ class PyavRecording(Recording):
     """
 
     def _open(self, data: bytes) -> None:
-        found = checked_file(data)
+        found = self._found = checked_file(data)
         data, self.unread, self.contradiction = found.data, found.unread, found.contradiction
         self.num_stray_bytes = found.num_stray_bytes or stray_bytes(data)
         try:
@@ -64,7 +65,8 @@ class PyavRecording(Recording):
         is_lossless = stream.codec_context.name in _LOSSLESS or stream.codec_context.name.startswith("pcm_")
         self.delay_known = is_lossless or (self._is_mp4 and mp4_states_delay(data))
         is_exact = is_lossless and self._container.format.name in _COUNTED
-        self.length_known = (self._is_mp4 or is_exact) and stream.duration is not None
+        self._states_samples = (self._is_mp4 or is_exact) and stream.duration is not None
+        self.length_known = self._states_samples or (data.startswith(EBML_MAGIC) and self._found.length_known)
         self._declared = 0
         self._tolerance = _FRAME_SAMPLES if self._is_mp4 else _WMA_TOLERANCE_SAMPLES
         if is_exact:
@@ -75,7 +77,7 @@ class PyavRecording(Recording):
             self._declared = round(stream.duration * stream.time_base * self.sample_rate_hz)
 
     def _decoded(self) -> Iterator[np.ndarray]:
-        room = self._declared if self.length_known else 1 << 62
+        room = self._declared if self._states_samples else 1 << 62
         stream = self._stream
         stream.codec_context.options = {"err_detect": "explode"}
         resampler = av.AudioResampler(format="flt", layout=stream.codec_context.layout, rate=self.sample_rate_hz)

@@ -10,6 +10,7 @@ from stages.ingest.integrity.tags import end_of_tags, start_of_trailing_tags
 _SOUND_FILES = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff"), "WAV"),
     **{b"FORM": "AIFF", b"OggS": "Ogg", b"fLaC": "FLAC", b"caff": "CAF", b".snd": "AU", b"dns.": "AU"},
+    b"\x1a\x45\xdf\xa3": "Matroska",
 }
 """Formats by their first four bytes."""
 _PLACEHOLDERS = (0x7F000000, 0x7FFFF000, 0x80000000, 0xFFFFFFFF)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from stages.ingest.integrity.checked_file import CheckedFile
 from stages.ingest.integrity.chunks import AU_MAGIC, CHUNK_MAGIC, checked_au, checked_chunks
 from stages.ingest.integrity.flac import checked_flac
+from stages.ingest.integrity.matroska import EBML_MAGIC, checked_matroska
 from stages.ingest.integrity.ogg import checked_ogg
 
 _CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
@@ -14,6 +15,7 @@ _CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
     **dict.fromkeys(AU_MAGIC, checked_au),
     b"OggS": checked_ogg,
     b"fLaC": checked_flac,
+    EBML_MAGIC: checked_matroska,
 }
 """Checks by the first four bytes of a file."""
 

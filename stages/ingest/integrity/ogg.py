@@ -12,19 +12,22 @@ from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.checked_file import CheckedFile, after_end
 
 _FIRST_PAGE, _LAST_PAGE = 0x02, 0x04
+_NO_POSITION = b"\xff" * 8
+"""In place of a position: no packet of sound ends on the page."""
 _OPUS_RATE = (48_000).to_bytes(4, "little")
 _AUDIO = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 
 
 def checked_ogg(data: bytes) -> CheckedFile:
-    """Check that no page is missing or damaged and that the last one is marked as the end of its stream.
+    """Check that no page is missing or damaged, and that the last one is the end of its stream and says where it lies.
 
-    Decoders read the first stream; others, beside it or after it, are reported.
+    Decoders silently leave out the sound of a last page without a position. They read the first stream; others, beside
+    it or after it, are reported.
 
     Raises:
         FileRejected: `audio_decode_error` or `audio_truncated`.
     """
-    flags, end = 0, 0
+    flags, last, end = 0, 0, 0
     expected: dict[bytes, int] = {}
     heads: list[bytes] = []
     for number, (start, stop) in enumerate(ogg_pages(data)):
@@ -40,9 +43,11 @@ def checked_ogg(data: bytes) -> CheckedFile:
             raise FileRejected("audio_decode_error", why=f"page {number} does not match its checksum")
         if page[5] & _FIRST_PAGE:
             heads.append(page[27 + page[26] :])
-        flags, end = page[5], stop
+        flags, last, end = page[5], start, stop
     if not flags & _LAST_PAGE:
         raise FileRejected("audio_truncated", why="its last page is not the end of the stream")
+    if len(expected) == 1 and data[last + 26] and data[last + 6 : last + 14] == _NO_POSITION:
+        raise FileRejected("audio_decode_error", why="its last page does not say where the sound ends")
     stray, unread = after_end(data, end)
     more = sum(head.startswith(_AUDIO) for head in heads) - 1
     beside = "a second stream beside the first one" if more > 0 else ""
