@@ -148,8 +148,8 @@ WARNINGS = {
         "it also holds {what}; this is noted, not read. Split it into files of their own to use that as well."
     ),
     "header_contradiction": (
-        "fields of its header disagree ({facts}); the redundant ones are not believed. Listen whether its pitch is "
-        "right."
+        "fields of its header disagree ({facts}); the redundant ones are not believed. Listen whether its pitch and "
+        "length are right."
     ),
     "dropouts": "{stretches} of exact silence {begin} abruptly: parts of the file may be missing. Listen to it.",
     "decoder_complaints": "its decoder reported damage {times} ({complaint}). Listen to it, or export it again.",
