@@ -131,3 +131,9 @@ def test_the_number_of_samples_in_an_aiff_is_noted_where_its_sound_is_of_another
     assert f"{frames:,} samples of 2 channels" in recording.contradiction and f"{len(pcm(form)):,}" in (
         recording.contradiction
     )
+
+
+def test_an_aiff_whose_sound_should_begin_behind_its_end_is_a_fault():
+    data = bytearray(made("AIFF"))
+    struct.pack_into(">I", data, data.index(b"SSND") + 8, 1 << 30)
+    assert fault(bytes(data)) == "audio_truncated"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from stages.ingest.integrity.checked_file import is_placeholder
+from stages.ingest.integrity.checked_file import is_placeholder, truncated
 from stages.ingest.integrity.chunk_layout import ChunkLayout, is_name
 from stages.ingest.integrity.tags import start_of_trailing_tags
 
@@ -45,7 +45,7 @@ def _padded(data: bytes, box: ChunkLayout) -> tuple[bytes, str]:
 
 def _grow_whole_size(mended: bytearray, box: ChunkLayout, length: int) -> None:
     """State the new size of a whole file whose length was another, where it stated its size."""
-    declared = box.declared(mended)
+    declared = box.declared(bytes(mended[: box.first]))
     if declared is not None and box.whole_less < declared <= length + 1:
         struct.pack_into(
             box.head[0] + box.head[-1], mended, box.size_at, declared - box.whole_less + len(mended) - length
@@ -98,14 +98,22 @@ def _ends_at(data: bytes, box: ChunkLayout, begin: int) -> int:
 
 
 def with_aiff_length(data: bytes, found: dict[bytes, tuple[int, int]], size: int) -> tuple[bytes, str]:
-    """The AIFF with the number of samples that its sound of this size holds, where its header states another."""
+    """The AIFF with the number of samples that its sound of this size holds, where its header states another.
+
+    Raises:
+        FileRejected: `audio_truncated` where the sound should begin behind its own end.
+    """
     start, length = found.get(b"COMM", (0, 0))
     if length < 18 or (data[8:12] == b"AIFC" and data[start + 18 : start + 22] not in _PLAIN_AIFC):
         return data, ""
     channels, frames, bits = struct.unpack_from(">HIH", data, start)
     sample = channels * -(-bits // 8)
     there = size - 8 - struct.unpack_from(">I", data, found[b"SSND"][0])[0]  # sound may begin at an offset
-    if data[8:12] not in (b"AIFF", b"AIFC") or not sample or 0 <= there - frames * sample < sample:
+    if data[8:12] not in (b"AIFF", b"AIFC") or not sample:
+        return data, ""
+    if there < 0:
+        raise truncated(size - there, size)
+    if 0 <= there - frames * sample < sample:
         return data, ""
     mended = bytearray(data)
     struct.pack_into(">I", mended, start + 2, there // sample)
