@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
+from pipeline.cli_report import REPORT_OPTIONS, report_of
 from pipeline.generate_command import add_generate_command
 from pipeline.maintenance.commands import add_store_commands
 from pipeline.path_errors import path_errors
@@ -55,6 +56,7 @@ def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Calla
             None,
         ),
         _parameter("json", Annotated[bool, typer.Option("--json", help="one JSON document on stdout")], False),
+        *(_parameter(name, kind, default) for name, (kind, default) in REPORT_OPTIONS.items()),
         *more,
         *_field_flags(),
     ]
@@ -137,15 +139,14 @@ def _run(
 ) -> None:
     """Run all stages up to the one named like the command; `run` up to train."""
     from pipeline.execution.runner import run_until
-    from pipeline.report import Report
     from pipeline.request.pre_encoded import check_export, export, import_source
     from pipeline.request.recipe import read_recipe
     from stages.plural import pluralized
 
     last = "train" if command == "run" else command
     folder, target = flags.pop("import_folder", None), flags.pop("export_folder", None)
-    with reported_errors(command, as_json=as_json):
-        report = Report()
+    report = report_of(flags)
+    with reported_errors(command, as_json=as_json, report=report):
         check_export(target)
         defaults = _import_defaults(folder) | (defaults or {})
         request = read_recipe(
@@ -154,7 +155,7 @@ def _run(
         with path_errors({**request.folders, "--export": target}):
             done = run_until(last, request, report, imported=folder is not None, export=target)
             for file in done.files:
-                report.say(f"{file}  {file.stat().st_size:,} bytes")
+                report.made(file)
             if target is not None:
                 exported = export(done.artifacts["encode"], request, target, report.say)
                 report.say(f"{target}  {pluralized(len(exported), 'file')}")
@@ -228,23 +229,25 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from pipeline.plan.import_plan import import_plan
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
-    from pipeline.report import Report, plan_json, plan_lines
+    from pipeline.report import plan_json, plan_lines
     from pipeline.request.notices import data_notices, notices
     from pipeline.request.pre_encoded import import_source
     from pipeline.request.recipe import read_recipe
     from pipeline.request.resolve import resolve_inputs
 
-    folder = flags.pop("import_folder")
-    with reported_errors("plan", as_json=as_json):
+    folder, report = flags.pop("import_folder"), report_of(flags)
+    with reported_errors("plan", as_json=as_json, report=report):
         source, defaults = import_source(data, folder), _import_defaults(folder)
         request = read_recipe(source, flags, recipe, defaults, trains=True, check_files=True)
         decide = planned if folder is None else import_plan
         with path_errors(request.folders):
-            resolved = resolve_inputs(request, fetch=False, imported=folder is not None)
+            phase = report.phase_of("read")
+            resolved = resolve_inputs(request, fetch=False, imported=folder is not None, phase=phase)
+            report.end_progress()
             decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)
         for line in (*notices(request), *data_notices(resolved.source)):
-            Report().say(line)
+            report.say(line)
         print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 
 
@@ -273,11 +276,13 @@ def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[st
     from pipeline.request.recipe import read_recipe
     from pipeline.request.resolve import resolve_inputs
 
-    clip = flags.pop("clip")
-    with reported_errors("explain", as_json=as_json):
+    clip, report = flags.pop("clip"), report_of(flags)
+    with reported_errors("explain", as_json=as_json, report=report):
         request = read_recipe(data, flags, recipe, check_files=True)
         with path_errors(request.folders):
-            findings = explained(request, Store(request.store), resolve_inputs(request, fetch=False), clip)
+            resolved = resolve_inputs(request, fetch=False, phase=report.phase_of("read"))
+            report.end_progress()
+            findings = explained(request, Store(request.store), resolved, clip)
         lines = explained_lines(findings)
         print_document(explained_json(findings)) if as_json else print("\n".join(lines))
 

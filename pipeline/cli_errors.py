@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from typer.core import TyperGroup
@@ -18,6 +18,7 @@ from pipeline.path_errors import memory_errors, path_errors
 from pipeline.request.fields import FIELDS
 from pipeline.request.paths import arguments_with_home
 from pipeline.streams import print_document
+from pipeline.terminal.views import EVENTS_VERSION
 from stages.errors import DatasetFaults, SourceUnreadable, StageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -71,36 +72,67 @@ def names_hint(arguments: Sequence[str]) -> str:
     return ""
 
 
+class Reporter(Protocol):
+    """Tells people and programs what happened; `pipeline.report.Report` is one."""
+
+    def tell(self, event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """`facts` for programs, `lines` for people."""
+
+    def end_progress(self) -> None:
+        """Nothing goes on any more."""
+
+
 @contextmanager
-def reported_errors(command: str = "run", *, as_json: bool = False) -> Iterator[None]:
+def reported_errors(command: str = "run", *, as_json: bool = False, report: Reporter | None = None) -> Iterator[None]:
     """Turn the project's own errors into a message and an exit code; any other is a bug and keeps its traceback.
 
     Args:
         command: as it was typed.
         as_json: also print the error as a JSON document on stdout.
+        report: is told the begin, the error and the end.
     """
     raise_from_now_on()
+    tell = report.tell if report is not None else _print
+    tell("start", {"version": EVENTS_VERSION, "command": command}, [])
+    code = FAILED
     try:
         with memory_errors(), path_errors({}):
             yield
+        code = DONE
     except RecipeError as error:
-        error.command = command
-        _fail(error, WRONG_USAGE, as_json=as_json)
+        error.command, code = command, WRONG_USAGE
+        _fail(error, code, tell, as_json=as_json)
     except SourceNotFound as error:
         error.args = (" ".join([str(error), names_hint(sys.argv[1:])]).rstrip(),)
-        _fail(error, WRONG_USAGE, as_json=as_json)
+        code = WRONG_USAGE
+        _fail(error, code, tell, as_json=as_json)
     except (PipelineError, StageError, CacheError) as error:
-        _fail(error, FAILED, as_json=as_json)
+        _fail(error, FAILED, tell, as_json=as_json)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to continue from the last piece that was saved", file=sys.stderr)
+        words = "stopped; run the same command again to continue from the last piece that was saved"
+        tell("message", {"text": words}, [words])
         raise SystemExit(FAILED) from None
+    finally:
+        if report is not None:
+            report.end_progress()
+        tell("end", {"exit_code": code}, [])
 
 
-def _fail(error: Exception, code: int, *, as_json: bool) -> None:
-    print(f"error: {error}", file=sys.stderr)
+def _print(event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _fail(error: Exception, code: int, tell: Callable[..., None], *, as_json: bool) -> None:
+    tell("error", {**error_json(error), "type": error_type(error), "exit_code": code}, [f"error: {error}"])
     if as_json and not getattr(error, "in_document", False):
         print_document(error_json(error))
     raise SystemExit(code) from error
+
+
+def error_type(error: Exception) -> str:
+    """What programs match on."""
+    return str(getattr(error, "code", type(error).__name__))
 
 
 def error_json(error: Exception) -> dict[str, Any]:
@@ -112,6 +144,5 @@ def error_json(error: Exception) -> dict[str, Any]:
     elif isinstance(error, FetchFailed | SourceUnreadable):
         entries = [error.as_json()]
     else:
-        code = getattr(error, "code", type(error).__name__)
-        entries = [{"loc": ["body"], "type": code, "msg": str(error)}]
+        entries = [{"loc": ["body"], "type": error_type(error), "msg": str(error)}]
     return {"detail": entries, "message": str(error)}

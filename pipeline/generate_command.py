@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli_errors import reported_errors
+from pipeline.cli_report import PROGRESS, QUIET, VERBOSE, report_in
 
 _DEFAULT = "unset: 50 euler steps and cfg 7 on base models, 8 pingpong steps and cfg 1 on inference models"
 
@@ -36,27 +37,32 @@ def generate(
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's default")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
+    progress: PROGRESS = "auto",
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
 ) -> None:
     """Generate a sound from a prompt, with any number of adapters.
 
     Example: sa3-trainer generate "warm pluck, c minor" --model tiny --adapter output/example.safetensors:0.8 --seed 7
     """
     from pipeline.generation import check_objective, checked, found_weights, free_name
-    from pipeline.report import Report
 
     asked = {"prompt": prompt, "negative_prompt": negative_prompt, "seconds": seconds, "seed": seed}
     asked |= {"steps": steps, "cfg": cfg, "sampler": sampler}
     where: dict[str, Any] = {"device": device, "threads": threads, "base_precision": base_precision}
-    with reported_errors("generate", as_json=as_json):
-        report = Report()
+    report = report_in(progress, quiet=quiet, verbose=verbose)
+    with reported_errors("generate", as_json=as_json, report=report):
         spec, clip, uses = checked(model, asked, adapter or [], where, out)
         found = found_weights(spec, weights, store, report.say)
         check_objective(spec, clip, found)
         target = out or free_name(Path("output"), clip.prompt, clip.seed)
+        report.phase_of("generate")("loading libraries")
         from stages.generate.run import generate_file  # deferred: torch
 
-        progress = report.progress_of("generate")
-        facts = generate_file(found, clip, uses, target, **where, say=report.say, progress=progress)
+        report.phase_of("generate")(f"loading {spec.name}")
+        evaluated = report.progress_of("generate")
+        facts = generate_file(found, clip, uses, target, **where, say=report.say, progress=evaluated)
+        report.end_progress()
         settings = f"{facts['sampler']}, {facts['steps']} steps, cfg {facts['cfg']:g}"
         report.say(f"{target}  seed {clip.seed}, {settings}, {facts['took_seconds']:.1f} s")
         if as_json:

@@ -1,75 +1,136 @@
-"""What the commands print for people and programs: plan, progress, results of stages. Light: standard library only."""
+"""What the commands print for people and programs: plan, progress, results of stages. Light: no arrays."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from cache.receipt import Receipt
 from pipeline.plan.plan import Plan, StageRun
+from pipeline.streams import raw_file
+from pipeline.terminal.activity import Activity
+from pipeline.terminal.live_view import LiveView
+from pipeline.terminal.ticker import Ticker
+from pipeline.terminal.views import EventView, LogView, QuietView, View
+from pipeline.terminal.words import log_line
 from stages.plural import pluralized
 
-_REDRAW_SECONDS = {True: 0.2, False: 5.0}
-"""Least time between two progress lines: on a terminal (True), and in a log."""
+STYLES = ("auto", "live", "log", "json", "quiet")
+"""auto: live on a terminal that can redraw a line, else log."""
+
+
+def view_for(stream: TextIO, style: str) -> View:
+    """The view of a style; live falls back to log where no line can be redrawn."""
+    raw = raw_file(stream)
+    if style == "json":
+        return EventView(stream)
+    if style == "quiet":
+        return QuietView(stream)
+    redraws = raw is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return LiveView(stream, raw) if raw is not None and redraws and style != "log" else LogView(stream)
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Prints messages and progress for people on stderr."""
+    """Reports messages and progress on stderr, to people or as events."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
-    _unfinished_line: bool = False
-    _last_drawn: float = 0.0
+    style: str = "auto"
+    """One of `STYLES`."""
+    verbose: bool = False
+    """Also write a line for every clip, and the time that each phase took."""
+    _activity: Activity | None = None
+    _ticker: Ticker | None = None
+
+    def __post_init__(self) -> None:
+        self.view = view_for(self.stream, self.style)
+
+    def tell(self, event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """Report an event (docs/formats.md): `facts` to programs, `lines` to people."""
+        self.view.tell(event, facts, lines)
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.end_progress()
-        print(line, file=self.stream, flush=True)
+        self.tell("message", {"text": line}, [line])
 
     def show_plan(self, plan: Plan) -> None:
         """Print one line per stage: what would happen, and why."""
-        for line in plan_lines(plan):
-            self.say(line)
+        lines = plan_lines(plan)
         if plan.nothing_to_do:
-            self.say("nothing to do: every result is in the store")
+            lines.append("nothing to do: every result is in the store")
+        self.tell("plan", {"stages": plan_json(plan), "nothing_to_do": plan.nothing_to_do}, lines)
 
     def progress_of(self, stage: str) -> Callable[..., None]:
-        """A progress function for one stage's workspace; its first call is always shown.
+        """A progress function for one stage's workspace (`stages.contract.Progress`).
 
-        train calls it only when a line is due by log_every, so a log gets every one of its lines.
+        train reports a step that is not `interim` only when a line is due by log_every, so a log gets each of them.
         """
-        self._last_drawn = 0.0
-        every_call = stage == "train" and not self.stream.isatty()
 
-        def progress(done: int, total: int, note: str = "") -> None:
-            self._draw(f"{stage:<7} {done}/{total}  {note}".rstrip(), due=every_call or done >= total)
+        def progress(done: int, total: int, note: str = "", *, interim: bool = False, **figures: float) -> None:
+            activity = self._activity_of(stage)
+            self._end_phase(activity)
+            activity.advance(done, total, note, figures)
+            if self.verbose and not interim:
+                self.tell("detail", {"text": log_line(activity)}, [log_line(activity)])
+            elif self.view.wants_interim or not interim:
+                self.view.show(activity, due=stage == "train" or done >= total)
 
         return progress
 
-    def _draw(self, line: str, *, due: bool) -> None:
-        terminal = self.stream.isatty()
-        if not due and time.monotonic() - self._last_drawn < _REDRAW_SECONDS[terminal]:
-            return
-        self._last_drawn = time.monotonic()
-        if terminal:
-            print(f"\r\x1b[K{line}", end="", file=self.stream, flush=True)
-            self._unfinished_line = True
-        else:
-            print(line, file=self.stream, flush=True)
+    def phase_of(self, stage: str) -> Callable[[str], None]:
+        """The function by which a stage names what it does, while nothing is counted."""
+
+        def phase(text: str) -> None:
+            if not text:
+                return self.end_progress()
+            activity = self._activity_of(stage)
+            self._end_phase(activity)
+            activity.begin_phase(text)
+            self.view.show(activity, due=False)
+
+        return phase
+
+    def _activity_of(self, stage: str) -> Activity:
+        if self._activity is None or self._activity.stage != stage:
+            self.end_progress()
+            self._activity = Activity(stage=stage)
+            self._ticker = Ticker(self._tick, self.view.tick_seconds)
+            self._ticker.start()
+        return self._activity
+
+    def _tick(self) -> None:
+        if (activity := self._activity) is not None:
+            self.view.tick(activity)
+
+    def _end_phase(self, activity: Activity) -> None:
+        if self.verbose and activity.phase:
+            took = f"{activity.stage:<7} {activity.phase}: {activity.seconds_here:.1f} s"
+            self.tell("detail", {"text": took}, [took])
 
     def end_progress(self) -> None:
-        """Leave the progress line on the terminal and move to the next line."""
-        if self._unfinished_line:
-            print(file=self.stream, flush=True)
-            self._unfinished_line = False
+        """The stage is done, or has failed: its progress is no longer shown."""
+        if self._activity is None or self._ticker is None:
+            return
+        self._end_phase(self._activity)
+        self._ticker.stop()
+        self._activity = self._ticker = None
+        self.view.end()
 
     def finished(self, run: StageRun, receipt: Receipt, *, hit: bool) -> None:
         """Print what a stage made, unless it was already there."""
-        if not hit:
-            self.say(f"{run.stage.name:<7} done    {summary(run.stage.name, receipt.facts)}")
+        name, facts = run.stage.name, receipt.facts
+        lines = [] if hit else [f"{name:<7} done    {summary(name, facts)}"]
+        told = {"stage": name, "reused": hit, "fingerprint": receipt.fingerprint, "facts": dict(facts)}
+        self.tell("stage", told, lines)
+
+    def made(self, file: Path) -> None:
+        """Print the name and the size of a file that the user asked for."""
+        size = file.stat().st_size
+        self.tell("file", {"path": str(file), "bytes": size}, [f"{file}  {size:,} bytes"])
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -167,7 +167,14 @@ class Inputs:
 class Progress(Protocol):
     """Callback of a stage for its progress."""
 
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int, note: str = "", *, interim: bool = False, **figures: float) -> None:
+        """Report that `done` of `total` clips or steps are done.
+
+        Args:
+            note: what else a line of a log says, such as the clip's name.
+            interim: between two lines of a log: only what redraws its display shows it.
+            figures: what is measured: bytes_done, bytes_total, loss, learning_rate, steps_per_second, memory_bytes.
+        """
 
 
 @dataclass(kw_only=True)
@@ -183,7 +190,10 @@ class Workspace:
     """An earlier, shorter artifact of the same run identity, to be continued."""
     copied_to: Path | None = None
     """Folder outside the store that the caller copies results to afterwards: a stage checks that they fit there."""
-    progress: Progress = lambda done, total, note="": None
+    progress: Progress = lambda done, total, note="", *, interim=False, **figures: None
+    phase: Callable[[str], None] = lambda what: None
+    """Names what is done now and may take long, such as `loading the base model`; until the next phase or progress.
+    An empty name ends it: something else writes to the terminal."""
     say: Callable[[str], None] = lambda line: None
     """Prints one line for the user: a decision, a fallback, a warning."""
     should_stop: Callable[[], bool] = lambda: False

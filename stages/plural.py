@@ -1,4 +1,4 @@
-"""Counts with singular and plural nouns, and sizes, for messages. Light: standard library only."""
+"""Counts with singular and plural nouns, sizes and times, for messages. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `1 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole // 60 % 60:02d} min"

@@ -64,7 +64,7 @@ class ImportSetup:
             shared=self.root / "shared",
             resources=Resources(device="cpu", threads=1),
             say=self.said.append,
-            progress=lambda done, total, note="": self.shown.append((done, total, note)),
+            progress=lambda done, total, note="", **_: self.shown.append((done, total, note)),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
         params = ImportParams(**(USUAL | {"latent_dtype": "float32"} | changes))

@@ -170,8 +170,8 @@ class Bench:
     name: str = "run"
     resources: Resources = field(default_factory=lambda: Resources(device="cpu", checkpoint_every=2, log_every=2))
     said: list[str] = field(default_factory=list)
-    told: list[tuple[int, int, str]] = field(default_factory=list)
-    """Progress: done, total, note."""
+    told: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
+    """Progress that a log shows: done, total, figures."""
 
     @classmethod
     def of_latents(cls, root: Path, lengths: Sequence[int] = (12, 20, 7), window: int | None = None) -> Bench:
@@ -197,10 +197,15 @@ class Bench:
             shared=self.root / "shared",
             resources=self.resources,
             continued_from=continued_from,
-            progress=lambda done, total, note="": self.told.append((done, total, note)),
+            progress=self.hear,
             say=self.said.append,
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
+
+    def hear(self, done: int, total: int, note: str = "", *, interim: bool = False, **figures: float) -> None:
+        """The workspace's progress."""
+        if not interim:
+            self.told.append((done, total, figures))
 
     def train(self, stop_after: int | None = None, continued_from: Path | None = None, **changes: Any) -> Outcome:
         """Run the stage; `changes` are params, and `files` the request's other files."""

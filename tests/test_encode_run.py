@@ -90,7 +90,7 @@ class EncodeSetup:
             shared=self.shared,
             resources=Resources(device=device, threads=1),
             say=self.said.append,
-            progress=lambda done, total, note="": self.shown.append((done, total, note)),
+            progress=lambda done, total, note="", **_: self.shown.append((done, total, note)),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
         facts = {

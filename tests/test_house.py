@@ -28,9 +28,10 @@ LAYERS = {
     "pipeline": """
         early_stop errors streams waited_lock
         path_errors
-        example_dataset example_style request
+        example_dataset example_style request terminal
         bench_grid cli_errors generation plan
         execution report
+        cli_report
         generate_command maintenance
         cli
         __main__
@@ -61,7 +62,7 @@ LAYERS = {
         families
     """,
     "stages.ingest": """
-        eta faults
+        faults
         caption_template file_types integrity
         audio_content
         source

@@ -239,9 +239,9 @@ def test_results_do_not_depend_on_the_workers(tmp_path, resources):
 def test_progress_is_reported_clip_by_clip(tmp_path):
     lines: list[tuple[int, int]] = []
     data = folder(tmp_path / "d", clips("a", "b", "c"))
-    run(data, workspace(tmp_path, progress=lambda done, total, note="": lines.append((done, total))))
+    run(data, workspace(tmp_path, progress=lambda done, total, note="", **_: lines.append((done, total))))
     assert lines == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    run(data, workspace(tmp_path, progress=lambda done, total, note="": lines.append((done, total))))
+    run(data, workspace(tmp_path, progress=lambda done, total, note="", **_: lines.append((done, total))))
     assert lines[4:] == [(3, 3)]
 
 

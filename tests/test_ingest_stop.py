@@ -65,7 +65,7 @@ from pathlib import Path
 from stages.contract import Resources
 from tests.small_datasets import run, workspace
 data, place, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-run(data, workspace(place, Resources(workers=number), progress=lambda *_: time.sleep(0.02)))
+run(data, workspace(place, Resources(workers=number), progress=lambda *_, **figures: time.sleep(0.02)))
 """
 
 

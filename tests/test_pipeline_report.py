@@ -1,4 +1,4 @@
-"""Progress in a log and on a terminal, and summaries of results."""
+"""Progress in a log, and summaries of results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from pipeline.report import Report, summary
 from stages.plural import is_or_are, pluralized
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def progress_output(stage: str, stream: io.StringIO) -> io.StringIO:
-    progress = Report(stream=stream).progress_of(stage)
+    report = Report(stream=stream)
     for step in (1, 8, 16, 24):
-        progress(step, 24, "loss")
+        report.progress_of(stage)(step, 24, "loss")
+    report.end_progress()
     return stream
 
 
@@ -28,10 +24,6 @@ def test_a_log_gets_every_line_of_a_training_however_fast_its_steps_are():
 def test_a_log_gets_the_first_and_the_last_line_of_a_short_stage():
     lines = progress_output("ingest", io.StringIO()).getvalue().splitlines()
     assert lines == ["ingest  1/24  loss", "ingest  24/24  loss"]
-
-
-def test_a_terminal_redraws_one_line_at_a_limited_rate():
-    assert progress_output("train", Terminal()).getvalue().count("\r") == 2
 
 
 def test_summaries_of_one_clip_use_the_singular():

@@ -74,7 +74,7 @@ def test_a_training_killed_between_checkpoints_ends_as_an_uninterrupted_one(benc
     whole = bench.at("whole")
     whole.train(number_of_steps=7)
 
-    def die(done, total, note=""):
+    def die(done, total, note="", **_):
         if done == 6:
             raise KeyboardInterrupt
 

@@ -48,6 +48,9 @@ class Observer(Protocol):
     def progress_of(self, stage: str) -> Callable[..., None]:
         """The function that a stage calls as `progress(done, total, note)`."""
 
+    def phase_of(self, stage: str) -> Callable[[str], None]:
+        """The function by which a stage names what it does, while nothing is counted."""
+
     def end_progress(self) -> None:
         """No further progress of this stage."""
 
@@ -75,6 +78,13 @@ def run_until(
         imported: the recipe's data is a pre-encoded folder, not clips.
         export: the folder that the caller will export latents to; it is checked for room.
     """
+    try:
+        return _run_until(last, recipe, observer, imported=imported, export=export)
+    finally:
+        observer.end_progress()
+
+
+def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool, export: Path | None) -> RunResult:
     check_store_place(recipe)
     if last == "train":
         check_output(recipe)
@@ -87,6 +97,7 @@ def run_until(
         imported=imported,
         say=observer.say,
         progress=observer.progress_of("fetch"),
+        phase=observer.phase_of("read"),
     )
     observer.end_progress()
     decided = (import_plan if imported else plan)(recipe, store, resolved, last)
@@ -161,6 +172,7 @@ class Execution:
                     return receipt
                 work, started = self.workspace(run), now()
             with self.problems_recorded(run, work):
+                work.phase("loading libraries")
                 outcome = run.stage.load()(self.inputs(run), run.params, work)
             self.observer.end_progress()
             return self.commit(run, work, receipt_of(run, outcome, started))
@@ -197,6 +209,7 @@ class Execution:
             continued_from=_shorter_artifact(run, self.store),
             copied_to=copied_to(run.stage.name, self.recipe, self.export),
             progress=self.observer.progress_of(run.stage.name),
+            phase=self.observer.phase_of(run.stage.name),
             say=self.observer.say,
             should_stop=self.stop.is_set,
         )

@@ -6,9 +6,10 @@ Light: standard library only.
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pipeline.streams import write_now
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Ctrl-C, a polite kill, and a terminal that is closed (Windows has no SIGHUP)."""
@@ -29,7 +30,7 @@ class StopFlag:
         if self._set:
             raise KeyboardInterrupt
         self._set = True
-        print("\nstopping at the next safe point; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        write_now("\nstopping at the next safe point; press Ctrl-C again to stop at once")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_errors import reported_errors
+from pipeline.cli_report import PROGRESS, QUIET, VERBOSE, report_in
 from pipeline.path_errors import path_errors
 from pipeline.streams import print_document
 
@@ -24,6 +25,9 @@ def verify(
     store: StoreOption = Path("artifacts"),
     repair: Annotated[bool, typer.Option("--repair", help="remove what is damaged, keep what is intact")] = False,
     as_json: JsonOption = False,
+    progress: PROGRESS = "auto",
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
 ) -> None:
     """Check every byte of a store against its checksums.
 
@@ -33,11 +37,11 @@ def verify(
     """
     from pipeline.maintenance.gc import existing_store
     from pipeline.maintenance.verify_command import check, raise_if_damaged, verify_json, verify_lines
-    from pipeline.report import Report
 
-    with reported_errors("verify", as_json=as_json), path_errors({"--store": store}):
+    report = report_in(progress, quiet=quiet, verbose=verbose)
+    with reported_errors("verify", as_json=as_json, report=report), path_errors({"--store": store}):
         existing = existing_store(store)
-        result, repairs = check(existing, Report(), repair=repair)
+        result, repairs = check(existing, report, repair=repair)
         print_document(verify_json(result, repairs)) if as_json else print("\n".join(verify_lines(result, repairs)))
         raise_if_damaged(existing, result, repaired=repair)
 

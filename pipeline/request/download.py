@@ -84,7 +84,7 @@ class Downloader:
     download: Download
     folder: Path
     say: Callable[[str], None] = lambda line: None
-    progress: Callable[..., None] = lambda done, total, note="": None
+    progress: Callable[..., None] = lambda done, total, note="", **figures: None
     digest: Callable[[Path], str] = digest_file
     """`sha256:<hex>` of a file in the folder; may be remembered for an unchanged one."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -203,7 +203,7 @@ class Downloader:
                 file.write(chunk)
                 done += len(chunk)
                 self._check_size(done, done)
-                self.progress(done, max(total or 0, done), "bytes")
+                self.progress(done, max(total or 0, done), bytes_done=done, bytes_total=max(total or 0, done))
                 if time.monotonic() - since > self.retry.timeout_seconds:
                     if done - before < _MIN_BYTES_PER_TIMEOUT:
                         raise _Retryable(

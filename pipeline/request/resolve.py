@@ -49,7 +49,8 @@ def resolve_inputs(
     weights: bool = True,
     imported: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    progress: Callable[..., None] = lambda done, total, note="": None,
+    progress: Callable[..., None] = lambda done, total, note="", **figures: None,
+    phase: Callable[[str], None] = lambda what: None,
 ) -> ResolvedInputs:
     """Find and digest the data, the weights and the adapter file of a recipe, and check that they go together.
 
@@ -59,6 +60,7 @@ def resolve_inputs(
         weights: off where no stage reads them, so that a dataset can be checked without them.
         imported: the data is a pre-encoded folder, all of whose files are data.
         say, progress: called about downloads; `say` also while another process makes the weights.
+        phase: called with what is being read.
 
     Raises:
         SourceNotFound, FetchFailed, WeightsNotFound: with what to type next.
@@ -69,10 +71,16 @@ def resolve_inputs(
     path, why_no_source = locator.audio()
     unknown = Source(path=Path(), kind="unknown", fingerprint="", members=())
     params = recipe.ingest_params()
+    if path:
+        phase(f"reading {_described(path)}")
     source = open_source(path, digest_cache, params.limits) if path else unknown
     if path and not imported:
         source = clip_files(source, templated=params.caption_template is not None, table=params.captions)
+    weights_phase = f"reading the weights of {recipe.model.name}" if weights else ""
+    from_hub = recipe.weights is None and recipe.model.repo is not None
+    phase("" if from_hub else weights_phase)  # the hub's library shows its own progress
     folder, why = weights_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache) if weights else (None, "")
+    phase(weights_phase)
     opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()
     check_request(recipe, opened, lora)
@@ -85,6 +93,11 @@ def resolve_inputs(
         why_no_source=why_no_source,
         why_no_lora=why_no_lora,
     )
+
+
+def _described(path: Path) -> str:
+    """`412 MB of clips`; a folder, whose size is not known before it is listed, by its name."""
+    return f"{path.stat().st_size / 1e6:,.0f} MB of clips" if path.is_file() else path.name
 
 
 def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store, say: Callable[[str], None]) -> None:

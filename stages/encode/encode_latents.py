@@ -88,6 +88,7 @@ def encode_latents(
     check_latents_fit(pool, sum(sizes) - partial.num_bytes(), exported, work)
     device = pick_device(work.resources.device)
     dtype = usable_dtype(dtype_named(params.compute_dtype), device, work.say)
+    work.phase("loading the autoencoder")
     encoder = load_autoencoder(weights, device, dtype)
     metadata = shard_metadata(params, weights)
     if encodes_singly(device, params):
@@ -191,6 +192,7 @@ def write_shards(
         return locations
 
     done, total = 0, sum(task.is_clip for task in tasks)
+    bytes_done, bytes_total = 0, sum(sizes)
     located: list[Location] = []
     writing: Future[list[Location]] | None = None
     for group in shard_ranges(sizes):
@@ -198,9 +200,9 @@ def write_shards(
         for number in group:
             check_stop(work, f"at clip {done} of {total} to encode")
             items.append((tasks[number].key, frames(tasks[number])))
-            done += tasks[number].is_clip
+            done, bytes_done = done + tasks[number].is_clip, bytes_done + sizes[number]
             if total:
-                work.progress(done, total, tasks[number].clip_id)
+                work.progress(done, total, tasks[number].clip_id, bytes_done=bytes_done, bytes_total=bytes_total)
         # At most one shard waits to be written: a slow disk stalls the device instead of filling the memory.
         located += writing.result() if writing is not None else []
         writing = writer.submit(write, items) if writer is not None else _finished(write(items))

@@ -34,7 +34,7 @@ def embed_prompts(pool: ShardPool, texts: Iterable[str], weights: Weights, work:
     located = pool.locate(prompts)
     pending = [key for key in prompts if key not in located]
     if pending:
-        work.say(f"embedding {pluralized(len(pending), 'prompt')}")
+        work.phase(f"embedding {pluralized(len(pending), 'prompt')}")
         encoder = load_text_encoder(weights, pick_device(work.resources.device))
         for group in shard_ranges([encoder.max_length * 4096] * len(pending)):
             if work.should_stop():

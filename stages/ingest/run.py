@@ -18,7 +18,6 @@ from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
 from stages.ingest.clip_warnings import clip_warnings
-from stages.ingest.eta import TimeLeft
 from stages.ingest.faults import ARCHIVE_WIDE, as_record, fault, fault_lines, sorted_faults
 from stages.ingest.prepare_clip import PreparedClip, RecordingJob, estimated_bytes, stored_facts
 from stages.ingest.source.archive import close_archives
@@ -93,6 +92,7 @@ def _read_dataset(source: Source, pairing: Pairing, params: IngestParams, work: 
     """Read every caption and prepare every audio file, unless there are too many files to start with."""
     if pairing.num_audio > params.max_clips:
         return DatasetContents(faults=[fault("", "too_many_clips", count=pairing.num_audio, limit=params.max_clips)])
+    work.phase("reading the captions")
     prompts = read_prompts(source, pairing, params)
     contents = DatasetContents(prompts=prompts.by_audio, faults=prompts.faults)
     _prepare_all(source, pairing.audio, params, work, contents)
@@ -117,14 +117,15 @@ def _prepare_all(
             contents.add(equals, facts)
     _check_space(work.shared, [job.member for job in jobs], params)
     num_done = len(members) - sum(len(by_digest[str(job.member.digest)]) for job in jobs)
-    work.progress(num_done, len(members))
-    time_left = TimeLeft(sum(job.member.num_bytes for job in jobs))
+    num_bytes, bytes_total = 0, sum(job.member.num_bytes for job in jobs)
+    work.progress(num_done, len(members), bytes_done=0, bytes_total=bytes_total)
     with closing(results(_largest_first(jobs), work.resources, work.should_stop)) as finished:
         for job, result in finished:
             equals = by_digest[str(job.member.digest)]
             contents.add(equals, result)
             num_done += len(equals)
-            work.progress(num_done, len(members), time_left.note(job.member.name, job.member.num_bytes))
+            num_bytes += job.member.num_bytes
+            work.progress(num_done, len(members), job.member.name, bytes_done=num_bytes, bytes_total=bytes_total)
     if num_done < len(members):
         raise Stopped(f"after preparing {num_done:,} of {pluralized(len(members), 'clip')}")
 

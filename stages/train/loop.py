@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,8 @@ from stages.train.training import Training
 
 MAX_SECONDS_BETWEEN_LINES = 10.0
 """Longest time without a progress line, unless one step takes longer."""
+SECONDS_BETWEEN_FIGURES = {True: 0.2, False: 2.0}
+"""The same for a display that is redrawn: on the CPU (True), and where reading a loss makes the host wait."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class TrainingLoop:
         self.seconds_before = float(self.training.notes.get("seconds", 0.0))
         # Reading a value makes the host wait for the device; on the CPU there is nothing to wait for.
         self.checks_every_step = self.training.device.type == "cpu"
-        self.last_line_time = self.started
+        self.last_line_time = self.last_figures_time = self.started
         is_saved = checkpoint.directory_of(self.folder, first_step).is_dir()
         self.saved_step = first_step if is_saved else 0
 
@@ -101,16 +104,16 @@ class TrainingLoop:
 
     def after_step(self) -> None:
         """Do what is due after a step: check that figures are finite, print a progress line, save a checkpoint."""
-        step, resources = self.training.step, self.work.resources
-        late = time.perf_counter() - self.last_line_time > MAX_SECONDS_BETWEEN_LINES
+        step, resources, now = self.training.step, self.work.resources, time.perf_counter()
+        late = now - self.last_line_time > MAX_SECONDS_BETWEEN_LINES
+        figures_are_due = now - self.last_figures_time > SECONDS_BETWEEN_FIGURES[self.checks_every_step]
         line_is_due = late or step in (1, self.total_steps) or step % resources.log_every == 0
         save_is_due = step == self.total_steps or step % resources.checkpoint_every == 0
-        if line_is_due or self.checks_every_step:
+        if line_is_due or figures_are_due or self.checks_every_step:
             self.check_finite()
             self.step_rate.measure(step, self.training.preparation_seconds)
-        if line_is_due:
-            self.work.progress(step, self.total_steps, self.progress_line())
-            self.last_line_time = time.perf_counter()
+        if line_is_due or figures_are_due:
+            self.report(interim=not line_is_due)
         if save_is_due:
             self.save()
 
@@ -137,20 +140,23 @@ class TrainingLoop:
         self.save()
         raise LossNotFinite(first + 1, self.clips_of_step(first), what, training.params.base_precision)
 
-    def progress_line(self) -> str:
-        """Loss, learning rate, speed, memory and time left, for people."""
+    def report(self, *, interim: bool) -> None:
+        """Report the step, and what is known about it."""
+        self.work.progress(self.training.step, self.total_steps, interim=interim, **self.figures())
+        self.last_figures_time = time.perf_counter()
+        if not interim:
+            self.last_line_time = self.last_figures_time
+
+    def figures(self) -> dict[str, Any]:
+        """Mean loss of recent steps, learning rate, and, once known, memory and speed."""
         training = self.training
         training.history.flush()
         recent = training.history.losses(training.params.mask_loss_weight, last=LOSS_WINDOW)
-        parts = [
-            f"loss {recent.mean():.4f}",
-            f"lr {training.optimizer.rule.effective_rate():.2g}",
-            *peak_memory(training.device),
-            *self.step_rate.progress_parts(self.total_steps - training.step),
-        ]
-        return "  ".join(parts)
-
-
-def peak_memory(device: torch.device) -> list[str]:
-    """Most memory that CUDA tensors have taken so far; empty on other devices."""
-    return [f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"] if device.type == "cuda" else []
+        found: dict[str, Any] = {
+            "loss": float(recent.mean()),
+            "learning_rate": float(training.optimizer.rule.effective_rate()),
+        }
+        if training.device.type == "cuda":
+            found["memory_bytes"] = torch.cuda.max_memory_allocated(training.device)
+        rate = self.step_rate.steps_per_second
+        return found if rate is None else found | {"steps_per_second": rate}

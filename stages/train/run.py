@@ -62,13 +62,18 @@ def train(inputs: Inputs, params: TrainParams, work: Workspace) -> Outcome:
     job = Job.of(inputs, params, work)
     set_threads(training_threads(work.resources.threads, job.width))
     job = check_memory(job)
+    work.phase("reading the clips' latents" if params.pre_encode else "loading the autoencoder and embedding prompts")
     examples = load_examples(job)
     training = start_or_resume(job, examples)
     check_disk_space(job, training)
     with deterministic_algorithms(job.device, params.deterministic, work.say):
+        work.phase("measuring the loss before training")
         evaluate_start(training, examples, work.say)
+        work.phase("preparing the first step")
         seconds = run_steps(job, training, examples)
+        work.phase("measuring the loss after training")
         config = configuration(job, summary_of(training, examples, seconds, started))
+        work.phase("writing the adapter and reading it back")
         write_artifact(job, training, examples, config)
     if config["loss_after"] > config["loss_before"]:
         work.say(harm_note(params))
@@ -88,6 +93,7 @@ def start_or_resume(job: Job, examples: Examples) -> Training:
     """A training before its first step, or as its newest checkpoint has it."""
     saved = newest_checkpoint(job)
     unquantized = unquantized_loss(job, examples, saved.notes if saved is not None else {})
+    job.work.phase(f"loading {job.model.name}")
     with explain_out_of_memory("loading the base", job.device):
         training = new_training(job)
     if saved is not None:

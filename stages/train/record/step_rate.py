@@ -37,11 +37,3 @@ class StepRate:
             return None
         (first, started), (last, ended) = self._measurements[0], self._measurements[-1]
         return (last - first) / max(ended - started, 1e-9)
-
-    def progress_parts(self, steps_left: int) -> tuple[str, ...]:
-        """Parts of a progress line, such as `9.04 steps/s` and `0:00:38 left`; empty until they are known."""
-        rate = self.steps_per_second
-        if rate is None:
-            return ()
-        seconds = round(steps_left / rate)
-        return f"{rate:.2f} steps/s", f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
