@@ -226,6 +226,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
     from cache.store import Store
+    from pipeline.execution.output_name import output_name
     from pipeline.plan.import_plan import import_plan
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
@@ -246,7 +247,8 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
             report.end_progress()
             decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)
-        for line in (*notices(request), *data_notices(resolved.source)):
+        named = output_name(request, decided.runs[-1])
+        for line in (*notices(request), *data_notices(resolved.source), *filter(None, [named.note])):
             report.say(line)
         print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 

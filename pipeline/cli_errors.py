@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pipeline.request.fields import FIELDS
 from pipeline.request.paths import arguments_with_home
 from pipeline.streams import print_document
 from pipeline.terminal.views import EVENTS_VERSION
-from stages.errors import DatasetFaults, SourceUnreadable, StageError
+from stages.errors import DatasetFaults, SourceUnreadable, StageError, Stopped
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 """Exit codes."""
@@ -106,12 +107,16 @@ def reported_errors(command: str = "run", *, as_json: bool = False, report: Repo
         error.args = (" ".join([str(error), names_hint(sys.argv[1:])]).rstrip(),)
         code = WRONG_USAGE
         _fail(error, code, tell, as_json=as_json)
+    except Stopped as error:
+        code = _exit_code(error.signal_number)
+        _fail(error, code, tell, as_json=as_json)
     except (PipelineError, StageError, CacheError) as error:
         _fail(error, FAILED, tell, as_json=as_json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         words = "stopped; run the same command again to continue from the last piece that was saved"
+        code = _exit_code(*error.args[:1])
         tell("message", {"text": words}, [words])
-        raise SystemExit(FAILED) from None
+        raise SystemExit(code) from None
     finally:
         if report is not None:
             report.end_progress()
@@ -123,8 +128,14 @@ def _print(event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
         print(line, file=sys.stderr)
 
 
+def _exit_code(signal_number: int | None = None) -> int:
+    """The exit code of a stop, as shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + (signal.SIGINT if signal_number is None else signal_number)
+
+
 def _fail(error: Exception, code: int, tell: Callable[..., None], *, as_json: bool) -> None:
-    tell("error", {**error_json(error), "type": error_type(error), "exit_code": code}, [f"error: {error}"])
+    line = f"{error}" if isinstance(error, Stopped) else f"error: {error}"
+    tell("error", {**error_json(error), "type": error_type(error), "exit_code": code}, [line])
     if as_json and not getattr(error, "in_document", False):
         print_document(error_json(error))
     raise SystemExit(code) from error

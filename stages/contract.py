@@ -69,6 +69,16 @@ class Resources:
     checkpoint_every: int = param(
         500, ge=1, stage="train", help="steps between checkpoints; the last step is always saved"
     )
+    checkpoint_minutes: float = param(
+        10.0, gt=0, stage="train", help="minutes after which a checkpoint is saved in any case"
+    )
+    save_every: int | None = param(
+        None,
+        ge=1,
+        stage="train",
+        help="steps between adapters that are exported on the way, as NAME_000500.safetensors; unset: none",
+    )
+    """They leave the workspace (`Workspace.hand_out`) and are no part of the result."""
     keep_checkpoints: int = param(2, ge=1, stage="train", help="checkpoints kept while training")
     """The finished artifact keeps its last one."""
     log_every: int = param(50, ge=1, stage="train", help="steps between progress lines")
@@ -190,6 +200,10 @@ class Workspace:
     """An earlier, shorter artifact of the same run identity, to be continued."""
     copied_to: Path | None = None
     """Folder outside the store that the caller copies results to afterwards: a stage checks that they fit there."""
+    identity: str = ""
+    """Identity of the run, for files that are handed out: whose they are."""
+    hand_out: Callable[[Path, str], None] = lambda file, suffix: None
+    """Copies a file of the workspace to the user before the stage is done; `suffix` is what the copy's name ends in."""
     progress: Progress = lambda done, total, note="", *, interim=False, **figures: None
     phase: Callable[[str], None] = lambda what: None
     """Names what is done now and may take long, such as `loading the base model`; until the next phase or progress.

@@ -51,6 +51,9 @@ class StageError(Exception):
 class Stopped(StageError):
     """The run was asked to stop. Finished work is kept, and the same command continues from there."""
 
+    signal_number: int | None = None
+    """The signal that asked for it, if one did."""
+
     def __init__(self, where: str) -> None:
         super().__init__(f"stopped {where}; run the same command again to continue from there")
 

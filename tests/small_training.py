@@ -172,6 +172,8 @@ class Bench:
     said: list[str] = field(default_factory=list)
     told: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
     """Progress that a log shows: done, total, figures."""
+    handed_out: dict[str, bytes] = field(default_factory=dict)
+    """Adapters exported on the way, by the end of their names."""
 
     @classmethod
     def of_latents(cls, root: Path, lengths: Sequence[int] = (12, 20, 7), window: int | None = None) -> Bench:
@@ -199,6 +201,8 @@ class Bench:
             continued_from=continued_from,
             progress=self.hear,
             say=self.said.append,
+            identity="whose",
+            hand_out=lambda file, suffix: self.handed_out.update({suffix: file.read_bytes()}),
             should_stop=lambda: stop_after is not None and next(asked) >= stop_after,
         )
 
@@ -216,7 +220,7 @@ class Bench:
 
     def at(self, name: str, **changes: Any) -> Bench:
         """Another workspace of the same store."""
-        return replace(self, name=name, said=[], told=[], **changes)
+        return replace(self, name=name, said=[], told=[], handed_out={}, **changes)
 
     def bytes_of(self, name: str) -> bytes:
         return (self.directory / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Which files in the output folder are replaced with a warning, and which without."""
+"""The name of the output files: no file of another training is replaced unless that is asked for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cache.errors import ArtifactDamaged
 from cache.fingerprint import digest_bytes
 from cache.receipt import FileEntry, Receipt
 from pipeline.errors import RecipeError
-from pipeline.execution.outputs import check_output, continues, copy_outputs
+from pipeline.execution.output_name import OutputName, output_name
+from pipeline.execution.outputs import check_output, copy_outputs, hand_out
 from pipeline.execution.runner import copied_to
 from pipeline.plan.stage_run import StageRun, State
 from pipeline.request.recipe import read_recipe
@@ -21,11 +24,9 @@ from stages.train.stage import STAGE, TrainParams
 PARAMS = TrainParams(model="tiny-base", number_of_steps=10, pre_encode=True)
 
 
-def config(made_from: str = "latents", weights: str = "a", **params) -> dict:
-    """A config.json as train writes it, with the entries that identify a run."""
-    dataset = {"artifact": {"stage": "encode", "fingerprint": made_from}}
-    others = {"weights_digests": {"transformer": weights}, "dataset": dataset, "times": params.pop("times", "then")}
-    return json.loads(json.dumps(asdict(replace(PARAMS, **params)) | others))
+def config(**changes) -> dict:
+    """A config.json as train writes it, with the entries that say whose it is."""
+    return json.loads(json.dumps(asdict(PARAMS))) | {"identity": "i", "times": "then"} | changes
 
 
 def run_of(**params) -> StageRun:
@@ -33,23 +34,81 @@ def run_of(**params) -> StageRun:
     return StageRun(stage=STAGE, params=replace(PARAMS, **params), **nothing)
 
 
-@pytest.mark.parametrize("changed", [{}, {"number_of_steps": 20}, {"export_precision": "fp32"}, {"times": "now"}])
-def test_a_longer_training_continues_the_same_run(changed):
-    params = {name: value for name, value in changed.items() if name != "times"}
-    assert continues(config(), config(**changed), run_of(**params))
+def recipe_named(output: Path, name: str, **more):
+    return read_recipe("clips.zip", {"model": "tiny-base", "name": name, "output": str(output), **more})
 
 
-@pytest.mark.parametrize(
-    "changed", [{"number_of_steps": 9}, {"seed": 1}, {"made_from": "other"}, {"weights": "b"}, {"include": ("a",)}]
-)
-def test_a_shorter_or_another_training_does_not(changed):
-    params = {name: value for name, value in changed.items() if name not in ("made_from", "weights")}
-    assert not continues(config(), config(**changed), run_of(**params))
+def finished(folder: Path, name: str, **changes) -> None:
+    """Files as a finished training leaves them."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(config(**changes)))
+    (folder / f"{name}.safetensors").write_bytes(b"an adapter")
 
 
-def test_a_schedule_that_depends_on_the_steps_is_another_training_with_more_of_them():
-    before, now = (config(schedule="cosine", number_of_steps=steps) for steps in (10, 20))
-    assert not continues(before, now, run_of(schedule="cosine", number_of_steps=20))
+def exported(folder: Path, suffix: str, identity: str) -> None:
+    """An adapter that a training exported on its way."""
+    save_file({"x": np.zeros(1, np.float32)}, folder / f"mine{suffix}.safetensors", {"identity": identity})
+
+
+def named(folder: Path, **flags) -> str:
+    return output_name(recipe_named(folder, "mine", **flags), run_of()).name
+
+
+def test_a_name_that_nothing_has_is_taken_without_a_word(tmp_path):
+    assert output_name(recipe_named(tmp_path / "new", "mine"), run_of()) == OutputName("mine")
+
+
+@pytest.mark.parametrize("changed", [{}, {"number_of_steps": 5}, {"export_precision": "fp32"}, {"times": "now"}])
+def test_files_of_the_same_training_with_no_more_steps_are_its_own(tmp_path, changed):
+    finished(tmp_path, "mine", **changed)
+    assert named(tmp_path) == "mine"
+
+
+@pytest.mark.parametrize("changed", [{"number_of_steps": 11}, {"identity": "another"}, {"identity": None}])
+def test_files_of_another_or_a_longer_training_are_kept_and_a_free_name_is_taken(tmp_path, changed):
+    finished(tmp_path, "mine", **changed)
+    found = output_name(recipe_named(tmp_path, "mine"), run_of())
+    assert found.name == "mine-2"
+    assert found.note.startswith(f"{tmp_path / 'mine.safetensors'} is from another training: the files of this one")
+
+
+def test_the_same_training_finds_the_name_again_that_it_took(tmp_path):
+    finished(tmp_path, "mine", identity="another")
+    finished(tmp_path, "mine-2", identity="a third")
+    finished(tmp_path, "mine-3")
+    assert named(tmp_path) == "mine-3"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", "_ema.safetensors"])
+def test_an_adapter_without_a_config_is_kept(tmp_path, suffix):
+    (tmp_path / f"mine{suffix}").write_bytes(b"from somewhere")
+    assert named(tmp_path) == "mine-2"
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"number_of_steps": "many"}'])
+def test_an_adapter_with_a_damaged_config_is_kept(tmp_path, content):
+    finished(tmp_path, "mine")
+    (tmp_path / "mine.json").write_text(content)
+    assert named(tmp_path) == "mine-2"
+
+
+@pytest.mark.parametrize("suffix", ["_000500", "_000500_ema", "_000123_stopped"])
+@pytest.mark.parametrize(("identity", "name"), [("i", "mine"), ("another", "mine-2")])
+def test_exports_of_another_training_are_kept_too(tmp_path, suffix, identity, name):
+    exported(tmp_path, suffix, identity)
+    assert named(tmp_path) == name
+
+
+def test_files_that_only_begin_with_the_name_are_in_nobodys_way(tmp_path):
+    for other in ("mine_b.safetensors", "mine_12.safetensors", "mine-2.txt", "[m]ine_000500.safetensors"):
+        (tmp_path / other).write_bytes(b"")
+    assert named(tmp_path) == "mine"
+
+
+def test_overwrite_replaces_and_says_so_before_anything_runs(tmp_path):
+    finished(tmp_path, "mine", identity="another")
+    found = output_name(recipe_named(tmp_path, "mine", overwrite=True), run_of())
+    assert (found.name, "is replaced (--overwrite)" in found.note) == ("mine", True)
 
 
 def artifact_of(root: Path, adapter: bytes, found: dict) -> tuple[Path, Receipt]:
@@ -63,18 +122,10 @@ def artifact_of(root: Path, adapter: bytes, found: dict) -> tuple[Path, Receipt]
     return directory, Receipt(stage="train", fingerprint="f", identity="i", version=1, files=tuple(files))
 
 
-def copy(root: Path, found: dict, directory: Path, receipt: Receipt, said: list[str]) -> tuple[Path, ...]:
-    recipe = read_recipe("clips.zip", {"model": "tiny-base", "output": str(root / "output")})
-    params = {name: value for name, value in found.items() if name in asdict(PARAMS)}
-    return copy_outputs(run_of(**params), directory, receipt, recipe, said.append)
-
-
-def copied(root: Path, adapter: bytes, found: dict) -> list[str]:
-    """Lines said when a training's files are copied."""
-    said: list[str] = []
-    files = copy(root, found, *artifact_of(root, adapter, found), said)
-    assert [file.read_bytes() for file in files] == [adapter, json.dumps(found).encode()]
-    return said
+def test_the_files_of_a_training_are_copied_under_its_name(tmp_path):
+    files = copy_outputs(*artifact_of(tmp_path, b"an adapter", config()), tmp_path / "output", "mine", print)
+    assert [file.name for file in files] == ["mine.safetensors", "mine.json"]
+    assert files[0].read_bytes() == b"an adapter"
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "config.json"])
@@ -84,29 +135,15 @@ def test_a_file_that_was_damaged_in_the_store_is_not_handed_out(tmp_path, name):
     content[5] ^= 1
     (directory / name).write_bytes(content)
     with pytest.raises(ArtifactDamaged, match=f"{name} has other bytes"):
-        copy(tmp_path, config(), directory, receipt, [])
+        copy_outputs(directory, receipt, tmp_path / "output", "mine", print)
     assert not (tmp_path / "output").exists(), "not even the undamaged one of the two"
 
 
-def test_replacing_another_training_gives_a_warning_and_replacing_the_same_run_does_not(tmp_path):
-    assert copied(tmp_path, b"first", config()) == []
-    assert copied(tmp_path, b"longer", config(number_of_steps=20)) == []
-    assert copied(tmp_path, b"longer", config(number_of_steps=20, times="now")) == []
-    said = copied(tmp_path, b"other", config(number_of_steps=20, seed=7))
-    assert [line.split(" is ")[0] for line in said] == [
-        str(tmp_path / "output" / name) for name in ("clips.safetensors", "clips.json")
-    ]
-
-
-@pytest.mark.parametrize("content", ["[]", "not JSON", "{}", '{"number_of_steps": 5, "dataset": null}'])
-def test_replacing_files_that_are_not_from_a_training_gives_a_warning(tmp_path, content):
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "clips.json").write_text(content)
-    assert "clips.json is replaced" in copied(tmp_path, b"first", config())[0]
-
-
-def recipe_named(output: Path, name: str):
-    return read_recipe("clips.zip", {"model": "tiny-base", "name": name, "output": str(output)})
+def test_an_adapter_on_the_way_that_cannot_be_copied_is_said_and_ends_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"an adapter")
+    said: list[str] = []
+    hand_out(tmp_path / "file", tmp_path / "file" / "below.safetensors", said.append)
+    assert "was not written" in said[0] and "saved in the store" in said[0]
 
 
 def test_the_sidecar_of_a_clip_in_the_output_folder_is_not_replaced(tmp_path):
@@ -122,13 +159,11 @@ def test_the_config_of_a_training_may_be_replaced_even_a_damaged_one(tmp_path, c
 
 
 def test_room_for_the_copy_is_looked_for_in_the_output_folder_unless_it_is_there(tmp_path):
-    recipe = recipe_named(tmp_path, "mine")
-    assert copied_to("train", recipe, None) == tmp_path
+    assert copied_to("train", tmp_path, "mine", None) == tmp_path
     (tmp_path / "mine.safetensors").write_bytes(b"")
-    assert copied_to("train", recipe, None) is None
+    assert copied_to("train", tmp_path, "mine", None) is None
 
 
 def test_room_for_an_export_is_looked_for_when_it_is_encoded(tmp_path):
-    recipe = recipe_named(tmp_path, "mine")
-    found = [copied_to(stage, recipe, tmp_path / "exported") for stage in ("ingest", "encode")]
+    found = [copied_to(stage, tmp_path, "mine", tmp_path / "exported") for stage in ("ingest", "encode")]
     assert found == [None, tmp_path / "exported"]

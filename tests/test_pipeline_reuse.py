@@ -175,5 +175,5 @@ def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_gives_a_warning
     averaged = root / "output" / "clips_ema.safetensors"
     assert averaged in done.files
     assert averaged.read_bytes() != outputs(root)
-    request(root, root / "clips.zip")
+    request(root, root / "clips.zip", overwrite=True)
     assert "clips_ema.safetensors is from an earlier training" in capsys.readouterr().err

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli_errors import reported_errors
 from pipeline.early_stop import leave_at_once, raise_from_now_on
 from pipeline.execution.stop_signals import STOP_SIGNALS, stop_signals
+from stages.errors import Stopped
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -53,6 +55,22 @@ def test_once_a_command_has_begun_ctrl_c_raises_again():
     leave_at_once()
     raise_from_now_on()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stop_is_no_error_and_its_exit_code_names_the_signal(number, code, capsys):
+    with pytest.raises(SystemExit) as ended, reported_errors(), stop_signals():
+        os.kill(os.getpid(), number)
+        raise Stopped("at step 3 of 5")
+    assert ended.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped at step 3 of 5; run the same command again")
+
+
+def test_a_second_ctrl_c_ends_with_130_too():
+    with pytest.raises(SystemExit) as ended, reported_errors(), stop_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert ended.value.code == 130
 
 
 INTERRUPTED_IMPORT = """

@@ -86,7 +86,13 @@ def test_progress_has_loss_and_rate_and_after_the_first_step_the_speed(bench):
 
 
 CONFIG_TYPES = {
-    **{"format_version": int, "model": str, "inference_model": str, "base_model_repo": (str, type(None))},
+    **{
+        "format_version": int,
+        "identity": str,
+        "model": str,
+        "inference_model": str,
+        "base_model_repo": (str, type(None)),
+    },
     **{"base_digest": str, "weights_digests": dict, "number_of_steps": int, "learning_rate": float, "rank": int},
     **{"alpha": float, "adapter_type": str, "adapter_dropout": float, "include": (list, type(None))},
     **{"exclude": (list, type(None)), "batch_size": int, "seed": int, "base_precision": str, "pre_encode": bool},

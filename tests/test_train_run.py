@@ -52,6 +52,7 @@ def test_a_clip_whose_latents_are_not_finite_stops_the_training_with_its_name(tm
     for tensors in bench.directory.glob("checkpoints/*/tensors.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(tensors).values())
     assert not (bench.directory / "adapter.safetensors").exists()
+    assert list(bench.handed_out) == ([f"_{step - 1:06d}_stopped.safetensors"] if step > 1 else [])
 
 
 def test_a_non_finite_step_that_is_noticed_late_has_the_same_number_and_leaves_the_same_state(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ from cache.store import Store
 from pipeline.errors import FolderNotWritable
 from pipeline.execution.data_folders import check_store_place, mark_folders
 from pipeline.execution.locks import maintenance_lock, run_lock
-from pipeline.execution.outputs import adapter_copy, check_output, copy_outputs
+from pipeline.execution.output_name import ADAPTER, OutputName, output_name
+from pipeline.execution.outputs import check_output, copy_outputs, hand_out
 from pipeline.execution.records import now, receipt_of, unfinished_run
 from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.path_errors import why_not_writable
@@ -104,12 +105,13 @@ def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool,
     if refusal is not None and not decided.nothing_to_do:  # results that are there can be used all the same
         raise FolderNotWritable("store", recipe.store, refusal)
     check_packages(recipe, decided)
-    for line in (*notices(recipe), *data_notices(resolved.source)):
+    named = output_name(recipe, decided.runs[-1]) if last == "train" else OutputName("")
+    for line in (*notices(recipe), *data_notices(resolved.source), *filter(None, [named.note])):
         observer.say(line)
     observer.show_plan(decided)
     with stop_signals() as stop:
         execution = Execution(
-            recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, export=export
+            recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, export=export, named=named
         )
         for run in decided.runs:
             execution.finish(run)
@@ -128,6 +130,8 @@ class Execution:
     stop: StopFlag
     export: Path | None = None
     """As in `run_until`."""
+    named: OutputName = field(default_factory=lambda: OutputName(""))
+    """Name of a training's output files."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     """Artifacts so far, by stage."""
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -135,7 +139,10 @@ class Execution:
 
     def finish(self, run: StageRun) -> None:
         """Look up one stage's artifact, or make it."""
-        receipt = self.existing(run) or self.make(run)
+        if (receipt := self.existing(run)) is None:
+            receipt = self.make(run)
+        elif run.stage.name == "train" and self.recipe.resources.save_every is not None:
+            self.observer.say("this training is finished: --save-every exports nothing, as no step is made")
         run_metadata.remove_orphan(self.store, scratch_folder(run, self.store).name)
         self.receipts[run.stage.name] = receipt
         self.artifacts[run.stage.name] = Artifact(
@@ -151,9 +158,17 @@ class Execution:
         receipt = self.receipts[run.stage.name]
         if run.stage.name == "train":
             directory = self.store.directory(receipt.stage, receipt.fingerprint)
-            return copy_outputs(run, directory, receipt, self.recipe, self.observer.say)
+            self.rename_output(run)
+            return copy_outputs(directory, receipt, self.recipe.output, self.named.name, self.observer.say)
         self.store.check(receipt)
         return ()
+
+    def rename_output(self, run: StageRun) -> None:
+        """Take another name where another training has taken that of the output files since the start."""
+        named = output_name(self.recipe, run)
+        if named.name != self.named.name:
+            self.observer.say(named.note)
+        self.named = named
 
     def existing(self, run: StageRun) -> Receipt | None:
         """The receipt of the artifact, if it is finished and the shared files it references exist."""
@@ -207,12 +222,18 @@ class Execution:
             shared=self.store.shared,
             resources=self.recipe.resources,
             continued_from=_shorter_artifact(run, self.store),
-            copied_to=copied_to(run.stage.name, self.recipe, self.export),
+            copied_to=copied_to(run.stage.name, self.recipe.output, self.named.name, self.export),
+            identity=str(run.identity),
+            hand_out=self.hand_out_on_the_way,
             progress=self.observer.progress_of(run.stage.name),
             phase=self.observer.phase_of(run.stage.name),
             say=self.observer.say,
             should_stop=self.stop.is_set,
         )
+
+    def hand_out_on_the_way(self, file: Path, suffix: str) -> None:
+        """Copy a file of a stage that is not done to the output folder."""
+        hand_out(file, self.recipe.output / f"{self.named.name}{suffix}", self.observer.say)
 
     def inputs(self, run: StageRun) -> Inputs:
         """What the stage may read; artifacts are compared with their receipts first."""
@@ -230,10 +251,10 @@ class Execution:
         )
 
 
-def copied_to(stage: str, recipe: Recipe, export: Path | None) -> Path | None:
+def copied_to(stage: str, output: Path, name: str, export: Path | None) -> Path | None:
     """Where files of a stage's result will be copied; None where nothing is, or where a copy may be there already."""
     if stage == "train":
-        return None if adapter_copy(recipe).exists() else recipe.output
+        return None if (output / f"{name}{ADAPTER}").exists() else output
     return export if stage == "encode" else None
 
 

@@ -70,6 +70,11 @@ class RequestFields:
         section=PATHS,
         help="name of the output files; unset: that of the data",
     )
+    overwrite: bool = param(
+        False,
+        section=PATHS,
+        help="replace the output files of another training; off: a free name is taken, such as NAME-2",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ class TrainingLoop:
     work: Workspace
     identity: str
     """Fingerprint of the run, written into its checkpoints."""
+    export: Callable[[Training, bool], None] = lambda training, stopped: None
+    """Exports the adapter as it is now; `stopped`: because the training ends here."""
     buckets: LengthBuckets | None = None
     """Lengths that batches are padded to for CUDA graphs; None makes every step eagerly."""
 
@@ -49,7 +51,7 @@ class TrainingLoop:
         self.seconds_before = float(self.training.notes.get("seconds", 0.0))
         # Reading a value makes the host wait for the device; on the CPU there is nothing to wait for.
         self.checks_every_step = self.training.device.type == "cpu"
-        self.last_line_time = self.last_figures_time = self.started
+        self.last_line_time = self.last_figures_time = self.last_save_time = self.started
         is_saved = checkpoint.directory_of(self.folder, first_step).is_dir()
         self.saved_step = first_step if is_saved else 0
 
@@ -80,6 +82,7 @@ class TrainingLoop:
             while self.training.step < self.total_steps:
                 if stop():
                     self.save()
+                    self.export(self.training, True)
                     raise Stopped(f"at step {self.training.step} of {self.total_steps}")
                 try:
                     self.make_step(stepper)
@@ -108,7 +111,8 @@ class TrainingLoop:
         late = now - self.last_line_time > MAX_SECONDS_BETWEEN_LINES
         figures_are_due = now - self.last_figures_time > SECONDS_BETWEEN_FIGURES[self.checks_every_step]
         line_is_due = late or step in (1, self.total_steps) or step % resources.log_every == 0
-        save_is_due = step == self.total_steps or step % resources.checkpoint_every == 0
+        waited = now - self.last_save_time > 60 * resources.checkpoint_minutes
+        save_is_due = waited or step == self.total_steps or step % resources.checkpoint_every == 0
         if line_is_due or figures_are_due or self.checks_every_step:
             self.check_finite()
             self.step_rate.measure(step, self.training.preparation_seconds)
@@ -116,10 +120,14 @@ class TrainingLoop:
             self.report(interim=not line_is_due)
         if save_is_due:
             self.save()
+        if resources.save_every is not None and step % resources.save_every == 0:
+            self.check_finite()
+            self.export(self.training, False)
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one, and delete old ones."""
         self.check_finite()
+        self.last_save_time = time.perf_counter()
         if self.training.step > self.saved_step:
             self.training.notes["seconds"] = self.seconds
             checkpoint.write(self.folder, self.identity, self.training.as_checkpoint())
@@ -138,6 +146,7 @@ class TrainingLoop:
         training.optimizer.clear_non_finite()
         training.step = first
         self.save()
+        self.export(training, True)
         raise LossNotFinite(first + 1, self.clips_of_step(first), what, training.params.base_precision)
 
     def report(self, *, interim: bool) -> None:

@@ -27,6 +27,7 @@ from stages.train.model.evaluation import Evaluation, evaluate, fixed_batches
 from stages.train.optim.update_rules import PRODIGY_UNIT
 from stages.train.output.adapter_files import adapter_metadata
 from stages.train.output.config_json import TrainingSummary, configuration
+from stages.train.output.exports import export, remove_exports
 from stages.train.output.quantization_loss import UNQUANTIZED, quantization_note, unquantized_loss
 from stages.train.output.readback import check_outputs
 from stages.train.output.results import keep_last_checkpoint, write_adapters, write_config, write_tables
@@ -136,6 +137,7 @@ def run_steps(job: Job, training: Training, examples: Examples) -> float:
             clips_of_step=lambda step: examples.clips_and_starts(step)[0],
             work=job.work,
             identity=job.identity,
+            export=partial(export, job),
             buckets=length_buckets_for(examples.clips),
         )
         loop.run()
@@ -156,6 +158,7 @@ def write_artifact(job: Job, training: Training, examples: Examples, config: Map
         bases, stored = SingularVectorFolder(job.work.shared / "bases"), partial(stored_matrix, job.weights)
         check_outputs(training.network, batch, written, bases, stored)
     write_config(directory, config)
+    remove_exports(directory)
     keep_last_checkpoint(directory, training.step)
 
 

@@ -23,7 +23,8 @@ def check_disk_space(job: Job, training: Training) -> None:
     needs = [SpaceNeed(what=what, folder=work.directory, flag="--store", num_bytes=num_bytes, remedy=fewer)]
     if work.copied_to is not None:
         copies = files_bytes(job, training, dtype_named(params.export_precision).itemsize)
-        needs.append(SpaceNeed(what="its copy", folder=work.copied_to, flag="--output", num_bytes=copies))
+        copies *= 1 + exports_due(job, training.step)
+        needs.append(SpaceNeed(what="its copies", folder=work.copied_to, flag="--output", num_bytes=copies))
     check_space("this training", needs)
 
 
@@ -48,6 +49,12 @@ def checkpoints_due(job: Job, step: int) -> int:
     """Checkpoints that a training writes from that step on; not counting one of the step itself."""
     total, every = job.params.number_of_steps, job.work.resources.checkpoint_every
     return total // every - step // every + (total % every > 0) if step < total else 0
+
+
+def exports_due(job: Job, step: int) -> int:
+    """Adapters that are exported on the way from that step on."""
+    total, every = job.params.number_of_steps, job.work.resources.save_every
+    return 0 if every is None or step >= total else total // every - step // every
 
 
 def checkpoint_bytes(job: Job, training: Training) -> int:

@@ -46,11 +46,15 @@ def write_adapter_files(
         AdapterNotWritable: a value exceeds the range of the precision.
     """
     files = {directory / names.exported: dtype_named(precision), directory / names.fp32: torch.float32}
-    made_on: dict[str, str | int] = {"base_model": metadata["base_model_short"], "step": int(metadata["step"])}
     for file, dtype in files.items():
-        adapter_file.write(file, tensors, spec, metadata, dtype, made_on)
+        adapter_file.write(file, tensors, spec, metadata, dtype, made_on(metadata))
         verify(file, {key: tensor.to(dtype) for key, tensor in tensors.items()}, spec)
     return files
+
+
+def made_on(metadata: Mapping[str, str]) -> dict[str, str | int]:
+    """Fields of `lora_config` beside the spec, as other tools write and compare them."""
+    return {"base_model": metadata["base_model_short"], "step": int(metadata["step"])}
 
 
 def verify(file: Path, expected: Mapping[str, Tensor], spec: AdapterSpec) -> None:

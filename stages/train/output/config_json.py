@@ -54,6 +54,7 @@ def configuration(job: Job, summary: TrainingSummary) -> dict[str, Any]:
     """Content of config.json: JSON values only."""
     return {
         "format_version": FORMAT_VERSION,
+        "identity": job.work.identity,
         **model_entry(job),
         **request_entry(job, summary),
         "dataset": dataset_entry(job),
