@@ -171,7 +171,7 @@ def test_raw_audio_and_cached_latents_are_different_trainings(root, work):
 
 
 def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_gives_a_warning(root, capsys):
-    done = request(root, root / "clips.zip", ema_decay=0.9)
+    done = request(root, root / "clips.zip", ema_decay=0.9, overwrite=True)
     averaged = root / "output" / "clips_ema.safetensors"
     assert averaged in done.files
     assert averaged.read_bytes() != outputs(root)
