@@ -69,8 +69,8 @@ def test_every_audio_gets_the_caption_of_its_own_name_in_its_own_folder(stems, f
         ),
         (["k.wav", "k.wav", "k.txt"], [("k.wav", "duplicate_name")] * 2),
         (["a/k.wav", "a/k.txt", "b/k.wav", "b/k.txt"], []),
-        (["song.ape", "song.txt"], [("song.ape", "unsupported_audio_format")]),
-        (["song.mka"], [("song.mka", "missing_caption"), ("song.mka", "unsupported_audio_format")]),
+        (["song.tak", "song.txt"], [("song.tak", "unsupported_audio_format")]),
+        (["song.mpc"], [("song.mpc", "missing_caption"), ("song.mpc", "unsupported_audio_format")]),
     ],
 )
 def test_files_that_belong_to_no_clip_are_faults(names, expected):

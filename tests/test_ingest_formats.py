@@ -124,6 +124,35 @@ def test_a_lossless_kind_that_only_pyav_knows_is_decoded_to_the_sample(tmp_path,
     assert "codec_delay_unknown" not in {one["type"] for one in outcome.facts["warnings"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "container", "codec"),
+    [
+        ("a.mka", "matroska", "flac"),
+        ("a.weba", "webm", "libopus"),
+        ("a.wv", "wv", "wavpack"),
+        ("a.tta", "tta", "tta"),
+        ("a.3gp", "3gp", "aac"),
+        ("a.3g2", "3g2", "aac"),
+    ],
+)
+def test_audio_suffixes_of_kinds_that_pyav_reads_are_clips(tmp_path, name, container, codec):
+    outcome, (row,) = run(
+        dataset(tmp_path, name, written_by_pyav(container, codec, tone(0.5), 48000)), workspace(tmp_path)
+    )
+    assert row.audio.endswith(".flac") and not [one for one in outcome.facts["warnings"] if one["type"] == "other_file"]
+
+
+@pytest.mark.parametrize("container", ["matroska", "webm", "mp4"])
+def test_opus_states_its_delay_in_any_container(container):
+    recording = prepare_clip.open_recording(written_by_pyav(container, "libopus", tone(0.5, rate=48000), 48000))
+    assert sum(block.shape[1] for block in recording.blocks()) == 24_000 and recording.delay_known
+
+
+def test_alac_in_a_caf_of_ffmpeg_keeps_the_end_of_its_last_packet():
+    recording = prepare_clip.open_recording(written_by_pyav("caf", "alac", tone(0.5)))
+    assert sum(block.shape[1] for block in recording.blocks()) == RATE // 2 and recording.length_known
+
+
 def test_flac_in_ogg_that_is_cut_is_a_fault(tmp_path):
     data = written_by_pyav("ogg", "flac", tone(2.0))
     assert faults(dataset(tmp_path, "a.oga", data[: len(data) // 2]), tmp_path)[0][1] == "audio_truncated"

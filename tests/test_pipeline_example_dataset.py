@@ -11,7 +11,7 @@ import soundfile
 
 from pipeline.errors import PipelineError
 from pipeline.example_dataset import write_example
-from stages.ingest.file_types import READABLE, WITH_PYAV
+from stages.ingest.file_types import OLD, READABLE, WITH_PYAV
 from tests.small_datasets import run, workspace
 
 
@@ -30,7 +30,7 @@ def test_it_is_small_and_shows_every_format_that_needs_no_optional_package(examp
         names = archive.namelist()
         found = [soundfile.info(io.BytesIO(archive.read(name))) for name in names if not name.endswith(".txt")]
     synonyms = {".wave", ".oga", ".aif", ".aifc", ".snd"}
-    assert {PurePosixPath(name).suffix for name in names} - {".txt"} == READABLE - WITH_PYAV - synonyms
+    assert {PurePosixPath(name).suffix for name in names} - {".txt"} == READABLE - WITH_PYAV - OLD - synonyms
     assert {one.subtype for one in found} >= {"PCM_16", "PCM_24", "FLOAT", "VORBIS", "OPUS"}
     assert {one.samplerate for one in found} == {22050, 32000, 44100, 48000, 96000}
     assert all(2.0 <= one.duration <= 12.0 for one in found) and len({round(one.duration) for one in found}) > 5

@@ -9,15 +9,15 @@ from posixpath import splitext
 from stages.errors import Fault
 from stages.ingest.faults import fault
 
-WITH_PYAV = {".m4a", ".m4b", ".aac", ".wma"}
+WITH_PYAV = {".m4a", ".m4b", ".aac", ".wma", ".mka", ".weba", ".wv", ".tta", ".ape", ".spx", ".3gp", ".3g2"}
 """Suffixes of audio that, as a rule, is decoded where the optional package PyAV is installed; the bytes decide."""
+OLD = {".voc", ".nist", ".sph", ".8svx", ".svx"}
+"""Suffixes of audio of old sound cards, speech corpora and the Amiga, which libsndfile reads."""
 READABLE = {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"} | {
-    *(".au", ".snd", ".caf", ".w64", ".rf64", *WITH_PYAV)
+    *(".au", ".snd", ".caf", ".w64", ".rf64", *WITH_PYAV, *OLD)
 }
 """Suffixes of audio that is decoded."""
-UNREADABLE = {".alac", ".ape", ".wv", ".tta", ".tak", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".dff", ".amr"} | {
-    *(".3gp", ".ra", ".mka", ".weba")
-}
+UNREADABLE = {".alac", ".tak", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".dff", ".amr", ".ra"}
 """Suffixes of audio that is not decoded. A fault, as ignoring such a file would silently lose a clip."""
 CAPTION = ".txt"
 TABLES = {".csv", ".tsv", ".jsonl"}

@@ -27,6 +27,25 @@ _LENGTH_UNKNOWN = 1 << 62
 """libsndfile returns a length beyond this when the file declares none."""
 
 
+_HELD_TO_LENGTH = {
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "W64",
+    "AIFF",
+    "AU",
+    "CAF",
+    "FLAC",
+    "OGG",
+    "MP3",
+    "MPEG",
+    "NIST",
+    "VOC",
+    "SVX",
+}
+"""libsndfile's names of containers whose declared length is checked; of others it takes the length from their size."""
+
+
 class NotOpened(FileRejected):
     """libsndfile does not know the kind of file, or its encoding; another decoder may."""
 
@@ -90,7 +109,7 @@ class Recording:
         self.num_channels: int = self._file.channels
         self._layout = channel_layout(data, self.num_channels)
         declared = self._file.frames
-        self.length_known &= declared < _LENGTH_UNKNOWN
+        self.length_known &= declared < _LENGTH_UNKNOWN and self._file.format in _HELD_TO_LENGTH
         self._expected = declared if self.length_known else None
         if self._file.subtype.startswith("MPEG"):
             self.delay_known = scan is not None and scan.delay_known

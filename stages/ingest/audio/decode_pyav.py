@@ -29,7 +29,9 @@ _WMA_TOLERANCE_SAMPLES = 8192
 _FORMATS = {*("mov", "asf", "aac", "ogg", "matroska", "wav", "w64"), *("caf", "aiff", "au", "flac", "wv", "tta", "ape")}
 """FFmpeg's names of containers that begin with a mark. In others it would look for sound anywhere."""
 _LOSSLESS = {"flac", "alac", "wavpack", "tta", "ape"}
-_COUNTED = {"ogg", "flac", "wv", "tta"}
+_STATES_ITS_DELAY = {"opus", "libopus", "vorbis", "libvorbis", "speex", "libspeex"}
+"""Codecs whose own header states the delay in any container, or whose position 0 is where the sound begins."""
+_COUNTED = {"ogg", "flac", "wv", "tta", "caf"}
 """Containers that declare the exact number of samples, if the codec is lossless."""
 
 
@@ -63,7 +65,8 @@ class PyavRecording(Recording):
         self._layout = _layout(stream.codec_context.layout)
         self._is_mp4 = "mp4" in self._container.format.name
         is_lossless = stream.codec_context.name in _LOSSLESS or stream.codec_context.name.startswith("pcm_")
-        self.delay_known = is_lossless or (self._is_mp4 and mp4_states_delay(data))
+        states_delay = stream.codec_context.name in _STATES_ITS_DELAY or (self._is_mp4 and mp4_states_delay(data))
+        self.delay_known = is_lossless or states_delay
         is_exact = is_lossless and self._container.format.name in _COUNTED
         self._states_samples = (self._is_mp4 or is_exact) and stream.duration is not None
         self.length_known = self._states_samples or (data.startswith(EBML_MAGIC) and self._found.length_known)
@@ -79,7 +82,7 @@ class PyavRecording(Recording):
     def _decoded(self) -> Iterator[np.ndarray]:
         room = self._declared if self._states_samples else 1 << 62
         stream = self._stream
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {"err_detect": "explode", **self._trimmed_here()}
         resampler = av.AudioResampler(format="flt", layout=stream.codec_context.layout, rate=self.sample_rate_hz)
         try:
             for frame in self._container.decode(stream):
@@ -93,6 +96,11 @@ class PyavRecording(Recording):
                     room -= len(block_XA)
         except (FFmpegError, ValueError) as error:
             raise FileRejected("audio_decode_error", why=_error_text(error)) from error
+
+    def _trimmed_here(self) -> dict[str, str]:
+        """Options of the decoder: for CAF, whose last packet FFmpeg cuts also where its own writer made it short."""
+        is_caf = self._container.format.name == "caf" and self._states_samples
+        return {"flags2": "+skip_manual"} if is_caf else {}
 
     def check(self) -> None:
         """Check the recording after all blocks are read.

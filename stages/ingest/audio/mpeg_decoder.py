@@ -23,7 +23,9 @@ from stages.ingest.audio.mpeg_process import DecodeError
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.chunks import wave_format_tag
 
-_NOT_MPEG = (b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff", b"RF64", b"BW64")
+_NOT_MPEG = (b"OggS", b"fLaC", b"caff", b".snd", b"dns.", b"riff")
+_FORMS = {b"AIFF", b"AIFC", b"8SVX", b"16SV"}
+"""Kinds of IFF files that libsndfile recognises."""
 _MPEG_FORMATS = (0x50, 0x55)
 """WAVE format tags of MPEG layers I and II, and of layer III."""
 _LINE = re.compile(
@@ -42,10 +44,17 @@ class DecoderEnded(StageError):
 
 
 def may_be_mpeg(data: bytes) -> bool:
-    """False where libsndfile certainly does not use libmpg123."""
+    """False where libsndfile certainly recognises the file, and does not use libmpg123.
+
+    What it does not recognise is left to the other process as well: in the current folder, libsndfile would take files
+    such as `._` for a part of it, and reject it for what is wrong with them.
+    """
+    kind = data[8:12]
     if data.startswith((b"RIFF", b"RIFX")):
-        return wave_format_tag(data) in _MPEG_FORMATS
-    return not data.startswith(_NOT_MPEG)
+        return wave_format_tag(data) in _MPEG_FORMATS if kind == b"WAVE" else True
+    if data.startswith((b"RF64", b"BW64")):
+        return kind != b"WAVE"
+    return kind not in _FORMS if data.startswith(b"FORM") else not data.startswith(_NOT_MPEG)
 
 
 def start_decoder() -> None:

@@ -9,7 +9,8 @@ from posixpath import basename, dirname
 from stages.ingest.caption_template import SIDECAR
 from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, TABLES, UNREADABLE, stem, suffix
 
-_NO_TEXT = READABLE | UNREADABLE | ARCHIVES | {".png", ".jpg", ".jpeg", ".mid", ".pdf", ".asd", ".peak", ".reapeaks"}
+_NO_SOUND = {".png", ".jpg", ".jpeg", ".mid", ".pdf", ".asd", ".peak", ".reapeaks"}
+_NO_TEXT = READABLE | UNREADABLE | ARCHIVES | _NO_SOUND
 
 
 class Surroundings:
@@ -22,6 +23,15 @@ class Surroundings:
             self._folders[dirname(name)].append(name)
             if suffix(name) == CAPTION:
                 self._captions[basename(stem(name))].append(name)
+
+    def sound(self, caption: str) -> str:
+        """What may be the sound of this caption under a suffix that is not read, and the remedy; else empty."""
+        other = _NO_SOUND | ARCHIVES | TABLES | {CAPTION, SIDECAR, ".md"}
+        for name in self._folders[dirname(caption)]:
+            if stem(name) == stem(caption) and suffix(name) not in {"", *other}:
+                convert = f"`ffmpeg -i {name} {stem(name)}.wav`"
+                return f" ({name} lies beside it: if it is the sound, convert it, for example with {convert})"
+        return ""
 
     def hint(self, audio: str) -> str:
         """What may be the caption of this audio file, and the remedy; empty if nothing like it is there."""

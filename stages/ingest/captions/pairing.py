@@ -85,7 +85,7 @@ def pair(
     doubled = [*_duplicates(audio), *_duplicates(captions), *_duplicates(sidecars)]
     near = Surroundings(member.name for member in (*members, *others))
     unpaired = [
-        *_unpaired(captions, audio, "missing_audio"),
+        *_unpaired(captions, audio, "missing_audio", near.sound),
         *(() if optional else _unpaired(audio, captions, near=near.hint)),
     ]
     beside = [member for member in members if id(member) not in used and member.name != table]

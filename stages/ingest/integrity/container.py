@@ -9,6 +9,7 @@ from stages.ingest.integrity.chunks import AU_MAGIC, CHUNK_MAGIC, checked_au, ch
 from stages.ingest.integrity.flac import checked_flac
 from stages.ingest.integrity.matroska import EBML_MAGIC, checked_matroska
 from stages.ingest.integrity.ogg import checked_ogg
+from stages.ingest.integrity.old_containers import NIST_MAGIC, VOC_MAGIC, checked_nist, checked_voc
 
 _CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
     **dict.fromkeys(CHUNK_MAGIC, checked_chunks),
@@ -16,6 +17,8 @@ _CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
     b"OggS": checked_ogg,
     b"fLaC": checked_flac,
     EBML_MAGIC: checked_matroska,
+    NIST_MAGIC: checked_nist,
+    VOC_MAGIC: checked_voc,
 }
 """Checks by the first four bytes of a file."""
 
