@@ -80,8 +80,8 @@ fields: setup ## Write docs/fields.md from the declarations of the fields.
 accept-stage-code: setup ## Accept changed stage code whose results are the same (else bump the stage's version).
 	$(BIN)/python -m tests.stage_code --accept
 
-clean: ## Remove outputs and unfinished work; latents and finished artifacts stay.
-	rm -rf output artifacts/scratch build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove what builds and checks left behind; never adapters, trainings or anything else of the store.
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(EXAMPLE): | setup
 	@mkdir -p $(@D)

@@ -10,6 +10,7 @@ PipelineError
 ├── StoreNotFound      the folder of the store does not exist
 ├── NothingToEvict     nothing in the store matches what should be removed
 ├── StillNeeded        everything that should be removed is needed by a run that is kept
+├── NotConfirmed       trainings would be removed, and nobody said yes
 ├── OverBudget         the store cannot be made that small without removing a run that is kept
 ├── StoreDamaged       verify found damage
 ├── ClipNotFound       explain was asked about a clip that is not in the data
@@ -143,6 +144,15 @@ class StillNeeded(PipelineError):
         self.kept = tuple(kept)
         lines = "\n".join(f"  {line}" for line in kept)
         super().__init__(f"nothing was removed:\n{lines}\nName the runs that need it as well to remove them together.")
+
+
+class NotConfirmed(PipelineError):
+    """Trainings would be removed, and nobody said yes."""
+
+    def __init__(self, trainings: Sequence[str], remedy: str) -> None:
+        lines = "\n".join(f"  {line}" for line in trainings)
+        count = f"{is_or_are(len(trainings))} {pluralized(len(trainings), 'training')}"
+        super().__init__(f"nothing was removed. Among it {count}:\n{lines}\n{remedy}.")
 
 
 REMOVAL_COMMANDS = {

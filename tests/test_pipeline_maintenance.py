@@ -1,13 +1,18 @@
-"""Messages of evict and gc."""
+"""Messages of evict and gc, and the question before trainings are removed."""
 
 from __future__ import annotations
+
+import io
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cache import run_metadata
 from pipeline.cli import app
-from pipeline.maintenance.gc import gc
+from pipeline.errors import NotConfirmed
+from pipeline.maintenance.confirmation import confirm_removal
+from pipeline.maintenance.gc import Selection, evict, gc
 from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared
 
 
@@ -102,4 +107,69 @@ def test_a_gc_that_removes_no_prepared_audio_does_not_mention_decoding(builder):
 def test_one_removal_is_counted_in_the_singular(builder):
     interrupt_run(builder, "train", (0,))
     (run,) = run_metadata.unfinished_runs(builder.store)
-    assert typed(builder, "evict", run.name[:18]).stdout.splitlines()[-1].startswith("1 file or folder, ")
+    assert typed(builder, "evict", run.name[:18], "--yes").stdout.splitlines()[-1].startswith("1 file or folder, ")
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Answers on a terminal, in order; returns what was asked so far."""
+
+    def terminal(*answers: str) -> None:
+        stdin = io.StringIO("".join(f"{one}\n" for one in answers))
+        stdin.isatty = lambda: True
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+    return terminal
+
+
+def removal_of(builder: StoreBuilder, clips: tuple[int, ...]):
+    name = builder.train(clips)
+    return lambda: evict(builder.store, Selection(names=[name]), discard_message, dry_run=True)
+
+
+@pytest.mark.parametrize("answer", ["", "n", "no", "maybe"])
+def test_a_finished_training_is_removed_only_after_a_yes(builder, answered, answer, capsys):
+    answered(answer)
+    with pytest.raises(NotConfirmed, match=r"nothing was removed\. Among it is 1 training"):
+        confirm_removal(removal_of(builder, (0,)), yes=False)
+    assert "this removes 1 training:\n  train " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["y", "Y", "yes"])
+def test_a_yes_is_a_yes(builder, answered, answer):
+    answered(answer)
+    confirm_removal(removal_of(builder, (0,)), yes=False)
+
+
+@pytest.mark.parametrize("words", [["evict", "--stage", "train"], ["evict", "--older-than", "1d"]])
+def test_without_a_terminal_trainings_are_removed_with_yes_alone(builder, words):
+    builder.train((0,))
+    refused = typed(builder, *words)
+    assert (refused.exit_code, "add --yes" in refused.stderr, "train" in builder.names()) == (1, True, True)
+    assert typed(builder, *words, "--dry-run").exit_code == 0
+    assert typed(builder, *words, "--yes").exit_code == 0
+    assert "train" not in builder.names()
+
+
+@pytest.mark.parametrize("words", [["gc", "--older-than", "0d"], ["evict", "train-"]])
+def test_a_stopped_training_is_asked_for_too(builder, words):
+    interrupt_run(builder, "train", (0,))
+    (run,) = run_metadata.unfinished_runs(builder.store)
+    words = [run.short_name if word == "train-" else word for word in words]
+    assert typed(builder, *words).exit_code == 1
+    assert run_metadata.unfinished_runs(builder.store)
+    assert typed(builder, *words, "--yes").exit_code == 0
+    assert not run_metadata.unfinished_runs(builder.store)
+
+
+@pytest.mark.parametrize("words", [["evict", "--stage", "encode"], ["gc", "--prepared"]])
+def test_what_can_be_made_again_is_removed_without_a_question(builder, words):
+    builder.encode((0,))
+    assert typed(builder, *words).exit_code == 0
+
+
+def test_make_clean_touches_no_adapter_and_no_store():
+    makefile = Path(__file__).parents[1] / "Makefile"
+    (command,) = [line for line in makefile.read_text("utf-8").splitlines() if line.startswith("\trm ")]
+    assert not {"output", "artifacts", "artifacts/scratch"} & set(command.split())

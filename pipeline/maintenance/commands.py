@@ -5,6 +5,7 @@ Light: standard library and Typer only.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from pipeline.streams import print_document
 StoreOption = Annotated[Path, typer.Option(readable=False, help="folder of finished artifacts and latents")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="list exactly what would be removed; change nothing")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="remove trainings without asking; for scripts")]
 
 
 def verify(
@@ -57,21 +59,25 @@ def evict(
     model: Annotated[str | None, typer.Option(help="all artifacts made for this model")] = None,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove finished artifacts that no kept run needs.
 
-    The shared files that only they use are removed with them.
+    The shared files that only they use are removed with them. Trainings are removed after a question, or with --yes.
 
     Example: sa3-trainer evict --stage train --older-than 30d --dry-run
     """
+    from pipeline.maintenance.confirmation import confirm_removal
     from pipeline.maintenance.gc import Selection, existing_store, removal_json, removal_lines
     from pipeline.maintenance.gc import evict as evicted
     from pipeline.report import Report
 
     with reported_errors("evict", as_json=as_json), path_errors({"--store": store}):
         selection = Selection(names=names or (), stage=stage, older_than=older_than, model=model)
-        plan = evicted(existing_store(store), selection, Report().say, dry_run=dry_run)
+        existing, say = existing_store(store), Report().say
+        confirm_removal(lambda: evicted(existing, selection, say, dry_run=True), yes=yes or dry_run)
+        plan = evicted(existing, selection, say, dry_run=dry_run)
         lines = removal_lines(plan, dry_run=dry_run)
         print_document(removal_json(plan, dry_run=dry_run)) if as_json else print("\n".join(lines))
 
@@ -88,15 +94,18 @@ def gc(
     ] = False,
     store: StoreOption = Path("artifacts"),
     dry_run: DryRunOption = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove everything that no kept run needs.
 
-    That is: old unfinished runs, unread ingests, unused shards, leftover temporary files.
+    That is: old unfinished runs, unread ingests, unused shards, leftover temporary files. A stopped training is removed
+    after a question, or with --yes.
 
     Example: sa3-trainer gc --prepared --max-bytes 50G --dry-run
     """
     from pipeline.errors import OverBudget
+    from pipeline.maintenance.confirmation import confirm_removal
     from pipeline.maintenance.gc import existing_store, removal_json, removal_lines
     from pipeline.maintenance.gc import gc as collected
     from pipeline.maintenance.quantities import bytes_of
@@ -104,6 +113,8 @@ def gc(
 
     with reported_errors("gc", as_json=as_json), path_errors({"--store": store}):
         existing, limits = existing_store(store), {"older_than": older_than, "max_bytes": max_bytes}
+        would = partial(collected, existing, Report().say, dry_run=True, prepared=prepared, **limits)
+        confirm_removal(lambda: would()[0], yes=yes or dry_run)
         plan, fits = collected(existing, Report().say, dry_run=dry_run, prepared=prepared, **limits)
         lines = removal_lines(plan, dry_run=dry_run)
         print_document(removal_json(plan, dry_run=dry_run)) if as_json else print("\n".join(lines))
