@@ -17,6 +17,7 @@ from pipeline.generate_command import add_generate_command
 from pipeline.maintenance.commands import add_store_commands
 from pipeline.path_errors import path_errors
 from pipeline.request.fields import DATA, FIELDS
+from pipeline.serve.command import add_serve_command
 from pipeline.streams import print_document
 from stages.field import Field, extra_in_words
 from stages.train.stage import TrainParams
@@ -355,3 +356,4 @@ def bench(
 
 add_generate_command(app)
 add_store_commands(app)
+add_serve_command(app)

@@ -32,7 +32,7 @@ LAYERS = {
         bench_grid cli_errors generation plan
         execution report
         cli_report
-        generate_command maintenance
+        generate_command maintenance serve
         cli
         __main__
     """,
@@ -44,6 +44,16 @@ LAYERS = {
         encode generate train
         pretrain
         bench
+    """,
+    "pipeline.serve": """
+        errors
+        addresses settings
+        jobs sources
+        files submission
+        http
+        certificates
+        server
+        command
     """,
     "stages.adapters": """
         kind layer_filter ops singular_vectors torch_archive

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from cache.files.atomic_files import atomic_write_bytes
 from cache.fingerprint import digest_file
 from pipeline.errors import FetchFailed
-from pipeline.request.redirects import opener
+from pipeline.request.opener import opener
 
 _CHUNK_BYTES = 1 << 18
 _MIN_BYTES_PER_TIMEOUT = 1 << 12
