@@ -25,8 +25,9 @@ A_KEY, ANOTHER_KEY = "key-of-anna:0123456789", "key-of-bert:0123456789"
 
 FINISHES = """
 import json, pathlib, sys
-print("train   1/2  loss 2.5  lr 0.0001", file=sys.stderr, flush=True)
-print("train   2/2  loss 1.5  lr 0.0001", file=sys.stderr, flush=True)
+for done in (1, 2):
+    event = {"event": "progress", "stage": "train", "done": done, "total": 2, "loss": 3.5 - done}
+    print(json.dumps(event), file=sys.stderr, flush=True)
 pathlib.Path("output/adapter.safetensors").write_bytes(b"weights")
 pathlib.Path("output/adapter.json").write_text("{}")
 print(json.dumps({"files": []}))
@@ -37,7 +38,7 @@ WAITS = """
 import signal, sys, time, pathlib
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with open("starts", "a") as file: file.write("x")
-print("train   1/1000  loss 2.5  lr 0.0001", file=sys.stderr, flush=True)
+print("begun", file=sys.stderr, flush=True)
 while not pathlib.Path("go").exists(): time.sleep(0.02)
 """
 """A training that goes on until the file `go` appears in its folder, and counts its starts."""

@@ -17,6 +17,7 @@ from pipeline.serve.settings import Settings
 
 OUTPUT_NAME = "adapter"
 _DEFAULT_STEPS = 1000
+_EVENTS = ("--progress", "json")
 _MARKS = 100
 _CHECKPOINTS = (20, 50, 500)
 """Parts into which checkpoints divide a training, and the least and most steps between two."""
@@ -31,7 +32,7 @@ def spec_of(job: Job, folder: JobFolder, settings: Settings, device: str, *, onl
     environment = {} if settings.allow_private else {POLICY_VARIABLE: PUBLIC}
     trains = job.kind == "train"
     commands = _training(job, folder, settings, device) if trains else _generation(job, folder, settings, device)
-    gate = [_sa3("plan", *commands[0][4:])] if only_if_stored and trains else []
+    gate = [_sa3("plan", *commands[0][4:7])] if only_if_stored and trains else []
     return {"commands": commands, "gate": gate, "environment": environment}
 
 
@@ -47,11 +48,11 @@ def _training(job: Job, folder: JobFolder, settings: Settings, device: str) -> l
     parts, least, most = _CHECKPOINTS
     values |= {"device": device, "threads": settings.threads, "log_every": max(1, steps // _MARKS)}
     values |= {"checkpoint_every": min(most, max(least, steps // parts))}
-    values |= {"store": str(settings.store), "output": str(folder.output), "name": OUTPUT_NAME}
+    values |= {"store": str(settings.store), "output": str(folder.output), "name": OUTPUT_NAME, "overwrite": True}
     recipe = folder.root / "recipe.toml"
     folder.root.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(recipe, toml(values).encode())
-    return [_sa3("run", "--recipe", str(recipe), "--json")]
+    return [_sa3("run", "--recipe", str(recipe), "--json", *_EVENTS)]
 
 
 def _generation(job: Job, folder: JobFolder, settings: Settings, device: str) -> list[list[str]]:
@@ -75,7 +76,7 @@ def _generation(job: Job, folder: JobFolder, settings: Settings, device: str) ->
     fetch = [sys.executable, "-m", "pipeline.serve.jobs.fetch_adapters", str(folder.root), str(settings.store)]
     (folder.root / "adapters").mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(folder.root / "adapters.json", json.dumps(task["adapters"]).encode())
-    return [*([fetch] if adapters else []), _sa3("generate", "--json", *words, "--", task["prompt"])]
+    return [*([fetch] if adapters else []), _sa3("generate", "--json", *_EVENTS, *words, "--", task["prompt"])]
 
 
 def adapter_file(folder: JobFolder, number: int) -> Path:

@@ -20,6 +20,8 @@ _FIELD_OF_TYPE = {
     "AdapterMismatch": ("lora_checkpoint_url", "incompatible_lora_checkpoint"),
 }
 """Errors of the command line that are about a field without naming it, and the hosted trainer's type."""
+RESULT_NAMES = ("adapter", "audio")
+"""Names of the files of a result, without suffix."""
 _MEDIA_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".json": "application/json"}
 ANY_MEDIA_TYPE = "application/octet-stream"
 
@@ -72,7 +74,7 @@ def ending_of(job: Job, folder: JobFolder, code: int, address: Callable[[str, st
     """
     document = _document(folder)
     if code == 0:
-        files = sorted(file for file in folder.output.iterdir() if file.is_file())
+        files = sorted(file for file in folder.output.iterdir() if file.stem in RESULT_NAMES)
         objects = {file.suffix: _file_object(job, file, address) for file in files}
         return _output(job, objects, document) or _flat(500, "the command ended without its files", FAILED)
     if code < 0:

@@ -13,10 +13,9 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline.serve.jobs.job_folder import JobFolder
-from pipeline.serve.jobs.progress import Throttle, progress_in
+from pipeline.serve.jobs.progress import LogLines
 
 _LONGEST_LINE = 4000
 _LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 20, 0.05
@@ -75,18 +74,16 @@ class Worker:
         if self.stopped:
             self.child.send_signal(signal.SIGTERM)
         assert self.child.stderr is not None
-        throttle = Throttle()
+        lines = LogLines()
         for raw in self.child.stderr:
-            self._log(raw.decode("utf-8", "replace").rstrip()[:_LONGEST_LINE], throttle)
+            self._log(raw.decode("utf-8", "replace").rstrip(), lines)
         return self.child.wait()
 
-    def _log(self, line: str, throttle: Throttle) -> None:
-        line = self.folder.without_paths(line)
-        progress = progress_in(line)
-        if line and throttle.due(progress):
-            more: dict[str, Any] = {"progress": progress} if progress else {}
+    def _log(self, printed: str, lines: LogLines) -> None:
+        for line in lines.of(printed):
+            message = self.folder.without_paths(line.message)[:_LONGEST_LINE]
             with suppress(OSError):  # a full disk must not end the training
-                self.folder.append_log(line, "ERROR" if line.startswith("error:") else "INFO", **more)
+                self.folder.append_log(message, line.level, **line.more())
 
 
 def main() -> None:
