@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-QUIET_SECONDS = 0.3
+QUIET_SECONDS = 0.2
 """Nothing is drawn before that: a command that is done by then shows no line, and needs no rich."""
 WIDEST_BAR = 30
 
@@ -22,7 +22,7 @@ WIDEST_BAR = 30
 class LiveView:
     """Lines that stay, and below them the one that is redrawn. Whatever else is written to the terminal erases it."""
 
-    tick_seconds, wants_interim = 0.25, True
+    tick_seconds, wants_interim = 0.15, True
 
     def __init__(self, stream: TextIO, raw: ForgivingFile, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.raw, self.clock, self.started = stream, raw, clock, clock()
