@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
-from pipeline.cli_report import REPORT_OPTIONS, report_of
 from pipeline.generate_command import add_generate_command
 from pipeline.maintenance.commands import add_store_commands
+from pipeline.options.field_options import parameter, range_of, with_fields
+from pipeline.options.report_options import report_of
+from pipeline.options.tiers import FieldCommand
+from pipeline.options.version import show_version
 from pipeline.path_errors import path_errors
-from pipeline.request.fields import DATA, FIELDS
 from pipeline.serve.command import add_serve_command
 from pipeline.streams import print_document
-from stages.field import Field, extra_in_words
 from stages.train.stage import TrainParams
 
 app = typer.Typer(
@@ -29,54 +28,15 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
-DATA_HELP = f"{DATA.help} (field {DATA.name})"
-
-
-def with_fields(command: Callable[..., None], *more: inspect.Parameter) -> Callable[..., None]:
-    """Give a command the argument DATA, --recipe, --json and one flag per field.
-
-    Values of flags are passed on as typed, so that all of them are validated together.
-
-    Args:
-        command: called with data, recipe, json and the other flags by name.
-        more: options that only some commands have.
-    """
-
-    def called(data: str | None, recipe: Path | None, json: bool, **flags: Any) -> None:
-        command(data, recipe, json, flags)
-
-    parameters = [
-        _parameter("data", Annotated[str | None, typer.Argument(help=DATA_HELP, show_default=False)], None),
-        _parameter(
-            "recipe",
-            Annotated[Path | None, typer.Option("--recipe", help="TOML file with the same fields; flags win")],
-            None,
-        ),
-        _parameter("json", Annotated[bool, typer.Option("--json", help="one JSON document on stdout")], False),
-        *(_parameter(name, kind, default) for name, (kind, default) in REPORT_OPTIONS.items()),
-        *more,
-        *_field_flags(),
-    ]
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    called.__name__, called.__doc__ = command.__name__, command.__doc__
-    return called
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
 _IMPORT_HELP = "a folder of the reference's pre-encoding tool (.npy, .json, silence.npy), in place of DATA"
 _EXPORT_HELP = "also write the latents as such a folder, which must be new or empty"
-IMPORT = _parameter(
+IMPORT = parameter(
     "import_folder", Annotated[Path | None, typer.Option("--import", metavar="DIR", help=_IMPORT_HELP)], None
 )
-EXPORT = _parameter(
+EXPORT = parameter(
     "export_folder", Annotated[Path | None, typer.Option("--export", metavar="DIR", help=_EXPORT_HELP)], None
 )
 
@@ -86,48 +46,18 @@ def with_import(command: Callable[..., None]) -> Callable[..., None]:
     return with_fields(command, IMPORT)
 
 
+TRAIN_DEFAULTS = {"pre_encode": True}
+"""`train` ends what `encode` began; `run` has the hosted trainer's default."""
+
+
+def with_train_defaults(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_import`, with the defaults of train."""
+    return with_fields(command, IMPORT, defaults=TRAIN_DEFAULTS)
+
+
 def with_interchange(command: Callable[..., None]) -> Callable[..., None]:
     """`with_fields`, --import and --export."""
     return with_fields(command, IMPORT, EXPORT)
-
-
-@cache
-def _field_flags() -> tuple[inspect.Parameter, ...]:
-    """The flags of all fields, made once for all commands."""
-    return tuple(_flag(field) for field in FIELDS)
-
-
-def _flag(field: Field) -> inspect.Parameter:
-    """The flag of one field; text and numbers stay as typed."""
-    name = f"--{field.name.replace('_', '-')}"
-    if field.kind == "bool":
-        option = typer.Option(f"{name}/--no-{name[2:]}", help=_help(field), show_default=False)
-        return _parameter(field.name, Annotated[bool | None, option], None)
-    option = typer.Option(name, help=_help(field), show_default=False, metavar=_metavar(field))
-    kind = list[str] | None if field.kind == "names" else str | None
-    return _parameter(field.name, Annotated[kind, option], None)
-
-
-def _help(field: Field) -> str:
-    """Help text with choices, optional package and default."""
-    choices = f": {', '.join(field.values)}" if field.choices else ""
-    extra = f" ({extra_in_words(field)})" if field.needs else ""
-    default = {False: "off", True: "on"}[field.default] if field.kind == "bool" else field.default
-    return f"{field.help}{choices}{extra}" + (f" [{default}]" if default is not None else "")
-
-
-def _range(name: str) -> str:
-    """Bounds of a field that has both, such as `1 to 256`."""
-    limits = next(field.limits for field in FIELDS if field.name == name)
-    return f"{limits['ge']} to {limits['le']}"
-
-
-def _metavar(field: Field) -> str:
-    """`1..256` where both bounds are known, else the type."""
-    limits = field.limits
-    if "ge" in limits and "le" in limits:
-        return f"{limits['ge']}..{limits['le']}"
-    return field.kind.upper()
 
 
 def _run(
@@ -173,29 +103,36 @@ def _import_defaults(folder: Path | None) -> dict[str, Any]:
     return {} if folder is None else {"pre_encode": True}
 
 
-@app.command()
+@app.command(cls=FieldCommand)
 @with_import
 def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Ingest, encode and train: the whole main job.
 
     Results that the store already holds are reused.
 
-    Example: sa3-trainer run clips.zip --model tiny-base --pre-encode --number-of-steps 500
+    \b
+    Examples:
+      sa3-trainer run clips.zip --model tiny-base --pre-encode --steps 500
+      sa3-trainer run clips.zip --pre-encode --trigger-phrase "dusty tape"
+      sa3-trainer run --recipe drums.toml --rank 32
     """
     _run("run", data, recipe, as_json, flags)
 
 
-@app.command()
+@app.command(cls=FieldCommand)
 @with_fields
 def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Unpack, pair captions, check clips, find the crop/pad length.
 
-    Example: sa3-trainer ingest clips.zip
+    \b
+    Examples:
+      sa3-trainer ingest clips.zip
+      sa3-trainer ingest my_samples/ --skip-bad
     """
     _run("ingest", data, recipe, as_json, flags)
 
 
-@app.command()
+@app.command(cls=FieldCommand)
 @with_interchange
 def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Encode clips to latents and prompts to embeddings.
@@ -204,27 +141,34 @@ def encode(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str
 
     --import DIR reads latents made by the reference's pre-encoding tool; `train --import DIR` trains on them.
 
-    Example: sa3-trainer encode clips.zip --model tiny-base --export pre-encoded
+    \b
+    Examples:
+      sa3-trainer encode clips.zip --model tiny-base --export pre-encoded
     """
     _run("encode", data, recipe, as_json, flags)
 
 
-@app.command()
-@with_import
+@app.command(cls=FieldCommand)
+@with_train_defaults
 def train(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Train an adapter on cached latents, encoding missing ones.
 
-    Example: sa3-trainer train clips.zip --model tiny-base --rank 8
+    \b
+    Examples:
+      sa3-trainer train clips.zip --model tiny-base --rank 8
+      sa3-trainer train --import pre-encoded --model medium-base --steps 2000
     """
-    _run("train", data, recipe, as_json, flags, defaults={"pre_encode": True})
+    _run("train", data, recipe, as_json, flags, defaults=TRAIN_DEFAULTS)
 
 
-@app.command()
+@app.command(cls=FieldCommand)
 @with_import
 def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Show what `run` would do, and why; changes nothing.
 
-    Example: sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
+    \b
+    Examples:
+      sa3-trainer plan clips.zip --model tiny-base --pre-encode --rank 32
     """
     from cache.store import Store
     from pipeline.execution.output_name import output_name
@@ -249,12 +193,12 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
             decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)
         named = output_name(request, decided.runs[-1])
-        for line in (*notices(request), *data_notices(resolved.source), *filter(None, [named.note])):
+        for line in (*notices(request, trains=True), *data_notices(resolved.source), *filter(None, [named.note])):
             report.say(line)
         print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 
 
-CLIP = _parameter(
+CLIP = parameter(
     "clip", Annotated[str | None, typer.Argument(help="one clip, by its path; without it every clip")], None
 )
 
@@ -264,14 +208,16 @@ def with_clip(command: Callable[..., None]) -> Callable[..., None]:
     return with_fields(command, CLIP)
 
 
-@app.command()
+@app.command(cls=FieldCommand)
 @with_clip
 def explain(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Show why a clip is a hit or a miss; changes nothing.
 
     Names the field that changed.
 
-    Example: sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
+    \b
+    Examples:
+      sa3-trainer explain clips.zip drums/half_time.ogg --model tiny-base
     """
     from cache.store import Store
     from pipeline.plan.explain import explain as explained
@@ -311,7 +257,7 @@ def status(
 
 @app.command()
 def example(out: Annotated[Path, typer.Argument(help="where to write the zip")]) -> None:
-    """Write the example dataset: short synthesised clips with captions.
+    """Write the example dataset: synthesised clips with captions.
 
     Example: sa3-trainer example example.zip
     """
@@ -327,10 +273,10 @@ def bench(
     frames: Annotated[list[int], typer.Option(help="latent frames of a batch; repeat for several")] = [108],  # noqa: B006
     adapter_type: Annotated[list[str], typer.Option(help="adapter kind; repeatable")] = ["dora-rows"],  # noqa: B006
     base_precision: Annotated[list[str], typer.Option(help="bf16, fp16 or fp32; repeatable")] = ["fp32"],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(help=f"{_range('batch_size')}; repeatable")] = [1],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help=f"{range_of('batch_size')}; repeatable")] = [1],  # noqa: B006
     gradient_checkpointing: Annotated[list[str], typer.Option(help="off or on; repeatable")] = ["off"],  # noqa: B006
     deterministic: Annotated[list[str], typer.Option(help="on or off; repeatable")] = ["on"],  # noqa: B006
-    rank: Annotated[int, typer.Option(help=f"adapter rank, {_range('rank')}")] = TrainParams.rank,
+    rank: Annotated[int, typer.Option(help=f"adapter rank, {range_of('rank')}")] = TrainParams.rank,
     steps: Annotated[int, typer.Option(help="timed steps per case")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's default")] = 0,
@@ -352,6 +298,15 @@ def bench(
         from stages.bench.run import bench as measured  # deferred: torch
 
         print(measured(asked, device, threads, out, lambda line: print(line, file=sys.stderr)))
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A zip of clips and captions in, a small, trustworthy Stable Audio 3 adapter out."""
 
 
 add_generate_command(app)

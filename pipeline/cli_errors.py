@@ -18,6 +18,8 @@ from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFo
 from pipeline.path_errors import memory_errors, path_errors
 from pipeline.request.fields import FIELDS
 from pipeline.request.paths import arguments_with_home
+from pipeline.settings.other_names import hint
+from pipeline.settings.user_config import user_defaults
 from pipeline.streams import print_document
 from pipeline.terminal.views import EVENTS_VERSION
 from stages.errors import DatasetFaults, SourceUnreadable, StageError, Stopped
@@ -36,11 +38,31 @@ class JsonErrorGroup(TyperGroup):
         args = arguments_with_home(args)
         ctx.meta["arguments"] = tuple(args)
         with _usage_errors_as_json(args):
+            if HELP.isdisjoint(args):
+                ctx.default_map = _own_defaults(self.commands)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with _usage_errors_as_json(ctx.meta["arguments"]):
             return super().invoke(ctx)
+
+
+HELP = frozenset(("-h", "--help", "--help-all", "--version"))
+
+
+def _own_defaults(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The user's own store and device, for the commands that have no recipe. Raises: usage error."""
+    try:
+        own = user_defaults()
+    except RecipeError as error:
+        raise typer.BadParameter(str(error.errors[0].msg), param_hint=str(error.errors[0].input)) from error
+    plain = {name: command for name, command in commands.items() if all(one.name != "recipe" for one in command.params)}
+    return {name: _of_command(own, command) for name, command in plain.items()} if own else {}
+
+
+def _of_command(own: Mapping[str, Any], command: Any) -> dict[str, Any]:
+    names = [one.name for one in command.params if not getattr(one, "multiple", False)]
+    return {name: own[name] for name in ("store", "device") if name in own and name in names}
 
 
 @contextmanager
@@ -52,11 +74,22 @@ def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
     except _UsageError as error:
         if "unexpected extra argument" in error.format_message():
             error.message = names_hint(arguments) or error.message
+        _add_hint(error)
         if as_json:
             message = error.format_message()
             detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
             print_document({"detail": detail, "message": message})
         raise
+
+
+def _add_hint(error: Any) -> None:
+    """Say what a flag that does not exist is called here, where that is known better than by its letters."""
+    asked, command = getattr(error, "option_name", None), getattr(getattr(error, "ctx", None), "command", None)
+    if not asked or command is None:
+        return
+    known = {str(option.name) for option in command.params}
+    if known_as := hint(asked.removeprefix("--").replace("-", "_"), frozenset(known)):
+        error.message, error.possibilities = f"No such option: {asked}. {known_as}", None
 
 
 def names_hint(arguments: Sequence[str]) -> str:

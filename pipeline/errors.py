@@ -56,6 +56,10 @@ class FieldError:
         return {"loc": ["body", *self.loc], "type": self.type, "msg": self.msg, "input": self.input}
 
 
+COMMANDS_WITH_FIELDS = ("run", "ingest", "encode", "train", "plan", "explain")
+"""Their help shows the fields that most people set; --help-all shows all."""
+
+
 class RecipeError(PipelineError):
     """The request is wrong. Holds every field concerned."""
 
@@ -69,7 +73,8 @@ class RecipeError(PipelineError):
     def __str__(self) -> str:
         lines = [f"  {'.'.join(map(str, error.loc))}: {error.msg}{error.shown_input}" for error in self.errors]
         count = "1 field is" if len(self.errors) == 1 else f"{len(self.errors)} fields are"
-        where = f"`sa3-trainer {self.command} --help` lists every field with its range."
+        every = "--help-all" if self.command in COMMANDS_WITH_FIELDS else "--help"
+        where = f"`sa3-trainer {self.command} {every}` lists every field with its range."
         return "\n".join([f"{count} wrong:", *lines, where])
 
 

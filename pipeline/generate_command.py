@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli_errors import reported_errors
-from pipeline.cli_report import PROGRESS, QUIET, VERBOSE, report_in
+from pipeline.options.report_options import PROGRESS, QUIET, VERBOSE, report_in
 
 _DEFAULT = "unset: 50 euler steps and cfg 7 on base models, 8 pingpong steps and cfg 1 on inference models"
 

@@ -5,7 +5,6 @@ Light: standard library only.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pipeline.errors import FieldError, RecipeError
 from pipeline.request.hub import hub_folder
 from pipeline.request.paths import with_home
 from pipeline.request.resolve import weights_folder
+from pipeline.settings.user_config import user_defaults
 from stages import catalogue
 from stages.contract import Resources, Weights
 from stages.field import Field, broken_rules, param, rule_in_words, same_param
@@ -133,7 +133,7 @@ def found_weights(spec: ModelSpec, given: Path | None, store: Path, say: Callabl
     Raises:
         WeightsNotFound: with what to type next.
     """
-    named = with_home(os.environ.get("SA3_WEIGHTS", "")) if spec.repo else None
+    named = with_home(user_defaults().get("weights", "")) if spec.repo else None
     folder = given or (Path(named) if named else None)
     if folder is None and spec.name not in catalogue.models():
         folder = hub_folder(spec, download=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -9,3 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The settings of whoever runs the tests have no place in them.
+os.environ["SA3_CONFIG"] = os.devnull
+os.environ.pop("SA3_STORE", None)

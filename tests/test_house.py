@@ -28,10 +28,11 @@ LAYERS = {
     "pipeline": """
         early_stop errors streams waited_lock
         path_errors
+        settings
         example_dataset example_style request terminal
         bench_grid cli_errors generation plan
         execution report
-        cli_report
+        options
         generate_command maintenance serve
         cli
         __main__

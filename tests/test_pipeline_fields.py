@@ -83,7 +83,7 @@ try:
 except ValueError as error:
     params_error = str(error)
 print(json.dumps({
-    "help": CliRunner().invoke(app, ["run", "--help"]).stdout,
+    "help": CliRunner().invoke(app, ["run", "--help-all"]).stdout,
     "error": json.loads(refused.stdout)["detail"],
     "page": fields_page(),
     "schema": request_schema()["properties"]["shimmer"],

@@ -123,7 +123,9 @@ def artifact_of(root: Path, adapter: bytes, found: dict) -> tuple[Path, Receipt]
 
 
 def test_the_files_of_a_training_are_copied_under_its_name(tmp_path):
-    files = copy_outputs(*artifact_of(tmp_path, b"an adapter", config()), tmp_path / "output", "mine", print)
+    files = copy_outputs(
+        *artifact_of(tmp_path, b"an adapter", config()), recipe_named(tmp_path / "output", "mine"), "mine", print
+    )
     assert [file.name for file in files] == ["mine.safetensors", "mine.json"]
     assert files[0].read_bytes() == b"an adapter"
 
@@ -135,7 +137,7 @@ def test_a_file_that_was_damaged_in_the_store_is_not_handed_out(tmp_path, name):
     content[5] ^= 1
     (directory / name).write_bytes(content)
     with pytest.raises(ArtifactDamaged, match=f"{name} has other bytes"):
-        copy_outputs(directory, receipt, tmp_path / "output", "mine", print)
+        copy_outputs(directory, receipt, recipe_named(tmp_path / "output", "mine"), "mine", print)
     assert not (tmp_path / "output").exists(), "not even the undamaged one of the two"
 
 

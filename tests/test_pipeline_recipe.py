@@ -179,6 +179,7 @@ def another_value(field: Field) -> object:
 
 
 NOT_PARAMS = {"lora_checkpoint_url", "audio_sha256", "lora_checkpoint_sha256", "weights", "store", "output", "name"}
+NOT_PARAMS |= {"overwrite"}
 """Fields that no params hold: files, of which params hold the content, and where they are."""
 
 

@@ -17,7 +17,10 @@ from cache.receipt import Receipt
 from pipeline.errors import FieldError, FolderNotWritable, RecipeError
 from pipeline.execution.output_name import ADAPTER, AVERAGED, CONFIG
 from pipeline.path_errors import why_not_writable
+from pipeline.request.fields import FIELDS
+from pipeline.request.paths import PATH_FIELDS
 from pipeline.request.recipe import Recipe
+from pipeline.settings.recipe_file import REQUEST
 
 _ADAPTER, _CONFIG, _AVERAGED = "adapter.safetensors", "config.json", "adapter_ema.safetensors"
 _SUFFIXES = {_ADAPTER: ADAPTER, _CONFIG: CONFIG, _AVERAGED: AVERAGED}
@@ -66,24 +69,39 @@ def _name_error(recipe: Recipe, why: str) -> RecipeError:
 
 
 def copy_outputs(
-    directory: Path, receipt: Receipt, folder: Path, name: str, say: Callable[[str], None]
+    directory: Path, receipt: Receipt, recipe: Recipe, name: str, say: Callable[[str], None]
 ) -> tuple[Path, ...]:
     """Copy the adapter and its config to the output folder; return the copies. An identical copy is left alone.
 
     Args:
         directory: the folder of the train artifact.
-        folder, name: of the output files.
+        recipe: the request, which names the output folder; the copy of the config holds its fields.
+        name: of the output files.
 
     Raises:
         ArtifactDamaged: a file has other bytes than its receipt says; nothing is copied.
     """
     digests = {entry.name: entry.sha256 for entry in receipt.files if entry.name in _SUFFIXES}
     contents = _contents(directory, digests)
+    if _CONFIG in contents:
+        contents[_CONFIG] = with_request(contents[_CONFIG], recipe)
+    folder = recipe.output
     folder.mkdir(parents=True, exist_ok=True)
     averaged = folder / f"{name}{AVERAGED}"
     if _AVERAGED not in contents and averaged.exists():
         say(f"{averaged} is from an earlier training: this one has no moving average (--ema-decay)")
     return tuple(_written(folder / f"{name}{_SUFFIXES[source]}", content) for source, content in contents.items())
+
+
+def with_request(config: bytes, recipe: Recipe) -> bytes:
+    """The config with the fields of the request that are not at their defaults, so that it can be given as a recipe.
+
+    Paths are left out: adapters are passed on together with their configs.
+    """
+    fields = [field for field in FIELDS if field.hashed and field.name not in PATH_FIELDS]
+    changed = {field.name: recipe.values[field.name] for field in fields if recipe.values[field.name] != field.default}
+    document = json.loads(config) | {REQUEST: changed}
+    return json.dumps(document, indent=2, ensure_ascii=False).encode()
 
 
 def hand_out(file: Path, target: Path, say: Callable[[str], None]) -> None:

@@ -106,7 +106,7 @@ def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool,
         raise FolderNotWritable("store", recipe.store, refusal)
     check_packages(recipe, decided)
     named = output_name(recipe, decided.runs[-1]) if last == "train" else OutputName("")
-    for line in (*notices(recipe), *data_notices(resolved.source), *filter(None, [named.note])):
+    for line in (*notices(recipe, trains=last == "train"), *data_notices(resolved.source), *filter(None, [named.note])):
         observer.say(line)
     observer.show_plan(decided)
     with stop_signals() as stop:
@@ -159,7 +159,7 @@ class Execution:
         if run.stage.name == "train":
             directory = self.store.directory(receipt.stage, receipt.fingerprint)
             self.rename_output(run)
-            return copy_outputs(directory, receipt, self.recipe.output, self.named.name, self.observer.say)
+            return copy_outputs(directory, receipt, self.recipe, self.named.name, self.observer.say)
         self.store.check(receipt)
         return ()
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_errors import reported_errors
-from pipeline.cli_report import PROGRESS, QUIET, VERBOSE, report_in
+from pipeline.options.report_options import PROGRESS, QUIET, VERBOSE, report_in
 from pipeline.path_errors import path_errors
 from pipeline.streams import print_document
 

@@ -14,7 +14,16 @@ _INTRODUCTION = """\
 # Fields of a request
 
 The names are the same everywhere: flags (`--number-of-steps 500`) and keys of a recipe TOML (`--recipe FILE`; flags
-win). All errors of a request are reported together.
+win). All errors of a request are reported together. Short names: `steps` (number_of_steps), `lr` (learning_rate),
+`dataset` or `data` (audio_data_url). `sa3-trainer COMMAND --help` shows what most people set, `--help-all` the rest.
+
+A recipe's relative paths follow the recipe, wherever it is used from. The JSON beside an adapter is a recipe too: it
+holds every field that was not at its default, but no paths, so the data is given with it
+(`sa3-trainer run clips.zip --recipe output/drums.json`).
+
+Defaults of your own: `SA3_STORE` and `SA3_WEIGHTS`, or a file `~/.config/sa3-trainer/config.toml` (Windows:
+`%APPDATA%\\sa3-trainer\\config.toml`; `SA3_CONFIG` names another) that may set `store`, `output`, `weights`, `device`,
+`threads` and `workers`. Flags win, then the recipe, the environment, this file.
 
 - **stage**: the stage that uses the field. Results of earlier stages are reused whatever its value.
 - **hashed**: whether the value is part of the fingerprint that names a result. The other fields say where files are and

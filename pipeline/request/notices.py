@@ -9,12 +9,19 @@ from stages.contract import Source
 from stages.ingest.captions.pairing import other_file_notes
 from stages.ingest.faults import fault_lines
 
+PRE_ENCODE_NOTICE = (
+    "every step encodes its clips anew; --pre-encode encodes each clip once, keeps it for further trainings and makes "
+    "steps faster (--no-pre-encode: without this line)"
+)
 
-def notices(recipe: Recipe) -> Iterator[str]:
+
+def notices(recipe: Recipe, *, trains: bool) -> Iterator[str]:
     """One line per field whose value is not used as given."""
     seconds, native = recipe.values["duration"], recipe.model.max_seconds
     if seconds is not None and seconds > native:
         yield f"duration {seconds:g} s is beyond the model's native {native:.1f} s: {native:.1f} s is used"
+    if trains and not recipe.values["pre_encode"] and "pre_encode" not in recipe.chosen:
+        yield PRE_ENCODE_NOTICE
 
 
 def data_notices(source: Source) -> Iterator[str]:

@@ -5,15 +5,13 @@ Light: arrays and pydantic are imported on use.
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import FieldError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.request.conflicts import conflicts, unused_latent_fields
 from pipeline.request.fields import DATA, params_of
 from pipeline.request.paths import (
@@ -26,13 +24,14 @@ from pipeline.request.paths import (
     with_home,
 )
 from pipeline.request.validation import validated_fields
+from pipeline.settings.recipe_file import recipe_values
+from pipeline.settings.user_config import user_defaults
 from stages import catalogue
 from stages.contract import Resources
 from stages.encode.stage import EncodeParams
 from stages.ingest.stage import IngestParams
 from stages.precision import PRECISIONS
 from stages.records import ModelSpec
-from stages.text import NotText, decoded
 from stages.train.stage import TrainParams
 
 
@@ -44,6 +43,10 @@ class Recipe:
     """`audio_data_url` as given."""
     values: Mapping[str, Any]
     """Values by field name, for all of `pipeline.request.fields.FIELDS`."""
+    chosen: frozenset[str] = frozenset()
+    """Names of the fields that flags, the recipe file or the command gave."""
+    own_weights: str | None = None
+    """The checkpoint folder of SA3_WEIGHTS or the user's config."""
 
     @property
     def model(self) -> ModelSpec:
@@ -64,9 +67,9 @@ class Recipe:
 
     @property
     def weights(self) -> Path | None:
-        """The checkpoint folder given by flag, recipe or environment."""
-        # The variable names a downloaded checkpoint; models without a repository ship with the project.
-        given = self.values["weights"] or (os.environ.get("SA3_WEIGHTS") if self.model.repo else None)
+        """The checkpoint folder given by flag, recipe, environment or config."""
+        # The user's own is a downloaded checkpoint; models without a repository ship with the project.
+        given = self.values["weights"] or (self.own_weights if self.model.repo else None)
         return Path(with_home(given)) if given else None
 
     @property
@@ -120,33 +123,21 @@ def read_recipe(
     Raises:
         RecipeError: names every wrong field, its rule and the value.
     """
-    given = dict(defaults or {}) | (_recipe_values(recipe_file) if recipe_file else {})
+    given = dict(defaults or {}) | (recipe_values(recipe_file, PATH_FIELDS) if recipe_file else {})
     given |= {name: value for name, value in flags.items() if value is not None and value != []}
+    chosen = frozenset(given)
     if data is not None:
         given[DATA.name] = data
+    own = user_defaults()
+    own_weights = own.pop("weights", None)
+    given = own | given
     given |= {name: with_home(given[name]) for name in PATH_FIELDS if isinstance(given.get(name), str)}
     values = _validated(given, trains=trains, check_files=check_files)
     source = values.pop(DATA.name)
     if values["captions"]:
         values["captions"] = path_in_data(values["captions"], source)
     values["base_precision"] = PRECISIONS[values["base_precision"]]
-    return Recipe(source=source, values=values)
-
-
-def _recipe_values(file: Path) -> dict[str, Any]:
-    """The fields of a recipe file, not validated yet."""
-    try:
-        return tomllib.loads(decoded(file.read_bytes()))
-    except OSError as error:
-        raise _file_error(file, "file_missing", f"cannot be read ({error.strerror})") from error
-    except NotText as error:
-        raise _file_error(file, "toml_invalid", f"is {error}: save it as UTF-8 text") from error
-    except ValueError as error:
-        raise _file_error(file, "toml_invalid", f"is not valid TOML: {error}") from error
-
-
-def _file_error(file: Path, type: str, msg: str) -> RecipeError:
-    return RecipeError([FieldError(loc=("recipe",), type=type, msg=msg, input=str(file))])
+    return Recipe(source=source, values=values, chosen=chosen, own_weights=own_weights)
 
 
 def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> dict[str, Any]:

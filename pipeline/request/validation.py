@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FieldError
 from pipeline.request.fields import DATA, FIELDS
+from pipeline.settings.other_names import ADVICE, MEANT
 from stages.field import Field, text_fault
 
 if TYPE_CHECKING:
@@ -38,10 +39,18 @@ def _field_error(entry: Mapping[str, Any]) -> FieldError:
     """pydantic's entry, with a similar name for a field that does not exist."""
     loc, message = tuple(entry["loc"]), str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1]), [field.name for field in FIELDS], n=1)
-        message = "is not a field" + (f"; did you mean {near[0]}?" if near else "")
+        message = f"is not a field{_meant(str(loc[-1]))}"
     value = None if entry["type"] == "missing" else entry.get("input")
     return FieldError(loc=loc, type=str(entry["type"]), msg=message[:1].lower() + message[1:], input=value)
+
+
+def _meant(name: str) -> str:
+    """The field that was meant, by what other trainers call it, or by its letters; empty where neither is known."""
+    names = [field.name for field in FIELDS]
+    if name in ADVICE:
+        return f". {ADVICE[name]}"
+    near = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @cache
