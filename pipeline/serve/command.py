@@ -33,7 +33,7 @@ def serve(
     files_below: Annotated[Path | None, typer.Option(help="folder below which paths may be read as data")] = None,
     keep_days: Annotated[float, typer.Option(help="days that finished jobs and uploads are kept", min=0.01)] = 30.0,
 ) -> None:
-    """Answer the hosted trainer's protocol, so that its clients train here.
+    """Let clients of the hosted trainer train on this machine.
 
     Jobs survive any end of the server. Needs the extra serve.
 
