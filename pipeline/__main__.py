@@ -9,10 +9,13 @@ def main() -> None:
     """Run the command line."""
     leave_at_once()  # nothing has begun while modules are imported: a Ctrl-C has nothing to save or to explain
     import signal
+    import warnings
 
     from pipeline.streams import install_streams
 
     install_streams()
+    # joblib's word on a system without semaphores: workers.py does what it says, and it costs no result.
+    warnings.filterwarnings("ignore", message=r".*joblib will operate in serial mode")
     try:
         _run_command()
     except KeyboardInterrupt:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Protocol
 
 import typer
@@ -101,6 +103,10 @@ def names_hint(arguments: Sequence[str]) -> str:
     for position, word in enumerate(arguments):
         flag, _, first = word.partition("=")
         words = [*([first] if first else []), *takewhile(lambda one: one[:1] != "-", arguments[position + 1 :])]
+        is_first = not any(Path(one).exists() for one in arguments[:position])
+        if flag in flags and len(words) > 2 and is_first and Path(words[-1]).exists():  # the last one is the data
+            data = shlex.quote(words.pop())
+            return f"Several names go into one word: {data} {flag} {','.join(words)}"
         if flag in flags and len(words) > 1:
             return f"Several names go into one word, and DATA before the flag: DATA {flag} {','.join(words)}"
     return ""

@@ -5,6 +5,7 @@ PipelineError
 ├── SourceNotFound     the data or the adapter named in the request does not exist (exit code 2)
 ├── FetchFailed        an address could not be downloaded, or what it holds is wrong
 ├── FolderNotWritable  the store or the output folder cannot be written
+├── DocstringsStripped Python removes docstrings, without which a package cannot be imported
 ├── PathFailed         the system refused to read or write a path
 ├── MemoryUsedUp       this process may use no more memory
 ├── StoreNotFound      the folder of the store does not exist
@@ -180,6 +181,16 @@ class OverBudget(PipelineError):
         remedies = [REMOVAL_COMMANDS[one] for one in needed_by]
         remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
         super().__init__(f"{left_bytes:,} bytes are left, more than the {max_bytes:,} allowed: {parts}. {remedy}.")
+
+
+class DocstringsStripped(PipelineError):
+    """Python was started so that it removes docstrings."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Python was started without docstrings (-OO, or PYTHONOPTIMIZE=2), and the package transformers cannot be "
+            "imported so. Run the same command without that; -O is fine."
+        )
 
 
 class StoreDamaged(PipelineError):

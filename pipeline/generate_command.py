@@ -46,12 +46,14 @@ def generate(
     Example: sa3-trainer generate "warm pluck, c minor" --model tiny --adapter output/example.safetensors:0.8 --seed 7
     """
     from pipeline.generation import check_objective, checked, found_weights, free_name
+    from pipeline.plan.packages import check_interpreter
 
     asked = {"prompt": prompt, "negative_prompt": negative_prompt, "seconds": seconds, "seed": seed}
     asked |= {"steps": steps, "cfg": cfg, "sampler": sampler}
     where: dict[str, Any] = {"device": device, "threads": threads, "base_precision": base_precision}
     report = report_in(progress, quiet=quiet, verbose=verbose)
     with reported_errors("generate", as_json=as_json, report=report):
+        check_interpreter()
         spec, clip, uses = checked(model, asked, adapter or [], where, out)
         found = found_weights(spec, weights, store, report.say)
         check_objective(spec, clip, found)

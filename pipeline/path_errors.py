@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import WriteFailed
-from cache.files.atomic_files import failure_reason
+from cache.files.atomic_files import failure_reason, temporary_beside
 from pipeline.errors import MemoryUsedUp, PathFailed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -84,12 +83,24 @@ def why_not_writable(folder: Path) -> str | None:
     """Why no file can be made in a folder, which is made where it is missing; None where one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{secrets.token_hex(8)}"  # another command may be trying the same folder
-        probe.write_bytes(b"")
-        probe.unlink()
+        _make_a_file(folder)
     except OSError as error:
         return failure_reason(folder, error)[0]
     return None
+
+
+def _make_a_file(folder: Path) -> None:
+    """Make a file without a name, which a killed process leaves nowhere; where that is not possible, one that goes."""
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT):
+                raise
+    probe = temporary_beside(folder / ".writable")  # another command may be trying the same folder
+    probe.write_bytes(b"")
+    probe.unlink()
 
 
 def _path_failed(error: OSError, folders: Mapping[str, Path | None]) -> PathFailed | None:

@@ -81,14 +81,16 @@ class Fault:
 class DatasetFaults(StageError):
     """The dataset has problems. Holds every problem of every file."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[Fault], *, skippable: bool = True) -> None:
+        """`skippable`: whether leaving out the clips that have faults would leave a dataset without any."""
         self.faults = tuple(faults)
+        other_way = ", or continue without these clips with --skip-bad" if skippable else ""
         width = max((len(fault.member) for fault in self.faults), default=0)
         lines = [f"  {fault.member or '(dataset)':<{width}}  {fault.type}: {fault.msg}" for fault in self.faults]
         count = pluralized(len(self.faults), "problem")
         super().__init__(
             "\n".join([f"the dataset has {count}; nothing was committed:", *lines])
-            + "\nFix the files and run again, or continue without these clips with --skip-bad."
+            + f"\nFix the files and run again{other_way}."
         )
 
 

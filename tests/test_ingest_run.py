@@ -310,6 +310,26 @@ def test_every_fault_of_every_file_is_found_in_one_pass(tmp_path, pack):
     assert faults(data, tmp_path) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("files", "advised"),
+    [
+        ({**clips("a"), "b.txt": b"words"}, True),
+        ({"a.wav": b"RIFF", "a.txt": b"words"}, False),
+        ({**clips("a", "b"), "c.zip": b"PK"}, True),
+    ],
+)
+def test_leaving_out_clips_is_advised_where_it_leaves_some(tmp_path, files, advised):
+    with pytest.raises(DatasetFaults) as caught:
+        run(folder(tmp_path / "d", files), workspace(tmp_path))
+    assert ("--skip-bad" in str(caught.value)) == advised
+
+
+def test_leaving_out_clips_is_not_advised_to_one_who_does_it_already(tmp_path):
+    with pytest.raises(DatasetFaults) as caught:
+        run(folder(tmp_path / "d", {**clips("a", "b"), "b.txt": b""}), workspace(tmp_path), skip_bad=True, min_clips=2)
+    assert "--skip-bad" not in str(caught.value) and "Fix the files" in str(caught.value)
+
+
 def test_faults_are_found_by_any_number_of_workers(tmp_path):
     data = zipped(tmp_path / "d.zip", broken())
     with pytest.raises(DatasetFaults) as caught:

@@ -22,6 +22,7 @@ from stages.ingest.source import listing as source_module
 from stages.ingest.source.archive import close_archives, read_member
 from stages.ingest.source.limits import ArchiveLimits
 from stages.ingest.source.listing import open_source
+from stages.ingest.source.names import path_in_folder
 from tests.small_datasets import counted, folder, zipped
 
 FILES = {"b.txt": b"caption", "a/one.wav": b"\x00" * 40, "a/two.wav": b"\x01" * 50}
@@ -224,7 +225,7 @@ def test_the_unicode_path_field_of_info_zip_is_understood(tmp_path):
     assert [member.name for member in open_source(odd_zip(tmp_path / "d.zip", entry)).members] == ["Größe.wav"]
 
 
-def test_a_file_name_that_is_not_utf8_is_a_fault(tmp_path, monkeypatch):
+def test_a_file_name_that_is_not_utf8_is_read_as_a_zip_reads_it(tmp_path, monkeypatch):
     """Some systems refuse to write such a name, so the listing is given one."""
     root = folder(tmp_path / "d", {"plain.wav": b"x"})
     with os.scandir(root) as scanned:
@@ -232,7 +233,19 @@ def test_a_file_name_that_is_not_utf8_is_a_fault(tmp_path, monkeypatch):
     odd = SimpleNamespace(name=os.fsdecode(b"Gr\xf6\xdfe.wav"), path=plain.path)
     odd.is_dir, odd.is_symlink, odd.stat = plain.is_dir, plain.is_symlink, plain.stat
     monkeypatch.setattr(os, "scandir", lambda folder: nullcontext([odd]))
-    assert fault_types(root) == {"Gr\\xf6\\xdfe.wav": "name_not_utf8"}
+    (member,) = open_source(root).members
+    assert (member.name.encode("cp437"), member.name_encoding) == (b"Gr\xf6\xdfe.wav", "cp437")
+    assert path_in_folder(root, member.name, member.name_encoding).name == odd.name
+
+
+@pytest.mark.parametrize("pack", [folder, zipped])
+@pytest.mark.parametrize(("placeholder", "meant"), [("a/.b.wav.icloud", "a/b.wav"), (".b.txt.icloud", "b.txt")])
+def test_a_placeholder_of_icloud_stands_for_a_file_that_is_not_downloaded(tmp_path, pack, placeholder, meant):
+    assert fault_types(pack(tmp_path / "d", {placeholder: b"bplist00"})) == {meant: "not_downloaded"}
+
+
+def test_a_placeholder_of_icloud_for_another_file_is_no_clip(tmp_path):
+    assert fault_types(folder(tmp_path / "d", {".notes.md.icloud": b"bplist00"})) == {".notes.md.icloud": None}
 
 
 @pytest.mark.parametrize("name", ["a\\b.wav", "./a/b.wav", "a//b.wav"])
@@ -263,7 +276,12 @@ def test_a_member_is_read_as_it_was_listed_or_rejected(tmp_path):
         (b"Rar!\x1a\x07\x00", "RAR"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"hello", "not a zip"),
-        (b"", "not a zip"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>", "web page, not the file itself"),
+        (b'<?xml version="1.0"?><!DOCTYPE html><html>', "web page"),
+        (bytes(257) + b"ustar" + bytes(300), "tar archive"),
+        (b"\x1f\x8b\x08" + bytes(30), "7z x d.zip"),
+        (b"fLaC" + bytes(60), "sound file"),
     ],
 )
 def test_other_archives_are_named_and_refused_with_a_remedy(tmp_path, content, words):

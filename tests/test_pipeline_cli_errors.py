@@ -88,6 +88,15 @@ def test_a_name_that_is_taken_for_the_data_is_answered_with_the_right_form(monke
     assert done.exit_code == 2 and "--exclude to_local_embed,seconds_total" in done.stderr
 
 
+def test_a_folder_after_several_names_is_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my clips").mkdir()
+    done = CliRunner().invoke(app, ["run", "--exclude", "a", "b", "my clips"])
+    assert done.exit_code == 2 and "'my clips' --exclude a,b" in done.stderr
+    done = CliRunner().invoke(app, ["run", "my clips", "--exclude", "a", "b", "my clips"])
+    assert "DATA --exclude a,b,my clips" in done.stderr
+
+
 def test_other_extra_arguments_are_answered_as_before():
     done = CliRunner().invoke(app, ["plan", "clips", "more", "--exclude", "a"])
     assert done.exit_code == 2 and "Several names" not in done.stderr

@@ -361,7 +361,7 @@ def test_a_plan_downloads_nothing_and_finds_a_zip_of_the_store_by_its_digest(ser
 
 
 def test_a_download_that_is_no_zip_is_not_kept(server, tmp_path):
-    with pytest.raises(FetchFailed, match="the downloaded file is not usable: it is not a zip"):
+    with pytest.raises(FetchFailed, match="the downloaded file is not usable: it is a web page"):
         resolve_inputs(recipe(server, tmp_path, "page"), fetch=True)
     assert not [path for path in (tmp_path / "store" / "shared").rglob("*") if path.is_file()]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from cache.store import Store
+from pipeline.cli import app
 from pipeline.errors import RecipeError
 from pipeline.execution.records import environment
 from pipeline.execution.runner import run_until
@@ -53,6 +57,17 @@ def test_fields_that_need_missing_packages_are_refused_all_at_once(place, monkey
         "base_quantization": "int8 needs the package torchao: `pip install torchao`, or ask for none",
         "optimizer": "lion needs the package pytorch-optimizer: `pip install pytorch-optimizer`, or ask for adamw",
     }
+
+
+@pytest.mark.parametrize("call", [["run", "clips"], ["encode", "clips"], ["generate", "words"]])
+def test_python_without_docstrings_is_refused_in_words_before_anything_runs(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    flags = {name: getattr(sys.flags, name) for name in dir(sys.flags) if name[0] != "_"}
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(**{**flags, "optimize": 2}))
+    done = CliRunner().invoke(app, [*call, "--model", "tiny-base"])
+    assert done.exit_code == 1 and "without docstrings (-OO" in done.output
+    assert not (tmp_path / "artifacts" / "shared").exists()
 
 
 def test_a_run_is_refused_before_its_first_stage(place, monkeypatch):

@@ -203,6 +203,16 @@ def test_verify_does_not_pass_over_a_folder_of_prepared_clips_that_it_may_not_re
     assert done.exit_code == 1 and f"{folder}: Permission denied" in done.output
 
 
+def test_trying_a_folder_makes_nothing_that_a_killed_process_would_leave(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: made.append(self))
+    monkeypatch.setattr(Path, "unlink", lambda self, **options: None)
+    assert why_not_writable(tmp_path) is None and made == []
+    monkeypatch.delattr(os, "O_TMPFILE")  # a disk that has no files without a name
+    assert why_not_writable(tmp_path) is None
+    assert made[0].name.endswith(".tmp") and f"-{os.getpid()}-" in made[0].name, "a name that gc knows as a leftover"
+
+
 def test_two_commands_that_try_one_folder_at_once_are_not_in_each_others_way(tmp_path, monkeypatch):
     tried, unlink = [], Path.unlink
 
@@ -213,5 +223,6 @@ def test_two_commands_that_try_one_folder_at_once_are_not_in_each_others_way(tmp
         unlink(self, **options)
 
     monkeypatch.setattr(Path, "unlink", unlinked_by_both)
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     assert why_not_writable(tmp_path) is None
     assert list(tmp_path.iterdir()) == []

@@ -224,6 +224,27 @@ def test_a_home_folder_is_expanded_in_every_path_of_a_recipe_and_of_flags(tmp_pa
     assert read.weights == tmp_path
 
 
+@pytest.mark.parametrize("written", ["$HOME/clips", "${HOME}/clips", "$WHERE/clips", "~/$NAME"])
+def test_variables_in_the_paths_of_a_recipe_are_expanded_as_a_shell_does(tmp_path, monkeypatch, written):
+    for name, value in {"HOME": str(tmp_path), "WHERE": str(tmp_path), "NAME": "clips"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "clips").mkdir()
+    read = read_recipe(written, {"store": f"{written}/s"}, check_files=True)
+    assert (read.source, read.store) == (str(tmp_path / "clips"), tmp_path / "clips/s")
+
+
+def test_a_folder_with_a_dollar_in_its_name_is_meant_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$HOME").mkdir()
+    assert read_recipe("$HOME", {"store": "s"}, check_files=True).source == "$HOME"
+
+
+def test_a_variable_that_is_not_set_is_refused_before_a_folder_of_that_name_is_made(monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(RecipeError, match=r"store.*\$NOWHERE is not set.*\./\$NOWHERE/s"):
+        read_recipe("d.zip", {"store": "$NOWHERE/s"})
+
+
 def test_a_command_line_is_expanded_where_the_shell_did_not():
     home = str(Path.home())
     asked = ["verify", "--store=~/s", "--recipe", "~/r.toml", "~", "~soft", "--name=a~/b", "x=~/y"]

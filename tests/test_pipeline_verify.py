@@ -323,7 +323,11 @@ def test_the_command_reports_damage_its_meaning_and_what_to_type_next(root, stor
     assert done.exit_code == 1
     found = json.loads(done.stdout)  # one document, though the command failed
     assert [(one["kind"], one["clips"]) for one in found["damages"]] == [("shard", ["bright"])]
-    assert found["next"] == next_commands(verify(store))
+    assert found["next"] == next_commands(verify(store), store.root)
+    assert found["next"] == [f"sa3-trainer encode DATA --store {store.root}  (with the --model of those clips)"]
+    assert next_commands(verify(store), Path("artifacts")) == [
+        "sa3-trainer encode DATA  (with the --model of those clips)"
+    ]
     assert shard.exists()
     repaired = CliRunner().invoke(app, [*call[:3], "--repair"])
     assert repaired.exit_code == 0

@@ -47,7 +47,7 @@ def atomic_write(target: Path, *, keep_existing: bool = False, fsync: Container[
     Raises:
         WriteFailed: the disk is full, or the folder cannot be written to.
     """
-    temporary = target.with_name(f"{target.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    temporary = temporary_beside(target)
     _OWN_TEMPORARIES.add(temporary.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,11 @@ def _inodes_left(folder: Path) -> bool:
     except (AttributeError, OSError):  # Windows; a folder that is gone
         return True
     return usage.f_files == 0 or usage.f_favail > 0
+
+
+def temporary_beside(target: Path) -> Path:
+    """A name that no other writer has, under which a file of a dead process is removed later."""
+    return target.with_name(f"{target.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.path_errors import why_not_writable
 from pipeline.plan.import_plan import import_plan
 from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
-from pipeline.plan.packages import check_packages
+from pipeline.plan.packages import check_interpreter, check_packages
 from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
 from pipeline.request.notices import data_notices, notices
@@ -87,6 +87,8 @@ def run_until(
 
 def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool, export: Path | None) -> RunResult:
     check_store_place(recipe)
+    if last != "ingest":
+        check_interpreter()
     if last == "train":
         check_output(recipe)
     store, refusal = Store(recipe.store), why_not_writable(recipe.store)

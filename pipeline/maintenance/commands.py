@@ -44,7 +44,8 @@ def verify(
     with reported_errors("verify", as_json=as_json, report=report), path_errors({"--store": store}):
         existing = existing_store(store)
         result, repairs = check(existing, report, repair=repair)
-        print_document(verify_json(result, repairs)) if as_json else print("\n".join(verify_lines(result, repairs)))
+        shown = (result, repairs, store)
+        print_document(verify_json(*shown)) if as_json else print("\n".join(verify_lines(*shown)))
         raise_if_damaged(existing, result, repaired=repair)
 
 

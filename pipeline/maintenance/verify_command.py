@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cache.store import Store
@@ -14,6 +16,8 @@ from pipeline.report import Report
 from stages.plural import pluralized
 
 _SHOWN_CLIPS = 5
+DEFAULT_STORE = Path("artifacts")
+"""The store of every command that names none."""
 
 
 def check(store: Store, report: Report, *, repair: bool) -> tuple[VerifyResult, list[str]]:
@@ -23,19 +27,19 @@ def check(store: Store, report: Report, *, repair: bool) -> tuple[VerifyResult, 
     return result, repaired(store, result.damages, report.say) if repair and result.damages else []
 
 
-def verify_json(result: VerifyResult, repairs: Sequence[str]) -> dict[str, Any]:
+def verify_json(result: VerifyResult, repairs: Sequence[str], store: Path) -> dict[str, Any]:
     """The result for programs."""
-    return {**result.as_json(), "repaired": list(repairs), "next": next_commands(result)}
+    return {**result.as_json(), "repaired": list(repairs), "next": next_commands(result, store)}
 
 
-def verify_lines(result: VerifyResult, repairs: Sequence[str]) -> list[str]:
+def verify_lines(result: VerifyResult, repairs: Sequence[str], store: Path) -> list[str]:
     """The result for people: what is damaged and what that means, what was repaired, what to type next."""
     lines = [line for damage in result.damages for line in _damage_lines(damage)]
     checked = {"artifact": result.num_artifacts, "shard": result.num_shards, "prepared clip": result.num_prepared}
     counts = ", ".join(pluralized(number, thing) for thing, number in checked.items())
     numbers = {"damaged": len(result.damages) - result.num_gone, "missing": result.num_gone}
     found = ", ".join(f"{number} {word}" for word, number in numbers.items() if number) or "all intact"
-    commands = [f"    {command}" for command in next_commands(result)]
+    commands = [f"    {command}" for command in next_commands(result, store)]
     after = ["to make what is missing again, run:", *commands] if commands else []
     return [*lines, f"{counts}: {found}", *(f"repaired {line}" for line in repairs), *after]
 
@@ -47,18 +51,19 @@ def _damage_lines(damage: Damage) -> list[str]:
     return [f"{damage.kind:<8} {damage.path}: {damage.what}", f"  {damage.meaning}", *clips]
 
 
-def next_commands(result: VerifyResult) -> list[str]:
+def next_commands(result: VerifyResult, store: Path) -> list[str]:
     """Commands that make the missing parts again; DATA is known to the user only."""
-    return sorted({_command(damage) for damage in result.damages})
+    named = "" if store.absolute() == DEFAULT_STORE.absolute() else f" --store {shlex.quote(str(store))}"
+    return sorted({_command(damage, named) for damage in result.damages})
 
 
-def _command(damage: Damage) -> str:
+def _command(damage: Damage, store: str) -> str:
     stage = damage.path.partition("/")[0]
     if stage == "train":
-        return "sa3-trainer run DATA     (with the flags of that training)"
+        return f"sa3-trainer run DATA{store}     (with the flags of that training)"
     if damage.kind == "prepared" or stage == "ingest":
-        return "sa3-trainer ingest DATA"
-    return "sa3-trainer encode DATA  (with the --model of those clips)"
+        return f"sa3-trainer ingest DATA{store}"
+    return f"sa3-trainer encode DATA{store}  (with the --model of those clips)"
 
 
 def raise_if_damaged(store: Store, result: VerifyResult, *, repaired: bool) -> None:

@@ -1,14 +1,21 @@
-"""Whether the optional packages that a training needs are installed. Light: standard library only."""
+"""Whether Python and the optional packages are as a training needs them. Light: standard library only."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from pipeline.errors import FieldError, RecipeError
+from pipeline.errors import DocstringsStripped, FieldError, RecipeError
 from pipeline.plan.stage_run import Plan, State
 from pipeline.request.fields import FIELDS
 from pipeline.request.recipe import Recipe
+
+
+def check_interpreter() -> None:
+    """Raises: DocstringsStripped where Python removes docstrings, which transformers reads while it is imported."""
+    if sys.flags.optimize > 1:
+        raise DocstringsStripped
 
 
 def check_packages(recipe: Recipe, plan: Plan) -> None:

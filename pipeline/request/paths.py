@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from os.path import normpath
 from pathlib import Path
@@ -16,12 +17,18 @@ GIVE_DATA = "Give the path of a .zip or a folder of clips with a .txt caption be
 GIVE_CHECKPOINT = "Give the .safetensors or .ckpt of an adapter to continue from, or leave it out to start a new one."
 
 
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})(?=/|$)")
 PATH_FIELDS = ("audio_data_url", "lora_checkpoint_url", "weights", "store", "output")
 """Fields that hold a path, or may hold one."""
 
 
 def with_home(text: str) -> str:
-    """A path with `~` or `~user` at its beginning replaced by that home folder; any other text as it is."""
+    """A path with the `~`, `~user`, `$HOME` and other variables in it replaced as a shell would; other text as it is.
+
+    A file or folder that has a `$` in its name is meant by it.
+    """
+    if "$" in text and not is_url(text) and not text.startswith("data:") and not Path(text).exists():
+        text = os.path.expandvars(text)
     return os.path.expanduser(text)  # noqa: PTH111 (a Path would change other texts, such as URLs)
 
 
@@ -48,6 +55,20 @@ def unknown_home_errors(values: Mapping[str, Any]) -> list[FieldError]:
         )
         for name in PATH_FIELDS
         if isinstance(value := values.get(name), str) and value.startswith("~") and not Path(value).exists()
+    ]
+
+
+def unset_variable_errors(values: Mapping[str, Any]) -> list[FieldError]:
+    """One error per path that begins with a variable that is not set, before a folder of that name is made."""
+    return [
+        FieldError(
+            loc=(name,),
+            type="variable_not_set",
+            msg=f"{found[0]} is not set, or not exported; a folder of that very name is ./{value}",
+            input=value,
+        )
+        for name in PATH_FIELDS
+        if isinstance(value := values.get(name), str) and (found := _VARIABLE.match(value)) and not Path(value).exists()
     ]
 
 

@@ -21,6 +21,7 @@ from pipeline.request.paths import (
     missing_path_errors,
     path_in_data,
     unknown_home_errors,
+    unset_variable_errors,
     with_home,
 )
 from pipeline.request.validation import validated_fields
@@ -143,7 +144,7 @@ def read_recipe(
 def _validated(given: Mapping[str, Any], *, trains: bool, check_files: bool) -> dict[str, Any]:
     """Values of all fields, `DATA` included. Raises: RecipeError."""
     errors, values = validated_fields(given)
-    errors += [*conflicts(values), *unknown_home_errors(values)]
+    errors += [*conflicts(values), *unknown_home_errors(values), *unset_variable_errors(values)]
     if trains:
         errors += unused_latent_fields(values)
     missing = missing_path_errors(values) if check_files else []

@@ -23,12 +23,15 @@ MESSAGES = {
     ),
     "link_loop": "it is a link to a folder that it lies in. Remove the link.",
     "not_a_file": "it is neither a file nor a folder. Take it out of the dataset.",
-    "name_not_utf8": "its name is not UTF-8. Rename the file, or pack with a tool that writes UTF-8 names.",
     "device_name": "its name is that of a device on Windows. Rename the file.",
     "name_not_printable": "its name holds control characters. Rename the file, and its partner.",
     "compression_method": "it is packed with {method}, which is not read. Pack the files again as an ordinary zip.",
     "overlapping_entries": "it shares bytes with {other}, as only a bomb does; it was not read. Pack the files again.",
     "nested_archive": "it is an archive inside the dataset and is not opened. Unpack it in place, or remove it.",
+    "not_downloaded": (
+        "it is not here: iCloud keeps it elsewhere and left a placeholder. Download it (in Finder: Download Now) and "
+        "run again."
+    ),
     "encrypted": "it is encrypted. Pack the files again without a password.",
     "member_unreadable": "it cannot be read ({why}). Copy or pack the file again.",
     "member_changed": "it changed while the dataset was read. Run again when nothing else writes to it.",
@@ -114,8 +117,8 @@ MESSAGES = {
 
 WARNINGS = {
     "name_read_as_cp437": (
-        "the zip does not say how its name is encoded and it is not UTF-8; it was read as code page 437, the default "
-        "of the format, and may look wrong. Audio and captions are paired all the same."
+        "its name is not UTF-8 and nothing says how it is encoded; it was read as code page 437, the default of zips, "
+        "and may look wrong. Audio and captions are paired all the same."
     ),
     "other_file": "by its name it is neither audio nor a caption, and is not used.",
     "unread_file": "by its name it is neither audio nor a caption, and could not be read ({why}).",

@@ -80,12 +80,18 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     faults = sorted_faults([*pairing.faults, *contents.faults, *_count_faults(num_usable, clips, contents, params)])
     unused = unused_captions(pairing.pairs, params)
     warnings = sorted_faults([*pairing.warnings, *unused, *clip_warnings(contents.prepared, params)])
-    if faults and not (params.skip_bad and ARCHIVE_WIDE.isdisjoint(one.type for one in faults)):
+    if faults and not (params.skip_bad and _can_be_left_out(faults)):
         _report(work, "warning", warnings)
-        raise DatasetFaults(faults)
+        skippable = not params.skip_bad and len(clips) >= params.min_clips and _can_be_left_out(faults)
+        raise DatasetFaults(faults, skippable=skippable)
     _report(work, "left out", faults)
     _report(work, "warning", warnings)
     return _outcome(clips, contents, faults, warnings, params, work)
+
+
+def _can_be_left_out(faults: Sequence[Fault]) -> bool:
+    """Whether the dataset has none of these faults any more without the clips that have them."""
+    return ARCHIVE_WIDE.isdisjoint(one.type for one in faults)
 
 
 def _read_dataset(source: Source, pairing: Pairing, params: IngestParams, work: Workspace) -> DatasetContents:

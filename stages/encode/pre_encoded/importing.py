@@ -57,7 +57,7 @@ def import_folder(inputs: Inputs, params: ImportParams, work: Workspace) -> Outc
     assert source is not None and weights is not None, "an import is planned with a folder and weights"
     folder = read_folder(source, expected_shape(weights, params))
     if not folder.clips:
-        raise DatasetFaults(all_faults(folder, params, None))
+        raise DatasetFaults(all_faults(folder, params, None), skippable=False)
     ours_TC = our_silence(params, weights, work)
     difference = silence_difference(folder, ours_TC, params, work)
     silence_TC = checked_silence(folder, ours_TC, params, difference)
@@ -98,7 +98,7 @@ def checked_silence(folder: Folder, ours_TC: np.ndarray, params: ImportParams, d
     found = all_faults(folder, params, difference)
     unskippable = [fault for fault in found if fault.member in ("", SILENCE)]
     if unskippable or (found and not params.skip_bad):
-        raise DatasetFaults(found)
+        raise DatasetFaults(found, skippable=not unskippable and bool(folder.clips) and not params.skip_bad)
     return ours_TC if folder.silence_TC is None else folder.silence_TC
 
 

@@ -24,8 +24,20 @@ from cache.fingerprint import digest_bytes, digest_stream
 from stages.contract import Member
 from stages.errors import SourceUnreadable
 from stages.ingest.faults import FileRejected, as_line
+from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, UNREADABLE, suffix
 from stages.ingest.source.limits import ArchiveLimits, over_limit, over_total
-from stages.ingest.source.names import UTF8, checked_printable, entry_name, is_system_file, printable, safe_name
+from stages.ingest.source.names import (
+    UTF8,
+    checked_printable,
+    entry_name,
+    file_name,
+    is_system_file,
+    not_downloaded,
+    path_in_folder,
+    printable,
+    safe_name,
+)
+from stages.ingest.source.no_zip import other_source
 from stages.ingest.source.not_data import folders_without_data, not_data, outermost
 from stages.ingest.source.zip_directory import check_directory_size, split_zip, too_many_members
 from stages.text import is_lfs_pointer
@@ -36,14 +48,6 @@ _LOCAL_HEADER_BYTES = 30
 _DEFLATE_OVERHEAD_BYTES = 1024
 """With 1 % of the size, the most that deflate adds to content that does not compress."""
 _ENCRYPTED = 0x1
-_OTHER_ARCHIVES = {
-    b"Rar!": "a RAR archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zX": "an xz archive",
-    b"PK\x03\x04": "a zip that is cut short or damaged",
-}
 READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -98,11 +102,11 @@ def _not_a_zip(path: Path, error: Exception) -> SourceUnreadable:
         return SourceUnreadable(path, str(error), "Check the path and its permissions.")
     if is_lfs_pointer(head):
         return SourceUnreadable(path, "it is a Git LFS pointer, not the file itself", "Fetch it with `git lfs pull`.")
-    kind = next((kind for magic, kind in _OTHER_ARCHIVES.items() if head.startswith(magic)), "not a zip")
     if head.startswith(b"PK"):
-        return SourceUnreadable(path, f"it is {kind} ({error})", "Download or copy it again.")
-    remedy = "Give a .zip, or the folder itself, with audio files and their .txt captions."
-    return SourceUnreadable(path, f"it is {kind}", remedy)
+        return SourceUnreadable(
+            path, f"it is a zip that is cut short or damaged ({error})", "Download or copy it again."
+        )
+    return SourceUnreadable(path, *other_source(head, path.name))
 
 
 def list_zip(archive: zipfile.ZipFile, limits: ArchiveLimits) -> list[ListedFile]:
@@ -161,7 +165,7 @@ def _listed_entry(entry: zipfile.ZipInfo, sharer: str | None, limits: ArchiveLim
     rejection = bad_name or _unfit_entry(entry, limits)
     if sharer is not None and rejection is None:
         rejection = FileRejected("overlapping_entries", other=sharer)
-    name, rejection = checked_printable(name, rejection)
+    name, rejection = checked_printable(*_of_placeholder(name, rejection))
     return ListedFile(name=name, num_bytes=entry.file_size, location=entry, rejection=rejection, name_encoding=encoding)
 
 
@@ -246,16 +250,18 @@ def _listed_file(entry: os.DirEntry[str], parts: tuple[str, ...], limits: Archiv
 
 
 def _listed_path(path: Path, parts: tuple[str, ...], num_bytes: int, rejection: FileRejected | None) -> ListedFile:
-    name = "/".join(parts)
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        name, rejection = (
-            os.fsencode(name).decode("utf-8", "backslashreplace"),
-            rejection or FileRejected("name_not_utf8"),
-        )
+    name, encoding = file_name("/".join(parts))
+    name, rejection = _of_placeholder(name, rejection)
     name, rejection = checked_printable(name, rejection)
-    return ListedFile(name=name, num_bytes=num_bytes, location=path, rejection=rejection)
+    return ListedFile(name=name, num_bytes=num_bytes, location=path, rejection=rejection, name_encoding=encoding)
+
+
+def _of_placeholder(name: str, rejection: FileRejected | None) -> tuple[str, FileRejected | None]:
+    """The name of the clip or caption that a placeholder stands for, and the fault that it is not there."""
+    meant = not_downloaded(name)
+    if meant is None or suffix(meant) not in READABLE | UNREADABLE | ARCHIVES | {CAPTION}:
+        return name, rejection
+    return meant, rejection or FileRejected("not_downloaded")
 
 
 def _within_total(found: list[ListedFile], limits: ArchiveLimits) -> list[ListedFile]:
@@ -308,7 +314,7 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
         FileRejected: the file can no longer be read, has changed since the dataset was listed, or is a Git LFS pointer.
     """
     try:
-        data = _zip_bytes(source, member) if kind == "zip" else (source / member.name).read_bytes()
+        data = _zip_bytes(source, member) if kind == "zip" else _file_bytes(source, member)
     except READ_ERRORS as error:
         raise FileRejected("member_unreadable", why=read_error_text(error)) from error
     if digest_bytes(data) != member.digest:
@@ -316,6 +322,10 @@ def read_member(source: Path, kind: str, member: Member) -> bytes:
     if is_lfs_pointer(data):
         raise FileRejected("lfs_pointer")
     return data
+
+
+def _file_bytes(folder: Path, member: Member) -> bytes:
+    return path_in_folder(folder, member.name, member.name_encoding).read_bytes()
 
 
 def _zip_bytes(source: Path, member: Member) -> bytes:

@@ -27,8 +27,9 @@ from stages.ingest.source.archive import (
 )
 from stages.ingest.source.dataset_files import source_fingerprint
 from stages.ingest.source.limits import ArchiveLimits
+from stages.ingest.source.names import path_in_folder
 
-_LIST_VERSION = 3
+_LIST_VERSION = 4
 """Bump when the same zip should be listed differently: remembered lists are then made again."""
 
 
@@ -72,9 +73,10 @@ def _source(path: Path, kind: str, members: Sequence[Member]) -> Source:
 
 def _heads(path: Path, kind: str, members: Sequence[Member]) -> dict[str, bytes]:
     """The first bytes of each audio file, by name; empty where they cannot be read."""
-    audio = [member.name for member in members if member.fault is None and suffix(member.name) in READABLE]
+    read = [member for member in members if member.fault is None and suffix(member.name) in READABLE]
     if kind == "folder":
-        return {name: _head(path / name) for name in audio}
+        return {one.name: _head(path_in_folder(path, one.name, one.name_encoding)) for one in read}
+    audio = [member.name for member in read]
     with opened_zip(path) as archive:
         entries = {listed.name: listed.location for listed in list_zip(archive, ArchiveLimits())}
         return {name: _head(zipfile.Path(archive, str(getattr(entries[name], "filename", name)))) for name in audio}

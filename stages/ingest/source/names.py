@@ -10,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 from stages.ingest.faults import FileRejected
 
@@ -17,6 +18,7 @@ UTF8, CP437 = "utf-8", "cp437"
 ON_WINDOWS = os.name == "nt"
 _UTF8_FLAG = 0x800
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)( *\..*)?", re.IGNORECASE)
+_ICLOUD = re.compile(r"\.(.+)\.icloud", re.IGNORECASE | re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Characters that move a terminal's cursor or change the direction of writing."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -81,6 +83,27 @@ def entry_name(entry: zipfile.ZipInfo) -> tuple[str, str]:
         return _unicode_extra(entry.extra, raw) or raw.decode("utf-8"), UTF8
     except UnicodeError:
         return entry.filename, CP437
+
+
+def file_name(name: str) -> tuple[str, str]:
+    """The name of a file in a folder and the encoding it was read in, as `entry_name` for a zip."""
+    raw = os.fsencode(name)
+    try:
+        return raw.decode(UTF8), UTF8
+    except UnicodeDecodeError:
+        return raw.decode(CP437), CP437
+
+
+def path_in_folder(root: Path, name: str, encoding: str) -> Path:
+    """The path of a file of a folder, by the name that `file_name` gives it."""
+    return root / (os.fsdecode(name.encode(CP437)) if encoding == CP437 else name)
+
+
+def not_downloaded(name: str) -> str | None:
+    """The name of the file that a placeholder of iCloud (`.Kick.wav.icloud`) stands for; None for any other file."""
+    folder, slash, last = name.rpartition("/")
+    found = _ICLOUD.fullmatch(last)
+    return f"{folder}{slash}{found[1]}" if found else None
 
 
 def _unicode_extra(extra: bytes, raw_name: bytes) -> str | None:
