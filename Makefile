@@ -50,7 +50,7 @@ test-gpu: setup ## What needs a CUDA device.
 run: $(MADE) | setup ## The whole main job: ingest, encode, train, adapter in output/.
 	$(SA3) run $(REQUEST) --pre-encode
 
-ingest: $(MADE) | setup ## Unpack, pair captions, check, find the window.
+ingest: $(MADE) | setup ## Unpack, pair captions, check, find the crop length.
 	$(SA3) ingest $(REQUEST)
 
 encode: $(MADE) | setup ## Latents and prompt embeddings; what the store holds is not encoded again.

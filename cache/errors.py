@@ -58,7 +58,7 @@ class WriteFailed(CacheError):
     def __init__(self, file: Path, why: str, free_bytes: int | None, flag: str = "--store") -> None:
         """`flag`: the option that names the folder concerned."""
         self.file, self.why, self.free_bytes, self.flag = file, why, free_bytes, flag
-        free = "" if free_bytes is None else f" ({free_bytes / 2**20:,.0f} MiB are free there)"
+        free = "" if free_bytes is None else f" ({free_bytes / 1e6:,.0f} MB are free there)"
         super().__init__(
             f"{file} could not be written: {why}{free}. No partial file is left, and finished work is kept. "
             f"Free some space or fix the folder, or choose another with {flag}, then run the same command again."

@@ -69,6 +69,7 @@ def _run(
     defaults: dict[str, Any] | None = None,
 ) -> None:
     """Run all stages up to the one named like the command; `run` up to train."""
+    from pipeline.execution.next_steps import next_steps
     from pipeline.execution.runner import run_until
     from pipeline.request.pre_encoded import check_export, export, import_source
     from pipeline.request.recipe import read_recipe
@@ -87,6 +88,8 @@ def _run(
             done = run_until(last, request, report, imported=folder is not None, export=target)
             for file in done.files:
                 report.made(file)
+            for line in next_steps(request, done.files[0]) if done.trained else ():
+                report.say(line)
             if target is not None:
                 exported = export(done.artifacts["encode"], request, target, report.say)
                 report.say(f"{target}  {pluralized(len(exported), 'file')}")
@@ -122,7 +125,7 @@ def run(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, A
 @app.command(cls=FieldCommand)
 @with_fields
 def ingest(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Unpack, pair captions, check clips, find the crop/pad length.
+    """Unpack, pair captions, check clips, find the crop length.
 
     \b
     Examples:

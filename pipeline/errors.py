@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cache.errors import verify_command
-from stages.plural import is_or_are, pluralized
+from stages.plural import is_or_are, pluralized, size
 
 
 class PipelineError(Exception):
@@ -176,11 +176,12 @@ class OverBudget(PipelineError):
     def __init__(self, max_bytes: int, left_bytes: int, needed_bytes: int, needed_by: Sequence[str]) -> None:
         """`needed_bytes`: how many of the `left_bytes` runs need; `needed_by`: keys of `REMOVAL_COMMANDS`."""
         others = "base weights, downloaded archives and other files that gc never removes"
-        needs = f"{needed_bytes:,} are needed by {' and '.join(needed_by)}, {left_bytes - needed_bytes:,} are {others}"
+        needs = f"{size(needed_bytes)} are needed by {' and '.join(needed_by)}, "
+        needs += f"{size(left_bytes - needed_bytes)} are {others}"
         parts = needs if needed_by else f"all of it is {others}"
         remedies = [REMOVAL_COMMANDS[one] for one in needed_by]
         remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
-        super().__init__(f"{left_bytes:,} bytes are left, more than the {max_bytes:,} allowed: {parts}. {remedy}.")
+        super().__init__(f"{size(left_bytes)} are left, more than the {size(max_bytes)} allowed: {parts}. {remedy}.")
 
 
 class DocstringsStripped(PipelineError):

@@ -114,7 +114,7 @@ def _path_failed(error: OSError, folders: Mapping[str, Path | None]) -> PathFail
     if path is None:
         return None
     why, free = failure_reason(path, error)
-    left = f" ({free / 2**20:,.0f} MiB are free there)" if free is not None and error.errno in _FULL else ""
+    left = f" ({free / 1e6:,.0f} MB are free there)" if free is not None and error.errno in _FULL else ""
     return PathFailed(path, f"{why}{left}", _remedy(error, flag))
 
 

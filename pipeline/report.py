@@ -17,7 +17,8 @@ from pipeline.terminal.live_view import LiveView
 from pipeline.terminal.ticker import Ticker
 from pipeline.terminal.views import EventView, LogView, QuietView, View
 from pipeline.terminal.words import log_line
-from stages.plural import pluralized
+from stages.plural import duration, pluralized
+from stages.plural import size as in_words
 
 STYLES = ("auto", "live", "log", "json", "quiet")
 """auto: live on a terminal that can redraw a line, else log."""
@@ -130,12 +131,12 @@ class Report:
     def made(self, file: Path) -> None:
         """Print the name and the size of a file that the user asked for."""
         size = file.stat().st_size
-        self.tell("file", {"path": str(file), "bytes": size}, [f"{file}  {size:,} bytes"])
+        self.tell("file", {"path": str(file), "bytes": size}, [f"{file}  {in_words(size)}"])
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan as a table."""
-    return [f"{run.stage.name:<7} {run.state.value:<7} {run.reason}" for run in plan.runs]
+    return [f"{run.stage.name:<7} {run.word:<7} {run.reason}" for run in plan.runs]
 
 
 def plan_json(plan: Plan) -> list[dict[str, Any]]:
@@ -161,10 +162,11 @@ def summary(stage: str, facts: Mapping[str, Any]) -> str:
 def _ingest_summary(facts: Mapping[str, Any]) -> str:
     left_out = {fault["member"] for fault in facts.get("skipped", [])}
     skipped = f", {pluralized(len(left_out), 'file')} left out" if left_out else ""
-    window = f"{facts['duration_seconds']:.2f} s ({pluralized(facts['window_frames'], 'frame')})"
-    return (
-        f"{pluralized(facts['num_clips'], 'clip')}{skipped}, {facts['total_seconds']:.1f} s of audio; window {window}"
-    )
+    length = f"{facts['duration_seconds']:.2f} s ({pluralized(facts['window_frames'], 'frame')})"
+    clips = f"{pluralized(facts['num_clips'], 'clip')}{skipped}"
+    total = facts["total_seconds"]
+    audio = duration(total) if total >= 60 else f"{total:.1f} s"
+    return f"{clips}, {audio} of audio; crop length {length}"
 
 
 def _encode_summary(facts: Mapping[str, Any]) -> str:
@@ -179,4 +181,4 @@ def _train_summary(facts: Mapping[str, Any]) -> str:
     losses = f"{before:.4f} before, {after:.4f} after ({change})"
     if (averaged := facts.get("loss_after_ema")) is not None:
         losses += f", {averaged:.4f} with the average"
-    return f"{pluralized(facts['steps_done'], 'step')}; mean loss on fixed noise and timesteps {losses}"
+    return f"{pluralized(facts['steps_done'], 'step')}; loss on the same clips and noise {losses}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 def pluralized(number: int, one: str, more: str = "") -> str:
     """`1 clip`, `1,400 clips`.
@@ -19,12 +21,22 @@ def is_or_are(number: int) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in a readable unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
+    """Bytes in a decimal unit, as disks and file managers count: `512 B`, `518 kB`, `4.6 MB`, `25.8 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        decimals = 0 if unit == "B" or (unit == "kB" and count >= 10) else 1
+        shown = f"{count:,.{decimals}f}"
+        if unit == "GB" or float(shown.replace(",", "")) < 1000:
+            return f"{shown} {unit}"
+        count /= 1000
     raise AssertionError("unreachable")
+
+
+def moment(stamp: str) -> str:
+    """A time in ISO 8601 as the clock on the wall shows it: `2026-11-30 06:18`."""
+    try:
+        return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return stamp
 
 
 def duration(seconds: float) -> str:

@@ -77,9 +77,7 @@ def test_a_write_that_fails_says_which_file_why_and_how_much_space_is_left(tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(
-        WriteFailed, match=r"a\.bin could not be written: No space left on device \([\d,]+ MiB are free"
-    ):
+    with pytest.raises(WriteFailed, match=r"a\.bin could not be written: No space left on device \([\d,]+ MB are free"):
         atomic_write_bytes(tmp_path / "a.bin", b"x")
     assert names(tmp_path) == []
 

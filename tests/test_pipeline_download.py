@@ -198,7 +198,7 @@ def test_a_broken_download_is_resumed_where_it_broke(server, tmp_path, zip_bytes
 
 def test_a_second_run_resumes_the_download_of_the_first(server, tmp_path, zip_bytes):
     address = "breaks/clips.zip"
-    with pytest.raises(FetchFailed, match=r"bytes are kept. Run the same command again to resume"):
+    with pytest.raises(FetchFailed, match=r"kB are kept. Run the same command again to resume"):
         Downloader(download=Download(field="f", url=f"http://127.0.0.1:{server.server_port}/{address}", suffix=".zip",
                             max_bytes=10**8, fault=lambda file: None), folder=made(tmp_path / "sources"),
               retry=RetryPolicy(timeout_seconds=0.4, attempts=1)).run()  # fmt: skip
@@ -238,7 +238,7 @@ def test_a_file_that_changed_between_two_attempts_is_downloaded_from_the_start(s
         ("wrongrange/clips.zip", "another range than the one requested|ended after"),
         ("gone/clips.zip", "404 Not Found"),
         ("busy/clips.zip", "503 Service Unavailable \\(3 attempts\\)"),
-        ("endless/clips.zip", "over the limit of 1,000,000 bytes"),
+        ("endless/clips.zip", "over the limit of 1.0 MB"),
     ],
 )
 def test_a_failed_download_is_an_error_that_says_why(server, tmp_path, zip_bytes, manner, words):
@@ -250,7 +250,7 @@ def test_a_failed_download_is_an_error_that_says_why(server, tmp_path, zip_bytes
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_downloaded(server, tmp_path, zip_bytes):
-    with pytest.raises(FetchFailed, match="over the limit of 100 bytes"):
+    with pytest.raises(FetchFailed, match="over the limit of 100 B"):
         fetch(server, tmp_path, "good/clips.zip", max_bytes=100)
 
 

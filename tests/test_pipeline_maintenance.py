@@ -13,6 +13,7 @@ from pipeline.cli import app
 from pipeline.errors import NotConfirmed
 from pipeline.maintenance.confirmation import confirm_removal
 from pipeline.maintenance.gc import Selection, evict, gc
+from stages.plural import size
 from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared
 
 
@@ -35,7 +36,7 @@ def test_nothing_old_enough_is_reported_and_not_an_error(builder):
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
         "nothing was finished longer ago than 30d",
-        "0 files and folders, 0 bytes freed",
+        "0 files and folders, 0 B freed",
     ]
 
 
@@ -63,7 +64,7 @@ def test_a_size_limit_that_weights_alone_exceed_does_not_mention_trainings(build
     add_base_weights(builder)
     done = typed(builder, "gc", "--max-bytes", "1")
     assert done.exit_code == 1
-    assert "1,000 bytes are left, more than the 1 allowed: all of it is base weights" in done.stderr
+    assert "1.0 kB are left, more than the 1 B allowed: all of it is base weights" in done.stderr
     assert "training" not in done.stderr
 
 
@@ -72,7 +73,7 @@ def test_a_size_limit_that_cannot_be_met_says_how_much_trainings_need_and_how_mu
     builder.train((0,))
     left = builder.store.sizes().total - sum(map(len, prepared((0,)).values()))
     done = typed(builder, "gc", "--max-bytes", "1")
-    assert f"{left - 1000:,} are needed by finished trainings, 1,000 are base weights" in done.stderr
+    assert f"{size(left - 1000)} are needed by finished trainings, 1.0 kB are base weights" in done.stderr
     assert "`sa3-trainer evict --older-than 30d` removes old trainings" in done.stderr
 
 
@@ -81,7 +82,7 @@ def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
     interrupt_run(builder, "train", (0,))
     left = builder.store.sizes().total
     done = typed(builder, "gc", "--max-bytes", "1", "--dry-run")
-    assert f"{left - 1000:,} are needed by unfinished runs, 1,000 are base weights" in done.stderr
+    assert f"{size(left - 1000)} are needed by unfinished runs, 1.0 kB are base weights" in done.stderr
     assert "`sa3-trainer evict NAME` removes an unfinished run" in done.stderr
 
 

@@ -10,7 +10,7 @@ from cache.receipt import Receipt
 from cache.store import Store
 from pipeline.plan.changes import changes, miss_reason
 from pipeline.plan.plan import State, plan
-from pipeline.plan.stage_run import scratch_folder
+from pipeline.plan.stage_run import scratch_folder, state_in_words
 from pipeline.report import plan_lines
 from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import ResolvedInputs
@@ -122,7 +122,7 @@ def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finis
 def test_an_evicted_artifact_is_reported_as_evicted():
     record = {"version": 1, "params": {"rank": 4}, "inputs": {}, "components": {}}
     receipt = Receipt(stage="train", fingerprint="f", identity="i", version=1, params={"rank": 4})
-    assert miss_reason(record, [receipt]) == "its artifact was evicted"
+    assert miss_reason(record, [receipt]) == "its result was removed"
 
 
 def test_an_unfinished_run_is_resumed(store, finished):
@@ -222,3 +222,16 @@ def test_the_fingerprint_of_raw_training_includes_the_weights_it_reads_itself(st
 def test_another_adapter_to_start_from_is_another_training(store):
     names = {planned(store, found=found(lora_digest=digest)).runs[-1].fingerprint for digest in (None, "a", "b")}
     assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "changed", "word"),
+    [
+        (State.HIT, False, "done"),
+        (State.RESUME, False, "goes on"),
+        (State.MISS, True, "changed"),
+        (State.MISS, False, "new"),
+    ],
+)
+def test_people_read_words_where_programs_read_states(state, changed, word):
+    assert state_in_words(state, changed=changed) == word

@@ -49,7 +49,7 @@ def test_the_json_document_has_the_number_of_problems(place):
 
 def test_a_plan_says_that_it_was_refused(place):
     shown = typed(place, "plan", str(place / "clips"), "--model", "tiny-base").stdout
-    assert "ingest  MISS    refused earlier for 1 problem in its data" in shown
+    assert "ingest  new     refused earlier for 1 problem in its data" in shown
 
 
 def test_gc_gives_the_command_that_removes_what_is_kept_for_it(place):

@@ -28,12 +28,14 @@ def test_a_log_gets_the_first_and_the_last_line_of_a_short_stage():
 
 def test_summaries_of_one_clip_use_the_singular():
     made = {"num_clips": 1, "duration_seconds": 0.05, "window_frames": 1, "total_seconds": 0.05}
-    assert summary("ingest", made) == "1 clip, 0.1 s of audio; window 0.05 s (1 frame)"
+    assert summary("ingest", made) == "1 clip, 0.1 s of audio; crop length 0.05 s (1 frame)"
     left_out = summary("ingest", {**made, "skipped": [{"member": "b.wav"}]})
     assert left_out.startswith("1 clip, 1 file left out, ")
     encoded = {"num_encoded": 1, "num_reused": 0, "num_prompts": 1, "num_prompts_encoded": 1}
     assert summary("encode", encoded) == "1 clip encoded, 0 reused; 1 prompt embedded, 0 reused"
-    assert summary("train", {"steps_done": 1, "loss_before": 2.0, "loss_after": 1.0}).startswith("1 step; mean loss")
+    assert summary("train", {"steps_done": 1, "loss_before": 2.0, "loss_after": 1.0}).startswith(
+        "1 step; loss on the same clips"
+    )
 
 
 def test_counts_agree_with_their_nouns():

@@ -63,7 +63,7 @@ def test_the_message_names_need_parts_free_space_folder_and_ways_out(tmp_path, d
     with pytest.raises(InsufficientDiskSpace) as caught:
         check_space("this training", [need(tmp_path, 5 << 20, what="checkpoints", remedy="keep fewer")])
     assert str(caught.value) == (
-        f"this training needs at least 5.0 MiB in {tmp_path} (checkpoints 5.0 MiB), and 3.0 MiB are free there. It was "
+        f"this training needs at least 5.2 MB in {tmp_path} (checkpoints 5.2 MB), and 3.1 MB are free there. It was "
         "not begun; finished work is kept. Free some space there, or choose another folder with --store, or keep "
         "fewer; then run the same command again."
     )

@@ -61,7 +61,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(bench, kind):
 def test_the_quantisation_of_the_base_and_what_it_saves_are_printed(bench):
     bench.train(base_quantization="int8", number_of_steps=1)
     (line,) = [line for line in bench.said if "stored in int8" in line]
-    assert line.startswith("base model stored in int8: ") and "MiB instead of" in line
+    assert line.startswith("base model stored in int8: ") and "kB instead of" in line
     plain = bench.at("plain")
     plain.train(number_of_steps=1)
     assert not [line for line in plain.said if "stored" in line]

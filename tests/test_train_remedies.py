@@ -87,12 +87,12 @@ def test_between_the_estimate_and_its_low_end_there_is_a_warning_and_no_refusal(
 def test_the_refusal_names_what_is_needed_what_there_is_and_each_setting_that_is_enough():
     error = refused(asked(clips=4, frames=200), 4600, "off")
     assert error.alone == (
-        "--gradient-checkpointing on  (about 0 MiB)",
-        "--batch-size 1 --gradient-accumulation 4  (about 0 MiB)",
-        "--duration 8  (about 0 MiB)",
+        "--gradient-checkpointing on  (about 2.6 kB)",
+        "--batch-size 1 --gradient-accumulation 4  (about 3.0 kB)",
+        "--duration 8  (about 4.5 kB)",
     )
     text = str(error)
-    assert "cpu has 0 MiB left" in text and "activations" in text and "Nothing was loaded" in text
+    assert "cpu has 4.6 kB left" in text and "activations" in text and "Nothing was loaded" in text
     assert "Any one of these makes it fit" in text
 
 
@@ -206,7 +206,7 @@ def test_a_real_training_is_refused_and_what_is_named_fits_by_its_own_estimate()
     alone, _ = remedies(wanted, free)
     assert len(error.alone) == len(alone) > 0
     assert all(memory_estimate(remedy.setup).total_bytes <= free for remedy in alone)
-    assert "250 MiB left" in str(error)
+    assert "262.1 MB left" in str(error)
 
 
 def test_where_a_real_training_in_bf16_keeps_kernels_of_every_length_fp32_may_fit():

@@ -21,6 +21,7 @@ from pipeline.request.fields import FIELDS
 from pipeline.request.paths import PATH_FIELDS
 from pipeline.request.recipe import Recipe
 from pipeline.settings.recipe_file import REQUEST
+from stages.plural import size
 
 _ADAPTER, _CONFIG, _AVERAGED = "adapter.safetensors", "config.json", "adapter_ema.safetensors"
 _SUFFIXES = {_ADAPTER: ADAPTER, _CONFIG: CONFIG, _AVERAGED: AVERAGED}
@@ -116,7 +117,7 @@ def hand_out(file: Path, target: Path, say: Callable[[str], None]) -> None:
     except (OSError, CacheError) as error:
         say(f"{target} was not written ({error}); the training itself is saved in the store")
     else:
-        say(f"{target}  {target.stat().st_size:,} bytes")
+        say(f"{target}  {size(target.stat().st_size)}")
 
 
 def _contents(directory: Path, digests: Mapping[str, str]) -> dict[str, bytes]:

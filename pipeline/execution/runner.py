@@ -69,6 +69,12 @@ class RunResult:
     files: tuple[Path, ...] = ()
     """Files copied to the output folder."""
 
+    @property
+    def trained(self) -> bool:
+        """Whether a training was finished by this run, not found."""
+        last = self.plan.runs[-1]
+        return last.stage.name == "train" and last.state is not State.HIT
+
 
 def run_until(
     last: str, recipe: Recipe, observer: Observer, *, imported: bool = False, export: Path | None = None

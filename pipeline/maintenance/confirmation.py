@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pipeline.errors import NotConfirmed
 from pipeline.maintenance.gc_policy import RemovalPlan
-from stages.plural import pluralized
+from stages.plural import moment, pluralized
 
 
 def confirm_removal(decide: Callable[[], RemovalPlan], *, yes: bool) -> None:
@@ -36,7 +36,7 @@ def confirm_removal(decide: Callable[[], RemovalPlan], *, yes: bool) -> None:
 def trainings_in(plan: RemovalPlan) -> list[str]:
     """One line for each training that a plan removes: its name, and what is known of it."""
     finished = [
-        f"{one.name}  finished {one.receipt.finished}, {one.receipt.facts.get('steps_done', '?')} steps"
+        f"{one.name}  finished {moment(one.receipt.finished)}, {one.receipt.facts.get('steps_done', '?')} steps"
         for one, _ in plan.artifacts
         if one.receipt.stage == "train"
     ]

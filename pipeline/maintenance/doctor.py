@@ -22,6 +22,7 @@ from cache.store import Store
 from pipeline.errors import ChecksFailed
 from pipeline.request.paths import with_home
 from stages import catalogue
+from stages.plural import size
 
 PROJECT = "stable-audio-3-trainer"
 LOW_BYTES = 2 * 2**30
@@ -132,7 +133,7 @@ def devices() -> Results:
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp16 or fp32 is used instead"
-        yield f"cuda:{index}", GOOD, f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {precision}"
+        yield f"cuda:{index}", GOOD, f"{found.name}, {size(found.total_memory)}, {precision}"
     if torch.backends.mps.is_available():
         yield "mps", NOTE, "Apple GPU: never tried with this program; fp8 bases fall back to int8"
     elif not torch.cuda.device_count():
@@ -167,7 +168,7 @@ def store_folder(store: Path) -> Results:
     """Free space, and a self-test of renaming, linking, locking and sqlite where the store is or will be."""
     folder = next(one for one in (store.absolute(), *store.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(folder).free
-    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{free / 2**30:.1f} GiB are free in {folder}"
+    yield "room", GOOD if free > LOW_BYTES else NOTE, f"{size(free)} are free in {folder}"
     try:
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix="doctor-")
     except OSError as error:

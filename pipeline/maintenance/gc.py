@@ -31,7 +31,7 @@ from pipeline.maintenance.gc_policy import (
 )
 from pipeline.maintenance.quantities import bytes_of, days_of, field_error
 from pipeline.maintenance.removal import remove, remove_leftovers
-from stages.plural import pluralized
+from stages.plural import pluralized, size
 
 STAGES = ("ingest", "encode", "train")
 _DECODED_AGAIN = (
@@ -135,9 +135,9 @@ def removal_json(plan: RemovalPlan, *, dry_run: bool) -> dict[str, Any]:
 def removal_lines(plan: RemovalPlan, *, dry_run: bool) -> list[str]:
     """A removal plan for people: every path with its bytes, then the sum."""
     removals = plan.removals()
-    lines = [f"{one.num_bytes:>14,}  {one.path}  ({one.why})" for one in removals]
+    lines = [f"{size(one.num_bytes):>10}  {one.path}  ({one.why})" for one in removals]
     freed = "would be freed" if dry_run else "freed"
-    total = f"{pluralized(len(removals), 'file or folder', 'files and folders')}, {plan.num_bytes:,} bytes {freed}"
+    total = f"{pluralized(len(removals), 'file or folder', 'files and folders')}, {size(plan.num_bytes)} {freed}"
     return [*lines, *plan.kept, *plan.notes, total]
 
 

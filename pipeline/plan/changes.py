@@ -7,6 +7,9 @@ from typing import Any
 
 from cache.receipt import Receipt
 
+EVICTED = "its result was removed"
+"""The reason where nothing differs from an earlier result that is recorded."""
+
 
 def miss_reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
     """One line for the plan, such as `rank 16 -> 32`: the differences from the most similar earlier result."""
@@ -14,7 +17,7 @@ def miss_reason(now: Mapping[str, Any], earlier: Sequence[Receipt]) -> str:
         return "never run"
     records = [record_of(receipt) for receipt in earlier]
     nearest = min(records, key=lambda record: (*_distance(record["inputs"], now["inputs"]), len(changes(record, now))))
-    return ", ".join(changes(nearest, now)) or "its artifact was evicted"
+    return ", ".join(changes(nearest, now)) or EVICTED
 
 
 def _distance(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[bool, bool]:
@@ -57,6 +60,8 @@ def _change(name: str, before: Any, now: Any) -> str:
         return f"{leaf} changed"
     if group == "components":
         return f"{leaf} weights {str(before)[:8]} -> {str(now)[:8]}"
+    if leaf == "native_samples":
+        return "the model has another native length"
     return f"{leaf or group} {_shown(before)} -> {_shown(now)}"
 
 

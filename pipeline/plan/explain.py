@@ -11,7 +11,7 @@ Light: the manifest reader is imported when it is used.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,17 +21,15 @@ from cache.registry import Registry
 from cache.store import Store
 from pipeline.errors import ClipNotFound
 from pipeline.plan.changes import flattened
+from pipeline.plan.current_clips import CurrentClip, clips_of_data, manifest_rows
 from pipeline.plan.plan import plan
-from pipeline.plan.stage_run import State
+from pipeline.plan.stage_run import State, state_in_words
 from pipeline.request.recipe import Recipe
 from pipeline.request.resolve import ResolvedInputs
-from stages.contract import Member, Weights
+from stages.contract import Weights
 from stages.encode.stage import STAGE as ENCODE
 from stages.encode.stage import EncodeParams, item_key, prompt_key
-from stages.ingest.captions.pairing import pair
-from stages.ingest.captions.prompts import read_prompts
-from stages.ingest.file_types import READABLE, stem, suffix
-from stages.ingest.source.archive import close_archives
+from stages.ingest.file_types import stem
 from stages.ingest.stage import audio_params, prepared_path
 from stages.records import Clip
 
@@ -49,17 +47,6 @@ class Finding:
     state: str
     """`HIT`, `MISS`, or `?` where an earlier stage must run first."""
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurrentClip:
-    """A clip as it is in the data now."""
-
-    clip_id: str
-    digest: str
-    crop_start: int = 0
-    prompt: str | None = None
-    """None where the caption is missing or faulty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,33 +87,7 @@ def current_clips(recipe: Recipe, store: Store, resolved: ResolvedInputs) -> lis
             CurrentClip(clip_id=row.clip_id, digest=row.digest, crop_start=row.crop_start, prompt=row.prompt)
             for row in manifest_rows(store, receipt)
         ]
-    audio: list[Member] = [one for one in resolved.source.members if suffix(one.name) in READABLE and one.digest]
-    prompts = current_prompts(recipe, resolved)
-    clips = (CurrentClip(clip_id=stem(m.name), digest=str(m.digest), prompt=prompts.get(m.name)) for m in audio)
-    return sorted(clips, key=lambda one: one.clip_id)
-
-
-def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
-    """The prompts that ingest would make from the captions as they are now, by audio file; faulty ones left out."""
-    params = recipe.ingest_params()
-    pairing = pair(
-        resolved.source.members,
-        templated=params.caption_template is not None,
-        table=params.captions,
-        others=resolved.source.others,
-    )
-    try:
-        made = read_prompts(resolved.source, pairing, params).by_audio
-    finally:
-        close_archives()
-    return {name: prompt.text for name, prompt in made.items()}
-
-
-def manifest_rows(store: Store, receipt: Receipt) -> Iterator[Clip]:
-    """The clips of a finished ingest, one batch in memory at a time."""
-    from cache.manifest import iter_rows  # deferred: pyarrow
-
-    return iter_rows(store.directory("ingest", receipt.fingerprint) / "manifest.parquet", Clip)
+    return clips_of_data(recipe, resolved)
 
 
 class Explainer:
@@ -311,5 +272,15 @@ def explained_lines(findings: Sequence[Finding]) -> list[str]:
         if one.clip_id != shown:
             lines.append(one.clip_id)
             shown = one.clip_id
-        lines.append(f"  {one.what:<9} {one.state:<5} {one.reason}")
+        lines.append(f"  {one.what:<9} {_word(one):<7} {one.reason}")
     return lines
+
+
+_NEVER = ("never seen", "never made")
+
+
+def _word(finding: Finding) -> str:
+    """The state of a finding for people."""
+    if finding.state not in State.__members__:
+        return finding.state
+    return state_in_words(State[finding.state], changed=finding.reason not in _NEVER)

@@ -13,7 +13,8 @@ from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.registry import Registry
 from cache.store import Store
-from pipeline.plan.changes import changes, miss_reason, record_of
+from pipeline.plan.changed_clips import with_changed_clips
+from pipeline.plan.changes import EVICTED, changes, miss_reason, record_of
 from pipeline.plan.missing_files import ON_DEMAND_STAGE, with_missing_files, with_prepared_audio
 from pipeline.plan.stage_run import Plan, StageRun, State, scratch_folder
 from pipeline.request.recipe import Recipe
@@ -23,7 +24,7 @@ from stages.encode.stage import item_key
 from stages.ingest.effective_limits import with_effective_limits
 from stages.ingest.file_types import READABLE, suffix
 from stages.ingest.stage import audio_params
-from stages.plural import pluralized
+from stages.plural import moment, pluralized
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
@@ -36,6 +37,8 @@ def plan(recipe: Recipe, store: Store, resolved: ResolvedInputs, last: str = "tr
         run = stage_run(stage_named(name), recipe, store, resolved, upstream)
         if name == "encode" and run.state is not State.HIT and run.fingerprint:
             run = replace(run, reason=f"{run.reason}; {clips_to_encode(run, recipe, store, resolved)}")
+        if name == "ingest":
+            run = with_changed_clips(run, recipe, store, resolved)
         runs.append(run)
         upstream = {name: run.fingerprint}
     return Plan(runs=tuple(with_prepared_audio(runs, store, last)))
@@ -125,7 +128,7 @@ def with_state(run: StageRun, store: Store) -> StageRun:
     )
     receipt = store.find(name, str(run.fingerprint))
     if receipt is not None:
-        hit = replace(run, state=State.HIT, reason=f"finished {receipt.finished}")
+        hit = replace(run, state=State.HIT, reason=f"finished {moment(receipt.finished)}")
         return hit if name == ON_DEMAND_STAGE else with_missing_files(hit, store)
     return _unfinished(run, store)
 
@@ -141,7 +144,7 @@ def _unfinished(run: StageRun, store: Store) -> StageRun:
     if shorter:
         return replace(run, state=State.RESUME, reason=_continuation(shorter, run))
     reason = refused or miss_reason(run.record, earlier) + _retraining(run, earlier)
-    return replace(run, state=State.MISS, reason=reason)
+    return replace(run, state=State.MISS, reason=reason, changed=bool(earlier) and reason != EVICTED)
 
 
 def _refusal(scratch: Path, store: Store) -> str:

@@ -20,6 +20,13 @@ class State(Enum):
     MISS = "MISS"
 
 
+def state_in_words(state: State, *, changed: bool) -> str:
+    """`done`, `goes on`, `changed` or `new`: what people read in place of the names that programs match on."""
+    if state is State.MISS:
+        return "changed" if changed else "new"
+    return {State.HIT: "done", State.RESUME: "goes on"}[state]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
     """One stage of a plan."""
@@ -36,6 +43,13 @@ class StageRun:
     """Name of its run: shared by shorter and longer trainings that can continue one another."""
     state: State
     reason: str
+    changed: bool = False
+    """A miss that differs from an earlier result, as `reason` says."""
+
+    @property
+    def word(self) -> str:
+        """The state for people."""
+        return state_in_words(self.state, changed=self.changed)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from cache.files.atomic_files import atomic_write_bytes
 from cache.fingerprint import digest_file
 from pipeline.errors import FetchFailed
 from pipeline.request.opener import opener
+from stages.plural import moment
+from stages.plural import size as in_words
 
 _CHUNK_BYTES = 1 << 18
 _MIN_BYTES_PER_TIMEOUT = 1 << 12
@@ -106,7 +108,7 @@ class Downloader:
             except _Retryable as failure:
                 why = str(failure)
         size = self._partial_file.stat().st_size if self._partial_file.is_file() else 0
-        kept = f"{size:,} bytes are kept. " if size else ""
+        kept = f"{in_words(size)} are kept. " if size else ""
         self._fail(f"{why} ({self.retry.attempts} attempts)", f"{kept}Run the same command again to resume.")
 
     def _last_result(self) -> dict[str, Any] | None:
@@ -146,7 +148,7 @@ class Downloader:
 
     def _unchanged(self, last: dict[str, Any]) -> Path:
         """The file in the store, after the server said that the URL still gives it."""
-        unchanged = f"{self.download.shown} is unchanged since {last['fetched']}"
+        unchanged = f"{self.download.shown} is unchanged since {moment(last['fetched'])}"
         self.say(f"{self.download.field}: {unchanged}; not downloaded again")
         content = self._content(last["sha256"])
         if self.download.sha256 not in (None, last["sha256"]):
@@ -181,9 +183,9 @@ class Downloader:
         if start and not resumes:
             self.say(f"{self.download.field}: the file has changed, or the server cannot resume; starting over")
         elif resumes:
-            self.say(f"{self.download.field}: resuming at {start:,} bytes")
+            self.say(f"{self.download.field}: resuming at {in_words(start)}")
         else:
-            what = f"has changed since {last['fetched']}; downloading it again" if last else "downloading"
+            what = f"has changed since {moment(last['fetched'])}; downloading it again" if last else "downloading"
             self.say(f"{self.download.field}: {self.download.shown}: {what}")
         start = start if resumes else 0
         length = response.headers.get("Content-Length")
@@ -217,12 +219,12 @@ class Downloader:
         """Fail when the file is larger than allowed, or than the free disk space."""
         if num_bytes > self.download.max_bytes:
             self._discard_partial()
-            limit = f"over the limit of {self.download.max_bytes:,} bytes"
-            self._fail(f"it is {num_bytes:,} bytes or more, {limit}", "Raise the limit if this is the right file.")
+            limit = f"over the limit of {in_words(self.download.max_bytes)}"
+            self._fail(f"it is {in_words(num_bytes)} or more, {limit}", "Raise the limit if this is the right file.")
         free = shutil.disk_usage(self.folder).free
         if num_bytes - num_received > free:
             self._fail(
-                f"it needs {num_bytes - num_received:,} bytes more and {free:,} are free in {self.folder}",
+                f"it needs {in_words(num_bytes - num_received)} more and {in_words(free)} are free in {self.folder}",
                 "Free some disk space.",
             )
 

@@ -54,7 +54,7 @@ class IngestParams:
         "first",
         choices=("first", "split"),
         order=1,
-        help="recordings longer than the native length: keep the first window, or make one clip of each window",
+        help="recordings longer than the native length: keep the first part, or make one clip of each part",
     )
     trigger_phrase: str | None = param(
         None, fault=control_fault, rule="plain text", help="text put before every caption"

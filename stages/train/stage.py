@@ -104,7 +104,7 @@ class TrainParams:
     frames_per_batch: int | None = param(
         None, ge=1, le=1_000_000, help="latent frames per batch: as many clips as fit, in place of batch_size"
     )
-    crops_per_clip: int = param(1, ge=1, help="random crops per epoch of a clip longer than the window")
+    crops_per_clip: int = param(1, ge=1, help="random crops per epoch of a clip longer than the crop length")
     crop_seconds: bool = param(False, help="condition on the length of the crop, not of the whole recording")
     """Off as in the reference implementation."""
     deterministic: bool = param(

@@ -88,7 +88,7 @@ def load_examples(job: Job) -> Examples:
 def options_without_effect(clips: Clips, params: TrainParams) -> Iterator[str]:
     """A line for each option that changes nothing with these clips."""
     if params.crops_per_clip > 1 and not bool((clips.sizes > clips.window).any()):
-        yield f"crops_per_clip {params.crops_per_clip} has no effect: no clip is longer than the window"
+        yield f"crops_per_clip {params.crops_per_clip} has no effect: no clip is longer than the crop length"
     if params.crop_seconds:
         entries = enumerate(clips.entries)
         if not any(excerpt_seconds(clips, index) < entry.seconds_total for index, entry in entries):

@@ -200,8 +200,8 @@ class FrameBudgetSampler:
         beyond = len(np.unique(clips[self.rounded(self.epoch.frames) > self.budget]))
         total = len(np.unique(clips))
         return (
-            f"frames_per_batch {self.budget} is less than a full window ({self.epoch.window} frames): a longer excerpt "
-            f"is a batch of its own; {beyond} of {total} clips always are, others when silence follows"
+            f"frames_per_batch {self.budget} is less than the crop length ({self.epoch.window} frames): a longer "
+            f"excerpt is a batch of its own; {beyond} of {total} clips always are, others when silence follows"
         )
 
 

@@ -9,10 +9,11 @@ import torch
 
 from stages.errors import InsufficientMemory
 from stages.models.device import dtype_named, usable_dtype
+from stages.plural import size as size_in_words
 from stages.train.dataset.audio_prefetch import BYTES_PER_SAMPLE, MIN_SECONDS_TO_PREFETCH, PREFETCH_BYTES
 from stages.train.dataset.clips import LATENT_CACHE_BYTES
 from stages.train.forecast.batch_shapes import clip_frames, largest_batches, num_lengths
-from stages.train.forecast.estimate import TrainingSetup, memory_estimate, readable_bytes, waiting_bytes
+from stages.train.forecast.estimate import TrainingSetup, memory_estimate, waiting_bytes
 from stages.train.forecast.free_memory import free_bytes, host_bytes
 from stages.train.forecast.remedies import decide, heaviest
 from stages.train.job import Job
@@ -46,11 +47,11 @@ def steps_left(job: Job) -> int:
 
 
 def estimate_line(setup: TrainingSetup, free: int | None) -> str:
-    """Such as `memory: about 4.3 GiB needed, 139.0 GiB left on cuda (weights 2.7 GiB, ...)`."""
+    """Such as `memory: about 4.6 GB needed, 149.3 GB left on cuda (weights 2.9 GB, ...)`."""
     estimate = memory_estimate(setup)
-    left = "" if free is None else f", {readable_bytes(free)} left"
+    left = "" if free is None else f", {size_in_words(free)} left"
     return (
-        f"memory: about {readable_bytes(estimate.total_bytes)} needed{left} on {setup.device} ({estimate.breakdown()})"
+        f"memory: about {size_in_words(estimate.total_bytes)} needed{left} on {setup.device} ({estimate.breakdown()})"
     )
 
 
@@ -66,7 +67,7 @@ def refuse_full_host(setup: TrainingSetup) -> None:
     count = setup.params.gradient_accumulation
     flags = f"--gradient-accumulation {max(1, int(count * (free / needed)))}"
     raise InsufficientMemory(
-        "the host", readable_bytes(needed), readable_bytes(free), f"the {count} batches of a step", [flags], []
+        "the host", size_in_words(needed), size_in_words(free), f"the {count} batches of a step", [flags], []
     )
 
 

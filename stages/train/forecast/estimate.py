@@ -14,6 +14,7 @@ import torch
 
 from stages.adapters.kind import kind_named
 from stages.model_config import ModelConfig
+from stages.plural import size as size_in_words
 from stages.train.forecast.activations import ForwardPass
 from stages.train.forecast.autoencoder_memory import encoding_bytes
 from stages.train.forecast.network_size import BatchSize, NetworkSize, network_size
@@ -123,12 +124,12 @@ class MemoryEstimate:
         return int(self.total_bytes * (1 - ERROR))
 
     def breakdown(self) -> str:
-        """The parts as text, such as `weights 2 MiB, adapter 4 MiB`; without those that would read as 0 MiB."""
+        """The parts as text, such as `weights 2.1 MB, adapter 4.2 MB`; without the smallest ones."""
         if self.loading_bytes > self.step_bytes:
-            return f"to load the base before it is stored in 8 bits; {readable_bytes(self.step_bytes)} after that"
+            return f"to load the base before it is stored in 8 bits; {size_in_words(self.step_bytes)} after that"
         least = min(MIB // 2, max(self.bytes_by_part.values()))
         parts = {name: size for name, size in self.bytes_by_part.items() if size >= least}
-        return ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
+        return ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items())
 
 
 def memory_estimate(setup: TrainingSetup) -> MemoryEstimate:
@@ -217,8 +218,3 @@ def autoencoder_bytes(setup: TrainingSetup, activations: int) -> int:
         return 0
     weights, working = encoding_bytes(setup.config, setup.clip_samples, setup.autoencoder_dtype)
     return weights + (working if setup.cost_model is CUDA_GRAPHS else max(working - activations, 0))
-
-
-def readable_bytes(size: int) -> str:
-    """A number of bytes for people, in MiB or GiB."""
-    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.0f} MiB"

@@ -11,7 +11,8 @@ import torch
 
 from stages.errors import InsufficientMemory
 from stages.model_config import ModelConfig
-from stages.train.forecast.estimate import TrainingSetup, memory_estimate, readable_bytes, waiting_bytes
+from stages.plural import size as size_in_words
+from stages.train.forecast.estimate import TrainingSetup, memory_estimate, waiting_bytes
 from stages.train.forecast.network_size import BatchSize
 from stages.train.stage import MOST_ACCUMULATED
 
@@ -199,9 +200,9 @@ def refusal(setup: TrainingSetup, free_bytes: int) -> InsufficientMemory:
     estimate, (alone, together) = memory_estimate(setup), remedies(setup, free_bytes)
     return InsufficientMemory(
         str(setup.device),
-        readable_bytes(estimate.total_bytes),
-        readable_bytes(free_bytes),
+        size_in_words(estimate.total_bytes),
+        size_in_words(free_bytes),
         estimate.breakdown(),
-        [f"{remedy.flags}  (about {readable_bytes(needed_bytes(remedy.setup))})" for remedy in alone],
+        [f"{remedy.flags}  (about {size_in_words(needed_bytes(remedy.setup))})" for remedy in alone],
         [remedy.flags for remedy in together],
     )

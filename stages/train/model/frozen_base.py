@@ -11,6 +11,7 @@ from stages.models.load_weights import load_conditioner, load_denoiser, stored_m
 from stages.models.nets.dit.conditioning import Conditioner
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.quantized_linear import NONE, parameter_bytes, quantize, usable_quantization
+from stages.plural import size
 from stages.records import AdapterSpec
 from stages.train.job import Job, network_dtype
 
@@ -41,9 +42,8 @@ def quantize_base(job: Job, denoiser: Denoiser, conditioner: Conditioner, spec: 
     quantize(denoiser, scheme, vectors.of)
     requested = job.params.base_quantization
     fallback = "" if scheme == requested else f" ({requested} was requested)"
-    mib, before_mib = (size / 2**20 for size in (parameter_bytes(denoiser), bytes_before))
     job.work.say(
-        f"base model stored in {scheme}{fallback}: {mib:,.1f} MiB instead of {before_mib:,.1f}; "
+        f"base model stored in {scheme}{fallback}: {size(parameter_bytes(denoiser))} instead of {size(bytes_before)}; "
         "its layers run one by one, which takes longer"
     )
 
