@@ -105,7 +105,7 @@ def small_zip() -> bytes:
     """A zip with one text."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("a.txt", "a caption")
+        archive.writestr(zipfile.ZipInfo("a.txt"), "a caption")
     return stream.getvalue()
 
 

@@ -64,14 +64,10 @@ def test_a_key_file_that_protects_nothing_is_refused(tmp_path, content, mode, wo
 def test_without_a_right_key_nothing_is_answered(tmp_path, given):
     headers = {} if given is None else {"authorization": given.encode("utf-8", "surrogateescape")}
     with server(tmp_path, keys=KEYS) as client:
-        for method, path in [
-            ("POST", TRAINER),
-            ("GET", "/jobs"),
-            ("GET", "/metrics"),
-            ("GET", f"{TRAINER}/requests/x"),
-        ]:
-            assert client.request(method, path, headers=headers).status_code == 401
-        assert client.post("/storage/upload/initiate", json={}, headers=headers).status_code == 401
+        for path in ("/jobs", "/jobs/x", "/metrics", f"{TRAINER}/requests/x"):
+            assert client.get(path, headers=headers).status_code == 401
+        for path in (TRAINER, f"/run{TRAINER}", "/storage/upload/initiate", "/storage/auth/token"):
+            assert client.post(path, json={}, headers=headers).status_code == 401
 
 
 def test_every_key_is_compared_in_constant_time(tmp_path, monkeypatch):
@@ -379,7 +375,7 @@ class _Receiver(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
-        self.received.append((json.loads(body), dict(self.headers)))
+        self.received.append((json.loads(body), {k.lower(): v for k, v in self.headers.items()}))
         self.send_response(200 if len(self.received) > 1 else 503)
         self.end_headers()
 

@@ -67,6 +67,7 @@ class Door:
         for task in self._tasks:
             task.cancel()
         await self.dispatcher.stop(_STOP_SECONDS)
+        self.webhooks.close()
         self.database.close()
 
     def _ended(self, job: Job) -> None:

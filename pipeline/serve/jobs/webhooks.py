@@ -95,6 +95,11 @@ class Webhooks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def close(self) -> None:
+        """Stop; what was not taken yet is sent again by the next server."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _send_until_taken(self, job: Job) -> None:
         for pause in (*_PAUSES_SECONDS, None):
             if await asyncio.to_thread(self._is_taken, job):
