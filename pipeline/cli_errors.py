@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ class JsonErrorGroup(TyperGroup):
         with _usage_errors_as_json(args):
             if HELP.isdisjoint(args):
                 ctx.default_map = _own_defaults(self.commands)
+            check_values(self.commands, args)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -65,6 +66,19 @@ def _own_defaults(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _of_command(own: Mapping[str, Any], command: Any) -> dict[str, Any]:
     names = [one.name for one in command.params if not getattr(one, "multiple", False)]
     return {name: own[name] for name in ("store", "device") if name in own and name in names}
+
+
+def check_values(commands: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Refuse a flag without its value before the parser takes the next flag for the value. Raises: usage error."""
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    if name not in commands:
+        return
+    options = [one for one in commands[name].params if one.param_type_name == "option"]
+    flags = {text for one in options for text in (*one.opts, *one.secondary_opts) if text.startswith("--")} | HELP
+    valued = {text for one in options if not getattr(one, "is_flag", True) for text in one.opts}
+    for word, following in pairwise(takewhile(lambda one: one != "--", arguments)):
+        if word in valued and following.partition("=")[0] in flags:
+            raise typer.BadParameter(f"{word} needs a value, and {following} follows; write {word}=VALUE")
 
 
 @contextmanager

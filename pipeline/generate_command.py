@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from pipeline.cli_errors import reported_errors
 from pipeline.options.report_options import PROGRESS, QUIET, VERBOSE, report_in
+from pipeline.streams import print_document
 
 _DEFAULT = "unset: 50 euler steps and cfg 7 on base models, 8 pingpong steps and cfg 1 on inference models"
 
@@ -68,7 +68,7 @@ def generate(
         settings = f"{facts['sampler']}, {facts['steps']} steps, cfg {facts['cfg']:g}"
         report.say(f"{target}  seed {clip.seed}, {settings}, {facts['took_seconds']:.1f} s")
         if as_json:
-            print(json.dumps(facts))
+            print_document(facts)
 
 
 def add_generate_command(app: typer.Typer) -> None:

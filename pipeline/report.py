@@ -63,7 +63,7 @@ class Report:
         lines = plan_lines(plan)
         if plan.nothing_to_do:
             lines.append("nothing to do: every result is in the store")
-        self.tell("plan", {"stages": plan_json(plan), "nothing_to_do": plan.nothing_to_do}, lines)
+        self.tell("plan", plan_json(plan), lines)
 
     def progress_of(self, stage: str) -> Callable[..., None]:
         """A progress function for one stage's workspace (`stages.contract.Progress`).
@@ -139,9 +139,9 @@ def plan_lines(plan: Plan) -> list[str]:
     return [f"{run.stage.name:<7} {run.word:<7} {run.reason}" for run in plan.runs]
 
 
-def plan_json(plan: Plan) -> list[dict[str, Any]]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """The plan for programs."""
-    return [
+    stages = [
         {
             "stage": run.stage.name,
             "state": run.state.value,
@@ -152,6 +152,7 @@ def plan_json(plan: Plan) -> list[dict[str, Any]]:
         }
         for run in plan.runs
     ]
+    return {"stages": stages, "nothing_to_do": plan.nothing_to_do}
 
 
 def summary(stage: str, facts: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -146,6 +147,10 @@ def lost_output() -> OSError | None:
     return raw.failure if raw is not None else None
 
 
-def print_document(document: Any) -> None:
+DOCUMENTS_VERSION = 1
+"""Of what --json prints (docs/documents.schema.json); raised when a field changes its meaning or goes."""
+
+
+def print_document(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout: in ASCII, which every encoding can write."""
-    print(json.dumps(document))
+    print(json.dumps({"version": DOCUMENTS_VERSION, **document}))

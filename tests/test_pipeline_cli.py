@@ -76,7 +76,7 @@ def test_a_plan_is_one_json_document(tmp_path):
         "--pre-encode",
         "--json",
     ]
-    stages = json.loads(call(*words).stdout)
+    stages = json.loads(call(*words).stdout)["stages"]
     assert [(entry["stage"], entry["state"]) for entry in stages] == [
         ("ingest", "MISS"),
         ("encode", "MISS"),

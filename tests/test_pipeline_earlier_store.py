@@ -47,7 +47,7 @@ def call(place: Path, command: str, *more: str) -> Result:
 
 
 def test_plan_says_that_an_earlier_version_made_what_the_store_holds(earlier_store):
-    ingest, *_ = json.loads(call(earlier_store, "plan", "--number-of-steps", "3", "--json").stdout)
+    ingest, *_ = json.loads(call(earlier_store, "plan", "--number-of-steps", "3", "--json").stdout)["stages"]
     assert (ingest["state"], ingest["reason"]) == ("MISS", "version 2 -> 3")
 
 

@@ -137,7 +137,7 @@ def test_the_command_prints_every_clip_for_people_and_programs(root):
     call = ["explain", str(root / "clips.zip"), "--store", str(root / "artifacts"), "--model", "tiny-base"]
     shown = CliRunner().invoke(app, call)
     assert shown.stdout.splitlines()[0] == "low"
-    found = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)["findings"]
     assert {one["clip_id"] for one in found} == {"low", "pads/warm"}
     assert {one["state"] for one in found} == {"HIT"}
 

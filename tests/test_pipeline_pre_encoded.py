@@ -57,7 +57,7 @@ def test_a_folder_is_imported_and_then_known(desk):
 
 
 def planned(desk: CommandLine, *words: object) -> list[dict[str, str]]:
-    return json.loads(desk.done("plan", "--import", desk.folder, "--json", *words).stdout)
+    return json.loads(desk.done("plan", "--import", desk.folder, "--json", *words).stdout)["stages"]
 
 
 def test_a_plan_with_an_import_has_no_ingest_and_says_what_changed(desk):

@@ -260,9 +260,9 @@ def _prompt_key(prompt: str, weights: Weights) -> str:
     return prompt_key(prompt, weights.digests["text_encoder"], weights.sizes.max_prompt_tokens)
 
 
-def explained_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def explained_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """The findings for programs, as JSON values."""
-    return [asdict(finding) for finding in findings]
+    return {"findings": [asdict(finding) for finding in findings]}
 
 
 def explained_lines(findings: Sequence[Finding]) -> list[str]:
