@@ -235,7 +235,7 @@ def test_quiet_leaves_messages_and_files(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     report.made(tmp_path / "a.json")
     report.end_progress()
-    assert stream.getvalue().splitlines() == ["warning: a.wav is short", f"{tmp_path / 'a.json'}  2 bytes"]
+    assert stream.getvalue().splitlines() == ["warning: a.wav is short", f"{tmp_path / 'a.json'}  2 B"]
 
 
 def test_verbose_writes_every_clip_and_the_time_of_every_phase():
