@@ -175,6 +175,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     """
     from cache.store import Store
     from pipeline.execution.output_name import output_name
+    from pipeline.plan.adapter_values import check_adapter_values
     from pipeline.plan.import_plan import import_plan
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
@@ -195,6 +196,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
             report.end_progress()
             decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)
+        check_adapter_values(decided, resolved.lora_checkpoint)
         named = output_name(request, decided.runs[-1])
         for line in (*notices(request, trains=True), *data_notices(resolved.source), *filter(None, [named.note])):
             report.say(line)

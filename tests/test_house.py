@@ -57,7 +57,7 @@ LAYERS = {
         command
     """,
     "stages.adapters": """
-        kind layer_filter ops singular_vectors torch_archive
+        finite_values kind layer_filter ops singular_vectors torch_archive
         adapter_header
         adapter_file factored_weight kinds target_layers
         basis header_faults

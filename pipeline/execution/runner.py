@@ -23,6 +23,7 @@ from pipeline.execution.outputs import check_output, copy_outputs, hand_out
 from pipeline.execution.records import now, receipt_of, unfinished_run
 from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.path_errors import why_not_writable
+from pipeline.plan.adapter_values import check_adapter_values
 from pipeline.plan.import_plan import import_plan
 from pipeline.plan.missing_files import ON_DEMAND_STAGE, missing_files
 from pipeline.plan.packages import check_interpreter, check_packages
@@ -113,6 +114,7 @@ def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool,
     if refusal is not None and not decided.nothing_to_do:  # results that are there can be used all the same
         raise FolderNotWritable("store", recipe.store, refusal)
     check_packages(recipe, decided)
+    check_adapter_values(decided, resolved.lora_checkpoint)
     named = output_name(recipe, decided.runs[-1]) if last == "train" else OutputName("")
     for line in (*notices(recipe, trains=last == "train"), *data_notices(resolved.source), *filter(None, [named.note])):
         observer.say(line)
