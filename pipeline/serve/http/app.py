@@ -45,6 +45,7 @@ class Site:
         return [
             Route("/", self.page),
             Route("/page.js", self.page),
+            Route("/page-zip.js", self.page),
             Route("/page.css", self.page),
             Route("/health", self.health),
             Route("/metrics", self.metrics),

@@ -22,7 +22,16 @@ from pipeline.serve.errors import Refused, refusal
 from pipeline.serve.settings import LOCAL_OWNER, Settings, is_loopback
 
 PROXY_PATH = "/api/fal/proxy"
-_OPEN_PATHS = {"/", "/health", "/openapi.json", "/.well-known/jwks.json", "/errors", "/page.js", "/page.css"}
+_OPEN_PATHS = {
+    "/",
+    "/health",
+    "/openapi.json",
+    "/.well-known/jwks.json",
+    "/errors",
+    "/page.js",
+    "/page-zip.js",
+    "/page.css",
+}
 """Answered without a key: they hold nothing of anybody's."""
 _SIGNED_PREFIXES = ("/files/", "/upload/")
 """Their paths carry a signature, or a token is checked there."""
