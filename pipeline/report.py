@@ -15,7 +15,7 @@ from pipeline.streams import raw_file
 from pipeline.terminal.activity import Activity
 from pipeline.terminal.live_view import LiveView
 from pipeline.terminal.ticker import Ticker
-from pipeline.terminal.views import EventView, LogView, QuietView, View
+from pipeline.terminal.views import EventView, LogView, QuietView, View, json_lines
 from pipeline.terminal.words import log_line
 from stages.plural import duration, pluralized
 from stages.plural import size as in_words
@@ -28,7 +28,7 @@ def view_for(stream: TextIO, style: str) -> View:
     """The view of a style; live falls back to log where no line can be redrawn."""
     raw = raw_file(stream)
     if style == "json":
-        return EventView(stream)
+        return EventView(json_lines(stream))
     if style == "quiet":
         return QuietView(stream)
     redraws = raw is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -44,15 +44,17 @@ class Report:
     """One of `STYLES`."""
     verbose: bool = False
     """Also write a line for every clip, and the time that each phase took."""
+    view: View | None = None
+    """In place of one of the style."""
     _activity: Activity | None = None
     _ticker: Ticker | None = None
 
     def __post_init__(self) -> None:
-        self.view = view_for(self.stream, self.style)
+        self._view = self.view or view_for(self.stream, self.style)
 
     def tell(self, event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
         """Report an event (docs/formats.md): `facts` to programs, `lines` to people."""
-        self.view.tell(event, facts, lines)
+        self._view.tell(event, facts, lines)
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -77,8 +79,8 @@ class Report:
             activity.advance(done, total, note, figures)
             if self.verbose and not interim:
                 self.tell("detail", {"text": log_line(activity)}, [log_line(activity)])
-            elif self.view.wants_interim or not interim:
-                self.view.show(activity, due=stage == "train" or done >= total)
+            elif self._view.wants_interim or not interim:
+                self._view.show(activity, due=stage == "train" or done >= total)
 
         return progress
 
@@ -91,7 +93,7 @@ class Report:
             activity = self._activity_of(stage)
             self._end_phase(activity)
             activity.begin_phase(text)
-            self.view.show(activity, due=False)
+            self._view.show(activity, due=False)
 
         return phase
 
@@ -99,13 +101,13 @@ class Report:
         if self._activity is None or self._activity.stage != stage:
             self.end_progress()
             self._activity = Activity(stage=stage)
-            self._ticker = Ticker(self._tick, self.view.tick_seconds)
+            self._ticker = Ticker(self._tick, self._view.tick_seconds)
             self._ticker.start()
         return self._activity
 
     def _tick(self) -> None:
         if (activity := self._activity) is not None:
-            self.view.tick(activity)
+            self._view.tick(activity)
 
     def _end_phase(self, activity: Activity) -> None:
         if self.verbose and activity.phase:
@@ -119,7 +121,7 @@ class Report:
         self._end_phase(self._activity)
         self._ticker.stop()
         self._activity = self._ticker = None
-        self.view.end()
+        self._view.end()
 
     def finished(self, run: StageRun, receipt: Receipt, *, hit: bool) -> None:
         """Print what a stage made, unless it was already there."""

@@ -11,7 +11,7 @@ from pipeline.report import Report
 from pipeline.streams import DrawnLine, ForgivingFile, forgiving
 from pipeline.terminal.activity import Activity
 from pipeline.terminal.live_view import LiveView
-from pipeline.terminal.views import EventView, LogView
+from pipeline.terminal.views import EventView, LogView, json_lines
 from pipeline.terminal.words import fitted_parts, log_line, width_of
 from stages.plural import duration
 
@@ -219,11 +219,11 @@ def test_no_color_leaves_the_line_without_colours(terminal, clock, monkeypatch):
 @pytest.mark.parametrize(("term", "kind"), [("xterm", LiveView), ("dumb", LogView), ("unknown", LogView)])
 def test_a_terminal_that_cannot_redraw_a_line_gets_lines(terminal, monkeypatch, term, kind):
     monkeypatch.setenv("TERM", term)
-    assert type(Report(stream=terminal[1]).view) is kind
+    assert type(Report(stream=terminal[1])._view) is kind
 
 
 def test_a_stream_that_another_program_put_in_place_gets_lines():
-    assert type(Report(stream=io.StringIO()).view) is LogView
+    assert type(Report(stream=io.StringIO())._view) is LogView
 
 
 def test_quiet_leaves_messages_and_files(tmp_path):
@@ -253,7 +253,7 @@ def test_verbose_writes_every_clip_and_the_time_of_every_phase():
 
 def test_events_are_one_json_object_a_line(clock):
     stream = io.StringIO()
-    view, activity = EventView(stream, clock), Activity(stage="ingest", clock=clock)
+    view, activity = EventView(json_lines(stream), clock), Activity(stage="ingest", clock=clock)
     activity.begin_phase("reading the captions")
     view.show(activity, due=False)
     clock.now += 2.5
@@ -271,7 +271,7 @@ def test_events_are_one_json_object_a_line(clock):
 
 def test_events_of_progress_come_at_a_limited_rate_and_the_last_one_always(clock):
     stream = io.StringIO()
-    view, activity = EventView(stream, clock), Activity(stage="train", clock=clock)
+    view, activity = EventView(json_lines(stream), clock), Activity(stage="train", clock=clock)
     for step in range(1, 101):
         clock.now += 0.1
         activity.advance(step, 100, "", {})

@@ -71,6 +71,11 @@ class RunResult:
     """Files copied to the output folder."""
 
     @property
+    def reused(self) -> frozenset[str]:
+        """Stages whose artifacts were there before."""
+        return frozenset(run.stage.name for run in self.plan.runs if run.state is State.HIT)
+
+    @property
     def trained(self) -> bool:
         """Whether a training was finished by this run, not found."""
         last = self.plan.runs[-1]
@@ -78,21 +83,36 @@ class RunResult:
 
 
 def run_until(
-    last: str, recipe: Recipe, observer: Observer, *, imported: bool = False, export: Path | None = None
+    last: str,
+    recipe: Recipe,
+    observer: Observer,
+    *,
+    imported: bool = False,
+    export: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Run what is needed for the artifact of stage `last`, and nothing more.
 
     Args:
         imported: the recipe's data is a pre-encoded folder, not clips.
         export: the folder that the caller will export latents to; it is checked for room.
+        should_stop: asked between pieces of work, beside the stop signals.
     """
     try:
-        return _run_until(last, recipe, observer, imported=imported, export=export)
+        return _run_until(last, recipe, observer, should_stop, imported=imported, export=export)
     finally:
         observer.end_progress()
 
 
-def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool, export: Path | None) -> RunResult:
+def _run_until(
+    last: str,
+    recipe: Recipe,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+    *,
+    imported: bool,
+    export: Path | None,
+) -> RunResult:
     check_store_place(recipe)
     if last != "ingest":
         check_interpreter()
@@ -119,7 +139,7 @@ def _run_until(last: str, recipe: Recipe, observer: Observer, *, imported: bool,
     for line in (*notices(recipe, trains=last == "train"), *data_notices(resolved.source), *filter(None, [named.note])):
         observer.say(line)
     observer.show_plan(decided)
-    with stop_signals() as stop:
+    with stop_signals(should_stop) as stop:
         execution = Execution(
             recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, export=export, named=named
         )

@@ -105,12 +105,12 @@ class QuietView:
 
 
 class EventView:
-    """One JSON object a line (docs/formats.md), in ASCII."""
+    """Events as mappings of JSON values (docs/formats.md)."""
 
     tick_seconds, wants_interim = 3600.0, True
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stream, self.clock, self.started = stream, clock, clock()
+    def __init__(self, emit: Callable[[Mapping[str, Any]], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.emit, self.clock, self.started = emit, clock, clock()
         self.last_progress = -math.inf
 
     def tell(self, event: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
@@ -133,8 +133,12 @@ class EventView:
         self.last_progress = -math.inf
 
     def _write(self, event: str, facts: Mapping[str, Any]) -> None:
-        seconds = round(self.clock() - self.started, 3)
-        print(json.dumps({"event": event, "seconds": seconds, **facts}), file=self.stream, flush=True)
+        self.emit({"event": event, "seconds": round(self.clock() - self.started, 3), **facts})
+
+
+def json_lines(stream: TextIO) -> Callable[[Mapping[str, Any]], None]:
+    """Writes each event as a JSON object on a line of its own, in ASCII."""
+    return lambda event: print(json.dumps(event), file=stream, flush=True)
 
 
 def progress_facts(activity: Activity) -> dict[str, Any]:
