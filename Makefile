@@ -20,7 +20,7 @@ FLAGS   ?=
 REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) --adapter-type $(ADAPTER) --name "$(NAME)" $(FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow test-gpu run ingest encode train plan status parity bench recordings fields accept-stage-code clean
+.PHONY: help setup check test test-slow test-serve test-gpu run ingest encode train plan status parity bench recordings fields accept-stage-code clean
 
 help: ## This list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ test: setup ## The CPU suite: minutes, no network.
 
 test-slow: setup ## The crash and fuzz suites at full length.
 	$(BIN)/python -m pytest -m "slow" -q
+
+# The clients are other people's programs, as they were released: nothing else here needs them.
+CLIENTS := build/clients
+test-serve: setup ## The hosted trainer's own clients, a fuzzer and a browser against `serve`.
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev,conformance]"
+	@mkdir -p $(CLIENTS)
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(CLIENTS) @fal-ai/client@1.10.1; \
+	else echo "SKIPPED: the JavaScript client, as Node is missing"; fi
+	SA3_TEST_SERVE=1 SA3_JS_CLIENTS=$(CURDIR)/$(CLIENTS) $(BIN)/python -m pytest -q -rs tests/serve_conformance tests/test_serve_page.py
 
 test-gpu: setup ## What needs a CUDA device.
 	$(BIN)/python -m pytest -m "gpu" -q
