@@ -32,6 +32,7 @@ StageError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,12 @@ class Fault:
     msg: str
     """What is wrong and what to do about it, one sentence each."""
 
+    @property
+    def shared_msg(self) -> str:
+        """The message with NAME for the file's name without its suffix: the same for each file with this problem."""
+        stem = self.member.rpartition(".")[0]
+        return re.sub(rf"(?<![\w.]){re.escape(stem)}\.(?=\w)", "NAME.", self.msg) if stem else self.msg
+
     def as_json(self) -> dict[str, object]:
         """The entry in the hosted trainer's error format: loc, type, msg."""
         return {
@@ -85,13 +92,34 @@ class DatasetFaults(StageError):
         """`skippable`: whether leaving out the clips that have faults would leave a dataset without any."""
         self.faults = tuple(faults)
         other_way = ", or continue without these clips with --skip-bad" if skippable else ""
-        width = max((len(fault.member) for fault in self.faults), default=0)
-        lines = [f"  {fault.member or '(dataset)':<{width}}  {fault.type}: {fault.msg}" for fault in self.faults]
         count = pluralized(len(self.faults), "problem")
         super().__init__(
-            "\n".join([f"the dataset has {count}; nothing was committed:", *lines])
+            "\n".join([f"the dataset has {count}, and is not used:", *_grouped(self.faults)])
             + f"\nFix the files and run again{other_way}."
         )
+
+
+_MOST_LISTED = 8
+
+
+def _grouped(faults: Sequence[Fault]) -> list[str]:
+    """One line for each problem, and for the same one of several files; `--json` lists each of them."""
+    groups: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault((fault.type, fault.shared_msg), []).append(fault)
+    lines = []
+    for (type, shared), alike in groups.items():
+        if len(alike) == 1:
+            lines.append(f"  {alike[0].member or '(dataset)'}  {type}: {alike[0].msg}")
+            continue
+        shown = ", ".join(one.member for one in alike[:_MOST_LISTED])
+        more = f" and {len(alike) - _MOST_LISTED:,} more" if len(alike) > _MOST_LISTED else ""
+        lines += [f"  {len(alike):,} files  {type}: {shared}", f"    {shown}{more}"]
+        if type == "missing_caption":
+            lines.append(
+                '    One caption for all: --caption "TEXT". Their names as captions: --caption-template "{filename}".'
+            )
+    return lines
 
 
 class SourceUnreadable(StageError):

@@ -134,3 +134,36 @@ def test_tags_without_the_package_that_reads_them_end_the_run_and_not_the_clip(t
     data = folder(tmp_path / "d", {"a.wav": tagged_wav()})
     with pytest.raises(PackageMissing, match="pip install mutagen"):
         run(data, workspace(tmp_path), caption_template="{genre}", skip_bad=True)
+
+
+def without_captions(place: Path, *names: str) -> Path:
+    return folder(place / "d", {name: data for name, data in clips(*names).items() if name.endswith(".wav")})
+
+
+def test_file_names_are_captions_by_request(tmp_path):
+    data = without_captions(tmp_path, "drums/dusty_half_time", "warm pad")
+    _, rows = run(data, workspace(tmp_path), caption_template="{filename}", trigger_phrase="zxq")
+    assert [row.prompt for row in rows] == ["zxq, dusty half time", "zxq, warm pad"]
+
+
+def test_a_key_filename_of_the_json_wins_over_the_files_own_name(tmp_path):
+    data = without_captions(tmp_path, "a", "b")
+    (data / "a.json").write_text('{"filename": "said so"}')
+    _, rows = run(data, workspace(tmp_path), caption_template="{filename}")
+    assert [(row.prompt, row.caption_source) for row in rows] == [("said so", "a.json"), ("b", "its name")]
+
+
+def test_one_caption_is_that_of_every_clip_braces_included(tmp_path):
+    data = without_captions(tmp_path, "a", "b")
+    _, rows = run(data, workspace(tmp_path), caption="dusty {x} breakbeats")
+    assert [row.prompt for row in rows] == ["dusty {x} breakbeats"] * 2
+
+
+def test_with_one_caption_for_all_the_txt_files_are_unused_with_a_note_however_they_are(tmp_path):
+    data = folder(tmp_path / "d", {**clips("a", "b"), "b.txt": b"", "a.json": b"not json"})
+    outcome, rows = run(data, workspace(tmp_path), caption="a loop")
+    assert [row.prompt for row in rows] == ["a loop"] * 2
+    unused = [one for one in outcome.facts["warnings"] if one["type"] == "caption_unused"]
+    assert [(one["member"], one["msg"]) for one in unused] == [
+        (name, "--caption does not use it; leave that out to use it.") for name in ("a.txt", "b.txt")
+    ]

@@ -27,6 +27,7 @@ NONSENSE = {
     "max_members": 0,
     "long_clips": "last",
     "caption_template": "no key",
+    "caption": "  ",
     "captions": "  ",
     "skip_bad": "yes",
 }
@@ -58,6 +59,7 @@ OTHER = {
     "max_members": 11,
     "long_clips": "split",
     "caption_template": "{genre}",
+    "caption": "dusty breakbeats",
     "captions": "metadata.csv",
     "resampler": "soxr",
     "skip_bad": True,

@@ -8,6 +8,7 @@ import cache.errors
 from pipeline.cli_errors import error_json
 from stages import errors
 from stages.errors import LossNotFinite
+from stages.ingest.faults import fault
 
 
 def test_the_error_of_a_diverged_training_names_settings_that_make_its_steps_smaller():
@@ -45,3 +46,34 @@ def test_an_error_document_holds_the_code():
     assert [entry["type"] for entry in document["detail"]] == ["DeviceFull"]
     document = error_json(errors.DeviceNotFound("cuda", "there is none"))
     assert [entry["type"] for entry in document["detail"]] == ["DeviceNotFound"]
+
+
+def lines_of(*found: errors.Fault, **more: bool) -> list[str]:
+    return str(errors.DatasetFaults(found, **more)).splitlines()
+
+
+def no_caption(member: str) -> errors.Fault:
+    return fault(member, "missing_caption", wanted=f"{member.rpartition('.')[0]}.txt", near="")
+
+
+def test_equal_problems_of_several_files_are_one_entry_with_the_ways_out():
+    lines = lines_of(*(no_caption(f"pads/{number:02}.wav") for number in range(41)))
+    assert lines[0] == "the dataset has 41 problems, and is not used:"
+    assert lines[1] == "  41 files  missing_caption: it has no caption. Write what it sounds like into NAME.txt."
+    assert lines[2].startswith("    pads/00.wav, pads/01.wav, ") and lines[2].endswith(" and 33 more")
+    assert '--caption "TEXT"' in lines[3] and '--caption-template "{filename}"' in lines[3]
+    assert len(lines) == 5
+
+
+def test_problems_that_differ_stay_one_line_each():
+    cut = [fault(f"{name}.wav", "audio_truncated", why=f"{name} bytes") for name in ("1", "2")]
+    assert lines_of(*cut, no_caption("3.wav"))[1:4] == [
+        "  1.wav  audio_truncated: it is cut short: 1 bytes. Copy or export it again.",
+        "  2.wav  audio_truncated: it is cut short: 2 bytes. Copy or export it again.",
+        "  3.wav  missing_caption: it has no caption. Write what it sounds like into 3.txt.",
+    ]
+
+
+def test_every_problem_stays_an_entry_of_the_json_document():
+    document = error_json(errors.DatasetFaults([no_caption(f"{number}.wav") for number in range(41)]))
+    assert len(document["detail"]) == 41

@@ -31,7 +31,7 @@ from pipeline.plan.plan import Plan, StageRun, State, plan
 from pipeline.plan.stage_run import scratch_folder
 from pipeline.request.notices import data_notices, notices
 from pipeline.request.recipe import Recipe
-from pipeline.request.resolve import ResolvedInputs, resolve_inputs
+from pipeline.request.resolve import ResolvedInputs, are_to_be_downloaded, resolve_inputs
 from stages.contract import Artifact, Inputs, Workspace
 from stages.errors import DatasetFaults
 from stages.models.bundled_weights import check_bundled_weights
@@ -120,6 +120,8 @@ def _run_until(
         check_output(recipe)
     store, refusal = Store(recipe.store), why_not_writable(recipe.store)
     mark_folders(recipe, store=refusal is None, output=last == "train")
+    if last != "ingest" and not imported and refusal is None and are_to_be_downloaded(recipe):
+        check_clips_first(recipe, store, observer)
     resolved = resolve_inputs(
         recipe,
         fetch=refusal is None,
@@ -147,6 +149,19 @@ def _run_until(
             execution.finish(run)
     files = execution.hand_out(decided.runs[-1])
     return RunResult(plan=decided, artifacts=execution.artifacts, files=files)
+
+
+def check_clips_first(recipe: Recipe, store: Store, observer: Observer) -> None:
+    """Ingest the dataset before gigabytes of weights are downloaded for it. Raises: as `run_until`."""
+    phase, progress = observer.phase_of("read"), observer.progress_of("fetch")
+    resolved = resolve_inputs(recipe, fetch=True, weights=False, say=observer.say, progress=progress, phase=phase)
+    observer.end_progress()
+    (run,) = plan(recipe, store, resolved, "ingest").runs
+    if run.state is State.HIT:
+        return
+    observer.say(f"the clips are checked before the weights of {recipe.model.name} are downloaded")
+    with stop_signals() as stop:
+        Execution(recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop).finish(run)
 
 
 @dataclass(kw_only=True)

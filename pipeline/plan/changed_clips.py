@@ -18,7 +18,7 @@ from stages.records import Clip
 MOST_NAMED = 3
 MOST_COMPARED = 8
 """Earlier ingests that are looked into, the newest first."""
-MAKE_CAPTIONS = ("trigger_phrase", "caption_template", "captions")
+MAKE_CAPTIONS = ("trigger_phrase", "caption", "caption_template", "captions")
 """Params that make prompts of captions: where they differ, all prompts do."""
 SOURCE_CHANGED = "source changed"
 """The words of `pipeline.plan.changes` for other data."""

@@ -42,6 +42,7 @@ def current_prompts(recipe: Recipe, resolved: ResolvedInputs) -> dict[str, str]:
     pairing = pair(
         resolved.source.members,
         templated=params.caption_template is not None,
+        one_for_all=params.caption is not None,
         table=params.captions,
         others=resolved.source.others,
     )

@@ -37,6 +37,10 @@ def _conflicting(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     digest = values.get("lora_checkpoint_sha256")
     if digest and "lora_checkpoint_url" in values and not values["lora_checkpoint_url"]:
         yield "lora_checkpoint_sha256", "belongs to lora_checkpoint_url, which is not given"
+    if values.get("caption"):
+        for other in ("captions", "caption_template"):
+            if values.get(other):
+                yield "caption", f"is one caption for every clip, and {other} says otherwise: give one of them"
     kind = values.get("adapter_type")
     if kind is not None and values.get("decay_magnitudes") is False and not kind_named(kind).has_magnitude:
         yield (

@@ -17,6 +17,7 @@ ENCODING_FIELDS = (
     "trigger_phrase",
     "captions",
     "encode_precision",
+    "caption",
     "caption_template",
     "long_clips",
     "resampler",

@@ -140,6 +140,12 @@ def weights_folder(
     return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
+def are_to_be_downloaded(recipe: WeightsWanted) -> bool:
+    """Whether the weights of a request are not on this machine yet, and come over the network."""
+    spec = recipe.model
+    return recipe.weights is None and spec.repo is not None and hub_folder(spec, download=False) is None
+
+
 def _bundled_folder(
     recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None], digest_cache: DigestCache | None
 ) -> tuple[Path | None, str]:

@@ -1,7 +1,7 @@
 """Captions made by a template whose keys are filled with facts about a clip. Light: standard library only.
 
 A key is looked up in the JSON file next to the audio, then in the audio's own tags; `{caption}` is the .txt of the same
-name.
+name, and `{filename}` the name of the audio file as words, unless the JSON file has such a key.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from stages.text import NotText, control_fault, decoded, parsed_json
 
 CAPTION_KEY = "caption"
 """Key of the text of the .txt, which would be the caption without a template."""
+FILENAME_KEY = "filename"
+"""Key of the audio file's name without folder and suffix, and with spaces for underscores."""
 SIDECAR = ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSources:
-    """The three sources of one clip's keys; caption and tags are read only when a key needs them."""
+    """The sources of one clip's keys; caption and tags are read only when a key needs them."""
 
     caption: Callable[[], str | None]
     """The text of the .txt; None where there is none."""
@@ -30,6 +32,8 @@ class CaptionSources:
     tags: Callable[[], Mapping[str, str]]
     names: tuple[str, str, str]
     """The files that caption, sidecar and tags come from, for the record."""
+    filename: str = ""
+    """The audio file's name in words."""
 
 
 @lru_cache(maxsize=8)
@@ -73,7 +77,7 @@ def filled_template(template: str, sources: CaptionSources) -> tuple[str, str]:
         used.add(source)
     parts = string.Formatter().parse(template)
     text = "".join(before + (values[key] if key is not None else "") for before, key, _, _ in parts)
-    return text, " + ".join(sources.names[source] for source in sorted(used))
+    return text, " + ".join((*sources.names, "its name")[source] for source in sorted(used))
 
 
 def _value(key: str, sources: CaptionSources) -> tuple[int, str]:
@@ -82,6 +86,8 @@ def _value(key: str, sources: CaptionSources) -> tuple[int, str]:
         return 0, caption
     if (text := _as_text(_looked_up(sources.sidecar, key))) is not None:
         return 1, text
+    if key == FILENAME_KEY and sources.filename:
+        return 3, sources.filename
     tags = sources.tags()
     if (text := _as_text(tags.get(key.casefold()))) is not None:
         return 2, text
@@ -118,6 +124,11 @@ def _as_text(value: object) -> str | None:
         texts = [_as_text(one) for one in value if not isinstance(one, list)]
         return ", ".join(text for text in texts if text) or None
     return None
+
+
+def name_in_words(member: str) -> str:
+    """`dusty half time` of `drums/dusty_half_time.wav`."""
+    return member.rpartition("/")[2].rpartition(".")[0].replace("_", " ").strip()
 
 
 def read_sidecar(data: bytes) -> dict[str, object]:

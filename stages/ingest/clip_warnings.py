@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stages.contract import Member
 from stages.errors import Fault
 from stages.ingest.faults import warning
 from stages.ingest.stage import IngestParams
@@ -90,3 +92,15 @@ def _about_windows(name: str, parts: Sequence[PreparedClip], params: IngestParam
         yield warning(name, "cropped_to_native", seconds=whole / rate, kept=kept / rate)
     elif kept < whole:
         yield _about_samples(name, "rest_dropped", whole - kept)
+
+
+def same_sounds(members: Iterable[Member]) -> Iterable[Fault]:
+    """A warning for each group of audio files with the same bytes, about the first of them."""
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for member in members:
+        by_digest[str(member.digest)].append(member.name)
+    for names in by_digest.values():
+        first, *others = sorted(names)
+        if others:
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            yield warning(first, "same_sound", others=shown, count=len(names))

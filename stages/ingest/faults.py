@@ -133,8 +133,10 @@ WARNINGS = {
         "{percent:.0f} % of its sound is in channels that are left out. Mix it down to stereo yourself if you need it."
     ),
     "cropped_to_native": (
-        "it is {seconds:,.1f} s long; only the first {kept:,.1f} s are used, which is the model's native length."
+        "it is {seconds:,.1f} s long; only the first {kept:,.1f} s are used, which is the model's native length; "
+        "--long-clips split makes clips of all of it."
     ),
+    "same_sound": ("it has the same bytes as {others}, so that sound counts {count} times. Remove what is not meant."),
     "shorter_than_frame": (
         "it is {samples} long, less than one latent frame ({limit:,} samples, {ms:.0f} ms); it is used, followed by "
         "silence as every short clip is."
@@ -142,7 +144,7 @@ WARNINGS = {
     "window_silent": "the part from {start:,.1f} to {stop:,.1f} s is silent and is left out.",
     "rest_dropped": "its end is left out: {samples}, less than one latent frame.",
     "caption_in_table": "it is not used: the captions are those of {table}.",
-    "caption_unused": "the caption template does not use it; add {{caption}} to the template to use it.",
+    "caption_unused": "{by} does not use it; {use}.",
     "codec_delay_unknown": "it does not say how much silence its encoder added before the sound; all of it is kept.",
     "codec_padding": "{samples} that its encoder added at the end {are} left out.",
     "leading_bytes": "{count:,} bytes before its first frame are no sound that can be decoded, and are left out.",

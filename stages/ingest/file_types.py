@@ -33,7 +33,8 @@ def suffix(name: str) -> str:
 
 def stem(name: str) -> str:
     """`drums/Kick` of `drums/Kick.WAV`."""
-    return str(PurePosixPath(name).with_suffix(""))
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.name else name
 
 
 def pairing_key(name: str) -> str:

@@ -17,7 +17,7 @@ from stages.errors import DatasetFaults, Fault, PackageMissing, Stopped
 from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.captions.pairing import Pair, Pairing, pair
 from stages.ingest.captions.prompts import Prompt, read_prompts, unused_captions
-from stages.ingest.clip_warnings import clip_warnings
+from stages.ingest.clip_warnings import clip_warnings, same_sounds
 from stages.ingest.faults import ARCHIVE_WIDE, as_record, fault, fault_lines, sorted_faults
 from stages.ingest.prepare_clip import PreparedClip, RecordingJob, estimated_bytes, stored_facts
 from stages.ingest.source.archive import close_archives
@@ -67,6 +67,7 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     pairing = pair(
         apply_limits(source.members, params.limits),
         templated=params.caption_template is not None,
+        one_for_all=params.caption is not None,
         table=params.captions,
         others=source.others,
     )
@@ -79,7 +80,8 @@ def ingest(inputs: Inputs, params: IngestParams, work: Workspace) -> Outcome:
     num_usable = len(clips) if params.skip_bad or not (pairing.faults or contents.faults) else pairing.num_audio
     faults = sorted_faults([*pairing.faults, *contents.faults, *_count_faults(num_usable, clips, contents, params)])
     unused = unused_captions(pairing.pairs, params)
-    warnings = sorted_faults([*pairing.warnings, *unused, *clip_warnings(contents.prepared, params)])
+    noted = [*pairing.warnings, *unused, *same_sounds(pairing.audio), *clip_warnings(contents.prepared, params)]
+    warnings = sorted_faults(noted)
     if faults and not (params.skip_bad and _can_be_left_out(faults)):
         _report(work, "warning", warnings)
         skippable = not params.skip_bad and len(clips) >= params.min_clips and _can_be_left_out(faults)

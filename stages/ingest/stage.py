@@ -67,12 +67,15 @@ class IngestParams:
         help="table in the data that holds the captions, such as metadata.csv or metadata.jsonl; unset: .txt files",
     )
     """By its path inside the data; with a column for the file (file_name) and one for the caption (caption, text)."""
+    caption: str | None = param(
+        None, fault=control_fault, rule="plain text", help="one caption for every clip; their .txt files are not used"
+    )
     caption_template: str | None = param(
         None,
         fault=template_fault,
         rule="a template such as '{genre}, {bpm} BPM'",
         needs=MUTAGEN,
-        help='build captions, such as "{genre}, {bpm} BPM", from each clip\'s .json or tags; {caption} is its .txt',
+        help='captions made of the .json or tags, as "{genre}, {bpm} BPM"; {caption} is the .txt, {filename} the name',
     )
     min_clips: int = param(1, ge=1)
     max_clips: int = param(2000, ge=1, section=LIMITS, help="largest number of clips accepted")

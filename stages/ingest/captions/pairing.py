@@ -64,6 +64,7 @@ def pair(
     *,
     templated: bool = False,
     table: str | None = None,
+    one_for_all: bool = False,
     others: Sequence[Member] = (),
 ) -> Pairing:
     """Sort files into clips; every file that belongs to none is a fault or a warning.
@@ -72,15 +73,17 @@ def pair(
         templated: captions are made by a template, so a .json with the name of an audio file is part of the clip and a
             .txt is not required.
         table: the file that holds the captions, so that a .txt is not required.
+        one_for_all: the request gives every clip its caption, so that neither is.
         others: files that are in no clip, of which some may be meant as captions.
     """
-    optional = templated or table is not None
+    optional = templated or one_for_all or table is not None
     audio = [member for member in members if _is_audio(member)]
     audio_keys = {pairing_key(member.name) for member in audio}
     captions = [m for m in members if m.name != table and _is_caption(m, audio_keys, alone=table is None)]
     sidecars = [m for m in _sidecars(members, audio) if m.name != table] if templated else []
     used = {id(member) for member in (*audio, *captions, *sidecars)}
-    unreadable = [found for member in audio + captions + sidecars if (found := fault_of_member(member))]
+    needed = audio if one_for_all else audio + captions + sidecars
+    unreadable = [found for member in needed if (found := fault_of_member(member))]
     unsupported = [unreadable_format(member.name) for member in audio if suffix(member.name) in UNREADABLE]
     doubled = [*_duplicates(audio), *_duplicates(captions), *_duplicates(sidecars)]
     near = Surroundings(member.name for member in (*members, *others))

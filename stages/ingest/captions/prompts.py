@@ -9,7 +9,14 @@ from typing import TypeVar
 
 from stages.contract import Member, Source
 from stages.errors import Fault
-from stages.ingest.caption_template import CAPTION_KEY, CaptionSources, filled_template, read_sidecar, template_keys
+from stages.ingest.caption_template import (
+    CAPTION_KEY,
+    CaptionSources,
+    filled_template,
+    name_in_words,
+    read_sidecar,
+    template_keys,
+)
 from stages.ingest.captions.caption_table import CaptionTable, read_caption_table
 from stages.ingest.captions.pairing import Pair, Pairing, caption_text, storable_text
 from stages.ingest.captions.trigger_phrase import with_trigger_phrase
@@ -18,6 +25,8 @@ from stages.ingest.source.archive import read_member
 from stages.ingest.stage import IngestParams
 
 T = TypeVar("T")
+REQUEST = "the caption of the request"
+"""Where a caption is from that is the same for every clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,10 @@ class Prompts:
 def read_prompts(source: Source, pairing: Pairing, params: IngestParams) -> Prompts:
     """Read every caption file once, with or without audio; return the prompt of every pair."""
     found = Prompts()
+    if params.caption is not None:
+        text = with_trigger_phrase(params.caption.strip(), params.trigger_phrase)
+        found.by_audio = {pair.audio.name: Prompt(text=text, source=REQUEST) for pair in pairing.pairs}
+        return found
     captions = pairing.captions if params.captions is None else ()
     texts = dict(_readable(captions, source, caption_text, found.faults))
     sidecars = dict(_readable(pairing.sidecars, source, read_sidecar, found.faults))
@@ -116,7 +129,9 @@ def _prompt(
         return read_tags(read_member(source.path, source.kind, pair.audio))
 
     names = (caption_file, _name(pair.sidecar), f"tags of {pair.audio.name}")
-    sources = CaptionSources(caption=lambda: caption, sidecar=sidecar, tags=tags, names=names)
+    sources = CaptionSources(
+        caption=lambda: caption, sidecar=sidecar, tags=tags, names=names, filename=name_in_words(pair.audio.name)
+    )
     text, where = filled_template(params.caption_template, sources)
     try:
         text = storable_text(text.strip())
@@ -130,6 +145,9 @@ def _name(member: Member | None) -> str:
     return member.name if member else ""
 
 
+_OF_TEMPLATE = ("the caption template", "add {caption} to the template to use it")
+
+
 def unused_captions(pairs: Iterable[Pair], params: IngestParams) -> Iterable[Fault]:
     """A warning for each .txt that the template does not use, or that a table takes the place of."""
     template = params.caption_template
@@ -137,7 +155,8 @@ def unused_captions(pairs: Iterable[Pair], params: IngestParams) -> Iterable[Fau
         yield from (
             warning(one.caption.name, "caption_in_table", table=params.captions) for one in pairs if one.caption
         )
-    elif template is not None and CAPTION_KEY not in template_keys(template):
+    elif params.caption is not None or (template is not None and CAPTION_KEY not in template_keys(template)):
+        by, use = ("--caption", "leave that out to use it") if template is None else _OF_TEMPLATE
         for pair in pairs:
             if pair.caption is not None:
-                yield warning(pair.caption.name, "caption_unused")
+                yield warning(pair.caption.name, "caption_unused", by=by, use=use)
