@@ -25,39 +25,49 @@ REQUEST  = "$(DATA)" --model $(MODEL) --number-of-steps $(STEPS) --rank $(RANK) 
 help: ## This list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make .venv and install everything in it, once.
+setup: $(VENV)/.ready ## Make .venv and install in it what running needs, once.
 
 # One pip call: whatever needs torch must meet the pinned build, or the newest one with its CUDA packages is drawn in.
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev]"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is none: make setup PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV): $(TORCH) and some fifty smaller packages (docs/install.md has their sizes). This is done once."
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check "$(TORCH)" -e ".[formats]"
 	@touch $@
 
-check: setup ## Format, lint, types. CI runs this first.
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "Installing the tools of development: tests, linter, type checker, every optional package."
+	$(BIN)/pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]"
+	@touch $@
+
+check: $(VENV)/.ready-dev ## Format, lint, types. CI runs this first.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: setup ## The CPU suite: minutes, no network.
+test: $(VENV)/.ready-dev ## The CPU suite: minutes, no network.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n 2 -q
 
-test-slow: setup ## The crash and fuzz suites at full length.
+test-slow: $(VENV)/.ready-dev ## The crash and fuzz suites at full length.
 	$(BIN)/python -m pytest -m "slow" -q
 
 # The clients are other people's programs, as they were released: nothing else here needs them.
 CLIENTS := build/clients
-test-serve: setup ## The hosted trainer's own clients, a fuzzer and a browser against `serve`.
+test-serve: $(VENV)/.ready-dev ## The hosted trainer's own clients, a fuzzer and a browser against `serve`.
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev,conformance]"
 	@mkdir -p $(CLIENTS)
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(CLIENTS) @fal-ai/client@1.10.1; \
 	else echo "SKIPPED: the JavaScript client, as Node is missing"; fi
 	SA3_TEST_SERVE=1 SA3_JS_CLIENTS=$(CURDIR)/$(CLIENTS) $(BIN)/python -m pytest -q -rs tests/serve_conformance tests/test_serve_page.py
 
-test-gpu: setup ## What needs a CUDA device.
+test-gpu: $(VENV)/.ready-dev ## What needs a CUDA device.
 	$(BIN)/python -m pytest -m "gpu" -q
 
 run: $(MADE) | setup ## The whole main job: ingest, encode, train, adapter in output/.
 	$(SA3) run $(REQUEST) --pre-encode
+	@printf '\nThe command is %s: type it so, or after "source %s" without the folder.\n' $(SA3) $(BIN)/activate
+	@printf 'Your own clips first: %s ingest FOLDER checks them, and needs no model.\n' $(SA3)
 
 ingest: $(MADE) | setup ## Unpack, pair captions, check, find the crop length.
 	$(SA3) ingest $(REQUEST)
@@ -74,19 +84,19 @@ plan: $(MADE) | setup ## What `make train` would do, and why.
 status: setup ## What the store holds.
 	$(SA3) status
 
-parity: setup ## Every golden case under GOLDEN_DIR (default: the compact selection), as a table.
+parity: $(VENV)/.ready-dev ## Every golden case under GOLDEN_DIR (default: the compact selection), as a table.
 	$(BIN)/python -m tests.parity
 
-bench: setup ## The benchmarks; each prints a table.
+bench: $(VENV)/.ready-dev ## The benchmarks; each prints a table.
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-recordings: setup ## Recordings from Debian packages (170 MB), for bench_reconstruction.py to judge by.
+recordings: $(VENV)/.ready-dev ## Recordings from Debian packages (170 MB), for bench_reconstruction.py to judge by.
 	$(BIN)/python -m tests.benchmarks.recordings
 
 fields: setup ## Write docs/fields.md from the declarations of the fields.
 	$(BIN)/python -m pipeline.request.fields_page > docs/fields.md
 
-accept-stage-code: setup ## Accept changed stage code whose results are the same (else bump the stage's version).
+accept-stage-code: $(VENV)/.ready-dev ## Accept changed stage code whose results are the same (else bump the stage's version).
 	$(BIN)/python -m tests.stage_code --accept
 
 clean: ## Remove what builds and checks left behind; never adapters, trainings or anything else of the store.

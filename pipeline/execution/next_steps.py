@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from pipeline.request.recipe import Recipe
+
+NAME = "sa3-trainer"
 
 
 def next_steps(recipe: Recipe, adapter: Path) -> list[str]:
@@ -15,7 +20,7 @@ def next_steps(recipe: Recipe, adapter: Path) -> list[str]:
         adapter: the file in the output folder.
     """
     spec = recipe.model
-    words = ["sa3-trainer", "generate", "your prompt", "--model", spec.name, "--adapter", str(adapter)]
+    words = [*command_words(), "generate", "your prompt", "--model", spec.name, "--adapter", str(adapter)]
     words += [] if recipe.weights is None else ["--weights", str(recipe.weights)]
     words += [] if recipe.store == Path("artifacts") else ["--store", str(recipe.store)]
     better = f"; --model {spec.inference_model} uses the inference model, in fewer steps" if spec.repo else ""
@@ -25,3 +30,20 @@ def next_steps(recipe: Recipe, adapter: Path) -> list[str]:
         f"listen: {shlex.join(words)}{better}",
         "other programs that load adapters of Stable Audio 3 take it too; docs/formats.md says which kinds each takes",
     ]
+
+
+def command_words() -> list[str]:
+    """How this command was started, so that the next one can be typed as it is printed."""
+    started = Path(sys.argv[0])
+    if started.stem == "__main__":
+        return ["python", "-m", started.parent.name]
+    if started.stem != NAME:
+        return [NAME]
+    found = shutil.which(NAME)
+    if found is not None and Path(found).resolve() == started.resolve():
+        return [NAME]
+    try:
+        beside = os.path.relpath(started)
+    except ValueError:  # another drive of Windows
+        return [str(started)]
+    return [beside if not beside.startswith("..") else str(started.absolute())]
