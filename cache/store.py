@@ -11,6 +11,7 @@ count as an artifact. Folder names are the first 32 of 64 hex digits; the receip
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 
-from cache.errors import ArtifactDamaged, LockHeld, ReceiptDamaged
+from cache.errors import ArtifactDamaged, LockHeld, ReceiptDamaged, WriteFailed
 from cache.files.atomic_files import (
     atomic_write_bytes,
     fsync_directory,
@@ -195,7 +196,7 @@ class Store:
         except Timeout:
             raise LockHeld(f"{stage} {identity[:16]}", _holder(holder_file)) from None
         try:
-            atomic_write_bytes(holder_file, json.dumps(_this_process()).encode())
+            _name_holder(holder_file)
             yield
         finally:
             with suppress(OSError):
@@ -324,6 +325,19 @@ def _this_process() -> dict[str, object]:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv)[:200],  # a data: URL may be megabytes long
     }
+
+
+def _name_holder(holder_file: Path) -> None:
+    """Tell others who holds a lock. On a full disk it is held without a name: what holds it may be about to free some.
+
+    Raises:
+        WriteFailed: for any other reason.
+    """
+    try:
+        atomic_write_bytes(holder_file, json.dumps(_this_process()).encode())
+    except WriteFailed as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _holder(holder_file: Path) -> str:

@@ -249,3 +249,15 @@ def test_a_lock_whose_holder_cannot_be_read_still_refuses(store):
         next((store.root / "locks").glob("*.json")).write_text("{")
         with pytest.raises(LockHeld, match="another process"), store.lock("encode", NAME):
             pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_lock_is_held_without_a_name_on_a_full_disk_where_its_holder_may_be_about_to_free_some(
+    store, monkeypatch, number
+):
+    def full(target, content):
+        raise WriteFailed(target, "full", 0) from OSError(number, "full")
+
+    monkeypatch.setattr("cache.store.atomic_write_bytes", full)
+    with store.lock("upkeep", NAME), pytest.raises(LockHeld), store.lock("upkeep", NAME):
+        pass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -70,6 +72,16 @@ def test_a_full_output_folder_does_not_advise_another_store(tmp_path):
     folders = {"--store": tmp_path / "st", "--output": tmp_path / "out"}
     with pytest.raises(WriteFailed, match="choose another with --output"), path_errors(folders):
         raise WriteFailed(tmp_path / "out" / "x.safetensors", "No space left on device", 0)
+
+
+@pytest.mark.parametrize(("inodes", "free", "said"), [(6, 1 << 28, True), (6, 1 << 20, False), (9999, 1 << 28, False)])
+def test_a_disk_with_few_inodes_and_much_room_was_out_of_inodes(tmp_path, monkeypatch, inodes, free, said):
+    usage = os.statvfs(tmp_path)
+    few = os.statvfs_result([*usage[:5], 10_000, inodes, inodes, *usage[8:]])
+    monkeypatch.setattr(os, "statvfs", lambda path: few)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    why, _ = atomic_files.failure_reason(tmp_path / "new", OSError(errno.ENOSPC, "No space left on device"))
+    assert ("inode" in why) == said
 
 
 def test_no_inodes_left_is_said_instead_of_the_free_bytes(tmp_path, monkeypatch):

@@ -418,6 +418,12 @@ FILES = {
     "the adapter": "train/*/adapter.safetensors",
     "its config": "train/*/config.json",
     "the receipt of the training": "train/*/receipt.json",
+    "the unrounded adapter": "train/*/adapter_fp32.safetensors",
+    "the record of a checkpoint": "train/*/checkpoints/*/checkpoint.json",
+    "the tensors of a checkpoint": "train/*/checkpoints/*/tensors.safetensors",
+    "the table of layers": "train/*/layers.parquet",
+    "the table of clips": "train/*/metrics.parquet",
+    "the table of steps": "train/*/steps.parquet",
     "the receipt of the encoding": "encode/*/receipt.json",
     "the list of clips": "ingest/*/manifest.parquet",
     "the list of latents": "encode/*/manifest.parquet",
@@ -467,6 +473,49 @@ def test_a_damaged_file_never_gives_another_adapter_and_a_repair_gives_the_right
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_so_it_is_for_every_kind_of_damage(root, store, pattern, damage):
     check_damage(root, store, pattern, damage)
+
+
+LIGHT = [
+    ["status"],
+    ["status", "--json"],
+    ["plan", "clips.zip", "--model", "tiny-base", "--pre-encode", "--rank", "2", "--number-of-steps", "3"],
+    ["explain", "clips.zip", "low", "--model", "tiny-base"],
+    ["gc", "--dry-run"],
+    ["evict", "--stage", "train", "--dry-run"],
+    ["verify"],
+]
+OF_TRAINING = [pattern for pattern in FILES.values() if pattern.startswith("train/")]
+
+
+def check_commands(root: Path, store: Store, pattern: str, damage: Callable[[Path], None]) -> None:
+    """Every light command does its work or says what is wrong and what to type; more steps never end in a traceback."""
+    damage(only(store.root, pattern))
+    for words in LIGHT:
+        done = CliRunner().invoke(app, [*words, "--store", str(store.root)])
+        assert done.exception is None or isinstance(done.exception, SystemExit), (words, done.exception)
+        assert done.exit_code == 0 or "verify --repair" in done.output or "matches" in done.output, done.output
+    given = adapter_or_error(root, number_of_steps=3)
+    repair_store(store)
+    mended = adapter_or_error(root, number_of_steps=3)
+    assert isinstance(mended, bytes) and given in (mended, given if isinstance(given, str) else mended)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"), list(zip(OF_TRAINING, cycle(DAMAGES), strict=False)), ids=[*map(str, OF_TRAINING)]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_command_ends_in_a_traceback_over_a_damaged_file_of_a_training(root, store, monkeypatch, pattern, damage):
+    monkeypatch.chdir(root)
+    check_commands(root, store, pattern, damage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("pattern", OF_TRAINING)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_so_it_is_for_every_damage_to_a_training(root, store, monkeypatch, pattern, damage):
+    monkeypatch.chdir(root)
+    check_commands(root, store, pattern, damage)
 
 
 @pytest.fixture

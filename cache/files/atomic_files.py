@@ -10,6 +10,7 @@ its rename fails with WriteFailed: no file with a final name is ever incomplete.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import secrets
@@ -27,6 +28,9 @@ from cache.errors import WriteFailed
 
 STALE_AFTER_SECONDS = 3600.0
 _TEMPORARY = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.tmp$")
+_FEW_INODES, _MUCH = 64, 1 << 26
+"""What failed for want of inodes has given some back by the time it is explained: a disk with few of them and that
+many bytes was out of inodes."""
 _OWN_TEMPORARIES: set[str] = set()
 """Temporary files this process is writing now. In a container every writer may have the same pid."""
 
@@ -83,22 +87,22 @@ def failure_reason(path: Path, error: OSError) -> tuple[str, int | None]:
     """Why a path could not be used, and the bytes left on its disk, where both are known."""
     # `Path.is_dir` fails in a folder that may not be listed.
     folder = next((one for one in (path, *path.absolute().parents) if os.path.isdir(one)), path)  # noqa: PTH112
-    if error.errno == errno.ENOSPC and not _inodes_left(folder):
-        return "no inode is left there, which every new file needs", None
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
         free = None
+    if error.errno == errno.ENOSPC and _inodes_left(folder) < (1 if free is None or free < _MUCH else _FEW_INODES):
+        return "no inode is left there, which every new file needs", None
     return error.strerror or str(error), free
 
 
-def _inodes_left(folder: Path) -> bool:
-    """Whether a disk can hold another file, however small; disks without a limit of their own can."""
+def _inodes_left(folder: Path) -> float:
+    """How many more files a disk can hold, however small; infinity for disks without a limit of their own."""
     try:
         usage = os.statvfs(folder)
     except (AttributeError, OSError):  # Windows; a folder that is gone
-        return True
-    return usage.f_files == 0 or usage.f_favail > 0
+        return math.inf
+    return usage.f_favail if usage.f_files else math.inf
 
 
 def temporary_beside(target: Path) -> Path:

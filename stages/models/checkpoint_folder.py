@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,10 @@ PREFIXES = {"autoencoder": "pretransform.model.", "transformer": "model.", "cond
 """What the names of each component's tensors start with in model.safetensors."""
 
 _READ_BYTES = 1 << 24
+_TEXTS = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+"""Files of a text encoder's folder besides its tensors."""
+_DOWNLOAD_TEXT_ENCODER = "Download the text encoder's folder again; it is a sub-folder of the model's."
+_SPACES = b" \t\r\n"
 
 
 class DigestLookup(Protocol):
@@ -118,6 +123,8 @@ def _existing(file: Path) -> Path:
 
 
 def _header(file: Path) -> SafetensorsHeader:
+    if not file.is_file():
+        raise WeightsNotFound(str(file), "it is no file", "Download it again.")
     try:
         header = read_header(file)
         check_length(file, header)
@@ -176,12 +183,33 @@ def _text_encoder_digest(folder: Path, digest_cache: DigestLookup | None) -> str
         raise WeightsNotFound(str(folder), "it holds no .safetensors file", remedy)
     halves = {"alone": "encoder.", "with decoder": "model.encoder."}
     tensors = [_encoder_tensors(_digests(file, halves, digest_cache)) for file in files]
-    texts = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-        if (folder / name).is_file()
-    }
+    texts = {name: hashlib.sha256(content).hexdigest() for name, content in _texts(folder).items()}
     return fingerprint("text encoder", {"tensors": tensors, "files": texts})
+
+
+def _texts(folder: Path) -> dict[str, bytes]:
+    """The encoder's config and tokenizer, by file name, once they are checked to look whole.
+
+    Raises:
+        WeightsNotFound: one is missing or damaged. A tokenizer has tens of megabytes: it is not parsed here.
+    """
+    found = {}
+    for name in _TEXTS:
+        if not os.path.lexists(folder / name):
+            continue
+        if not (folder / name).is_file():
+            raise WeightsNotFound(str(folder / name), "it is no file", _DOWNLOAD_TEXT_ENCODER)
+        found[name] = (folder / name).read_bytes()
+        if name.endswith(".json") and not _looks_like_object(found[name]):
+            raise WeightsNotFound(str(folder / name), "it is damaged: no JSON object", _DOWNLOAD_TEXT_ENCODER)
+    if "config.json" not in found or not found.keys() & {"tokenizer.json", "tokenizer.model"}:
+        missing = "tokenizer.json" if "config.json" in found else "config.json"
+        raise WeightsNotFound(str(folder), f"{missing} is not there", _DOWNLOAD_TEXT_ENCODER)
+    return found
+
+
+def _looks_like_object(content: bytes) -> bool:
+    return content.lstrip(_SPACES)[:1] == b"{" and content.rstrip(_SPACES)[-1:] == b"}"
 
 
 def _encoder_tensors(found: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.errors import WeightsMismatch, WeightsNotFound
+from stages.errors import StageError, WeightsMismatch, WeightsNotFound
 from stages.models.library_logging import quiet_torchao
 
 _DECODER_PREFIXES = ("decoder.", "model.decoder.", "lm_head.")
@@ -30,7 +30,7 @@ class TextEncoder:
         """Load the folder; needs no network access.
 
         Raises:
-            WeightsNotFound: the folder or its config.json is missing.
+            WeightsNotFound: the folder or its config.json is missing, or a file of it is damaged.
             WeightsMismatch: the tensors of the file are not those of the encoder.
         """
         if not (folder / "config.json").is_file():
@@ -41,8 +41,10 @@ class TextEncoder:
 
         self.max_length = max_length
         self.device = torch.device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.encoder = _encoder(folder).to(self.device)
+        with _damage_in_words(folder):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            encoder = _encoder(folder)
+        self.encoder = encoder.to(self.device)
         self.width: int = self.encoder.config.encoder.hidden_size
 
     def hidden_states(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -101,6 +103,19 @@ def _encoder(folder: Path) -> Any:
         missing = sorted(report["missing_keys"])
         raise WeightsMismatch(str(folder), missing=missing, extra=sorted(extra), misshapen=sorted(misshapen))
     return encoder.eval().requires_grad_(False)
+
+
+@contextmanager
+def _damage_in_words(folder: Path) -> Iterator[None]:
+    """Turns what the library raises about a damaged file, which may be anything, into WeightsNotFound."""
+    try:
+        yield
+    except (StageError, ImportError, MemoryError, RuntimeError):
+        raise  # said in words of their own elsewhere
+    except Exception as error:
+        why = f"the text encoder cannot be loaded ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        remedy = "A file of it is damaged: download its folder, a sub-folder of the model's, again."
+        raise WeightsNotFound(str(folder), why, remedy) from error
 
 
 @contextmanager
