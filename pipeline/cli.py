@@ -192,7 +192,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
         decide = planned if folder is None else import_plan
         with path_errors(request.folders):
             phase = report.phase_of("read")
-            resolved = resolve_inputs(request, fetch=False, imported=folder is not None, phase=phase)
+            resolved = resolve_inputs(request, fetch=False, imported=folder is not None, say=report.say, phase=phase)
             report.end_progress()
             decided = decide(request, Store(request.store), resolved)
         check_packages(request, decided)

@@ -278,6 +278,45 @@ def test_an_unchanged_file_is_not_downloaded_again(server, tmp_path, zip_bytes):
     assert "has changed since" in said[-1]
 
 
+def port_that_nobody_listens_on(server) -> None:
+    server.shutdown()
+    server.server_close()
+
+
+def test_without_a_network_what_the_address_gave_before_is_used_and_said(server, tmp_path, zip_bytes):
+    said: list[str] = []
+    first = fetch(server, tmp_path, "good/clips.zip", said)
+    port_that_nobody_listens_on(server)
+    assert fetch(server, tmp_path, "good/clips.zip", said) == first
+    assert "gives nothing now (the connection broke" in said[-1] and "what it gave on 20" in said[-1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 503])
+def test_an_address_that_has_expired_does_not_take_away_what_it_gave(server, tmp_path, zip_bytes, status, monkeypatch):
+    first = fetch(server, tmp_path, "good/clips.zip")
+    monkeypatch.setattr(Handler, "serve_good", lambda self, content: self.answer(status, b""))
+    said: list[str] = []
+    assert fetch(server, tmp_path, "good/clips.zip", said) == first
+    assert f"gives nothing now (the server answers {status}" in said[-1]
+
+
+def test_what_the_address_gave_is_not_used_in_place_of_a_newer_file_that_breaks_off(
+    server, tmp_path, zip_bytes, monkeypatch
+):
+    fetch(server, tmp_path, "good/clips.zip")
+    server.content = zip_bytes + b"more"
+    monkeypatch.setattr(Handler, "serve_good", Handler.serve_stops)
+    with pytest.raises(FetchFailed, match="the connection ended after"):
+        fetch(server, tmp_path, "good/clips.zip")
+
+
+def test_what_the_address_gave_is_not_used_where_another_digest_is_asked_for(server, tmp_path, zip_bytes):
+    fetch(server, tmp_path, "good/clips.zip")
+    port_that_nobody_listens_on(server)
+    with pytest.raises(FetchFailed, match="its sha256 is"):
+        fetch(server, tmp_path, "good/clips.zip", sha256="0" * 64)
+
+
 def test_a_server_without_etags_is_downloaded_from_each_time(server, tmp_path, zip_bytes):
     for _ in range(2):
         fetch(server, tmp_path, "plain/clips.zip")
@@ -345,6 +384,14 @@ def test_a_data_zip_that_was_damaged_in_the_store_is_written_again(tmp_path, zip
     before.path.write_bytes(bytes(len(zip_bytes)))
     assert resolve_inputs(asked, fetch=True).source == before
     assert before.path.read_bytes() == zip_bytes
+
+
+def test_a_plan_takes_what_the_address_gave_before_and_asks_nobody(server, tmp_path, zip_bytes):
+    asked, said = recipe(server, tmp_path, "good"), []
+    fetched = resolve_inputs(asked, fetch=True).source
+    server.seen.clear()
+    assert resolve_inputs(asked, fetch=False, say=said.append).source == fetched
+    assert server.seen == [] and "taken as it was on 20" in said[0]
 
 
 def test_a_plan_downloads_nothing_and_finds_a_zip_of_the_store_by_its_digest(server, tmp_path, zip_bytes):

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from cache.store import Store
 from pipeline.execution.runner import RunResult, run_until
+from pipeline.plan.plan import plan
 from pipeline.report import Report
 from pipeline.request.recipe import read_recipe
+from pipeline.request.resolve import resolve_inputs
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.models.nets.text_encoder import TextEncoder
 from stages.train.training import Training
@@ -177,3 +180,10 @@ def test_an_average_is_copied_beside_the_adapter_and_a_stale_one_gives_a_warning
     assert averaged.read_bytes() != outputs(root)
     request(root, root / "clips.zip", overwrite=True)
     assert "clips_ema.safetensors is from an earlier training" in capsys.readouterr().err
+
+
+def test_a_plan_for_another_latent_format_says_that_latents_are_copied(root):
+    flags = {"store": str(root / "artifacts"), "output": str(root / "output"), "latent_format": "hdf5"}
+    recipe = read_recipe(str(root / "clips.zip"), {**FLAGS, **flags})
+    _, encode, _ = plan(recipe, Store(recipe.store), resolve_inputs(recipe, fetch=False)).runs
+    assert encode.reason.endswith("; 0 of 3 clips to encode, 3 copied from another format")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +12,7 @@ from cache import run_metadata
 from cache.fingerprint import fingerprint
 from cache.receipt import Receipt
 from cache.registry import Registry
+from cache.shards import formats
 from cache.store import Store
 from pipeline.plan.changed_clips import with_changed_clips
 from pipeline.plan.changes import EVICTED, changes, miss_reason, record_of
@@ -61,12 +62,21 @@ def clips_to_encode(run: StageRun, recipe: Recipe, store: Store, resolved: Resol
     audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
     clips = (member for member in resolved.source.members if suffix(member.name) in READABLE)
     digests = {member.digest for member in clips if member.digest}
-    keys = [item_key(digest, 0, audio, run.params, autoencoder) for digest in digests]
+    keys = {item_key(digest, 0, audio, run.params, autoencoder) for digest in digests}
+    wanted = str(run.params.latent_format)
+    there = stored_keys(store, keys, wanted)
+    others = {key for other in formats() if other != wanted for key in stored_keys(store, keys - there, other)}
+    missing = len(keys - there - others)
+    copied = f", {len(others):,} copied from another format" if others else ""
+    return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode{copied}"
+
+
+def stored_keys(store: Store, keys: Collection[str], format: str) -> set[str]:
+    """The keys whose latents lie in a shard of this format that is there."""
     latents = store.shared / "latents"
-    locations = Registry(latents, run.params.latent_format).find(keys) or {}
+    locations = Registry(latents, format).find(keys) or {}
     exists = {shard: (latents / shard).is_file() for shard in {location.shard for location in locations.values()}}
-    missing = len(keys) - sum(exists[location.shard] for location in locations.values())
-    return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode"
+    return {key for key, location in locations.items() if exists[location.shard]}
 
 
 def stage_run(

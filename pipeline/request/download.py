@@ -79,6 +79,10 @@ class _Retryable(Exception):
     """A failure that another attempt may not have."""
 
 
+class _NoAnswer(_Retryable):
+    """The address gave nothing at all: no network, no server, or an error instead of the file."""
+
+
 @dataclass(kw_only=True)
 class Downloader:
     """Downloads one file into a folder of the store."""
@@ -94,6 +98,8 @@ class Downloader:
     def run(self) -> Path:
         """Download the file unless the store holds the current content of the URL; returns its path.
 
+        What the URL gave before is used, and said, where it gives nothing now: a finished run is there offline too.
+
         Raises:
             FetchFailed: an incomplete download is kept for the next run, unless its content is wrong.
         """
@@ -107,9 +113,18 @@ class Downloader:
                 return self._attempt(last)
             except _Retryable as failure:
                 why = str(failure)
+                if last is not None and isinstance(failure, _NoAnswer) and not self._partial_file.is_file():
+                    return self._as_before(last, f"gives nothing now ({why}); what it gave on {_day(last)} is used")
         size = self._partial_file.stat().st_size if self._partial_file.is_file() else 0
         kept = f"{in_words(size)} are kept. " if size else ""
         self._fail(f"{why} ({self.retry.attempts} attempts)", f"{kept}Run the same command again to resume.")
+
+    def stored(self) -> Path | None:
+        """What the URL gave the last time, without asking it."""
+        last = self._last_result()
+        return (
+            None if last is None else self._as_before(last, f"taken as it was on {_day(last)}; a run asks the address")
+        )
 
     def _last_result(self) -> dict[str, Any] | None:
         """What the URL gave the last time, if the store still holds the file, undamaged."""
@@ -133,46 +148,51 @@ class Downloader:
             headers |= {"Range": f"bytes={start}-", "If-Range": str(condition)}
         elif last:
             headers |= _if_changed(last)
+        answered = False
         try:
             request = urllib.request.Request(self.download.url, headers=headers)
             with opener().open(request, timeout=self.retry.timeout_seconds) as response:
+                answered = True
                 self._receive(response, start, last)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 304 and last:
                 return self._unchanged(last)
-            self._raise_for_status(error)
+            self._raise_for_status(error, kept=last is not None)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._raise_for_failure(error)
+            self._raise_for_failure(error, _Retryable if answered else _NoAnswer)
         return self._commit()
 
     def _unchanged(self, last: dict[str, Any]) -> Path:
         """The file in the store, after the server said that the URL still gives it."""
-        unchanged = f"{self.download.shown} is unchanged since {moment(last['fetched'])}"
-        self.say(f"{self.download.field}: {unchanged}; not downloaded again")
+        return self._as_before(last, f"is unchanged since {_day(last)}; not downloaded again")
+
+    def _as_before(self, last: dict[str, Any], words: str) -> Path:
+        """The file in the store, and why it is used. Raises: FetchFailed, where another one is asked for."""
+        self.say(f"{self.download.field}: {self.download.shown} {words}")
         content = self._content(last["sha256"])
         if self.download.sha256 not in (None, last["sha256"]):
             self._fail(f"its sha256 is {last['sha256']}, not {self.download.sha256}", _WRONG_DIGEST)
         return content
 
-    def _raise_for_status(self, error: urllib.error.HTTPError) -> NoReturn:
-        """Raise for an error status: retryable, or final."""
+    def _raise_for_status(self, error: urllib.error.HTTPError, *, kept: bool) -> NoReturn:
+        """Raise for an error status: retryable, or final; `kept`: the store has what the URL gave before."""
         if error.code == 416:
             self._discard_partial()
             raise _Retryable("the server no longer has the rest of the file")
         why = f"the server answers {error.code} {error.reason}"
-        if error.code in _RETRIED_STATUSES:
-            raise _Retryable(why)
+        if error.code in _RETRIED_STATUSES or kept:
+            raise _NoAnswer(why)
         self._fail(why, "Check the URL, and whether it has expired or needs a login.")
 
-    def _raise_for_failure(self, error: Exception) -> NoReturn:
+    def _raise_for_failure(self, error: Exception, kind: type[_Retryable]) -> NoReturn:
         """Raise for a failed connection: retryable, or final."""
         reason = getattr(error, "reason", error)
         if isinstance(error, http.client.InvalidURL | ValueError) or isinstance(reason, ssl.SSLCertVerificationError):
             self._fail(str(reason), "Check the URL.")
         if isinstance(reason, TimeoutError):
-            raise _Retryable(f"nothing was received for {self.retry.timeout_seconds:g} s") from error
-        raise _Retryable(f"the connection broke ({reason or type(reason).__name__})") from error
+            raise kind(f"nothing was received for {self.retry.timeout_seconds:g} s") from error
+        raise kind(f"the connection broke ({reason or type(reason).__name__})") from error
 
     def _receive(self, response: http.client.HTTPResponse, start: int, last: dict[str, Any] | None) -> None:
         """Append the response to the partial file, or start it over where the server sends the whole file."""
@@ -274,6 +294,10 @@ class Downloader:
 
 
 _WRONG_DIGEST = "Ask whoever gave you the URL which of the two is right."
+
+
+def _day(last: dict[str, Any]) -> str:
+    return moment(str(last["fetched"]))
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

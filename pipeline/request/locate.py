@@ -96,11 +96,12 @@ class InputLocator:
         if stored is not None:
             self.say(f"{download.field}: the store has the file of this sha256; {download.shown} is not downloaded")
             return stored, ""
-        if not self.fetch:
-            return None, f"unknown until fetched: {download.shown}"
-        self._folder.mkdir(parents=True, exist_ok=True)
         downloader = Downloader(download=download, folder=self._folder, digest=self.digest_cache.digest)
         downloader.say, downloader.progress = self.say, self.progress
+        if not self.fetch:
+            last = downloader.stored()
+            return last, "" if last else f"unknown until fetched: {download.shown}"
+        self._folder.mkdir(parents=True, exist_ok=True)
         with waited_lock(Store(self.recipe.store), "fetch", download.key, "downloading the same address", self.say):
             return downloader.run(), ""
 
