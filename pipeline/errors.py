@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cache.errors import verify_command
+from pipeline.store_option import with_store
 from stages.plural import is_or_are, pluralized, size
 
 
@@ -173,7 +174,9 @@ class OverBudget(PipelineError):
 
     in_document = True
 
-    def __init__(self, max_bytes: int, left_bytes: int, needed_bytes: int, needed_by: Sequence[str]) -> None:
+    def __init__(
+        self, store: Path, max_bytes: int, left_bytes: int, needed_bytes: int, needed_by: Sequence[str]
+    ) -> None:
         """`needed_bytes`: how many of the `left_bytes` runs need; `needed_by`: keys of `REMOVAL_COMMANDS`."""
         others = "base weights, downloaded archives and other files that gc never removes"
         needs = f"{size(needed_bytes)} are needed by {' and '.join(needed_by)}, "
@@ -181,7 +184,9 @@ class OverBudget(PipelineError):
         parts = needs if needed_by else f"all of it is {others}"
         remedies = [REMOVAL_COMMANDS[one] for one in needed_by]
         remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
-        super().__init__(f"{size(left_bytes)} are left, more than the {size(max_bytes)} allowed: {parts}. {remedy}.")
+        super().__init__(
+            f"{size(left_bytes)} are left, more than the {size(max_bytes)} allowed: {parts}. {with_store(remedy, store)}."
+        )
 
 
 class DocstringsStripped(PipelineError):

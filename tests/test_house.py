@@ -36,7 +36,8 @@ LAYERS = {
         __main__
     """,
     "pipeline": """
-        early_stop errors streams waited_lock
+        early_stop store_option streams
+        errors waited_lock
         path_errors
         settings
         example_dataset example_style request terminal

@@ -53,7 +53,7 @@ def test_missing_data_exits_2_and_says_what_to_give(tmp_path):
 def test_an_empty_store_says_what_to_type(tmp_path):
     done = call("status", "--store", str(tmp_path / "none"))
     assert done.exit_code == 0
-    assert "is empty; `sa3-trainer run DATA`" in done.stdout
+    assert "is empty; `sa3-trainer run DATA" in done.stdout
     assert not (tmp_path / "none").exists()
 
 

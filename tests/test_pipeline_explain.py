@@ -153,7 +153,7 @@ def test_status_lists_which_runs_use_what_and_how_much_is_unused(root):
     assert known["num_bytes"] == store.sizes().total
     store.drop("encode", by_stage["encode"]["fingerprint"])
     assert status_json(store)["shared"]["latents"]["num_unnamed"] == 1
-    assert any("1 (" in line and "`sa3-trainer gc`" in line for line in status_lines(store))
+    assert any("1 (" in line and f"`sa3-trainer gc --store {store.root}`" in line for line in status_lines(store))
 
 
 def test_doctor_accepts_this_environment_and_leaves_nothing_behind(tmp_path):

@@ -13,6 +13,7 @@ from pipeline.cli import app
 from pipeline.errors import NotConfirmed
 from pipeline.maintenance.confirmation import confirm_removal
 from pipeline.maintenance.gc import Selection, evict, gc
+from pipeline.store_option import with_store
 from stages.plural import size
 from tests.small_stores import StoreBuilder, discard_message, interrupt_run, prepared
 
@@ -74,7 +75,7 @@ def test_a_size_limit_that_cannot_be_met_says_how_much_trainings_need_and_how_mu
     left = builder.store.sizes().total - sum(map(len, prepared((0,)).values()))
     done = typed(builder, "gc", "--max-bytes", "1")
     assert f"{size(left - 1000)} are needed by finished trainings, 1.0 kB are base weights" in done.stderr
-    assert "`sa3-trainer evict --older-than 30d` removes old trainings" in done.stderr
+    assert f"`sa3-trainer evict --older-than 30d --store {builder.store.root}` removes old trainings" in done.stderr
 
 
 def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
@@ -83,7 +84,7 @@ def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
     left = builder.store.sizes().total
     done = typed(builder, "gc", "--max-bytes", "1", "--dry-run")
     assert f"{size(left - 1000)} are needed by unfinished runs, 1.0 kB are base weights" in done.stderr
-    assert "`sa3-trainer evict NAME` removes an unfinished run" in done.stderr
+    assert f"`sa3-trainer evict NAME --store {builder.store.root}` removes an unfinished run" in done.stderr
 
 
 def test_files_kept_for_an_unfinished_run_come_with_the_command_that_removes_it(builder):
@@ -91,7 +92,18 @@ def test_files_kept_for_an_unfinished_run_come_with_the_command_that_removes_it(
     decision, _ = gc(builder.store, discard_message, dry_run=True, prepared=True)
     (run,) = run_metadata.unfinished_runs(builder.store)
     assert len(decision.kept) == 2
-    assert all(line.endswith(f"`sa3-trainer evict {run.name[:18]}` removes that run") for line in decision.kept)
+    command = f"sa3-trainer evict {run.name[:18]} --store {builder.store.root}"
+    assert all(line.endswith(f"`{command}` removes that run") for line in decision.kept)
+
+
+def test_advice_names_the_store_unless_it_is_the_default_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "`sa3-trainer gc` and `sa3-trainer evict NAME`, `sa3-trainer status --store x`, `sa3-trainer run DATA`"
+    assert with_store(line, Path("artifacts")) == with_store(line, tmp_path / "artifacts") == line
+    assert with_store(line, Path("my store")) == (
+        "`sa3-trainer gc --store 'my store'` and `sa3-trainer evict NAME --store 'my store'`, "
+        "`sa3-trainer status --store x`, `sa3-trainer run DATA`"
+    )
 
 
 def test_removing_prepared_audio_warns_that_an_edited_caption_decodes_it_again(builder):

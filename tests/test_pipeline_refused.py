@@ -38,7 +38,7 @@ def refused(place: Path) -> run_metadata.UnfinishedRun:
 def test_status_lists_it_as_refused_with_what_to_do(place):
     name = refused(place).name
     first = typed(place, "status").stdout.splitlines()[0]
-    remedy = f"Fix the files and run again; `sa3-trainer evict {name[:18]}` removes it"
+    remedy = f"Fix the files and run again; `sa3-trainer evict {name[:18]} --store {place / 'store'}` removes it"
     assert first == f"refused {name}: its dataset has 1 problem. {remedy}"
 
 
@@ -54,7 +54,8 @@ def test_a_plan_says_that_it_was_refused(place):
 
 def test_gc_gives_the_command_that_removes_what_is_kept_for_it(place):
     run = refused(place)
-    kept = f"kept for refused {run.name}: `sa3-trainer evict {run.name[:18]}` removes that run"
+    command = f"sa3-trainer evict {run.name[:18]} --store {place / 'store'}"
+    kept = f"kept for refused {run.name}: `{command}` removes that run"
     assert f"shared files that no artifact references are {kept}" in typed(place, "gc").stdout
 
 

@@ -121,7 +121,7 @@ def gc(
         print_document(removal_json(plan, dry_run=dry_run)) if as_json else print("\n".join(lines))
         if not fits:
             left = existing.sizes().total - (plan.num_bytes if dry_run else 0)
-            raise OverBudget(bytes_of(str(max_bytes)), left, plan.needed_bytes, plan.needed_by)
+            raise OverBudget(store, bytes_of(str(max_bytes)), left, plan.needed_bytes, plan.needed_by)
 
 
 def doctor(store: StoreOption = Path("artifacts"), as_json: JsonOption = False) -> None:

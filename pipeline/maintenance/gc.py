@@ -31,6 +31,7 @@ from pipeline.maintenance.gc_policy import (
 )
 from pipeline.maintenance.quantities import bytes_of, days_of, field_error
 from pipeline.maintenance.removal import remove, remove_leftovers
+from pipeline.store_option import with_store
 from stages.plural import pluralized, size
 
 STAGES = ("ingest", "encode", "train")
@@ -80,6 +81,7 @@ def evict(store: Store, selection: Selection, say: Callable[[str], None], *, dry
         plan.kept += [
             f"unfinished {run.name} is kept: a process is working on it" for run in runs if run.name not in idle
         ]
+        plan.kept = [with_store(line, store.root) for line in plan.kept]
         if plan.kept and not plan.artifacts and not plan.unfinished:
             raise StillNeeded(plan.kept)
         if not dry_run:
@@ -117,6 +119,7 @@ def gc(
         fits = limit is None or fit_budget(contents, plan, store.sizes().total, limit)
         kept_runs = {run.name for run in contents.unfinished} - plan.removed_keys()
         plan.needed_bytes += sum(run_metadata.num_bytes(store, name) for name in kept_runs)
+        plan.kept = [with_store(line, store.root) for line in plan.kept]
         if any(one.why == PREPARED_AUDIO for one in plan.shared):
             plan.notes.append(_DECODED_AGAIN)
         if not dry_run:

@@ -13,6 +13,7 @@ from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.shared_files import iter_shared_files
 from cache.store import Store
 from pipeline.report import summary
+from pipeline.store_option import store_option, with_store
 from stages.plural import pluralized, size
 
 COUNTED_POOLS = ("latents", "prompts")
@@ -35,11 +36,12 @@ def status_lines(store: Store) -> list[str]:
     """What a store holds, for people."""
     document = status_json(store)
     if not document["artifacts"] and not document["unfinished"]:
-        return [f"{store.root} is empty; `sa3-trainer run DATA` creates the first artifact"]
+        return [f"{store.root} is empty; `sa3-trainer run DATA{store_option(store.root)}` creates the first artifact"]
     rows = [line for entry in document["artifacts"] for line in _artifact_lines(entry)]
     unfinished = [_unfinished_line(one) for one in document["unfinished"]]
     shared = [_pool_line(pool, entry) for pool, entry in document["shared"].items()]
-    return [*rows, *unfinished, *shared, f"{'total':<20} {size(document['num_bytes']):>10}"]
+    lines = [*rows, *unfinished, *shared, f"{'total':<20} {size(document['num_bytes']):>10}"]
+    return [with_store(line, store.root) for line in lines]
 
 
 def _artifact_lines(entry: dict[str, Any]) -> list[str]:

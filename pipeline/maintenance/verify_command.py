@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from pipeline.maintenance.damage import Damage, VerifyResult
 from pipeline.maintenance.repair import repair as repaired
 from pipeline.maintenance.verify import verify
 from pipeline.report import Report
+from pipeline.store_option import store_option
 from stages.plural import pluralized
 
 _SHOWN_CLIPS = 5
-DEFAULT_STORE = Path("artifacts")
-"""The store of every command that names none."""
 
 
 def check(store: Store, report: Report, *, repair: bool) -> tuple[VerifyResult, list[str]]:
@@ -53,8 +51,7 @@ def _damage_lines(damage: Damage) -> list[str]:
 
 def next_commands(result: VerifyResult, store: Path) -> list[str]:
     """Commands that make the missing parts again; DATA is known to the user only."""
-    named = "" if store.absolute() == DEFAULT_STORE.absolute() else f" --store {shlex.quote(str(store))}"
-    return sorted({_command(damage, named) for damage in result.damages})
+    return sorted({_command(damage, store_option(store)) for damage in result.damages})
 
 
 def _command(damage: Damage, store: str) -> str:
