@@ -184,9 +184,8 @@ class OverBudget(PipelineError):
         parts = needs if needed_by else f"all of it is {others}"
         remedies = [REMOVAL_COMMANDS[one] for one in needed_by]
         remedy = ", ".join([*remedies, "`sa3-trainer status` lists them"]) if remedies else "Give a larger --max-bytes"
-        super().__init__(
-            f"{size(left_bytes)} are left, more than the {size(max_bytes)} allowed: {parts}. {with_store(remedy, store)}."
-        )
+        remedy = with_store(remedy, store)
+        super().__init__(f"{size(left_bytes)} are left, more than the {size(max_bytes)} allowed: {parts}. {remedy}.")
 
 
 class DocstringsStripped(PipelineError):
