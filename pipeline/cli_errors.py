@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from cache.errors import CacheError
 from pipeline.early_stop import raise_from_now_on
-from pipeline.errors import FetchFailed, PipelineError, RecipeError, SourceNotFound
+from pipeline.errors import FetchFailed, InstallationBroken, PipelineError, RecipeError, SourceNotFound
 from pipeline.path_errors import memory_errors, path_errors
 from pipeline.request.fields import FIELDS
 from pipeline.request.paths import arguments_with_home
@@ -126,6 +126,10 @@ def names_hint(arguments: Sequence[str]) -> str:
     return ""
 
 
+explain_import: Callable[[BaseException], str | None] | None = None
+"""What to tell about an error of importing; the console script, which knows installations, sets it."""
+
+
 class Reporter(Protocol):
     """Tells people and programs what happened; `pipeline.report.Report` is one."""
 
@@ -165,6 +169,10 @@ def reported_errors(command: str = "run", *, as_json: bool = False, report: Repo
         _fail(error, code, tell, as_json=as_json)
     except (PipelineError, StageError, CacheError) as error:
         _fail(error, FAILED, tell, as_json=as_json)
+    except (ImportError, OSError) as error:
+        if explain_import is None or (said := explain_import(error)) is None:
+            raise
+        _fail(InstallationBroken(said), FAILED, tell, as_json=as_json)
     except KeyboardInterrupt as error:
         words = "stopped; run the same command again to continue from the last piece that was saved"
         code = _exit_code(*error.args[:1])

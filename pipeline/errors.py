@@ -7,6 +7,7 @@ PipelineError
 ├── FolderNotWritable  the store or the output folder cannot be written
 ├── DocstringsStripped Python removes docstrings, without which a package cannot be imported
 ├── PathFailed         the system refused to read or write a path
+├── InstallationBroken  a package is missing or cannot be loaded
 ├── MemoryUsedUp       this process may use no more memory
 ├── StoreNotFound      the folder of the store does not exist
 ├── NothingToEvict     nothing in the store matches what should be removed
@@ -60,6 +61,10 @@ class FieldError:
 
 COMMANDS_WITH_FIELDS = ("run", "ingest", "encode", "train", "plan", "explain")
 """Their help shows the fields that most people set; --help-all shows all."""
+
+
+class InstallationBroken(PipelineError):
+    """A package that the project needs is missing or cannot be loaded."""
 
 
 class RecipeError(PipelineError):

@@ -10,13 +10,14 @@ from typing import Any
 
 from cache.errors import CacheError
 from pipeline.cli_errors import error_json, error_type
-from pipeline.errors import PipelineError
+from pipeline.errors import InstallationBroken, PipelineError
 from pipeline.execution import runner
 from pipeline.path_errors import memory_errors, path_errors
 from pipeline.report import Report, plan_json
 from pipeline.request.recipe import Recipe, read_recipe
 from pipeline.settings.other_names import canonical
 from pipeline.terminal.views import EventView
+from sa3_trainer.installation import explanation
 from sa3_trainer.results import Event, Plan, PlannedStage, RunResult, StageResult, Stopped, TrainerError
 from stages import errors as stage_errors
 from stages.errors import StageError
@@ -177,3 +178,8 @@ def _errors() -> Iterator[None]:
     except (PipelineError, StageError, CacheError) as error:
         kind = Stopped if isinstance(error, stage_errors.Stopped) else TrainerError
         raise kind(str(error), error_type(error), error_json(error)["detail"]) from error
+    except ImportError as error:
+        if (said := explanation(error)) is None:
+            raise
+        broken = InstallationBroken(said)
+        raise TrainerError(said, error_type(broken), error_json(broken)["detail"]) from error

@@ -19,12 +19,14 @@ def _run() -> None:
     from pipeline.early_stop import leave_at_once
 
     leave_at_once()
-    from sa3_trainer.installation import hidden_packages
+    from sa3_trainer.installation import explanation, hidden_packages, lost_packages
 
-    if hidden_packages():
-        raise ImportError("hidden")
+    if hidden_packages() or lost_packages():
+        raise ImportError("modules of ours cannot be imported")
+    from pipeline import cli_errors
     from pipeline.__main__ import main as run
 
+    cli_errors.explain_import = explanation
     run()
 
 

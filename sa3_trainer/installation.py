@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,13 @@ _MODULES = {"huggingface-hub": "huggingface_hub"}
 
 def hidden_packages() -> list[str]:
     """Our folders of which another one of the same name is found first, as `name (path)`."""
-    found = {name: _origin(name) for name in OURS}
-    return [f"{name} ({place or 'nowhere'})" for name, place in found.items() if place != ROOT / name]
+    places = {name: _origin(name) for name in OURS}
+    return [f"{name} ({place})" for name, place in places.items() if place not in (None, ROOT / name)]
+
+
+def lost_packages() -> list[str]:
+    """Our folders that are no packages any more: another package took files along when it was removed."""
+    return [name for name in OURS if _origin(name) is None]
 
 
 def _origin(name: str) -> Path | None:
@@ -39,12 +46,17 @@ def explanation(error: BaseException) -> str | None:
         return (
             f"{names} from the package index has the same folders as sa3-trainer and has replaced files of it. "
             f"Install sa3-trainer in an environment of its own: {in_own_environment()}. Or remove the other one: "
-            f"`{sys.executable} -m pip uninstall {' '.join(others)}`, then {again()}."
+            f"`{sys.executable} -m pip uninstall {' '.join(others)}`, and then {again()}."
         )
     if hidden := hidden_packages():
         return (
             f"another folder or module hides one of sa3-trainer's: {', '.join(hidden)}. Leave that folder, "
             f"or take it out of PYTHONPATH; else {again()}."
+        )
+    if lost := lost_packages():
+        return (
+            f"files of sa3-trainer are missing ({', '.join(lost)}), as after the removal of another package with the "
+            f"same folders: {again()}."
         )
     return _about_dependency(error)
 
@@ -65,7 +77,7 @@ def _about_dependency(error: BaseException) -> str | None:
         if name in _required():
             lost = isinstance(error, ModuleNotFoundError) and error.name == name
             what = "is not installed" if lost else f"cannot be loaded ({str(error).splitlines()[0]})"
-            return f"the package {name}, which sa3-trainer needs, {what}: {again()}."
+            return f"the package {name}, which sa3-trainer needs, {what}: {again(_required()[name])}."
     return None
 
 
@@ -91,39 +103,51 @@ def _modules_of(error: BaseException) -> Iterator[str]:
                 yield parts[parts.index(folder) + 1].removesuffix(".py")
 
 
-def _required() -> set[str]:
-    """Modules of the packages that we require."""
+def _required() -> dict[str, str]:
+    """What pip is told for each package that we require, by the name of its module."""
     from importlib import metadata
 
     try:
         lines = metadata.requires(PROJECT) or []
     except metadata.PackageNotFoundError:
-        return {"torch", "numpy", "typer", "pydantic"}
-    names = {_normal(_name(line)) for line in lines}
-    return {_MODULES.get(name, name.replace("-", "_")) for name in names}
-
-
-def _name(requirement: str) -> str:
-    """The package of `torch>=2.7; extra == "x"`."""
-    return requirement.partition(";")[0].strip().split("[")[0].split(">")[0].split("=")[0].split("<")[0].split("!")[0]
+        return {name: name for name in ("torch", "numpy", "typer", "pydantic")}
+    wanted = {_normal(re.split(r"[ ;<>=!~\[]", line)[0]): line for line in lines if "extra ==" not in line}
+    return {_MODULES.get(name, name.replace("-", "_")): line for name, line in wanted.items()}
 
 
 def _normal(name: str) -> str:
     return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
-def again() -> str:
-    """How this installation is made again."""
-    prefix = Path(sys.prefix)
-    if "uv" in prefix.parts and "tools" in prefix.parts:
+def again(requirement: str = "") -> str:
+    """How this installation is mended.
+
+    Args:
+        requirement: the one package that is at fault; ours where none is given.
+    """
+    parts = Path(sys.prefix).parts
+    if "uv" in parts and "tools" in parts:
         return f"`uv tool upgrade --reinstall {PROJECT}` installs it again"
-    if "pipx" in prefix.parts:
+    if "pipx" in parts:
         return f"`pipx reinstall {PROJECT}` installs it again"
     if (ROOT / "Makefile").is_file():
         return f"`make -B setup` in {ROOT} installs everything again"
-    return f"`{sys.executable} -m pip install --force-reinstall {PROJECT}` from where you had it installs it again"
+    flags = "--force-reinstall" if requirement else "--force-reinstall --no-deps"
+    return f'`{sys.executable} -m pip install {flags} "{requirement or _address()}"` installs it again'
+
+
+def _address() -> str:
+    """Where this project was installed from, as pip takes it; ADDRESS where that is not recorded."""
+    from importlib import metadata
+
+    try:
+        record = json.loads(metadata.distribution(PROJECT).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        record = {}
+    control = record.get("vcs_info", {}).get("vcs")
+    return f"{control}+{record['url']}" if control else record.get("url", "ADDRESS")
 
 
 def in_own_environment() -> str:
     """How it is installed without meeting other packages."""
-    return "`uv tool install` or `pipx install` (see the README)"
+    return "`uv tool install` or `pipx install` (docs/install.md)"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_a_missing_package_is_named_with_the_remedy(tmp_path, name):
         words = ("ingest", str(tmp_path / "clips"), "--store", str(tmp_path / "s"), "--model", "tiny-base")
     done = started(*words, code=code)
     assert done.returncode == 1
-    assert f"the package {name}, which sa3-trainer needs" in done.stderr and again() in done.stderr
+    assert f"the package {name}, which sa3-trainer needs, is not installed: {again()}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -78,9 +79,29 @@ def test_the_remedy_is_that_of_the_way_it_was_installed(monkeypatch, prefix, wor
     assert words in again()
 
 
-def test_the_remedy_of_a_plain_environment_names_its_python(monkeypatch, tmp_path):
+def test_the_remedy_of_a_plain_environment_names_its_python_and_where_it_came_from(monkeypatch, tmp_path):
     monkeypatch.setattr(installation, "ROOT", tmp_path)
-    assert f"{sys.executable} -m pip install" in again()
+    git = '{"url": "https://a.example/b.git", "vcs_info": {"vcs": "git"}}'
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: git))
+    wanted = f'{sys.executable} -m pip install --force-reinstall --no-deps "git+https://a.example/b.git"'
+    assert wanted in again()
+    assert f'{sys.executable} -m pip install --force-reinstall "torch>=2.7"' in again("torch>=2.7")
+
+
+def test_files_that_another_package_took_along_are_named(tmp_path, monkeypatch):
+    places = {"pipeline": None, "stages": installation.ROOT / "stages", "cache": installation.ROOT / "cache"}
+    monkeypatch.setattr(installation, "_origin", places.get)
+    monkeypatch.setattr(metadata, "packages_distributions", dict)
+    said = str(explanation(ImportError("lost")))
+    assert said.startswith("files of sa3-trainer are missing (pipeline), as after the removal of another package")
+
+
+def test_a_missing_package_is_an_event_too(tmp_path):
+    (tmp_path / "clips").mkdir()
+    words = ("ingest", str(tmp_path / "clips"), "--store", str(tmp_path / "s"), "--model", "tiny-base")
+    done = started(*words, "--progress", "json", code="import sys; sys.modules['pyarrow'] = None")
+    error, end = [json.loads(line) for line in done.stderr.splitlines()][-2:]
+    assert (error["event"], error["type"], end["exit_code"]) == ("error", "InstallationBroken", 1)
 
 
 def test_an_error_of_our_own_is_not_blamed_on_the_installation(monkeypatch):

@@ -46,4 +46,4 @@ def command_words() -> list[str]:
         beside = os.path.relpath(started)
     except ValueError:  # another drive of Windows
         return [str(started)]
-    return [beside if not beside.startswith("..") else str(started.absolute())]
+    return [beside if not beside.startswith("..") else os.path.abspath(started)]  # noqa: PTH100 - links stay
