@@ -38,6 +38,9 @@ class UnfinishedRun:
     num_problems: int = 0
     """Number of problems its dataset was refused for; 0 for a run that was interrupted or is in progress."""
 
+    request: Mapping[str, str] = field(default_factory=dict)
+    """What was asked for, as people know it: the data, the command, the output file."""
+
     @property
     def short_name(self) -> str:
         """The name printed, and accepted by `evict`."""

@@ -72,4 +72,4 @@ def test_a_refused_run_that_is_started_again_is_unfinished_until_it_is_refused_a
     monkeypatch.setattr(ingesting, "_read_dataset", stopped)
     typed(place, "ingest", str(place / "clips"), "--model", "tiny-base", "--workers", "1")
     assert refused(place).num_problems == 0
-    assert "the same command continues it" in typed(place, "status").stdout
+    assert "` continues it" in typed(place, "status").stdout

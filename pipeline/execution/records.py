@@ -6,6 +6,7 @@ Light: standard library only.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,20 +14,37 @@ from typing import Any
 
 from cache.receipt import Receipt
 from cache.run_metadata import UnfinishedRun
+from pipeline.execution.command_line import command_line, shown_data
+from pipeline.execution.output_name import ADAPTER
 from pipeline.plan.stage_run import StageRun
+from pipeline.request.recipe import Recipe
 from stages.contract import Outcome
 from stages.versions import version_of
 
+REQUEST = "request"
+"""Key of a receipt's environment."""
 _REQUIRED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 _OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
 """Packages that may change the last bits of a result where they are installed."""
 
 
-def unfinished_run(run: StageRun, name: str) -> UnfinishedRun:
+def request_record(recipe: Recipe, last: str, output: str, *, imported: bool) -> dict[str, str]:
+    """What was asked for, as people know it: recorded beside a result, never part of its name.
+
+    Args:
+        output: the name of a training's files.
+    """
+    command = command_line(recipe, "run" if last == "train" else last, imported=imported)
+    file = {"output": str(recipe.output / f"{output}{ADAPTER}")} if last == "train" else {}
+    return {"data": shown_data(recipe), "command": command, **file}
+
+
+def unfinished_run(run: StageRun, name: str, request: Mapping[str, str]) -> UnfinishedRun:
     """Metadata of a run that begins.
 
     Args:
         name: name of its scratch folder.
+        request: as `request_record` gives it.
     """
     return UnfinishedRun(
         name=name,
@@ -37,10 +55,11 @@ def unfinished_run(run: StageRun, name: str) -> UnfinishedRun:
         inputs=dict(run.inputs),
         components=dict(run.components),
         began=now(),
+        request=dict(request),
     )
 
 
-def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
+def receipt_of(run: StageRun, outcome: Outcome, started: str, request: Mapping[str, str]) -> Receipt:
     """The receipt of a finished stage; the store adds the list of files."""
     return Receipt(
         stage=run.stage.name,
@@ -51,7 +70,7 @@ def receipt_of(run: StageRun, outcome: Outcome, started: str) -> Receipt:
         inputs=dict(run.inputs),
         components=dict(run.components),
         facts=dict(outcome.facts),
-        environment=environment(),
+        environment=environment() | {REQUEST: dict(request)},
         started=started,
         finished=now(),
     )

@@ -20,7 +20,7 @@ from pipeline.execution.data_folders import check_store_place, mark_folders
 from pipeline.execution.locks import maintenance_lock, run_lock
 from pipeline.execution.output_name import ADAPTER, OutputName, output_name
 from pipeline.execution.outputs import check_output, copy_outputs, hand_out
-from pipeline.execution.records import now, receipt_of, unfinished_run
+from pipeline.execution.records import now, receipt_of, request_record, unfinished_run
 from pipeline.execution.stop_signals import StopFlag, stop_signals
 from pipeline.path_errors import why_not_writable
 from pipeline.plan.adapter_values import check_adapter_values
@@ -143,7 +143,14 @@ def _run_until(
     observer.show_plan(decided)
     with stop_signals(should_stop) as stop:
         execution = Execution(
-            recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, export=export, named=named
+            recipe=recipe,
+            store=store,
+            resolved=resolved,
+            observer=observer,
+            stop=stop,
+            export=export,
+            named=named,
+            request=request_record(recipe, last, named.name, imported=imported),
         )
         for run in decided.runs:
             execution.finish(run)
@@ -161,7 +168,11 @@ def check_clips_first(recipe: Recipe, store: Store, observer: Observer) -> None:
         return
     observer.say(f"the clips are checked before the weights of {recipe.model.name} are downloaded")
     with stop_signals() as stop:
-        Execution(recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop).finish(run)
+        request = request_record(recipe, "ingest", "", imported=False)
+        checked = Execution(
+            recipe=recipe, store=store, resolved=resolved, observer=observer, stop=stop, request=request
+        )
+        checked.finish(run)
 
 
 @dataclass(kw_only=True)
@@ -177,6 +188,8 @@ class Execution:
     """As in `run_until`."""
     named: OutputName = field(default_factory=lambda: OutputName(""))
     """Name of a training's output files."""
+    request: Mapping[str, str] = field(default_factory=dict)
+    """What was asked for, as `request_record` gives it."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     """Artifacts so far, by stage."""
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -235,7 +248,7 @@ class Execution:
                 work.phase("loading libraries")
                 outcome = run.stage.load()(self.inputs(run), run.params, work)
             self.observer.end_progress()
-            return self.commit(run, work, receipt_of(run, outcome, started))
+            return self.commit(run, work, receipt_of(run, outcome, started, self.request))
 
     @contextmanager
     def problems_recorded(self, run: StageRun, work: Workspace) -> Iterator[None]:
@@ -243,7 +256,7 @@ class Execution:
         try:
             yield
         except DatasetFaults as error:
-            refused = replace(unfinished_run(run, work.directory.name), num_problems=len(error.faults))
+            refused = replace(unfinished_run(run, work.directory.name, self.request), num_problems=len(error.faults))
             run_metadata.write(self.store, refused)
             raise
 
@@ -261,7 +274,7 @@ class Execution:
         """The stage's workspace: its folder is named after the run, so that running again resumes it."""
         scratch = scratch_folder(run, self.store)
         scratch.mkdir(parents=True, exist_ok=True)
-        run_metadata.write(self.store, unfinished_run(run, scratch.name))
+        run_metadata.write(self.store, unfinished_run(run, scratch.name, self.request))
         return Workspace(
             directory=scratch,
             shared=self.store.shared,

@@ -24,6 +24,7 @@ from cache.registry import unregister_shards
 from cache.shard_salvage import ShardDamage, salvage
 from cache.store import RECEIPT, Store, file_sizes
 from pipeline.execution.locks import maintenance_lock
+from pipeline.execution.records import REQUEST
 from pipeline.maintenance.damage import Damage
 from pipeline.maintenance.misplaced import has_digest, put_back
 from stages.plural import pluralized
@@ -81,6 +82,7 @@ def _unfinished_run(receipt: Receipt, name: str) -> run_metadata.UnfinishedRun:
         inputs=receipt.inputs,
         components=receipt.components,
         began=receipt.started,
+        request=receipt.environment.get(REQUEST, {}),
     )
 
 

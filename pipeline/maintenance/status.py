@@ -6,15 +6,17 @@ Light: standard library only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cache import run_metadata
 from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.shared_files import iter_shared_files
 from cache.store import Store
+from pipeline.execution.records import REQUEST
 from pipeline.report import summary
 from pipeline.store_option import store_option, with_store
-from stages.plural import pluralized, size
+from stages.plural import moment, pluralized, size
 
 COUNTED_POOLS = ("latents", "prompts")
 """Pools whose files are counted one by one. There may be millions of prepared clips: only their bytes are added up."""
@@ -38,7 +40,7 @@ def status_lines(store: Store) -> list[str]:
     if not document["artifacts"] and not document["unfinished"]:
         return [f"{store.root} is empty; `sa3-trainer run DATA{store_option(store.root)}` creates the first artifact"]
     rows = [line for entry in document["artifacts"] for line in _artifact_lines(entry)]
-    unfinished = [_unfinished_line(one) for one in document["unfinished"]]
+    unfinished = [line for one in document["unfinished"] for line in _unfinished_lines(one)]
     shared = [_pool_line(pool, entry) for pool, entry in document["shared"].items()]
     lines = [*rows, *unfinished, *shared, f"{'total':<20} {size(document['num_bytes']):>10}"]
     return [with_store(line, store.root) for line in lines]
@@ -53,12 +55,31 @@ def _artifact_lines(entry: dict[str, Any]) -> list[str]:
     files = pluralized(needs["num_files"], needs["what"].removesuffix("s"))
     parts += [f"keeps {files} ({size(needs['num_bytes'])})"] if needs["num_files"] else []
     parts += [f"used by {', '.join(entry['used_by'])}"] if entry["used_by"] else []
-    return [line, *([f"        {'; '.join(parts)}"] if parts else [])]
+    about = _about(entry, moment(entry["finished"]))
+    return [line, *(f"        {'; '.join(one)}" for one in (about, parts) if one)]
 
 
-def _unfinished_line(entry: dict[str, Any]) -> str:
-    if not entry["num_problems"]:
-        return f"unfinished {entry['name']}: the same command continues it"
+def _about(entry: dict[str, Any], when: str, copied: str = "copied to") -> list[str]:
+    """Of what, for which model, when, and where the file is (or will be): as far as it is recorded."""
+    params, request = entry["params"], entry["request"]
+    kind = [f"{params['adapter_type']} of rank {params.get('rank')}"] if "adapter_type" in params else []
+    model = [f"for {params['model']}"] if "model" in params else []
+    output = [f"{copied} {request['output']}"] if entry["stage"] == "train" and request.get("output") else []
+    return [*filter(None, [request.get("data")]), *model, *kind, when, *output]
+
+
+def _unfinished_lines(entry: dict[str, Any]) -> list[str]:
+    if entry["num_problems"]:
+        return [_refused_line(entry)]
+    about = [*_about(entry, f"begun {moment(entry['began'])}" if entry["began"] else "", "goes to")]
+    at = f"at step {entry['step']:,} of {entry['params'].get('number_of_steps', 0):,}" if entry["step"] else ""
+    command = entry["request"].get("command")
+    goes_on = f"`{command}` continues it" if command else "the same command continues it"
+    line = f"unfinished {entry['name']}{f', {at}' if at else ''}: {goes_on}"
+    return [line, *([f"        {'; '.join(filter(None, about))}"] if any(about) else [])]
+
+
+def _refused_line(entry: dict[str, Any]) -> str:
     why = f"its dataset has {pluralized(entry['num_problems'], 'problem')}"
     remove = f"`sa3-trainer evict {entry['name'][:18]}` removes it"
     return f"refused {entry['name']}: {why}. Fix the files and run again; {remove}"
@@ -90,6 +111,7 @@ def _artifact_json(contents: Inventory, artifact: StoredArtifact) -> dict[str, A
         "used_by": contents.dependents(receipt.fingerprint),
         "needs": {"what": what, "num_files": num_files, "num_bytes": needed_bytes},
         "params": receipt.params,
+        "request": dict(receipt.environment.get(REQUEST, {})),
         "facts": receipt.facts,
         "summary": summary(receipt.stage, receipt.facts),
         "directory": str(artifact.directory),
@@ -105,7 +127,15 @@ def _unfinished_json(store: Store, run: run_metadata.UnfinishedRun) -> dict[str,
         "num_bytes": run_metadata.num_bytes(store, run.name),
         "uses": dict(run.inputs),
         "params": dict(run.params),
+        "request": dict(run.request),
+        "step": _last_step(store.scratch_root / run.name),
     }
+
+
+def _last_step(folder: Path) -> int:
+    """Step of the last checkpoint of a stopped training; 0 where there is none."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _pool_json(contents: Inventory, pool: str, num_bytes: int) -> dict[str, Any]:
