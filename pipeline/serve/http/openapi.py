@@ -60,6 +60,10 @@ def _schemas() -> dict[str, Any]:
     trainer = request_schema(TAKEN) | {"additionalProperties": True}
     trainer.pop("$schema")
     sound = generation_schema()
+    for schema in (trainer, sound):
+        schema["properties"] = {
+            name: rule if name in schema["required"] else _or_null(rule) for name, rule in schema["properties"].items()
+        }
     return {
         "TrainerInput": trainer,
         **sound.pop("$defs", {}),
@@ -79,6 +83,15 @@ def _schemas() -> dict[str, Any]:
     }
 
 
+def _or_null(rule: dict[str, Any]) -> dict[str, Any]:
+    """The rule of a field that may be left out: clients then send null."""
+    if "type" in rule:
+        listed = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+        choices = {"enum": [*rule["enum"], None]} if None not in rule.get("enum", [None]) else {}
+        return rule | {"type": [*dict.fromkeys([*listed, "null"])]} | choices
+    return rule
+
+
 def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": sorted(properties), "properties": properties}
 
@@ -91,6 +104,7 @@ def _answer(name: str, description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": _ref(name)}}}
 
 
+_WEB_ADDRESS = {"type": "string", "pattern": "^($|https?://[a-z0-9.]+(/|$))"}
 _REFUSALS = {
     "400": _answer("Error", "a request that cannot be answered"),
     "401": _answer("Error", "a key is needed"),
@@ -101,7 +115,7 @@ _REFUSALS = {
 
 
 def _submit(schema: str, summary: str) -> dict[str, Any]:
-    webhook = {"name": "fal_webhook", "in": "query", "required": False, "schema": {"type": "string"}}
+    webhook = {"name": "fal_webhook", "in": "query", "required": False, "schema": _WEB_ADDRESS}
     answers = {"200": _answer("Submitted", "in the queue"), "422": _answer("FieldErrors", "wrong fields")}
     body = {"required": True, "content": {"application/json": {"schema": _ref(schema)}}}
     return {
