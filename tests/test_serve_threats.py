@@ -399,3 +399,28 @@ def test_a_webhook_is_sent_again_until_it_is_taken(tmp_path, monkeypatch, script
     body, headers = _Receiver.received[-1]
     assert len(_Receiver.received) == 2 and body["request_id"] == job["request_id"] and body["status"] == status
     assert ("lora_file" in body["payload"]) == script_ends and headers["x-fal-webhook-signature"]
+
+
+def test_headers_that_do_not_come_end_the_connection():
+    from pipeline.serve.server import protocol_with_patience
+
+    closed, calls = [], []
+    protocol = protocol_with_patience(0.0).__new__(protocol_with_patience(0.0))
+    protocol.loop = SimpleNamespace(call_later=lambda seconds, call: calls.append(call))
+    protocol.transport = SimpleNamespace(is_closing=lambda: False, close=lambda: closed.append(True))
+    protocol.cycle = None
+    protocol.end_if_silent()
+    assert closed == [True]
+
+
+def test_every_line_of_the_threat_table_names_tests_that_exist():
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "serving.md").read_text(encoding="utf-8")
+    tests = "".join(file.read_text(encoding="utf-8") for file in (root / "tests").glob("test_serve_*.py"))
+    rows = [line for line in text.split("## Threat model")[1].splitlines() if line.startswith("| ")][1:]
+    names = [word.strip("`,()|") for row in rows for word in row.split() if word.strip("`,()|").startswith("test_")]
+    assert (
+        len(names) > 25 and [name for name in names if not name.endswith(".py") and f"def {name}(" not in tests] == []
+    )

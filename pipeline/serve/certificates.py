@@ -9,7 +9,6 @@ import datetime
 import ipaddress
 import os
 import ssl
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ def own_certificate(folder: Path, host: str) -> tuple[Path, Path]:
     certificate, key = folder / "server.pem", folder / "server-key.pem"
     if not _is_usable(certificate, key):
         _make(folder, host)
-    print(f"SSL_CERT_FILE={folder / 'ca-bundle.pem'} makes clients trust this server", file=sys.stderr, flush=True)
     return certificate, key
 
 

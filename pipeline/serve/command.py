@@ -62,9 +62,10 @@ def serve(
 
 def run_server(settings: Any, *, own_certificate: bool = False) -> None:
     """Serve until a stop signal. Raises: ServeError."""
-    from pipeline.serve.settings import check_exposure
+    from pipeline.serve.settings import check_certificate, check_exposure
 
     check_exposure(settings)
+    check_certificate(settings)
     _check_packages()
     from pipeline.serve.server import run
 

@@ -31,6 +31,7 @@ def run(settings: Settings, *, own_certificate: bool = False) -> None:
     listener = _listener(settings)
     try:
         files = _certificate(settings, own_certificate)
+        print(_first_words(settings, listener, own=own_certificate), file=sys.stderr, flush=True)
         server = uvicorn.Server(_config(settings, *files))
         asyncio.run(server.serve(sockets=[listener]))
     finally:
@@ -57,10 +58,18 @@ def _listener(settings: Settings) -> socket.socket:
     except OSError as error:
         raise ServeError(f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}).") from None
     listener.set_inheritable(False)
-    shown = listener.getsockname()
-    scheme = "https" if settings.certificate else "http"
-    print(f"listening on {scheme}://{shown[0]}:{shown[1]}", file=sys.stderr, flush=True)
     return listener
+
+
+def _first_words(settings: Settings, listener: socket.socket, *, own: bool) -> str:
+    """Where the page is; for https with a certificate of its own, what the Python client needs in its environment."""
+    host, port = listener.getsockname()[:2]
+    page = f"https://localhost:{port}" if own else f"{'https' if settings.certificate else 'http'}://{host}:{port}"
+    if not own:
+        return f"open {page}/ in a browser; Ctrl-C stops, and the next start goes on"
+    bundle = settings.state / "tls" / "ca-bundle.pem"
+    local = f"FAL_QUEUE_RUN_HOST=localhost:{port} FAL_RUN_HOST=localhost:{port}/run"
+    return f"{page}/\nexport {local} SSL_CERT_FILE={bundle} FAL_KEY=any\nuploads of the Python client still go to fal"
 
 
 def _certificate(settings: Settings, own: bool) -> tuple[Path | None, Path | None]:
@@ -73,7 +82,7 @@ def _certificate(settings: Settings, own: bool) -> tuple[Path | None, Path | Non
 def _config(settings: Settings, certificate: Path | None, key: Path | None) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(settings),
-        http=_protocol(settings.limits.silence_seconds),
+        http=protocol_with_patience(settings.limits.silence_seconds),
         ws="none",
         log_level="warning",
         access_log=False,  # addresses of files are capabilities
@@ -87,15 +96,16 @@ def _config(settings: Settings, certificate: Path | None, key: Path | None) -> u
     )
 
 
-def _protocol(seconds: float) -> type[asyncio.Protocol]:
+def protocol_with_patience(seconds: float) -> type[asyncio.Protocol]:
     """The HTTP protocol with a limit on the time that a connection may take for its first request's headers."""
 
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self.loop.call_later(seconds, self._end_if_silent)
+            self.loop.call_later(seconds, self.end_if_silent)
 
-        def _end_if_silent(self) -> None:
+        def end_if_silent(self) -> None:
+            """Close a connection on which no request has begun."""
             if self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 

@@ -128,3 +128,14 @@ def check_exposure(settings: Settings) -> None:
             f"--host {settings.host} can be reached by other machines, so a key is required. Write one into a file "
             "that only you can read and add --key-file FILE, or leave out --host."
         )
+
+
+def check_certificate(settings: Settings) -> None:
+    """Refuse a certificate without its key, and files that are not there. Raises: ServeError."""
+    given = {"--tls-cert": settings.certificate, "--tls-key": settings.certificate_key}
+    missing = [flag for flag, file in given.items() if file is None]
+    if len(missing) == 1:
+        raise ServeError(f"{missing[0]} is missing: https needs certificate and key. --tls makes both itself.")
+    for flag, file in given.items():
+        if file is not None and not file.is_file():
+            raise ServeError(f"{flag} {file}: there is no such file.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -112,7 +111,6 @@ def make_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await door.open()
-        print(f"serving {settings.store} on {settings.host}:{settings.port}", file=sys.stderr, flush=True)
         yield
         await door.close()
 

@@ -10,6 +10,8 @@ from typing import Any
 MARKS = 100
 """Progress is logged about this many times per stage: callers print every line of every poll."""
 _FACTS = ("stage", "done", "total", "loss", "learning_rate", "steps_per_second", "seconds_left")
+_WORDS = {"HIT": "done", "RESUME": "goes on"}
+"""States of a plan for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class LogLines:
 
 def _plan(event: Mapping[str, Any]) -> Iterator[Line]:
     for run in event["stages"]:
-        yield Line(message=f"{run['stage']:<7} {run['state']:<7} {run['reason']}")
+        yield Line(message=f"{run['stage']:<7} {_WORDS.get(run['state'], 'new'):<7} {run['reason']}")
     if event["nothing_to_do"]:
         yield Line(message="nothing to do: every result is in the store")
 

@@ -48,7 +48,8 @@ class Worker:
     def _all_stored(self) -> bool:
         """Whether the plan that was just printed has nothing to do."""
         try:
-            return all(stage["state"].upper() == "HIT" for stage in json.loads(self.folder.stdout.read_bytes()))
+            stages = json.loads(self.folder.stdout.read_bytes())["stages"]
+            return all(stage["state"] == "HIT" for stage in stages)
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
