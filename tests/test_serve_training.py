@@ -1,4 +1,4 @@
-"""The server with its real commands: faults of a dataset, a training, the answer of the store, a sound with an adapter."""
+"""The server with its real commands: wrong files, a training, the answer of the store, a sound with an adapter."""
 
 from __future__ import annotations
 
