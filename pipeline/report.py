@@ -24,15 +24,25 @@ STYLES = ("auto", "live", "log", "json", "quiet")
 """auto: live on a terminal that can redraw a line, else log."""
 
 
+_NOTEBOOKS = ("JPY_PARENT_PID", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE")
+"""Set for what a notebook's kernel starts."""
+
+
 def view_for(stream: TextIO, style: str) -> View:
-    """The view of a style; live falls back to log where no line can be redrawn."""
+    """The view of a style; live is log where there is no terminal."""
     raw = raw_file(stream)
     if style == "json":
         return EventView(json_lines(stream))
     if style == "quiet":
         return QuietView(stream)
-    redraws = raw is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return LiveView(stream, raw) if raw is not None and redraws and style != "log" else LogView(stream)
+    if raw is None or style == "log" or not stream.isatty() or (style == "auto" and not _redraws()):
+        return LogView(stream)
+    return LiveView(stream, raw)
+
+
+def _redraws() -> bool:
+    """Whether the terminal can redraw a line. A notebook's `!command` has one that keeps every line ever drawn."""
+    return os.environ.get("TERM") not in ("dumb", "unknown") and not any(name in os.environ for name in _NOTEBOOKS)
 
 
 @dataclass(kw_only=True)

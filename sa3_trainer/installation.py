@@ -44,7 +44,7 @@ def explanation(error: BaseException) -> str | None:
     if others := _distributions_of_our_names():
         names = " and ".join(others)
         return (
-            f"{names} from the package index has the same folders as sa3-trainer and has replaced files of it. "
+            f"another package has the same folders as sa3-trainer and has replaced files of it: {names}. "
             f"Install sa3-trainer in an environment of its own: {in_own_environment()}. Or remove the other one: "
             f"`{sys.executable} -m pip uninstall {' '.join(others)}`, and then {again()}."
         )

@@ -51,7 +51,8 @@ def clock() -> Clock:
 def terminal(monkeypatch):
     """A terminal, and the stream of a program that writes to it."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "JPY_PARENT_PID", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
     raw = RawTerminal()
     return raw, forgiving(io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8"), DrawnLine())
 
@@ -220,6 +221,13 @@ def test_no_color_leaves_the_line_without_colours(terminal, clock, monkeypatch):
 def test_a_terminal_that_cannot_redraw_a_line_gets_lines(terminal, monkeypatch, term, kind):
     monkeypatch.setenv("TERM", term)
     assert type(Report(stream=terminal[1])._view) is kind
+
+
+@pytest.mark.parametrize("name", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
+def test_a_notebook_gets_lines_unless_the_other_is_asked_for(terminal, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert type(Report(stream=terminal[1])._view) is LogView
+    assert type(Report(stream=terminal[1], style="live")._view) is LiveView
 
 
 def test_a_stream_that_another_program_put_in_place_gets_lines():

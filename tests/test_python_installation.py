@@ -63,7 +63,7 @@ def test_a_package_of_the_same_folders_is_named_with_the_way_out(monkeypatch):
     owners = {"pipeline": ["pipeline", "stable-audio-3-trainer"], "stages": ["stable_audio_3_trainer"]}
     monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
     said = str(explanation(ModuleNotFoundError("No module named 'colorama'", name="colorama")))
-    assert said.startswith("pipeline from the package index has the same folders as sa3-trainer")
+    assert "the same folders as sa3-trainer and has replaced files of it: pipeline." in said
     assert "uv tool install" in said and "pip uninstall pipeline" in said
 
 
