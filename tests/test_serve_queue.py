@@ -276,3 +276,56 @@ def test_status_is_answered_from_memory(tmp_path):
         for _ in range(20):
             client.get(path_of(job["status_url"]))
     assert time.monotonic() - begun < 2
+
+
+def test_a_job_that_this_server_cannot_run_ends_with_an_error_and_the_next_runs(tmp_path, monkeypatch):
+    with server(tmp_path) as client:
+        from pipeline.serve.jobs.job_folder import JobFolder
+
+        write = JobFolder.write_spec
+        monkeypatch.setattr(JobFolder, "write_spec", _full_disk)
+        job = submit(client)
+        wait_for(client, job)
+        monkeypatch.setattr(JobFolder, "write_spec", write)
+        wait_for(client, other := submit(client, rank=2))
+        answers = [client.get(path_of(one["response_url"])) for one in (job, other)]
+    assert [answer.status_code for answer in answers] == [500, 200] and "No space" in answers[0].json()["detail"]
+
+
+def _full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_queue_that_cannot_be_written_for_a_while_loses_no_result(tmp_path, monkeypatch):
+    import sqlite3
+
+    monkeypatch.setattr("pipeline.serve.jobs.dispatcher._RETRY_SECONDS", 0.01)
+    with server(tmp_path) as client:
+        database = client.app.state.door.database
+        update, failures = database.update, iter(range(3))
+
+        def failing(job, *names):
+            if "result" in names and next(failures, None) is not None:
+                raise sqlite3.OperationalError("database or disk is full")
+            update(job, *names)
+
+        database.update = failing
+        job = submit(client)
+        wait_for(client, job)
+        assert next(failures, None) is None
+
+
+def test_what_the_server_keeps_in_the_store_is_no_damage_and_no_garbage(tmp_path):
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+    from tests.serving import small_zip, upload
+
+    with server(tmp_path) as client:
+        job = submit(client, audio_data_url=upload(client, small_zip()))
+        wait_for(client, job)
+        result = client.get(path_of(job["response_url"])).json()
+        for command in (["verify"], ["status"], ["gc", "--yes", "--older-than", "0d"]):
+            done = CliRunner().invoke(app, [*command, "--store", str(tmp_path / "store")])
+            assert done.exit_code == 0, done.output
+        assert client.get(path_of(result["lora_file"]["url"])).content == b"weights"

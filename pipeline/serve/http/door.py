@@ -109,7 +109,7 @@ class Door:
         raw = await self.body_of(request)
         if webhook is not None and (wrong := wrong_address(webhook)):
             raise invalid([{"loc": ["query", "fal_webhook"], "type": "url_parsing", "msg": wrong}], base_url)
-        submission = await asyncio.to_thread(self._submission, path, raw, base_url, asyncio.get_running_loop())
+        submission = await asyncio.to_thread(self._submission, path, raw, base_url, owner, asyncio.get_running_loop())
         job = Job(
             id=str(uuid.uuid4()),
             app=app,
@@ -148,14 +148,16 @@ class Door:
             return PLAYER
         raise refusal(404, f"there is no application {path[:200]}; this server has {TRAINER}", "not_found")
 
-    def _submission(self, path: str, raw: bytes, base_url: str, loop: asyncio.AbstractEventLoop) -> Submission:
+    def _submission(
+        self, path: str, raw: bytes, base_url: str, owner: str, loop: asyncio.AbstractEventLoop
+    ) -> Submission:
         """The checked request; runs in a thread, as a body may be large."""
         sources = Sources(
             settings=self.settings,
             signer=self.signer,
             base_url=base_url,
             file_of=partial(self._file_of, loop),
-            store_data=self.files.store_data,
+            store_data=partial(self._store_data, loop, owner),
         )
         body = parsed_body(raw, base_url)
         if path == TRAINER:
@@ -165,6 +167,9 @@ class Door:
     def _file_of(self, loop: asyncio.AbstractEventLoop, id: str, name: str) -> tuple[Path, str] | None:
         found = asyncio.run_coroutine_threadsafe(self.files.found(id, name), loop).result()
         return None if found is None else (found[0], found[2] or f"file {id} {name}")
+
+    def _store_data(self, loop: asyncio.AbstractEventLoop, owner: str, content: bytes) -> tuple[Path, str]:
+        return asyncio.run_coroutine_threadsafe(self.files.store_data(owner, content), loop).result()
 
     async def _clean_regularly(self) -> None:
         while True:
@@ -183,9 +188,6 @@ class Door:
             if id not in needed:
                 await self.database.run(self.database.remove_upload, id)
                 self.files.remove(id)
-        for file in self.files.uploads.glob("*.zip"):
-            if file.stat().st_mtime < moment and file.name not in needed:
-                file.unlink(missing_ok=True)
 
 
 def _start_seconds(request: Request) -> float | None:

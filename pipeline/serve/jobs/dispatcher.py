@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pipeline.serve.jobs.board import Board
 from pipeline.serve.jobs.commands import spec_of
 from pipeline.serve.jobs.job import FINISHED, QUEUED, RUNNING, Job
-from pipeline.serve.jobs.results import Ending, cancelled, ending_of, lost, not_started, stalled
+from pipeline.serve.jobs.results import Ending, cancelled, ending_of, lost, not_run, not_started, stalled
 from pipeline.serve.settings import Settings
 
 _POLL_SECONDS = 0.2
+_RETRY_SECONDS = 2.0
 _MOST_ATTEMPTS = 5
 """Of workers that vanish; a restart of the server counts as none."""
 STORE_LANE = "store"
@@ -41,6 +44,8 @@ class Dispatcher:
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._twins: set[str] = set()
         """Queued jobs whose input was answered before."""
+        self._ending: set[str] = set()
+        """Jobs whose results are being written."""
 
     async def resume(self) -> None:
         """Go on with the jobs that ran when the server ended."""
@@ -57,8 +62,11 @@ class Dispatcher:
         """Start jobs as devices become free, until cancelled."""
         while True:
             self.wake.clear()
-            await self._expire()
-            await self._start_queued()
+            try:
+                await self._expire()
+                await self._start_queued()
+            except (OSError, sqlite3.Error) as error:  # a full disk: it may have room again
+                _complain("jobs cannot be started", error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 1.0)
 
@@ -95,7 +103,7 @@ class Dispatcher:
 
     async def _start_queued(self) -> None:
         for job in self.board.queued():
-            if job.state != QUEUED:  # cancelled while another was started
+            if job.state != QUEUED or job.id in self._ending:  # cancelled while another was started
                 continue
             if job.id in self._twins and STORE_LANE in self.free:
                 await self._begin(job, STORE_LANE)
@@ -111,7 +119,7 @@ class Dispatcher:
         self._watch(job, device)
 
     def _watch(self, job: Job, device: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._watched(job, device))
+        task = asyncio.get_running_loop().create_task(self._watched_to_an_end(job, device))
         self._watchers[job.id] = task
         task.add_done_callback(lambda _: self._released(job, device))
 
@@ -123,6 +131,15 @@ class Dispatcher:
         elif device not in self.free and device in self.settings.devices:
             self.free.insert(0, device)
         self.wake.set()
+
+    async def _watched_to_an_end(self, job: Job, device: str) -> None:
+        """Run a job; a failure of this server itself ends that job with an error, and nothing else."""
+        try:
+            await self._watched(job, device)
+        except Exception as error:
+            _complain(f"request {job.id} cannot be run", error)
+            why = error.strerror if isinstance(error, OSError) else type(error).__name__
+            await self._finish(job, not_run(str(why)))
 
     async def _watched(self, job: Job, device: str) -> None:
         """Run a job's worker to its end, starting it again where it vanished."""
@@ -212,11 +229,30 @@ class Dispatcher:
 
     async def _finish(self, job: Job, ending: Ending) -> None:
         """Put the result on disk, then show it."""
-        job.state, job.finished, job.status_code, job.result = FINISHED, time.time(), ending.status, ending.body
-        job.error, job.error_type = ending.error, ending.error_type
-        job.webhook_state = "pending" if job.webhook else ""
-        names: tuple[Any, ...] = ("state", "finished", "status_code", "result", "error", "error_type", "webhook_state")
-        await self.board.database.run(self.board.database.update, job, *names, "cancel_requested")
+        if job.id in self._ending:
+            return
+        self._ending.add(job.id)
+        fields: dict[str, Any] = {"state": FINISHED, "finished": time.time(), "status_code": ending.status}
+        fields |= {"result": ending.body, "error": ending.error, "error_type": ending.error_type}
+        fields |= {"webhook_state": "pending" if job.webhook else ""}
+        await self._written(replace(job, **fields), *fields, "cancel_requested")
+        for name, value in fields.items():
+            setattr(job, name, value)
+        self._ending.discard(job.id)
         self._twins.discard(job.id)
         self.board.move_to_finished(job)
         self.ended(job)
+
+    async def _written(self, job: Job, *names: str) -> None:
+        """Write fields of a job, trying until the disk takes them."""
+        while True:
+            try:
+                return await self.board.database.run(self.board.database.update, job, *names)
+            except sqlite3.Error as error:
+                _complain(f"the end of request {job.id} cannot be written yet", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _complain(what: str, error: Exception) -> None:
+    """Tell the person who started the server."""
+    print(f"error: {what} ({error or type(error).__name__})", file=sys.stderr, flush=True)

@@ -56,6 +56,11 @@ def stalled(seconds: float) -> Ending:
     return _flat(500, f"the process of this request reported nothing for {seconds:g} s and was ended", FAILED)
 
 
+def not_run(why: str) -> Ending:
+    """A job that this server could not run."""
+    return _flat(500, f"this server could not run the request ({why}); send it again", FAILED)
+
+
 def _flat(status: int, message: str, error_type: str) -> Ending:
     return Ending(status=status, body=flat_error(message, error_type), error=message, error_type=error_type)
 
