@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,8 +90,9 @@ def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except _UsageError as error:
         if "unexpected extra argument" in error.format_message():
-            error.message = names_hint(arguments) or error.message
+            error.message = names_hint(arguments) or _too_many(error.message)
         _add_hint(error)
+        error.show = partial(_show_usage_error, error)
         if as_json:
             message = error.format_message()
             detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
@@ -106,6 +108,27 @@ def _add_hint(error: Any) -> None:
     known = {str(option.name) for option in command.params}
     if known_as := hint(asked.removeprefix("--").replace("-", "_"), frozenset(known)):
         error.message, error.possibilities = f"No such option: {asked}. {known_as}", None
+
+
+_PHRASES = {
+    "Input should be a valid integer, unable to parse string as an integer": "it must be a whole number",
+    "Input should be a valid number, unable to parse string as a number": "it must be a number",
+}
+"""pydantic's, with which the parser refuses the value of an option, and ours."""
+
+
+def _show_usage_error(error: Any, file: Any = None) -> None:
+    """Print a usage error as all others are printed; `file` is the parser's, which is stderr."""
+    command = error.ctx.command_path if error.ctx is not None else "sa3-trainer"
+    message = error.format_message().removesuffix(".")
+    for phrase, words in _PHRASES.items():
+        message = message.replace(phrase, words)
+    print(f"error: {message[:1].lower()}{message[1:]}. `{command} --help` shows what can be given.", file=sys.stderr)
+
+
+def _too_many(message: str) -> str:
+    words = message.partition("(")[2].partition("(")[2].removesuffix(")")
+    return f"more than what it is about is given ({words}): a path with spaces goes in quotes"
 
 
 def names_hint(arguments: Sequence[str]) -> str:

@@ -48,6 +48,8 @@ class FieldError:
     type: str
     msg: str
     input: object = None
+    words: str = ""
+    """The message for people, where `msg` is that of a library."""
 
     @property
     def shown_input(self) -> str:
@@ -78,7 +80,9 @@ class RecipeError(PipelineError):
         super().__init__(self.errors)
 
     def __str__(self) -> str:
-        lines = [f"  {'.'.join(map(str, error.loc))}: {error.msg}{error.shown_input}" for error in self.errors]
+        lines = [
+            f"  {'.'.join(map(str, error.loc))}: {error.words or error.msg}{error.shown_input}" for error in self.errors
+        ]
         count = "1 field is" if len(self.errors) == 1 else f"{len(self.errors)} fields are"
         every = "--help-all" if self.command in COMMANDS_WITH_FIELDS else "--help"
         where = f"`sa3-trainer {self.command} {every}` lists every field with its range."

@@ -180,7 +180,9 @@ _KIND_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or fa
 
 def rule_in_words(field: Field) -> str:
     """What follows "must be": `a whole number, at least 1 and at most 256`, `one of fp16, fp32, or unset`."""
-    bounds = " and ".join(f"{_BOUND_WORDS[word]} {bound}" for word, bound in field.limits.items())
+    bounds = " and ".join(
+        f"{_BOUND_WORDS[word]} {bound}" for word, bound in field.limits.items() if word in _BOUND_WORDS
+    )
     plain = _KIND_WORDS.get(field.kind, field.rule or "valid text")
     if field.kind == "choice":
         plain = f"one of {', '.join(dict.fromkeys(field.values.values()))}"

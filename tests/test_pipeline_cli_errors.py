@@ -100,3 +100,22 @@ def test_a_folder_after_several_names_is_the_data(tmp_path, monkeypatch):
 def test_other_extra_arguments_are_answered_as_before():
     done = CliRunner().invoke(app, ["plan", "clips", "more", "--exclude", "a"])
     assert done.exit_code == 2 and "Several names" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nope"], "error: no such command 'nope'. `"),
+        (["evict", "--foo"], "error: no such option: --foo. `"),
+        (
+            ["run", "my", "clips"],
+            "error: more than what it is about is given (clips): a path with spaces goes in quotes. `",
+        ),
+        (["bench", "--rank", "x"], "error: invalid value for '--rank': it must be a whole number. `"),
+    ],
+)
+def test_usage_errors_are_one_line_as_all_errors_are(words, line):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(line) and done.stderr.endswith(" --help` shows what can be given.\n")
+    assert done.stderr.count("\n") == 1

@@ -99,7 +99,7 @@ def test_an_import_of_an_export_gives_the_clips_their_names_and_prompts_back(des
         ("run", ["--import", "FOLDER", "--no-pre-encode"], "pre_encode: must be on"),
         ("train", ["--import", "FOLDER", "--trigger-phrase", "mine"], "trigger_phrase: has no effect"),
         ("plan", ["--import", "FOLDER", "--encode-precision", "bf16"], "encode_precision: has no effect"),
-        ("encode", [], "audio_data_url: field required"),
+        ("encode", [], "audio_data_url: must be given: a .zip or a folder of clips"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

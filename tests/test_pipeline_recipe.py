@@ -47,7 +47,7 @@ def test_every_wrong_field_is_named_in_one_error():
     assert {entry.loc[-1] for entry in error.errors} == {
         "rank", "number_of_steps", "learning_rate", "model", "duration", "seed",
     }  # fmt: skip
-    assert "rank: input should be greater than or equal to 1; got '0'" in str(error)
+    assert "rank: must be a whole number, at least 1 and at most 256; got '0'" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -281,3 +281,14 @@ def test_a_table_in_the_data_is_named_by_its_path_there_or_from_here(tmp_path, m
     (tmp_path / "clips" / "meta" / "m.csv").touch()
     assert read_recipe("clips", {"captions": given.format(here=tmp_path)}).values["captions"] == "meta/m.csv"
     assert read_recipe("clips.zip", {"captions": "./m.csv"}).values["captions"] == "m.csv"
+
+
+def test_people_read_the_rule_and_programs_the_words_of_the_hosted_trainer():
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("clips.zip", {"rank": "0", "seed": "1.5", "base_precision": "q"})
+    text, entries = str(caught.value), [error.as_json() for error in caught.value.errors]
+    assert "seed: must be a whole number, at least 0 and at most 2147483647; got '1.5'" in text
+    assert "base_precision: must be one of bf16, fp16, fp32; got 'q'" in text
+    assert "nput should" not in text and "unable to" not in text
+    assert {entry["type"] for entry in entries} == {"greater_than_equal", "int_parsing", "literal_error"}
+    assert all(str(entry["msg"]).startswith("input should") for entry in entries)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import FieldError
 from pipeline.request.fields import DATA, FIELDS
 from pipeline.settings.other_names import ADVICE, MEANT
-from stages.field import Field, text_fault
+from stages.field import Field, rule_in_words, text_fault
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -40,8 +40,21 @@ def _field_error(entry: Mapping[str, Any]) -> FieldError:
     loc, message = tuple(entry["loc"]), str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
         message = f"is not a field{_meant(str(loc[-1]))}"
-    value = None if entry["type"] == "missing" else entry.get("input")
-    return FieldError(loc=loc, type=str(entry["type"]), msg=message[:1].lower() + message[1:], input=value)
+    type, value = str(entry["type"]), None if entry["type"] == "missing" else entry.get("input")
+    message = message[:1].lower() + message[1:]
+    return FieldError(loc=loc, type=type, msg=message, input=value, words=_in_words(str(loc[0]), type))
+
+
+_OWN = ("value_error", "extra_forbidden")
+"""Types of errors whose messages are ours."""
+
+
+def _in_words(name: str, type: str) -> str:
+    """The rule that a field breaks, in our words; empty where the message is ours already."""
+    field = next((field for field in (*FIELDS, DATA) if field.name == name), None)
+    if field is None or type in _OWN:
+        return ""
+    return f"must be given: {field.help}" if type == "missing" else f"must be {rule_in_words(field)}"
 
 
 def _meant(name: str) -> str:
