@@ -13,12 +13,16 @@ from cache.run_metadata import UnfinishedRun, unfinished_runs
 from cache.shared_files import iter_shared_files
 from cache.store import Store, folder_bytes, iter_file_sizes
 
-POOLS = ("latents", "prompts", "prepared")
-"""Shared folders whose files belong to the artifacts that reference them. Other folders hold caches of no artifact."""
+POOLS = ("latents", "prompts", "prepared", "weights")
+"""Shared folders whose files belong to the artifacts that reference them. Other folders hold caches of no artifact.
+
+Nothing references weights: versions before 0.7.0 wrote those of tiny-base into the store.
+"""
 _FILE_NAMES = {
     "latents": re.compile(r"[0-9a-f]{32}\.[a-z0-9]+"),
     "prompts": re.compile(r"[0-9a-f]{32}\.[a-z0-9]+"),
     "prepared": re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}[^/]*\.(flac|json)"),
+    "weights": re.compile(r"(tiny-base-v1|verify-)[^/]*/.+"),
 }
 """Files of a pool that belong to artifacts: not registries, temporary files, or files of other programs."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli_errors import JsonErrorGroup, reported_errors
-from pipeline.generate_command import add_generate_command
+from pipeline.generate.command import add_generate_command
 from pipeline.maintenance.commands import add_store_commands
 from pipeline.options.field_options import parameter, range_of, with_fields
 from pipeline.options.report_options import report_of
@@ -176,6 +176,7 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
     from cache.store import Store
     from pipeline.execution.output_name import output_name
     from pipeline.plan.adapter_values import check_adapter_values
+    from pipeline.plan.earlier_weights import earlier_weights_notes
     from pipeline.plan.import_plan import import_plan
     from pipeline.plan.packages import check_packages
     from pipeline.plan.plan import plan as planned
@@ -195,10 +196,12 @@ def plan(data: str | None, recipe: Path | None, as_json: bool, flags: dict[str, 
             resolved = resolve_inputs(request, fetch=False, imported=folder is not None, say=report.say, phase=phase)
             report.end_progress()
             decided = decide(request, Store(request.store), resolved)
+            earlier = list(earlier_weights_notes(request, Store(request.store)))
         check_packages(request, decided)
         check_adapter_values(decided, resolved.lora_checkpoint)
         named = output_name(request, decided.runs[-1])
-        for line in (*notices(request, trains=True), *data_notices(resolved.source), *filter(None, [named.note])):
+        lines = (*notices(request, trains=True), *data_notices(resolved.source), *earlier, *filter(None, [named.note]))
+        for line in lines:
             report.say(line)
         print_document(plan_json(decided)) if as_json else print("\n".join(plan_lines(decided)))
 
@@ -261,15 +264,20 @@ def status(
 
 
 @app.command()
-def example(out: Annotated[Path, typer.Argument(help="where to write the zip")]) -> None:
-    """Write the example dataset: synthesised clips with captions.
+def example(
+    out: Annotated[Path, typer.Argument(help="where to write the zip")],
+    held_out: Annotated[Path | None, typer.Option(help="also write further clips of its style to this folder")] = None,
+) -> None:
+    """Write the example dataset: short synthesised clips with captions, in a style that tiny-base does not know.
 
     Example: sa3-trainer example example.zip
     """
-    from pipeline.example_dataset import write_example
+    from pipeline.example_dataset import write_example, write_held_out
 
-    with reported_errors("example"), path_errors({"OUT.zip": out.parent}):
+    with reported_errors("example"), path_errors({"OUT.zip": out.parent, "--held-out": held_out}):
         print(write_example(out), file=sys.stderr)
+        if held_out is not None:
+            print(write_held_out(held_out), file=sys.stderr)
 
 
 @app.command()

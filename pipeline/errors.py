@@ -187,7 +187,7 @@ class OverBudget(PipelineError):
         self, store: Path, max_bytes: int, left_bytes: int, needed_bytes: int, needed_by: Sequence[str]
     ) -> None:
         """`needed_bytes`: how many of the `left_bytes` runs need; `needed_by`: keys of `REMOVAL_COMMANDS`."""
-        others = "base weights, downloaded archives and other files that gc never removes"
+        others = "downloaded archives and other files that gc never removes"
         needs = f"{size(needed_bytes)} are needed by {' and '.join(needed_by)}, "
         needs += f"{size(left_bytes - needed_bytes)} are {others}"
         parts = needs if needed_by else f"all of it is {others}"

@@ -43,20 +43,12 @@ class Family(Protocol):
 
 
 class BundledFamily(Family, Protocol):
-    """A family whose models have no hub repository: the project makes their weights itself."""
+    """A family whose models have no hub repository: their weights ship with the project."""
 
-    TENSOR_DIGESTS: Mapping[str, str]
-    """What `stages.models.checkpoint_folder.file_digest` gives for each file of tensors, by path in the folder."""
-    TEXT_FILES: Mapping[str, str | None]
-    """Digest of each JSON file of the text encoder, by path in the folder; None where it varies."""
-
-    def folder_name(self) -> str:
-        """Name of the checkpoint folder among the store's shared weights."""
-        ...
-
-    def make(self, folder: Path) -> None:
-        """Write the checkpoint folder, the same bytes every time."""
-        ...
+    FOLDER: Path
+    """The checkpoint folder, in the package."""
+    EARLIER_WEIGHTS: Mapping[str, frozenset[str]]
+    """Digests of the components of weights that shipped before, by a name that tells them apart."""
 
 
 def families() -> list[Family]:
@@ -70,8 +62,23 @@ def family_of(model: str) -> Family:
 
 
 def bundled_families() -> list[BundledFamily]:
-    """Families whose weights the project makes itself."""
-    return [cast(BundledFamily, family) for family in families() if hasattr(family, "make")]
+    """Families whose weights ship with the project."""
+    return [cast(BundledFamily, family) for family in families() if hasattr(family, "FOLDER")]
+
+
+def bundled_folder(spec: ModelSpec) -> Path:
+    """The checkpoint folder of a model that ships with the project. Raises StopIteration: it comes from the hub."""
+    return next(family.FOLDER for family in bundled_families() if spec in family.MODELS)
+
+
+def earlier_weights(components: Mapping[str, str]) -> str | None:
+    """The name of earlier shipped weights that a result was made with; None if it was made with others.
+
+    Args:
+        components: digests of the weights that were read, by component.
+    """
+    known = [entry for family in bundled_families() for entry in family.EARLIER_WEIGHTS.items()]
+    return next((name for name, digests in known if digests & {*components.values()}), None)
 
 
 def models() -> dict[str, ModelSpec]:

@@ -6,6 +6,7 @@ StageError
 │ dataset
 ├── SourceUnreadable         the dataset is neither a readable zip nor a folder
 ├── DatasetFaults            problems of clips and captions, all of them at once
+├── StyleClipsUnusable       clips that generated sounds should be compared with
 ├── InsufficientDiskSpace    the disk cannot hold what a stage is about to write
 ├── EngineUnavailable        the requested joblib backend cannot be started
 ├── PreparedAudioMissing     a clip's prepared audio is missing or damaged
@@ -78,11 +79,8 @@ class Fault:
 
     def as_json(self) -> dict[str, object]:
         """The entry in the hosted trainer's error format: loc, type, msg."""
-        return {
-            "loc": ["body", "audio_data_url", *([self.member] if self.member else [])],
-            "type": self.type,
-            "msg": self.msg,
-        }
+        place = ["body", "audio_data_url", *filter(None, [self.member])]
+        return {"loc": place, "type": self.type, "msg": self.msg}
 
 
 class DatasetFaults(StageError):
@@ -100,6 +98,9 @@ class DatasetFaults(StageError):
 
 
 _MOST_LISTED = 8
+_CAPTIONS_BY_REQUEST = (
+    '    One caption for all: --caption "TEXT". Their names as captions: --caption-template "{filename}".'
+)
 
 
 def _grouped(faults: Sequence[Fault]) -> list[str]:
@@ -115,10 +116,7 @@ def _grouped(faults: Sequence[Fault]) -> list[str]:
         shown = ", ".join(one.member for one in alike[:_MOST_LISTED])
         more = f" and {len(alike) - _MOST_LISTED:,} more" if len(alike) > _MOST_LISTED else ""
         lines += [f"  {len(alike):,} files  {type}: {shared}", f"    {shown}{more}"]
-        if type == "missing_caption":
-            lines.append(
-                '    One caption for all: --caption "TEXT". Their names as captions: --caption-template "{filename}".'
-            )
+        lines += [_CAPTIONS_BY_REQUEST] if type == "missing_caption" else []
     return lines
 
 
@@ -132,6 +130,14 @@ class SourceUnreadable(StageError):
     def as_json(self) -> dict[str, object]:
         """The entry in the hosted trainer's error format."""
         return {"loc": ["body", "audio_data_url"], "type": "invalid_archive", "msg": str(self)}
+
+
+class StyleClipsUnusable(StageError):
+    """Clips that generated sounds should be compared with cannot be used: every problem of theirs."""
+
+    def __init__(self, where: Path, faults: Sequence[Fault]) -> None:
+        lines = "".join(f"\n  {fault.member or '(all)'}: {fault.msg}" for fault in faults)
+        super().__init__(f"--like {where}: {pluralized(len(faults), 'problem')}; nothing was generated:{lines}")
 
 
 class InsufficientDiskSpace(StageError):
@@ -356,14 +362,14 @@ class InsufficientMemory(StageError):
         """`alone`: settings of which any one is enough; `together`: settings that are enough only in combination."""
         self.alone, self.together = tuple(alone), tuple(together)
         said = (
-            f"training needs about {needed} of memory ({parts}), and {device} has {available} left. Nothing was loaded."
+            f"training needs about {needed} of memory ({parts}), and {device} has {available} left. Nothing was loaded"
         )
         remedy = "No setting makes it fit: use a smaller --model or another --device, or stop other programs there."
         if alone:
             remedy = "Any one of these makes it fit:\n" + "\n".join(f"    {line}" for line in alone)
         elif together:
             remedy = "These together make it fit:\n" + "\n".join(f"    {line}" for line in together)
-        super().__init__(f"{said} {remedy}")
+        super().__init__(f"{said}. {remedy}")
 
 
 class OutOfMemory(StageError):

@@ -97,6 +97,8 @@ class ModelSpec:
     """`sample_size` of the published config."""
     max_seconds: int
     """Native length: longer clips are cropped to it."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance to generate with, where the published one does not suit the model."""
     short_name: str = ""
     """Name of the model in adapter files as other tools compare it."""
 

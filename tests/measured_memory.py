@@ -7,6 +7,7 @@ All with random weights, by `tests/benchmarks/bench_memory.py` and `sa3-trainer 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from stages.models.device import dtype_named
 from stages.train.forecast.estimate import MIB, TrainingSetup
 from stages.train.forecast.network_size import BatchSize
 from stages.train.stage import TrainParams
+from tests.small_networks import GOLDEN
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,13 @@ class Peak:
 
 
 def network_config(name: str) -> Mapping[str, Any]:
-    """A base model's, or `wide-512`: small-music-base cut down to 8 blocks of width 512."""
+    """A base model's, or one that was measured and is no model: by its transformer's width.
+
+    `narrow-128` was tiny-base until 0.6.0; `wide-512` is small-music-base cut down to 8 blocks.
+    """
+    if name == "narrow-128":
+        narrow: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+        return narrow
     if name != "wide-512":
         return config_of(name)
     config = deepcopy(dict(config_of("small-music-base")))
@@ -80,30 +88,30 @@ def on_cuda(network: str, frames: int, gib: float, eager_gib: float | None = Non
 
 
 ON_CPU = [
-    Peak("tiny-base", 108, mib=116),
-    Peak("tiny-base", 108, clips=4, mib=171),
-    Peak("tiny-base", 512, mib=177),
-    Peak("tiny-base", 512, clips=4, mib=410),
-    Peak("tiny-base", 1024, mib=240),
-    Peak("tiny-base", 1024, clips=4, mib=748),
-    Peak("tiny-base", 108, precision="bf16", mib=166),
-    Peak("tiny-base", 108, clips=4, precision="bf16", mib=202),
-    Peak("tiny-base", 512, precision="bf16", mib=201),
-    Peak("tiny-base", 512, clips=4, precision="bf16", mib=353),
-    Peak("tiny-base", 1024, precision="bf16", mib=249),
-    Peak("tiny-base", 1024, clips=4, precision="bf16", mib=537),
-    Peak("tiny-base", 512, adapter="lora", mib=153),
-    Peak("tiny-base", 108, precision="bf16", adapter="lora", mib=157),
-    Peak("tiny-base", 512, adapter="bora", mib=188),
-    Peak("tiny-base", 108, precision="bf16", adapter="bora", mib=177),
-    Peak("tiny-base", 512, adapter="dora-cols", mib=170),
-    Peak("tiny-base", 108, precision="bf16", adapter="dora-cols", mib=169),
-    Peak("tiny-base", 512, adapter="dora-rows-xs", mib=172),
-    Peak("tiny-base", 108, precision="bf16", adapter="dora-rows-xs", mib=160),
-    Peak("tiny-base", 108, checkpointing=True, mib=114),
-    Peak("tiny-base", 512, checkpointing=True, mib=159),
-    Peak("tiny-base", 1024, checkpointing=True, mib=205),
-    Peak("tiny-base", 512, clips=4, precision="bf16", checkpointing=True, mib=297),
+    Peak("narrow-128", 108, mib=116),
+    Peak("narrow-128", 108, clips=4, mib=171),
+    Peak("narrow-128", 512, mib=177),
+    Peak("narrow-128", 512, clips=4, mib=410),
+    Peak("narrow-128", 1024, mib=240),
+    Peak("narrow-128", 1024, clips=4, mib=748),
+    Peak("narrow-128", 108, precision="bf16", mib=166),
+    Peak("narrow-128", 108, clips=4, precision="bf16", mib=202),
+    Peak("narrow-128", 512, precision="bf16", mib=201),
+    Peak("narrow-128", 512, clips=4, precision="bf16", mib=353),
+    Peak("narrow-128", 1024, precision="bf16", mib=249),
+    Peak("narrow-128", 1024, clips=4, precision="bf16", mib=537),
+    Peak("narrow-128", 512, adapter="lora", mib=153),
+    Peak("narrow-128", 108, precision="bf16", adapter="lora", mib=157),
+    Peak("narrow-128", 512, adapter="bora", mib=188),
+    Peak("narrow-128", 108, precision="bf16", adapter="bora", mib=177),
+    Peak("narrow-128", 512, adapter="dora-cols", mib=170),
+    Peak("narrow-128", 108, precision="bf16", adapter="dora-cols", mib=169),
+    Peak("narrow-128", 512, adapter="dora-rows-xs", mib=172),
+    Peak("narrow-128", 108, precision="bf16", adapter="dora-rows-xs", mib=160),
+    Peak("narrow-128", 108, checkpointing=True, mib=114),
+    Peak("narrow-128", 512, checkpointing=True, mib=159),
+    Peak("narrow-128", 1024, checkpointing=True, mib=205),
+    Peak("narrow-128", 512, clips=4, precision="bf16", checkpointing=True, mib=297),
     Peak("wide-512", 108, mib=595),
     Peak("wide-512", 108, clips=4, mib=1381),
     Peak("wide-512", 512, mib=1179),

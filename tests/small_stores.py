@@ -21,8 +21,15 @@ class StoreBuilder:
 
     def artifact(self, stage: str, inputs: dict[str, str], shared_files: dict[str, bytes], **more) -> str:
         """Commits an artifact that references these shared files, and writes missing ones; returns its fingerprint."""
+        components = more.get("components", {})
         name = fingerprint(
-            stage, {"inputs": inputs, "needs": sorted(shared_files), "model": more.get("model", "tiny-base")}
+            stage,
+            {
+                "inputs": inputs,
+                "needs": sorted(shared_files),
+                "model": more.get("model", "tiny-base"),
+                "components": components,
+            },
         )
         scratch = self.start_run(stage, inputs, shared_files, name)
         if shared_files:
@@ -33,6 +40,7 @@ class StoreBuilder:
             identity=name,
             version=1,
             inputs=inputs,
+            components=components,
             params={"model": more.get("model", "tiny-base")},
             finished=more.get("finished", LONG_AGO),
         )
@@ -63,7 +71,7 @@ class StoreBuilder:
         return self.artifact("encode", {"ingest": self.ingest(clips)}, shards(clips), **more)
 
     def train(self, clips: tuple[int, ...], **more) -> str:
-        return self.artifact("train", {"encode": self.encode(clips)}, {}, **more)
+        return self.artifact("train", {"encode": self.encode(clips, **more)}, {}, **more)
 
     def names(self) -> list[str]:
         return sorted(f"{receipt.stage}" for receipt in self.store.receipts())

@@ -33,10 +33,8 @@ FRAME = 4096
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Weights:
-    folder = tmp_path_factory.mktemp("weights") / tiny.folder_name()
-    tiny.make(folder)
-    return open_folder("tiny-base", folder)
+def weights() -> Weights:
+    return open_folder("tiny-base", tiny.FOLDER)
 
 
 def clip(name: str, num_samples: int, prompt: str) -> Clip:
@@ -127,7 +125,7 @@ def test_each_clip_has_latents_of_its_own_valid_length(place):
     assert [(row.clip_id, row.num_frames, row.num_valid_frames) for row in place.rows()] == [
         ("a", 3, 3), ("b", 3, 3), ("c", 5, 5),
     ]  # fmt: skip
-    assert [place.latents(row).shape for row in place.rows()] == [(3, 32), (3, 32), (5, 32)]
+    assert [place.latents(row).shape for row in place.rows()] == [(3, 128), (3, 128), (5, 128)]
 
 
 def test_stored_latents_are_the_autoencoders_own_in_half_precision(place):
@@ -280,9 +278,9 @@ def test_another_format_gets_copies_of_the_same_latents_and_encodes_nothing(plac
 def test_silence_is_stored_with_its_place_in_the_facts(place):
     silence = place.encode().facts["silence"]
     frames = ShardPool(place.shared / "latents").read(Location(**silence))
-    assert frames.shape == (64, 32)
-    # Silence repeats itself after its first frames: any longer silence follows from what is stored.
-    np.testing.assert_allclose(frames[8:], np.broadcast_to(frames[8], frames[8:].shape), atol=2e-3)
+    assert frames.shape == (64, 128)
+    # Silence repeats itself with the chunks of four frames: any longer silence follows from what is stored.
+    np.testing.assert_allclose(frames[8:], np.tile(frames[8:12], (14, 1)), atol=2e-3)
 
 
 def test_encoder_noise_is_a_param_and_drawn_from_the_clips_key(place):
@@ -318,7 +316,7 @@ def test_latents_beyond_half_precision_are_an_error_that_names_the_clip(tmp_path
     shutil.copytree(weights.folder, folder)
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     tensors["pretransform.model.bottleneck.scaling_factor"].fill_(1e9)
     save_file(tensors, folder / "model.safetensors")
     place = EncodeSetup(tmp_path, open_folder("tiny-base", folder), CLIPS)
@@ -327,9 +325,9 @@ def test_latents_beyond_half_precision_are_an_error_that_names_the_clip(tmp_path
 
 
 def test_a_truncated_prompt_is_reported(tmp_path, weights):
-    place = EncodeSetup(tmp_path, weights, [clip("a", FRAME, "long " * 60)])
+    place = EncodeSetup(tmp_path, weights, [clip("a", FRAME, "long " * 150)])
     place.encode()
-    assert any("only the first 128 of" in line for line in place.said)
+    assert any(f"only the first {weights.sizes.max_prompt_tokens} of" in line for line in place.said)
 
 
 def test_an_unknown_latent_format_is_refused_by_name():
@@ -354,11 +352,11 @@ def test_silence_alone_is_no_progress(place):
 
 
 def test_latents_that_do_not_fit_are_refused_before_any_clip_is_encoded(place, monkeypatch):
-    num_bytes = (64 + 3 + 3 + 5) * 32 * 2  # of silence and the clips
+    num_bytes = (64 + 3 + 3 + 5) * 128 * 2  # of silence and the clips
     for free in (num_bytes - 1, num_bytes):
         monkeypatch.setattr(disk_space, "free_bytes", lambda folder, free=free: free)
         if free < num_bytes:
-            with pytest.raises(InsufficientDiskSpace, match=r"this dataset needs at least 4.[0-9] kB .* with --store"):
+            with pytest.raises(InsufficientDiskSpace, match=r"this dataset needs at least 19 kB .* with --store"):
                 place.encode()
             assert place.shown == []
     place.encode()
@@ -368,6 +366,6 @@ def test_latents_that_a_stop_left_need_no_further_room(place, monkeypatch):
     with pytest.raises(Stopped):
         place.encode(stop_after=2)
     saved = sum(path.stat().st_size for path in (place.root / "encode" / "pieces").iterdir())
-    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 75 * 32 * 2 - saved)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 75 * 128 * 2 - saved)
     place.encode()
     assert len(place.rows()) == 3

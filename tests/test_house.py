@@ -40,11 +40,13 @@ LAYERS = {
         errors waited_lock
         path_errors
         settings
-        example_dataset example_style request terminal
-        bench_grid cli_errors generation plan
+        example_style request terminal
+        example_dataset
+        bench_grid cli_errors plan
         execution report
         options
-        generate_command maintenance serve
+        generate maintenance
+        serve
         cli
         __main__
     """,
@@ -102,7 +104,7 @@ LAYERS = {
     """,
     "stages.generate": """
         audio_file settings
-        adapted_model
+        adapted_model style_clips
         sampling
         run
     """,
@@ -118,16 +120,17 @@ LAYERS = {
     """,
     "stages.pretrain": """
         clocked_run rate_schedule synthesis
-        autoencoder captions judge
-        tempo
+        autoencoder captions
+        judge tempo
         transformer
+        assemble
     """,
     "stages.pretrain.autoencoder": """
         architecture discriminator optimizer
         initialisation recipe spectra variety
         figures losses sounds trainee
         step
-        checkpoint
+        carried checkpoint
         run
     """,
     "stages.pretrain.transformer": """

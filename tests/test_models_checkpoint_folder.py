@@ -10,23 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cache.errors import WriteFailed
 from stages.errors import WeightsNotFound
+from stages.model_config import TEXT_ENCODER_FOLDER
 from stages.models.checkpoint_folder import open_folder, tensor_shapes
-from stages.models.families import tiny
+from tests.small_networks import TINY as FAMILY
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / tiny.folder_name()
-    tiny.make(folder)
-    return folder
+FILES = {"model.safetensors", "model_config.json", TEXT_ENCODER_FOLDER}
 
 
 @pytest.fixture
-def folder(made, tmp_path) -> Path:
-    shutil.copytree(made, tmp_path / "copy")
-    return tmp_path / "copy"
+def folder(tmp_path) -> Path:
+    def others(parent: str, names: list[str]) -> set[str]:
+        return {*names} - FILES if Path(parent) == FAMILY else set()
+
+    return Path(shutil.copytree(FAMILY, tmp_path / "copy", ignore=others))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -44,35 +41,6 @@ def rewrite(file: Path, **options) -> None:
     if change:
         change(tensors)
     save_file(tensors, file, **options)
-
-
-def test_tiny_base_is_the_same_bytes_each_time(made, tmp_path):
-    tiny.make(tmp_path / "again")
-    files = [
-        "model.safetensors",
-        "model_config.json",
-        f"{tiny.TEXT_FOLDER}/model.safetensors",
-        f"{tiny.TEXT_FOLDER}/tokenizer.json",
-    ]
-    assert [(made / name).read_bytes() for name in files] == [
-        (tmp_path / "again" / name).read_bytes() for name in files
-    ]
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_weights_for_which_the_disk_has_no_room_are_an_error_and_leave_nothing_behind(tmp_path, monkeypatch):
-    def full(file: Path, content: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(WriteFailed, match="could not be written: No space left on device"):
-        tiny.make(tmp_path / "tiny")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_tensor_of_tiny_base_is_left_without_a_value(made):
-    for file in (made / "model.safetensors", made / tiny.TEXT_FOLDER / "model.safetensors"):
-        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
 
 
 def test_the_order_of_tensors_in_the_file_changes_no_digest(folder):
@@ -114,13 +82,13 @@ def test_the_hub_repository_of_the_text_encoder_changes_no_digest(folder):
 @pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
 def test_another_tokenizer_or_config_is_another_text_encoder(folder, file):
     before = digests(folder)
-    path = folder / tiny.TEXT_FOLDER / file
+    path = folder / TEXT_ENCODER_FOLDER / file
     path.write_text(path.read_text() + "\n")
     assert changed(before, digests(folder)) == {"text_encoder"}
 
 
 def test_the_encoder_has_the_same_digest_in_either_file_layout(folder):
-    file = folder / tiny.TEXT_FOLDER / "model.safetensors"
+    file = folder / TEXT_ENCODER_FOLDER / "model.safetensors"
     before = digests(folder)
     whole = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
     save_file({**whole, "model.decoder.norm.weight": torch.zeros(3)}, file)
@@ -149,7 +117,7 @@ def test_cached_digests_are_not_computed_again(folder, monkeypatch):
 
 def test_shapes_come_from_the_header_alone(folder):
     shapes = tensor_shapes(folder / "model.safetensors")
-    assert shapes["model.model.transformer.memory_tokens"] == (8, 128)
+    assert shapes["model.model.transformer.memory_tokens"] == (4, 80)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +128,7 @@ def test_shapes_come_from_the_header_alone(folder):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "not a safetensors file"),
         (lambda folder: shorten(folder / "model.safetensors"), "it is cut short: [0-9,]+ of"),
         (lambda folder: lengthen(folder / "model.safetensors"), "1 bytes follow its tensors, so it is damaged"),
-        (lambda folder: shutil.rmtree(folder / tiny.TEXT_FOLDER), "holds no .safetensors file"),
+        (lambda folder: shutil.rmtree(folder / TEXT_ENCODER_FOLDER), "holds no .safetensors file"),
     ],
     ids=["no weights", "config is not JSON", "not safetensors", "cut short", "longer", "no text encoder"],
 )

@@ -77,8 +77,8 @@ def test_rank_batch_size_and_threads_have_the_limits_of_a_training():
 
 
 def test_a_rank_that_the_layers_do_not_allow_is_refused_before_anything_is_measured():
-    assert "must be at most 32 here; got 33" in faults(rank=[33], adapter_type=["lora", "lora-xs"])["rank"]
-    assert checked_grid(AXES | {"rank": [32], "adapter_type": ["lora-xs"]}).rank == 32
+    assert "must be at most 128 here; got 129" in faults(rank=[129], adapter_type=["lora", "lora-xs"])["rank"]
+    assert checked_grid(AXES | {"rank": [128], "adapter_type": ["lora-xs"]}).rank == 128
 
 
 @pytest.mark.parametrize("place", ["none/x.json", "."])

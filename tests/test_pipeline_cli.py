@@ -108,41 +108,30 @@ def test_a_dataset_with_faults_exits_1_and_lists_them_as_json(tmp_path):
 
 
 def test_an_impossible_rank_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    from stages.models.families import tiny
-
-    store = tmp_path / "store"
-    (store / "shared" / "weights").mkdir(parents=True)
-    tiny.make(store / "shared" / "weights" / tiny.folder_name())
-    (tmp_path / "clips").mkdir()
-    request = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(store)]
-    done = call(*request, "--adapter-type", "lora-xs", "--rank", "64")
+    request = on_no_clips(tmp_path)
+    done = call(*request, "--adapter-type", "lora-xs", "--rank", "200")
     assert done.exit_code == 2
-    assert "rank: must be at most 32 here; got 64" in done.stderr
+    assert "rank: must be at most 128 here; got 200" in done.stderr
     named = call(*request, "--include", "layers[0-11]")
     assert named.exit_code == 2
     assert "model.transformer.layers.0." in named.stderr
 
 
 def test_wrong_layers_and_a_wrong_rank_are_reported_together(tmp_path):
-    store = made_store(tmp_path)
-    done = call(*store, "--adapter-type", "lora-xs", "--rank", "64", "--adapter-dropout", "0.5")
+    store = on_no_clips(tmp_path)
+    done = call(*store, "--adapter-type", "lora-xs", "--rank", "200", "--adapter-dropout", "0.5")
     assert done.exit_code == 2
     assert [
         name
-        for name in ("rank: must be at most 32", "adapter_dropout: lora-xs has no dropout")
+        for name in ("rank: must be at most 128", "adapter_dropout: lora-xs has no dropout")
         if name not in done.stderr
     ] == []
 
 
-def made_store(tmp_path, *, command: str = "plan") -> list[str]:
-    """A request on an empty folder of clips and a store that holds tiny-base."""
-    from stages.models.families import tiny
-
-    weights = tmp_path / "store" / "shared" / "weights" / tiny.folder_name()
-    weights.parent.mkdir(parents=True)
-    tiny.make(weights)
+def on_no_clips(tmp_path) -> list[str]:
+    """A plan for an empty folder of clips."""
     (tmp_path / "clips").mkdir()
-    return [command, str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
+    return ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
 
 
 def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_path):
@@ -151,7 +140,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_p
 
     config = {"rank": 4, "alpha": 4.0, "adapter_type": "lora", "dropout": 0.0, "include": None, "exclude": None}
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"lora_config": json.dumps(config)})
-    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    done = call(*on_no_clips(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
     assert done.exit_code == 2
     assert "rank: is 4 in a.safetensors" in done.stderr
     assert "adapter_type: is 'lora' in a.safetensors" in done.stderr
@@ -160,7 +149,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused_before_anything_runs(tmp_p
 @pytest.mark.parametrize("content", [b"\0\0", b"not safetensors at all, but long enough to hold a length"])
 def test_a_file_that_is_not_an_adapter_is_refused_before_anything_runs(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    done = call(*on_no_clips(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
     assert done.exit_code == 2
     assert (
         "lora_checkpoint_url: is not an adapter that can be read: it is neither a safetensors file nor a .ckpt"
@@ -176,9 +165,9 @@ def test_tensors_that_do_not_fit_the_model_are_named_before_anything_runs(tmp_pa
     settings = {"rank": 2, "alpha": 2.0, "adapter_type": "lora", "include": ["layers.0.self_attn.to_out"]}
     file, fits = (
         tmp_path / "a.safetensors",
-        {layer + "lora_A": torch.zeros(2, 128), layer + "lora_B": torch.zeros(128, 2)},
+        {layer + "lora_A": torch.zeros(2, 192), layer + "lora_B": torch.zeros(192, 2)},
     )
-    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(file), "--adapter-type", "lora", "--rank", "2"]
+    request = [*on_no_clips(tmp_path), "--lora-checkpoint-url", str(file), "--adapter-type", "lora", "--rank", "2"]
     request += ["--include", "layers.0.self_attn.to_out"]
 
     def said(tensors):
@@ -186,8 +175,8 @@ def test_tensors_that_do_not_fit_the_model_are_named_before_anything_runs(tmp_pa
         return call(*request).stderr
 
     assert "lora_checkpoint_url" not in said(fits)
-    assert f"missing: {layer}lora_B (128, 2)" in said({layer + "lora_A": torch.zeros(2, 128)})
-    assert f"misshapen: {layer}lora_A is (2, 64), expected (2, 128)" in said(
+    assert f"missing: {layer}lora_B (192, 2)" in said({layer + "lora_A": torch.zeros(2, 192)})
+    assert f"misshapen: {layer}lora_A is (2, 64), expected (2, 192)" in said(
         fits | {layer + "lora_A": torch.zeros(2, 64)}
     )
     other = "model.x.parametrizations.weight.0.lora_A"
@@ -204,7 +193,7 @@ def test_the_layout_of_another_tool_is_named_before_anything_runs(tmp_path, name
     from safetensors.torch import save_file
 
     save_file({name: torch.zeros(2, 3)}, tmp_path / "a.safetensors")
-    done = call(*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
+    done = call(*on_no_clips(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors"))
     assert done.exit_code == 2
     assert f"layout of {tool}" in done.stderr
 
@@ -215,7 +204,7 @@ def test_an_xs_file_of_another_model_is_refused_before_anything_runs(tmp_path):
 
     settings = {"rank": 2, "alpha": 2.0, "adapter_type": "lora-xs", "base_model": "sa3-medium"}
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"lora_config": json.dumps(settings)})
-    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
+    request = [*on_no_clips(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
     done = call(*request, "--adapter-type", "lora-xs", "--rank", "2")
     assert done.exit_code == 2
     assert (
@@ -229,7 +218,7 @@ def test_an_adapter_file_without_settings_is_refused_with_what_to_say(tmp_path):
 
     layer = "model.project_in.parametrizations.weight.0."
     save_file({layer + "lora_A": torch.zeros(4, 8), layer + "lora_B": torch.zeros(6, 4)}, tmp_path / "a.safetensors")
-    request = [*made_store(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
+    request = [*on_no_clips(tmp_path), "--lora-checkpoint-url", str(tmp_path / "a.safetensors")]
     done = call(*request)
     assert done.exit_code == 2
     assert "has no lora_config" in done.stderr
@@ -278,7 +267,7 @@ def test_weights_of_another_model_are_refused_by_their_sizes(tmp_path):
 
 def test_the_weights_variable_does_not_replace_bundled_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("SA3_WEIGHTS", str(tmp_path / "nowhere"))
-    assert call(*made_store(tmp_path)).exit_code == 0
+    assert call(*on_no_clips(tmp_path)).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["run", "ingest", "encode", "train", "plan", "explain"])

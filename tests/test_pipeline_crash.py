@@ -31,8 +31,8 @@ from tests.small_datasets import sound, tone, zipped
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 NUM_CLIPS = 9
-REBUILT = ("locks", "digests.sqlite", "registry-", "receipt.json", "weights")
-"""Not compared: times, caches, and the weights, which are given."""
+REBUILT = ("locks", "digests.sqlite", "registry-", "receipt.json")
+"""Not compared: times and caches."""
 
 
 @dataclass(kw_only=True)
@@ -41,19 +41,14 @@ class Driver:
 
     process: subprocess.Popen[str]
     data: Path
-    weights: Path
 
     def ask(self, root: Path, format: str, **ending: Any) -> dict[str, Any]:
         """One run in a folder, and how it ended."""
+        root.mkdir(parents=True, exist_ok=True)
         request = {"root": str(root), "data": str(self.data), "format": format, **ending}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
-
-    def fresh(self, root: Path) -> Path:
-        """A folder whose store has the weights already."""
-        shutil.copytree(self.weights, root / "artifacts" / "shared" / "weights", copy_function=os.link)
-        return root
 
 
 @dataclass(kw_only=True)
@@ -87,12 +82,7 @@ def driver(tmp_path_factory) -> Iterator[Driver]:
     )
     assert process.stdout is not None
     assert "ready" in process.stdout.readline()
-    from stages.models.families import tiny
-
-    weights = place / "weights"
-    weights.mkdir()
-    tiny.make(weights / tiny.folder_name())
-    yield Driver(process=process, data=zipped(place / "clips.zip", files), weights=weights)
+    yield Driver(process=process, data=zipped(place / "clips.zip", files))
     assert process.stdin is not None
     process.stdin.close()
     process.wait(timeout=20)
@@ -105,7 +95,7 @@ def whole(driver, tmp_path_factory) -> dict[str, UninterruptedRun]:
 
 
 def uninterrupted(driver: Driver, root: Path, format: str) -> UninterruptedRun:
-    ended = driver.ask(driver.fresh(root), format)
+    ended = driver.ask(root, format)
     assert ended["code"] == 0, ended["said"]
     store = Store(root / "artifacts")
     (ingest,), (encode,) = store.receipts("ingest"), store.receipts("encode")
@@ -182,7 +172,7 @@ def test_a_killed_run_is_finished_by_the_next_one_with_the_same_bytes(driver, wh
     chance, known, killed, stores = random.Random(f"{format} {kills}"), whole[format], 0, 0
     while killed < kills:
         stores += 1
-        root = driver.fresh(tmp_path / str(stores))
+        root = tmp_path / str(stores)
         stops = killed_a_few_times(driver, root, format, known, chance)
         finish(driver, root, format, known, stops)
         killed += stops
@@ -206,7 +196,7 @@ def killed_a_few_times(driver: Driver, root: Path, format: str, known: Uninterru
 def test_a_full_disk_is_reported_and_the_next_run_finishes(driver, whole, tmp_path, format, times):
     chance, known = random.Random(f"full {format} {times}"), whole[format]
     for number in range(times):
-        root = driver.fresh(tmp_path / str(number))
+        root = tmp_path / str(number)
         ended = interrupted(driver, root, format, known, {"fsize": chance.randint(0, known.largest - 1)})
         assert ended["code"] == 1, ended["said"]
         assert "error: " in ended["said"] and "Traceback" not in ended["said"], ended["said"]

@@ -336,7 +336,7 @@ def test_the_query_of_a_url_is_neither_printed_nor_stored(server, tmp_path, zip_
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    """Making the tiny model would take longer than all of this."""
+    """Reading the weights would take longer than all of this."""
     monkeypatch.setattr("pipeline.request.resolve.weights_folder", lambda recipe, **more: (None, "not needed here"))
 
 

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.generation import free_name, playable_models
+from pipeline.generate.request import free_name, playable_models
 
 FAMILY = Path(__file__).parent / "golden" / "tiny-s"
 

@@ -54,36 +54,47 @@ def test_an_unknown_name_or_model_is_an_error(builder, words):
     assert (done.exit_code, f"nothing in {builder.store.root} matches" in done.stderr) == (1, True)
 
 
-def add_base_weights(builder: StoreBuilder) -> None:
-    """Base weights, which belong to no artifact."""
-    folder = builder.store.shared / "weights" / "tiny-base-v1"
+def add_download(builder: StoreBuilder) -> None:
+    """A downloaded archive, which belongs to no artifact."""
+    folder = builder.store.shared / "sources"
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(bytes(1000))
+    (folder / f"{0:032x}.zip").write_bytes(bytes(1000))
 
 
-def test_a_size_limit_that_weights_alone_exceed_does_not_mention_trainings(builder):
-    add_base_weights(builder)
+def test_gc_removes_the_base_weights_that_earlier_versions_wrote_into_the_store(builder):
+    folder = builder.store.shared / "weights" / "tiny-base-v1"
+    (folder / "t5gemma-b-b-ul2").mkdir(parents=True)
+    for name in ("model.safetensors", "t5gemma-b-b-ul2/config.json"):
+        (folder / name).write_bytes(bytes(1000))
+    done = typed(builder, "gc")
+    assert "shared/weights/tiny-base-v1/model.safetensors" in done.stdout
+    assert "2.0 kB freed" in done.stdout
+    assert not (builder.store.shared / "weights").exists()
+
+
+def test_a_size_limit_that_downloads_alone_exceed_does_not_mention_trainings(builder):
+    add_download(builder)
     done = typed(builder, "gc", "--max-bytes", "1")
     assert done.exit_code == 1
-    assert "1.0 kB are left, more than the 1 B allowed: all of it is base weights" in done.stderr
+    assert "1.0 kB are left, more than the 1 B allowed: all of it is downloaded archives" in done.stderr
     assert "training" not in done.stderr
 
 
-def test_a_size_limit_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_weights(builder):
-    add_base_weights(builder)
+def test_a_size_limit_that_cannot_be_met_says_how_much_trainings_need_and_how_much_is_downloads(builder):
+    add_download(builder)
     builder.train((0,))
     left = builder.store.sizes().total - sum(map(len, prepared((0,)).values()))
     done = typed(builder, "gc", "--max-bytes", "1")
-    assert f"{size(left - 1000)} are needed by finished trainings, 1.0 kB are base weights" in done.stderr
+    assert f"{size(left - 1000)} are needed by finished trainings, 1.0 kB are downloaded archives" in done.stderr
     assert f"`sa3-trainer evict --older-than 30d --store {builder.store.root}` removes old trainings" in done.stderr
 
 
 def test_what_an_unfinished_run_wrote_counts_as_needed_by_it(builder):
-    add_base_weights(builder)
+    add_download(builder)
     interrupt_run(builder, "train", (0,))
     left = builder.store.sizes().total
     done = typed(builder, "gc", "--max-bytes", "1", "--dry-run")
-    assert f"{size(left - 1000)} are needed by unfinished runs, 1.0 kB are base weights" in done.stderr
+    assert f"{size(left - 1000)} are needed by unfinished runs, 1.0 kB are downloaded archives" in done.stderr
     assert f"`sa3-trainer evict NAME --store {builder.store.root}` removes an unfinished run" in done.stderr
 
 

@@ -46,7 +46,7 @@ def test_an_export_holds_every_clip_and_the_silence(desk):
     ]  # fmt: skip
     about = json.loads((desk.folder / "0000010000.json").read_text("utf-8"))
     assert (about["relpath"], about["prompt"], about["padding_mask"]) == ("pads/b", "tone number 1", [1] * 6)
-    assert np.load(desk.folder / "silence.npy").shape == (1, 32, 1292)
+    assert np.load(desk.folder / "silence.npy").shape == (1, 128, 1292)
 
 
 def test_a_folder_is_imported_and_then_known(desk):

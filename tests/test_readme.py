@@ -77,7 +77,7 @@ def test_every_command_line_in_the_readme_is_one_that_can_be_typed(words):
 def test_make_run_gives_the_command_line_that_the_readme_shows():
     done = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True)
     (shown,) = (line for line in README.splitlines() if line.startswith('sa3-trainer run "artifacts/example.zip"'))
-    (made,) = (line for line in done.stdout.splitlines() if "sa3-trainer run" in line)
+    (made,) = (line for line in done.stdout.splitlines() if line.startswith(".venv/bin/sa3-trainer run"))
     unnamed = made.replace('--name ""', "")
     assert shlex.split(unnamed)[1:] == shlex.split(shown)[1:]
 

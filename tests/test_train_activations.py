@@ -16,17 +16,18 @@ from stages.train.forecast.estimate import MIB, adapter_values
 from stages.train.forecast.network_size import BatchSize, LayerUse, network_size
 from stages.train.model.network import batch_losses
 from stages.train.stage import TrainParams
+from tests.measured_memory import network_config
 from tests.small_networks import config
 
 CPU = torch.device("cpu")
 KINDS = catalogue.adapter_kinds()
 
 COUNTED = [
-    ("tiny-base", "lora", 1, 1024, "fp32", False, 16, 66.2),
-    ("tiny-base", "dora-rows", 1, 108, "bf16", False, 16, 9.3),
-    ("tiny-base", "dora-rows", 4, 200, "bf16", True, 64, 33.8),
-    ("tiny-base", "dora-cols", 4, 200, "bf16", True, 64, 27.5),
-    ("tiny-base", "bora", 1, 1024, "fp32", False, 16, 111.1),
+    ("narrow-128", "lora", 1, 1024, "fp32", False, 16, 66.2),
+    ("narrow-128", "dora-rows", 1, 108, "bf16", False, 16, 9.3),
+    ("narrow-128", "dora-rows", 4, 200, "bf16", True, 64, 33.8),
+    ("narrow-128", "dora-cols", 4, 200, "bf16", True, 64, 27.5),
+    ("narrow-128", "bora", 1, 1024, "fp32", False, 16, 111.1),
     ("small-music-base", "lora", 4, 200, "bf16", True, 64, 437.9),
     ("small-music-base", "dora-rows", 1, 1024, "fp32", False, 16, 4957.6),
     ("small-music-base", "dora-cols", 1, 108, "bf16", False, 16, 502.7),
@@ -39,7 +40,7 @@ COUNTED = [
 ]
 """MiB of activations at the peak of a step, counted operation by operation on torch's meta device (0.5.0)."""
 FILTERED = [
-    ("tiny-base", "dora-rows", "bf16", {"include": ("layers.2.",)}, 13.5),
+    ("narrow-128", "dora-rows", "bf16", {"include": ("layers.2.",)}, 13.5),
     ("small-music-base", "lora", "bf16", {"include": ("layers.2.",)}, 706.2),
     ("small-music-base", "dora-rows", "bf16", {"exclude": ("to_local_embed",)}, 1542.5),
     ("medium-base", "bora", "bf16", {"exclude": ("to_local_embed",)}, 3865.9),
@@ -49,7 +50,7 @@ FILTERED = [
 
 def one_pass(model: str, kind: str, batch: BatchSize, precision: str, rank: int = 16, **filters: object) -> ForwardPass:
     return ForwardPass(
-        network=network_size(config_of(model), **filters),  # type: ignore[arg-type]
+        network=network_size(network_config(model), **filters),  # type: ignore[arg-type]
         batch=batch,
         kind=kind_named(kind),
         rank=rank,
@@ -136,8 +137,8 @@ def test_gradient_checkpointing_holds_less():
 @pytest.mark.parametrize(
     ("model", "seconds", "dtype", "mib"),
     [
-        ("tiny-base", 10, torch.float32, 23.6),
-        ("tiny-base", 190, torch.bfloat16, 229.2),
+        ("narrow-128", 10, torch.float32, 23.6),
+        ("narrow-128", 190, torch.bfloat16, 229.2),
         ("small-music-base", 60, torch.float32, 820.5),
         ("small-music-base", 190, torch.bfloat16, 1686.8),
         ("medium-base", 10, torch.bfloat16, 185.1),
@@ -145,10 +146,11 @@ def test_gradient_checkpointing_holds_less():
     ],
 )
 def test_an_autoencoder_works_in_as_much_as_was_counted(model, seconds, dtype, mib):
-    _, working = encoding_bytes(config_of(model), seconds * 44_100, dtype)
+    _, working = encoding_bytes(network_config(model), seconds * 44_100, dtype)
     assert working == pytest.approx(mib * MIB, rel=0.05)
 
 
 def test_an_autoencoder_s_weights_are_counted_in_its_dtype():
-    wide, narrow = (encoding_bytes(config_of("tiny-base"), 44_100, dtype)[0] for dtype in (torch.float32, torch.half))
+    of_narrow = network_config("narrow-128")
+    wide, narrow = (encoding_bytes(of_narrow, 44_100, dtype)[0] for dtype in (torch.float32, torch.half))
     assert wide == 2 * narrow == 2_539_268

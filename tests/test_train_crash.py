@@ -62,7 +62,7 @@ def left(root: Path) -> dict[str, bytes]:
 
 
 def uninterrupted(driver: Driver, root: Path, flags: dict[str, Any]) -> UninterruptedRun:  # noqa: F811
-    first = asked(driver, driver.fresh(root / "first"), flags)
+    first = asked(driver, root / "first", flags)
     assert first["code"] == 0, first["said"]
     files = left(root / "first")
     before = root / "before"

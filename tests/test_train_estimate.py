@@ -49,12 +49,12 @@ def test_memory_is_estimated_within_the_error_stated_in_every_case_measured(peak
 @pytest.mark.parametrize(
     ("network", "precision", "lengths", "mib"),
     [
-        ("tiny-base", "bf16", 1, 177),
-        ("tiny-base", "bf16", 10, 488),
-        ("tiny-base", "bf16", 20, 822),
-        ("tiny-base", "bf16", 98, 1015),
-        ("tiny-base", "fp32", 90, 133),
-        ("tiny-base", "fp16", 10, 117),
+        ("narrow-128", "bf16", 1, 177),
+        ("narrow-128", "bf16", 10, 488),
+        ("narrow-128", "bf16", 20, 822),
+        ("narrow-128", "bf16", 98, 1015),
+        ("narrow-128", "fp32", 90, 133),
+        ("narrow-128", "fp16", 10, 117),
         ("wide-512", "bf16", 35, 1246),
     ],
 )

@@ -25,7 +25,7 @@ class Damage:
     """One damaged or missing part of a store."""
 
     kind: str
-    """`place`, `receipt`, `artifact`, `rows`, `gone`, `shard`, `prepared`, `source` or `weights`."""
+    """`place`, `receipt`, `artifact`, `rows`, `gone`, `shard`, `prepared` or `source`."""
     path: str
     """Path inside the store."""
     what: str

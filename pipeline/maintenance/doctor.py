@@ -22,6 +22,8 @@ from cache.store import Store
 from pipeline.errors import ChecksFailed
 from pipeline.request.paths import with_home
 from stages import catalogue
+from stages.errors import WeightsNotFound
+from stages.models.bundled_weights import check_bundled_weights
 from stages.plural import size
 
 PROJECT = "stable-audio-3-trainer"
@@ -56,7 +58,7 @@ def run_checks(store: Path) -> list[Check]:
         ("python", python),
         ("packages", packages),
         ("devices", devices),
-        ("weights", lambda: weights(store)),
+        ("weights", weights),
         ("store", lambda: store_folder(store)),
     )
     return [
@@ -140,23 +142,25 @@ def devices() -> Results:
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
 
 
-def weights(store: Path) -> Results:
+def weights() -> Results:
     """Where each model's weights are, or where they will come from."""
     given = os.environ.get("SA3_WEIGHTS")
     if given:
         complete = (Path(with_home(given)) / "model_config.json").is_file()
         yield "SA3_WEIGHTS", GOOD if complete else BAD, given if complete else f"{given} holds no model_config.json"
     for name, spec in catalogue.models().items():
-        yield name, *_weights_of(spec, store)
+        yield name, *_weights_of(spec)
 
 
-def _weights_of(spec: Any, store: Path) -> tuple[str, str]:
+def _weights_of(spec: Any) -> tuple[str, str]:
     from pipeline.request.hub import hub_folder
 
     if spec.repo is None:
-        family = next(family for family in catalogue.bundled_families() if spec in family.MODELS)
-        exists = (store / "shared" / "weights" / family.folder_name() / "model_config.json").is_file()
-        return GOOD, "in the store" if exists else "made on first use"
+        try:
+            check_bundled_weights(catalogue.bundled_folder(spec))
+        except WeightsNotFound as error:
+            return BAD, str(error)
+        return GOOD, str(catalogue.bundled_folder(spec))
     try:
         folder = hub_folder(spec, download=False)
     except Exception as error:  # whatever is wrong with the hub's cache is a result here, not a crash

@@ -32,6 +32,7 @@ from pipeline.maintenance.gc_policy import (
 from pipeline.maintenance.quantities import bytes_of, days_of, field_error
 from pipeline.maintenance.removal import remove, remove_leftovers
 from pipeline.store_option import with_store
+from stages import catalogue
 from stages.plural import pluralized, size
 
 STAGES = ("ingest", "encode", "train")
@@ -174,7 +175,7 @@ def _is_selected(
     return (
         (not matches or any(match(receipt.stage, receipt.fingerprint) for match in matches))
         and selection.stage in (None, receipt.stage)
-        and selection.model in (None, receipt.params.get("model"))
+        and selection.model in (None, receipt.params.get("model"), catalogue.earlier_weights(receipt.components))
         and (days is None or days_since(receipt.finished) >= days)
     )
 

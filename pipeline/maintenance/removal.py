@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from cache import run_metadata
-from cache.files.atomic_files import STALE_AFTER_SECONDS, remove_stale_temporaries
+from cache.files.atomic_files import remove_stale_temporaries
 from cache.registry import unregister_shards
 from cache.store import Store
 from pipeline.maintenance.gc_policy import RemovalPlan
-from stages.models.bundled_weights import TEMPORARY_PREFIX
 
 
 def remove(store: Store, plan: RemovalPlan) -> None:
@@ -38,16 +36,13 @@ def _unregister_shards(store: Store, paths: Sequence[str]) -> None:
 
 
 def remove_leftovers(store: Store) -> None:
-    """Delete temporary files of dead writers, metadata of runs that are gone, unfinished weights and empty folders."""
+    """Delete temporary files of dead writers, metadata of runs that are gone and empty folders."""
     for folder in [store.shared, *(path for path in store.shared.rglob("*") if path.is_dir())]:
         if folder.is_dir():
             remove_stale_temporaries(folder)
     for file in run_metadata.orphans(store):
         file.unlink(missing_ok=True)
-    for folder in (store.shared / "weights").glob("*"):
-        temporary = folder.name.startswith(TEMPORARY_PREFIX) or folder.suffix == ".tmp"
-        if temporary and time.time() - folder.stat().st_mtime > STALE_AFTER_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
-    for folder in (store.shared / "prepared").glob("*"):
-        with suppress(OSError):  # not empty
+    folders = [path for pool in ("prepared", "weights") for path in (store.shared / pool).rglob("*") if path.is_dir()]
+    for folder in [*reversed(folders), store.shared / "weights"]:
+        with suppress(OSError):  # not empty, or not there
             folder.rmdir()

@@ -5,7 +5,7 @@ artifact   ingest, encode: removed, and made again from what the store holds
 shard      its intact items move to a new shard; the lost ones are made again
 receipt    in the folder of another artifact: put back where its files are
 place      a folder in place of a file, or a file in place of a folder: removed
-prepared, source, weights   removed, and made again when they are read
+prepared, source   removed, and made again when they are read
 
 Light: readers of shards are imported when they are used.
 """
@@ -157,5 +157,4 @@ _REPAIRS: dict[str, Callable[[Store, Damage], str]] = {
     "gone": _unregister_shard,
     "prepared": _drop_prepared,
     "source": _drop,
-    "weights": _drop,
 }

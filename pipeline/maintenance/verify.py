@@ -27,7 +27,6 @@ from pipeline.maintenance.damage import (
 )
 from pipeline.maintenance.verify_places import place_damages
 from pipeline.maintenance.verify_references import lost_share, reference_damages
-from stages.models.bundled_weights import TEMPORARY_PREFIX, weights_fault
 from stages.prepared_audio import damage_of, has_earlier_facts
 
 Progress = Callable[..., None]
@@ -36,7 +35,7 @@ DOWNLOAD_SUFFIXES = (".zip", ".safetensors", ".ckpt")
 
 
 def verify(store: Store, progress: Progress = lambda done, total, note="": None) -> VerifyResult:
-    """Check every artifact, shard, prepared clip, download and weights folder of a store."""
+    """Check every artifact, shard, prepared clip and download of a store."""
     damages: list[Damage] = list(place_damages(store))
     wrong_kind = {damage.path for damage in damages}
     receipts = store.receipts(on_damage=lambda error: damages.append(_receipt_damage(store, error)))
@@ -57,7 +56,7 @@ def verify(store: Store, progress: Progress = lambda done, total, note="": None)
     for done, check in enumerate(checks, 1):
         damages += check()
         progress(done, len(checks))
-    damages += [*reference_damages(store, receipts, damages), *source_damages(store), *weights_damages(store)]
+    damages += [*reference_damages(store, receipts, damages), *source_damages(store)]
     return VerifyResult(
         damages=tuple(with_clips(store, receipts, damages)),
         num_artifacts=len(receipts),
@@ -130,14 +129,6 @@ def source_damages(store: Store) -> Iterator[Damage]:
         if len(file.stem) == 32 and not digest_file(file).startswith(f"sha256:{file.stem}"):
             meaning = "it is downloaded or decoded again from its address"
             yield Damage(kind="source", path=path_in_store(store, file), what="it has other bytes", meaning=meaning)
-
-
-def weights_damages(store: Store) -> Iterator[Damage]:
-    """Bundled weights that differ from the same weights created again."""
-    for folder in sorted(_entries(store.shared / "weights")):
-        if folder.is_dir() and not folder.name.startswith(TEMPORARY_PREFIX) and (why := weights_fault(folder)):
-            meaning = "they are made again on first use"
-            yield Damage(kind="weights", path=path_in_store(store, folder), what=why, meaning=meaning)
 
 
 def with_clips(store: Store, receipts: Sequence[Receipt], damages: Sequence[Damage]) -> list[Damage]:

@@ -15,14 +15,13 @@ from pipeline.maintenance.damage import Damage, path_in_store
 
 _FOLDERS = (
     *("ingest", "encode", "train", "scratch", "locks", "shared"),
-    *(f"shared/{pool}" for pool in ("latents", "prompts", "prepared", "sources", "weights")),
+    *(f"shared/{pool}" for pool in ("latents", "prompts", "prepared", "sources")),
     "shared/sources/addresses",
 )
 _NAMES = {
     r"(ingest|encode|train)/[0-9a-f]{32}": True,
     r"scratch/[a-z]+-[0-9a-f]{32}": True,
     r"shared/prepared/[0-9a-f]{2}": True,
-    r"shared/weights/[a-z]+-base-v\d+": True,
     r"digests\.sqlite|\.sa3-trainer-store": False,
     r"locks/[^/]+\.(lock|json)": False,
     r"scratch/[^/]+\.json": False,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cache.digest_cache import DigestCache
-from cache.fingerprint import digest_file, fingerprint
-from cache.store import Store
+from cache.fingerprint import digest_file
 from pipeline.request.hub import hub_folder
 from pipeline.request.locate import InputLocator
 from pipeline.request.preflight import check_request
 from pipeline.request.recipe import Recipe
-from pipeline.waited_lock import waited_lock
 from stages import catalogue
 from stages.contract import Source, Weights
 from stages.ingest.source.dataset_files import clip_files
 from stages.ingest.source.listing import open_source
-from stages.models.bundled_weights import weights_fault
+from stages.models.bundled_weights import check_bundled_weights
 from stages.models.checkpoint_folder import open_folder
 from stages.records import ModelSpec
 
@@ -33,7 +30,7 @@ class ResolvedInputs:
     weights: Weights | None
     """None while they are not on this machine yet."""
     why_no_weights: str = ""
-    """Why, and what brings them: a download, or making the bundled ones."""
+    """Why, and that they are downloaded."""
     lora_checkpoint: Path | None = None
     lora_digest: str | None = None
     why_no_source: str = ""
@@ -55,11 +52,10 @@ def resolve_inputs(
     """Find and digest the data, the weights and the adapter file of a recipe, and check that they go together.
 
     Args:
-        fetch: download URLs, and write the weights bundled with the project (tiny-base) into the store; plan does
-            neither.
+        fetch: download URLs; plan does not.
         weights: off where no stage reads them, so that a dataset can be checked without them.
         imported: the data is a pre-encoded folder, all of whose files are data.
-        say, progress: called about downloads; `say` also while another process makes the weights.
+        say, progress: called about downloads.
         phase: called with what is being read.
 
     Raises:
@@ -79,7 +75,7 @@ def resolve_inputs(
     weights_phase = f"reading the weights of {recipe.model.name}" if weights else ""
     from_hub = recipe.weights is None and recipe.model.repo is not None
     phase("" if from_hub else weights_phase)  # the hub's library shows its own progress
-    folder, why = weights_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache) if weights else (None, "")
+    folder, why = weights_folder(recipe, fetch=fetch, digest_cache=digest_cache) if weights else (None, "")
     phase(weights_phase)
     opened = open_folder(recipe.model.name, folder, digest_cache) if folder else None
     lora, why_no_lora = locator.lora()
@@ -100,18 +96,6 @@ def _described(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:,.0f} MB of clips" if path.is_file() else path.name
 
 
-def _write_once(family: catalogue.BundledFamily, folder: Path, store: Store, say: Callable[[str], None]) -> None:
-    """Write bundled weights unless another process was faster; leftovers of a killed one are removed first."""
-    name = fingerprint("shipped weights", {"folder": folder.name})
-    with waited_lock(store, "weights", name, "making the same weights", say):
-        for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if folder.is_dir() and weights_fault(folder):
-            shutil.rmtree(folder)
-        if not folder.is_dir():
-            family.make(folder)
-
-
 class WeightsWanted(Protocol):
     """What finding weights needs of a request."""
 
@@ -119,48 +103,28 @@ class WeightsWanted(Protocol):
     def model(self) -> ModelSpec: ...
     @property
     def weights(self) -> Path | None: ...
-    @property
-    def store(self) -> Path: ...
 
 
 def weights_folder(
-    recipe: WeightsWanted,
-    *,
-    fetch: bool,
-    say: Callable[[str], None] = lambda line: None,
-    digest_cache: DigestCache | None = None,
+    recipe: WeightsWanted, *, fetch: bool, digest_cache: DigestCache | None = None
 ) -> tuple[Path | None, str]:
-    """The checkpoint folder; None, with the reason, while it is not on this machine."""
+    """The checkpoint folder; None, with the reason, while it is not on this machine.
+
+    Raises:
+        WeightsNotFound: those that ship with the project are damaged.
+    """
     if recipe.weights is not None:
         return recipe.weights, ""
     spec = recipe.model
     if spec.repo is None:
-        return _bundled_folder(recipe, fetch=fetch, say=say, digest_cache=digest_cache)
-    folder = hub_folder(spec, download=fetch)
-    return folder, "" if folder else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
+        folder = catalogue.bundled_folder(spec)
+        check_bundled_weights(folder, digest_cache.digest if digest_cache else digest_file)
+        return folder, ""
+    downloaded = hub_folder(spec, download=fetch)
+    return downloaded, "" if downloaded else f"the weights of {spec.name} are downloaded from {spec.repo} on first use"
 
 
 def are_to_be_downloaded(recipe: WeightsWanted) -> bool:
     """Whether the weights of a request are not on this machine yet, and come over the network."""
     spec = recipe.model
     return recipe.weights is None and spec.repo is not None and hub_folder(spec, download=False) is None
-
-
-def _bundled_folder(
-    recipe: WeightsWanted, *, fetch: bool, say: Callable[[str], None], digest_cache: DigestCache | None
-) -> tuple[Path | None, str]:
-    """The folder in the store of weights that ship with the project, compared with their known digests."""
-    family = next(family for family in catalogue.bundled_families() if recipe.model in family.MODELS)
-    folder: Path = recipe.store / "shared" / "weights" / family.folder_name()
-    model, made = recipe.model.name, "made on first use"
-    if folder.is_dir():
-        fault = weights_fault(folder, digest_cache)
-        if not fault:
-            return folder, ""
-        made = f"damaged ({fault}) and made again"
-        if fetch:
-            say(f"the weights of {model} in {folder} are {made}")
-    if not fetch:
-        return None, f"the weights of {model} are {made}"
-    _write_once(family, folder, Store(recipe.store), say)
-    return folder, ""

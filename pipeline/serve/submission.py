@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RecipeError
-from pipeline.generation import playable_models
+from pipeline.generate.request import playable_models
 from pipeline.request.fields import DATA, FIELDS, PATHS, RESOURCES
 from pipeline.request.recipe import read_recipe
 from pipeline.serve.errors import entry, invalid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ SAMPLERS = ("euler", "rk4", "dpmpp", "pingpong")
 """Names in `stages.models.nets.dit.samplers`, which needs torch."""
 MAX_SEED = 2**31 - 1
 AUDIO_SUFFIXES = (".wav", ".flac")
+SHORTEST_COMPARED_SECONDS = 1.0
+"""Of a sound whose distance to a style is asked for: shorter ones hold no rhythm and hardly a spectrum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,15 @@ class AdapterUse:
         if not math.isfinite(strength):
             raise ValueError(f"the strength of an adapter must be a finite number; got {number}")
         return AdapterUse(file=Path(path).expanduser(), strength=strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One file to write: the clip as it sounds with these adapters."""
+
+    name: str
+    file: Path
+    adapters: Sequence[AdapterUse] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

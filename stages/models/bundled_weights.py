@@ -1,77 +1,60 @@
-"""Compares bundled weights, which the project creates itself, with the digests that they must have.
-
-Nothing is written for it: a store may be read-only, and its disk full. Light: standard library only.
-"""
+"""Compares weights that ship with the project with the digests that ship beside them. Light: standard library only."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shlex import quote
 
-from cache.fingerprint import digest_bytes
+from cache.fingerprint import digest_file
 from stages import catalogue
 from stages.errors import WeightsNotFound
-from stages.models.checkpoint_folder import CONFIG_FILE, DigestLookup, file_digest
 
-TEMPORARY_PREFIX = "verify-"
-"""Start of the name of a temporary folder in which earlier versions created weights for comparison."""
+DIGESTS_FILE = "SHA256SUMS"
+"""Lines of `<sha256>  <path in the folder>`, as `sha256sum` writes them."""
 
 
-def weights_fault(folder: Path, digest_cache: DigestLookup | None = None) -> str:
-    """What is wrong with a folder of bundled weights, wherever it lies; empty where nothing is.
-
-    JSON files of the text encoder may contain the version of the library that wrote them; those are only parsed.
+def check_bundled_weights(folder: Path, digest: Callable[[Path], str] = digest_file) -> None:
+    """Compare bundled weights with their digests, wherever they are installed; other folders pass.
 
     Args:
-        digest_cache: remembers the digests of unchanged files; without it every byte is read.
-    """
-    family = next((family for family in catalogue.bundled_families() if family.folder_name() == folder.name), None)
-    if family is None:
-        return ""  # weights of another version of the project: nothing reads them
-    return "; ".join(_faults(folder, family, digest_cache))
-
-
-def check_bundled_weights(folder: Path) -> None:
-    """Compare every byte of bundled weights with their known digests, before they are loaded; others pass.
+        digest: `sha256:<hex>` of a file's bytes. The default reads every byte, whatever is remembered of the file.
 
     Raises:
-        WeightsNotFound: they were damaged so that not even their ctime has changed.
+        WeightsNotFound: a file is gone or has other bytes.
     """
-    if fault := weights_fault(folder):
-        raise WeightsNotFound(str(folder), fault, f"Delete that folder and run again: `rm -r {quote(str(folder))}`.")
+    if not any(folder == family.FOLDER for family in catalogue.bundled_families()):
+        return
+    if fault := "; ".join(_faults(folder, digest)):
+        remedy = f"Install the project again; in a checkout: `git restore {quote(str(folder))}`."
+        raise WeightsNotFound(str(folder), fault, remedy)
 
 
-def _faults(folder: Path, family: catalogue.BundledFamily, digest_cache: DigestLookup | None) -> Iterator[str]:
-    for name, digest in family.TENSOR_DIGESTS.items():
-        if why := _tensors_fault(folder / name, digest, digest_cache):
-            yield f"{name} {why}"
-    if why := _json_fault(folder / CONFIG_FILE, family.model_config(family.MODELS[0].name)):
-        yield f"{CONFIG_FILE} {why}"
-    for name, text_digest in family.TEXT_FILES.items():
-        if why := _json_fault(folder / name, None, text_digest):
-            yield f"{name} {why}"
+def digest_lines(folder: Path) -> str:
+    """The content of a folder's `DIGESTS_FILE`."""
+    names = sorted(set(_names(folder)) - {DIGESTS_FILE})
+    return "".join(f"{digest_file(folder / name).removeprefix('sha256:')}  {name}\n" for name in names)
 
 
-def _tensors_fault(file: Path, digest: str, digest_cache: DigestLookup | None) -> str:
-    if not file.is_file():
-        return "is gone"
+def _faults(folder: Path, digest: Callable[[Path], str]) -> Iterator[str]:
     try:
-        same = file_digest(file, digest_cache) == digest
-        return "" if same else "has other tensors than the same weights made again"
-    except (WeightsNotFound, ValueError, KeyError, TypeError, OSError) as error:
-        return f"cannot be read ({error})"
+        lines = (folder / DIGESTS_FILE).read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError) as error:
+        yield f"{DIGESTS_FILE} cannot be read ({error})"
+        return
+    wanted = {name: digits for digits, _, name in (line.partition("  ") for line in lines)}
+    for name, digits in wanted.items():
+        try:
+            if digest(folder / name) != f"sha256:{digits}":
+                yield f"{name} has other bytes than it came with"
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror})"
+    yield from (
+        f"{name} is not listed in {DIGESTS_FILE}" for name in _names(folder) if name not in {*wanted, DIGESTS_FILE}
+    )
 
 
-def _json_fault(file: Path, wanted: object, digest: str | None = None) -> str:
-    """`wanted`, `digest`: its content, or the digest of its bytes, where that is known."""
-    if not file.is_file():
-        return "is gone"
-    try:
-        content = file.read_bytes()
-        found = json.loads(content)
-    except (ValueError, OSError) as error:
-        return f"cannot be read ({error})"
-    same = wanted in (None, found) and digest in (None, digest_bytes(content))
-    return "" if same else "differs from the one that is made"
+def _names(folder: Path) -> Iterator[str]:
+    """Paths of the files in a folder, but for hidden ones, which systems write."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return (path.relative_to(folder).as_posix() for path in files)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from random import Random
@@ -21,6 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.pretrain.autoencoder.carried import CARRIED, carried_autoencoder, reconstructed
+from stages.pretrain.autoencoder.variety import worn
 from stages.pretrain.synthesis.facts import SoundFacts
 from stages.pretrain.synthesis.signal.context import SAMPLE_RATE_HZ
 from stages.pretrain.synthesis.synthesiser import FAMILIES, SynthBatch, Synthesiser
@@ -159,15 +163,28 @@ def accuracy(judge: Judge, audio_BAX: Tensor, facts: Sequence[SoundFacts]) -> Ac
     return Accuracy(sum(families) / len(families), sum(notes) / len(notes) if notes else float("nan"))
 
 
+Copy = Callable[[Tensor], Tensor]
+"""Sounds (B, 2, X) that are still the same, made worse in some way."""
+
+
+def copied(audio_BAX: Tensor, copies: Sequence[Copy]) -> Tensor:
+    """A share of the sounds as they are, an equal share through each copy."""
+    shares = audio_BAX.tensor_split(len(copies) + 1)
+    return torch.cat([shares[0], *(copy(share) for copy, share in zip(copies, shares[1:], strict=True))])
+
+
 class _Renders:
     """Sounds of one length to draw batches from, a part of them made anew from time to time."""
 
-    def __init__(self, synthesiser: Synthesiser, num_samples: int, parts: int, part_size: int) -> None:
-        self.synthesiser, self.num_samples, self.part_size = synthesiser, num_samples, part_size
+    def __init__(
+        self, synthesiser: Synthesiser, num_samples: int, parts: int, part_size: int, copies: Sequence[Copy]
+    ) -> None:
+        self.synthesiser, self.num_samples, self.part_size, self.copies = synthesiser, num_samples, part_size, copies
         self.parts = [self._made() for _ in range(parts)]
 
     def _made(self) -> SynthBatch:
-        return self.synthesiser.batch(self.part_size, self.num_samples)
+        batch = self.synthesiser.batch(self.part_size, self.num_samples)
+        return SynthBatch(copied(batch.audio_BAX, self.copies), batch.facts)
 
     def renew(self, number: int) -> None:
         """Make a part anew, each in its turn."""
@@ -186,17 +203,22 @@ def train_judge_for(
     device: torch.device,
     *,
     seed: int = 0,
+    copies: Sequence[Copy] = (),
     part_size: int = 256,
     batch_size: int = 64,
     steps_per_part: int = 8,
     learning_rate: float = 1e-3,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Judge:
-    """A judge trained by the clock on renders of several lengths, each seen some times; the rate falls to zero."""
+    """A judge trained by the clock on renders of several lengths, each seen some times; the rate falls to zero.
+
+    Args:
+        copies: what a share each of the renders goes through, so that a judge knows worse sounds than renders are.
+    """
     torch.manual_seed(seed)
     random, synthesiser = Random(seed), Synthesiser(device, seed)
     judge = Judge().to(device)
-    renders = [_Renders(synthesiser, round(each * SAMPLE_RATE_HZ), 3, part_size) for each in _WINDOWS]
+    renders = [_Renders(synthesiser, round(each * SAMPLE_RATE_HZ), 3, part_size, copies) for each in _WINDOWS]
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate)
     began = time.monotonic()
     for step in count():
@@ -231,19 +253,30 @@ def load_judge(file: Path, device: torch.device) -> Judge:
     return judge.to(device).eval().requires_grad_(False)
 
 
-def held_out_accuracy(judge: Judge, device: torch.device, num_sounds: int = 416) -> dict[str, Accuracy]:
-    """Accuracy on renders of a seed that no judge is trained on, by their seconds."""
+def held_out_accuracy(
+    judge: Judge, device: torch.device, copies: Mapping[str, Copy] | None = None, num_sounds: int = 416
+) -> dict[str, Accuracy]:
+    """Accuracy on renders of a seed that no judge is trained on, by their seconds, and on copies of them by name."""
     found = {}
     for seconds in _WINDOWS:
         batch = Synthesiser(device, _HELD_OUT_SEED).batch(num_sounds, round(seconds * SAMPLE_RATE_HZ))
-        parts = [
-            accuracy(judge, audio_BAX, batch.facts[at : at + len(audio_BAX)])
-            for at, audio_BAX in zip(range(0, num_sounds, 104), batch.audio_BAX.split(104), strict=True)
-        ]
-        found[f"{seconds} s"] = Accuracy(
-            family=sum(part.family for part in parts) / len(parts), note=sum(part.note for part in parts) / len(parts)
-        )
+        for name, copy in {"": _as_is, **(copies or {})}.items():
+            found[f"{seconds} s {name}".strip()] = _accuracy_of_all(judge, copy(batch.audio_BAX), batch.facts)
     return found
+
+
+def _as_is(audio_BAX: Tensor) -> Tensor:
+    return audio_BAX
+
+
+def _accuracy_of_all(judge: Judge, audio_BAX: Tensor, facts: Sequence[SoundFacts], at_a_time: int = 104) -> Accuracy:
+    parts = [
+        accuracy(judge, part_BAX, facts[at : at + len(part_BAX)])
+        for at, part_BAX in zip(range(0, len(facts), at_a_time), audio_BAX.split(at_a_time), strict=True)
+    ]
+    return Accuracy(
+        family=sum(part.family for part in parts) / len(parts), note=sum(part.note for part in parts) / len(parts)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,15 +284,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of judge.safetensors and judge.json")
     parser.add_argument("--seconds", type=float, default=60.0, help="wall clock of the training")
+    parser.add_argument("--copies", action="store_true", help="train on worn sounds and reconstructions too")
+    parser.add_argument("--autoencoder", type=Path, default=CARRIED, help="weights that reconstruct")
+    parser.add_argument("--held-out", type=int, default=416, help="sounds of each length to judge it by")
+    parser.add_argument("--part", type=int, default=256, help="sounds of each length made at a time")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    judge = train_judge_for(options.seconds, device, report=_say)
+    copies = _copies(carried_autoencoder(device, options.autoencoder))
+    trained_on = list(copies.values()) if options.copies else []
+    judge = train_judge_for(options.seconds, device, copies=trained_on, part_size=options.part, report=_say)
     save_judge(judge, options.out / "judge.safetensors")
-    figures = {name: vars(found) for name, found in held_out_accuracy(judge, device).items()}
+    figures = {name: vars(found) for name, found in held_out_accuracy(judge, device, copies, options.held_out).items()}
     (options.out / "judge.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps(figures), flush=True)
+
+
+def _copies(autoencoder: Autoencoder) -> dict[str, Copy]:
+    return {"worn": worn, "reconstructed": partial(reconstructed, autoencoder)}
 
 
 def _say(step: int, loss: float) -> None:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_encode.py [CLIPS] [SECONDS] [PRECISION]
 
-Random weights: SAME-S and SAME-L at full size on a GPU, the autoencoder of tiny-base on a CPU. All figures are seconds
+SAME-S and SAME-L at full size, random, on a GPU; the autoencoder of tiny-base on a CPU. All figures are seconds
 of sound per second (x realtime). Prompts are embedded by tiny-base's text encoder, which takes little time.
 """
 
@@ -70,7 +70,7 @@ def zipped(path: Path, count: int, seconds: float) -> Path:
 
 def checkpoint(folder: Path, model: str) -> Weights:
     """A checkpoint folder with a random autoencoder of this model, and tiny-base's text encoder."""
-    tiny.make(folder)
+    shutil.copytree(tiny.FOLDER, folder)
     if model != "tiny-base":
         config = catalogue.family_of(model).model_config(model)
         config["model"]["conditioning"] = tiny.model_config("tiny-base")["model"]["conditioning"]

@@ -71,13 +71,11 @@ def parser() -> argparse.ArgumentParser:
 
 def loaded(model: Path | None, scratch: Path) -> Autoencoder:
     """The autoencoder, by the product's own loader; `scratch` is for files that it needs."""
-    folder = model or scratch / "model"
-    if model is None:
-        catalogue.bundled_families()[0].make(folder)
-    elif model.suffix == ".safetensors":
-        folder = scratch
+    folder = model or catalogue.bundled_families()[0].FOLDER
+    if folder.suffix == ".safetensors":
+        weights, folder = load_file(folder), scratch
         (folder / "model_config.json").write_text(json.dumps(model_config(SHAPE)), encoding="utf-8")
-        save_file(load_file(model), folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors")
     config = json.loads((folder / "model_config.json").read_text(encoding="utf-8"))
     return load_autoencoder(Weights(model=folder.name, folder=folder, config=config, digests={}))
 

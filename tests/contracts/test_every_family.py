@@ -9,7 +9,15 @@ import torch
 
 from stages import catalogue
 from stages.model_config import ModelConfig
-from stages.models.load_weights import NETWORKS
+from stages.models.bundled_weights import check_bundled_weights
+from stages.models.checkpoint_folder import open_folder
+from stages.models.load_weights import (
+    NETWORKS,
+    load_autoencoder,
+    load_conditioner,
+    load_denoiser,
+    load_text_encoder,
+)
 
 MODELS = catalogue.models()
 
@@ -48,11 +56,20 @@ def test_every_network_can_be_built_from_the_config(spec):
     assert all(network.state_dict() for network in networks)
 
 
-def test_a_model_comes_from_the_hub_or_is_made_by_its_family(spec):
-    made_here = [family for family in catalogue.bundled_families() if spec in family.MODELS]
-    assert (spec.repo is None) == bool(made_here)
+def test_a_model_comes_from_the_hub_or_ships_with_the_project(spec):
+    bundled = [family for family in catalogue.bundled_families() if spec in family.MODELS]
+    assert (spec.repo is None) == bool(bundled)
 
 
-def test_bundled_weights_of_different_families_have_different_folders():
-    folders = [family.folder_name() for family in catalogue.bundled_families()]
-    assert len(folders) == len(set(folders))
+@pytest.mark.parametrize("family", catalogue.bundled_families())
+def test_bundled_weights_are_listed_with_their_digests_and_loaded_strictly(family):
+    check_bundled_weights(family.FOLDER)
+    for spec in family.MODELS:
+        weights = open_folder(spec.name, family.FOLDER)
+        for load in (load_denoiser, load_conditioner, load_autoencoder, load_text_encoder):
+            load(weights)
+
+
+@pytest.mark.parametrize("family", catalogue.bundled_families())
+def test_bundled_weights_leave_room_in_the_wheel(family):
+    assert sum(file.stat().st_size for file in family.FOLDER.rglob("*") if file.is_file()) < 24_000_000

@@ -27,6 +27,10 @@ class Shape:
     token_noise: float = 0.01
 
 
+CARRIED_SHAPE = Shape(latent_channels=128, chunk_frames=4)
+"""Of the weights that are carried along, and of tiny-base."""
+
+
 def model_config(shape: Shape) -> dict[str, Any]:
     """A model_config.json of the autoencoder alone."""
     return {"sample_rate": SAMPLE_RATE_HZ, "model": autoencoder_config(shape)}

@@ -24,6 +24,9 @@ MOST_DRIVE = 8.0
 FLOOR_SHARE = 0.5
 FLOOR_DB = (-85.0, -40.0)
 """Level of a noise floor, below full scale."""
+DULL_SHARE = 0.4
+LOWEST_EDGE_HZ, EDGE_OCTAVES = 3000.0, 2.5
+"""Above some frequency from 3 to 17 kHz a dull sound has nothing."""
 
 
 def varied(audio_BAX: Tensor) -> Tensor:
@@ -58,6 +61,21 @@ def speeds(batch: int, device: torch.device) -> Tensor:
 def as_recorded(audio_BAX: Tensor) -> Tensor:
     """Sounds with what recordings have and synthesised sounds lack: some overdriven, some on a floor of faint noise."""
     return _driven(audio_BAX) + _noise_floor(audio_BAX)
+
+
+def worn(audio_BAX: Tensor) -> Tensor:
+    """Poor copies of sounds: equalised at random, some without highs, some on a noise floor."""
+    return _without_highs(_equalised(audio_BAX)) + _noise_floor(audio_BAX)
+
+
+def _without_highs(audio_BAX: Tensor) -> Tensor:
+    """Some of the sounds faded out above a random frequency, within an octave."""
+    batch, device, num_samples = audio_BAX.shape[0], audio_BAX.device, audio_BAX.shape[-1]
+    hz = torch.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ, device=device).clamp(min=LOWEST_HZ)
+    edge_hz = LOWEST_EDGE_HZ * 2 ** (EDGE_OCTAVES * torch.rand(batch, 1, 1, device=device))
+    kept = (1 - torch.log2(hz / edge_hz)).clamp(0, 1)
+    is_dull = torch.rand(batch, 1, 1, device=device) < DULL_SHARE
+    return torch.fft.irfft(torch.fft.rfft(audio_BAX) * torch.where(is_dull, kept, 1.0), n=num_samples)
 
 
 def _driven(audio_BAX: Tensor) -> Tensor:

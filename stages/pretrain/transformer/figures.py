@@ -13,13 +13,13 @@ from stages.models.nets.dit.conditioning import Conditioning
 from stages.models.nets.dit.guidance import Guidance, guided_velocity
 from stages.models.nets.dit.samplers import euler, generation_frames, generation_mask, sampling_schedule
 from stages.pretrain.autoencoder.architecture import DOWNSAMPLING_RATIO, SAMPLE_RATE_HZ
+from stages.pretrain.autoencoder.carried import decoded
 from stages.pretrain.captions.phrases import FLATS, SHARPS, note_name
 from stages.pretrain.judge import Judge
 from stages.pretrain.synthesis.facts import SoundFacts
 from stages.pretrain.tempo import follows, tempos
 from stages.pretrain.transformer.generator import TrainedGenerator, autocast
 from stages.pretrain.transformer.held_out import CONTENT_FRAMES, HELD_OUT_SEED, HeldOut
-from stages.pretrain.transformer.latents import decoded
 
 JUDGED_SAMPLES = CONTENT_FRAMES * DOWNSAMPLING_RATIO
 _CLIPS_AT_A_TIME = 104

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.pretrain.autoencoder.architecture import DOWNSAMPLING_RATIO
+from stages.pretrain.autoencoder.carried import encoded
 from stages.pretrain.captions.caption import caption
 from stages.pretrain.synthesis.facts import SoundFacts
 from stages.pretrain.synthesis.synthesiser import FAMILIES, Synthesiser
 from stages.pretrain.transformer.batch import FRAMES_PER_SECOND, TrainingBatch, batch_losses
 from stages.pretrain.transformer.generator import TrainedGenerator, padded_ids
-from stages.pretrain.transformer.latents import encoded
 from stages.pretrain.transformer.pool import TRAINED_TOKENS
 
 HELD_OUT_SEED = 424_242

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from stages.pretrain.autoencoder.carried import CARRIED, carried_autoencoder
 from stages.pretrain.captions.tokenizer import train_tokenizer
 from stages.pretrain.clocked_run import ClockedRun
 from stages.pretrain.judge import Judge, load_judge, save_judge, train_judge_for
@@ -22,7 +23,6 @@ from stages.pretrain.transformer.architecture import conditioning_config, diffus
 from stages.pretrain.transformer.checkpoint import load_weights, restore, save, save_weights, stored_tokenizer
 from stages.pretrain.transformer.figures import GRID, figures
 from stages.pretrain.transformer.held_out import held_out, held_out_loss
-from stages.pretrain.transformer.latents import CARRIED, carried_autoencoder
 from stages.pretrain.transformer.listening import write_examples
 from stages.pretrain.transformer.pool import LatentPool
 from stages.pretrain.transformer.prompts import PromptWriter, prompt

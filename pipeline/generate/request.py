@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,18 @@ from pipeline.request.paths import with_home
 from pipeline.request.resolve import weights_folder
 from pipeline.settings.user_config import user_defaults
 from stages import catalogue
-from stages.contract import Resources, Weights
+from stages.contract import Resources, Source, Weights
 from stages.field import Field, broken_rules, param, rule_in_words, same_param
-from stages.generate.settings import AUDIO_SUFFIXES, BASE_OBJECTIVE, DEFAULTS, MAX_SEED, AdapterUse, Generation
+from stages.generate.settings import (
+    AUDIO_SUFFIXES,
+    BASE_OBJECTIVE,
+    DEFAULTS,
+    MAX_SEED,
+    SHORTEST_COMPARED_SECONDS,
+    AdapterUse,
+    Generation,
+)
+from stages.ingest.source.listing import open_source
 from stages.models.checkpoint_folder import open_folder
 from stages.records import ModelSpec
 
@@ -34,12 +43,14 @@ class WeightsRequest:
     """What finding a base model's weights needs of a request."""
 
     model: ModelSpec
-    weights: Path | None
-    store: Path
+    weights: Path | None = None
 
 
 def playable_models() -> dict[str, ModelSpec]:
-    """Base models and the inference models that they serve, by name; a bundled one serves itself."""
+    """Base models and the inference models that they serve, by name.
+
+    A model that ships with the project has no distilled twin: under either name it is the base, sampled like one.
+    """
     base = catalogue.models()
     few_step = {
         spec.inference_model: spec
@@ -51,7 +62,14 @@ def playable_models() -> dict[str, ModelSpec]:
 
 
 def checked(
-    name: str, asked: Mapping[str, Any], adapters: Sequence[str], resources: Mapping[str, Any], out: Path | None
+    name: str,
+    asked: Mapping[str, Any],
+    adapters: Sequence[str],
+    resources: Mapping[str, Any],
+    out: Path | None,
+    *,
+    compare: bool = False,
+    like: Path | None = None,
 ) -> tuple[ModelSpec, Generation, list[AdapterUse]]:
     """Model, settings and adapters of a command line.
 
@@ -59,6 +77,8 @@ def checked(
         name: of a model.
         asked: fields of `Generation`; a seed of None is drawn.
         resources: fields of `Resources`.
+        compare: the base is heard beside the adapters.
+        like: clips of a style to compare with.
 
     Raises:
         RecipeError: every value that is wrong.
@@ -74,9 +94,23 @@ def checked(
         errors.append(_error("seconds", f"must be at most {models[name].max_seconds}, the native length of {name}"))
     if out is not None and out.suffix.lower() not in AUDIO_SUFFIXES:
         errors.append(_error("out", f"must end in {' or '.join(AUDIO_SUFFIXES)}; got {out.name!r}"))
+    if compare and not adapters:
+        errors.append(_error("compare", "there is nothing to compare the base with: give --adapter FILE"))
+    errors += _style_errors(like, clip.seconds)
     if errors:
         raise RecipeError(errors)
+    if clip.cfg is None:
+        clip = replace(clip, cfg=models[name].guidance)
     return models[name], clip, uses
+
+
+def _style_errors(like: Path | None, seconds: float) -> list[FieldError]:
+    if like is None:
+        return []
+    errors = [] if like.exists() else [_error("like", f"there is no folder {like}")]
+    if seconds < SHORTEST_COMPARED_SECONDS:
+        errors.append(_error("seconds", f"must be at least {SHORTEST_COMPARED_SECONDS:g} with --like; got {seconds:g}"))
+    return errors
 
 
 @dataclass(frozen=True)
@@ -127,7 +161,7 @@ def check_objective(spec: ModelSpec, clip: Generation, weights: Weights) -> None
         raise RecipeError(errors)
 
 
-def found_weights(spec: ModelSpec, given: Path | None, store: Path, say: Callable[[str], None]) -> Weights:
+def found_weights(spec: ModelSpec, given: Path | None, store: Path) -> Weights:
     """The weights of a base or inference model: a given folder, the bundled ones, or the hub's.
 
     Raises:
@@ -135,19 +169,29 @@ def found_weights(spec: ModelSpec, given: Path | None, store: Path, say: Callabl
     """
     named = with_home(user_defaults().get("weights", "")) if spec.repo else None
     folder = given or (Path(named) if named else None)
+    digest_cache = DigestCache(store / "digests.sqlite", read_only=not store.is_dir())
     if folder is None and spec.name not in catalogue.models():
         folder = hub_folder(spec, download=True)
     if folder is None:
-        folder, _ = weights_folder(WeightsRequest(model=spec, weights=None, store=store), fetch=True, say=say)
+        folder, _ = weights_folder(WeightsRequest(model=spec), fetch=True, digest_cache=digest_cache)
     assert folder is not None, "fetching either finds the folder or raises"
-    return open_folder(spec.name, folder, DigestCache(store / "digests.sqlite", read_only=not store.is_dir()))
+    return open_folder(spec.name, folder, digest_cache)
+
+
+def style_source(like: Path, store: Path) -> Source:
+    """The clips of a style, listed with their digests. Raises: SourceUnreadable."""
+    return open_source(like, DigestCache(store / "digests.sqlite", read_only=not store.is_dir()))
+
+
+def candidate_names(folder: Path, prompt: str, seed: int) -> Iterator[Path]:
+    """`<words of the prompt>_<seed>.wav` in a folder, then the same numbered."""
+    words = "_".join(re.findall(r"\w+", prompt.lower()))[:40].strip("_") or "sound"
+    return (folder / f"{words}_{seed}{'' if number == 1 else f'_{number}'}.wav" for number in range(1, 1_000_000))
 
 
 def free_name(folder: Path, prompt: str, seed: int) -> Path:
-    """`<words of the prompt>_<seed>.wav` in a folder; numbered if there is such a file."""
-    words = "_".join(re.findall(r"\w+", prompt.lower()))[:40].strip("_") or "sound"
-    names = (f"{words}_{seed}{'' if number == 1 else f'_{number}'}.wav" for number in range(1, 1_000_000))
-    return next(folder / name for name in names if not (folder / name).exists())
+    """The first of the names that no file has."""
+    return next(file for file in candidate_names(folder, prompt, seed) if not file.exists())
 
 
 def _error(field: str, message: str) -> FieldError:
