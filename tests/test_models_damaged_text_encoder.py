@@ -13,7 +13,7 @@ from stages.models.checkpoint_folder import open_folder
 from stages.models.nets.text_encoder import TextEncoder
 from tests import test_models_checkpoint_folder
 
-folder, made = test_models_checkpoint_folder.folder, test_models_checkpoint_folder.made  # fixtures
+folder = test_models_checkpoint_folder.folder  # a fixture
 
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
 
