@@ -14,3 +14,6 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # The settings of whoever runs the tests have no place in them.
 os.environ["SA3_CONFIG"] = os.devnull
 os.environ.pop("SA3_STORE", None)
+
+collect_ignore_glob = ["test_serve_*.py", "serve_conformance/*"] if os.name == "nt" else []
+"""What needs Linux or macOS."""

@@ -329,3 +329,23 @@ def test_what_the_server_keeps_in_the_store_is_no_damage_and_no_garbage(tmp_path
             done = CliRunner().invoke(app, [*command, "--store", str(tmp_path / "store")])
             assert done.exit_code == 0, done.output
         assert client.get(path_of(result["lora_file"]["url"])).content == b"weights"
+
+
+def test_a_stream_without_news_is_kept_alive_by_comments(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.serve.http.bodies.KEEP_ALIVE_SECONDS", 0.52)
+    with server(tmp_path, WAITS) as client:
+        job = submit(client)
+        wait_for(client, job, "IN_PROGRESS")
+        folder = tmp_path / "store" / "serve" / "jobs" / job["request_id"]
+        found = []
+        with client.stream("GET", f"{path_of(job['status_url'])}/stream") as answer:
+            client.portal.start_task_soon(_release_later, folder / "go")
+            found = list(answer.iter_lines())
+    assert found.count(": keep-alive") >= 1 and json.loads(found[-2][6:])["status"] == "COMPLETED"
+
+
+async def _release_later(file):
+    import anyio
+
+    await anyio.sleep(0.8)
+    file.touch()

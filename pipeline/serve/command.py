@@ -78,6 +78,8 @@ def _check_packages() -> None:
 
     from pipeline.serve.errors import ServeError
 
+    if find_spec("fcntl") is None:
+        raise ServeError("serve needs Linux or macOS: its workers are found again by locks that Windows does not have.")
     if missing := [name for name in ("starlette", "uvicorn", "cryptography") if find_spec(name) is None]:
         raise ServeError(f'serve needs {", ".join(missing)}. Install the extra: `pip install -e ".[serve]"`.')
 

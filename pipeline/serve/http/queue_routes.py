@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from pipeline.serve.jobs.job import FINISHED, QUEUED, Job
 _JS_CLIENT = "@fal-ai/client"
 _ON = {"1", "true", "True", "yes"}
 _LOOK_EVERY_SECONDS = 1.0
+_KEPT_STATUSES = 200
 
 
 class QueueRoutes:
@@ -24,6 +26,7 @@ class QueueRoutes:
 
     def __init__(self, door: Door) -> None:
         self.door = door
+        self._statuses: dict[tuple[str, str, bool], tuple[tuple[int, str, int], bytes]] = {}
 
     def routes(self) -> list[Route]:
         """All of them; the most specific first."""
@@ -58,9 +61,23 @@ class QueueRoutes:
     async def status(self, request: Request) -> Response:
         """The status of a job, from memory."""
         job = await self.door.job_of(request)
-        lines = list(job.log) if _with_logs(request) else []
-        body = status(job, self.door.board, self.door.base_url(request), lines)
-        return _json(request, body, 200 if job.state == FINISHED else 202)
+        content = self._status_content(job, self.door.base_url(request), with_logs=_with_logs(request))
+        headers = {"x-fal-request-id": job.id}
+        return Response(content, 200 if job.state == FINISHED else 202, headers, "application/json")
+
+    def _status_content(self, job: Job, base_url: str, *, with_logs: bool) -> bytes:
+        """The body of a status, made once for all that poll a job between two of its changes."""
+        place = self.door.board.position(job) if job.state == QUEUED else 0
+        version = (job.changed, job.state, place)
+        made = self._statuses.get((job.id, base_url, with_logs))
+        if made is not None and made[0] == version:
+            return made[1]
+        body = status(job, self.door.board, base_url, list(job.log) if with_logs else [])
+        content = json.dumps(body, separators=(",", ":")).encode()
+        if len(self._statuses) >= _KEPT_STATUSES:
+            self._statuses.clear()
+        self._statuses[job.id, base_url, with_logs] = (version, content)
+        return content
 
     async def stream(self, request: Request) -> Response:
         """The status at every change, as server-sent events."""
