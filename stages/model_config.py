@@ -9,6 +9,12 @@ from typing import Any
 TEXT_ENCODER_FOLDER = "t5gemma-b-b-ul2"
 """Where a checkpoint folder keeps its text encoder unless its config names another sub-folder."""
 
+_SIZES = (
+    *("sample_rate_hz", "max_samples", "latent_channels", "downsampling_ratio", "audio_channels"),
+    *("transformer_width", "transformer_depth", "max_prompt_tokens"),
+)
+"""Properties that are positive numbers."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -20,6 +26,18 @@ class ModelConfig:
 
     content: Mapping[str, Any]
     """The parsed file."""
+
+    def check(self) -> None:
+        """Read every size once, so that a damaged config is noticed where it is opened.
+
+        Raises:
+            ValueError: a size is not positive.
+            KeyError, TypeError, AttributeError, ValueError, ArithmeticError: one is missing or of the wrong kind.
+        """
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        wrong = [f"{name} is {value}" for name, value in sizes.items() if value <= 0]
+        if wrong or self.num_memory_tokens < 0 or not self.text_encoder_folder:
+            raise ValueError(", ".join(wrong) or "a number of tokens or the text encoder's folder is wrong")
 
     @property
     def sample_rate_hz(self) -> int:

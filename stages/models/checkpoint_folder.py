@@ -59,8 +59,9 @@ def open_folder(model: str, folder: Path, digest_cache: DigestLookup | None = No
     """
     config = _read_config(folder)
     try:
+        ModelConfig(config).check()
         text_folder, parts = folder / ModelConfig(config).text_encoder_folder, component_configs(config)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         why = f"its {CONFIG_FILE} is not that of a Stable Audio 3 base model ({type(error).__name__}: {error})"
         raise WeightsNotFound(str(folder), why, "Download the folder again, or correct --weights.") from error
     tensors = _digests(_existing(folder / WEIGHTS_FILE), PREFIXES, digest_cache)

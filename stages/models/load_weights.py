@@ -13,12 +13,14 @@ from stages.contract import Weights
 from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.checkpoint_folder import PREFIXES, WEIGHTS_FILE
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
+from stages.models.nets.config_checks import damage_in_words
 from stages.models.nets.dit.conditioning import Conditioner, prompt_config
 from stages.models.nets.dit.transformer import Denoiser
 from stages.models.nets.text_encoder import TextEncoder
 
 DENOISER, AUTOENCODER, CONDITIONER = (PREFIXES[name] for name in ("transformer", "autoencoder", "conditioner"))
 """What the names of each component's tensors start with in a whole model's file."""
+_COMPONENTS = {prefix: name for name, prefix in PREFIXES.items()}
 NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     DENOISER: Denoiser,
     CONDITIONER: Conditioner,
@@ -69,7 +71,7 @@ def _load(
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> AnyNetwork:
-    with torch.device("meta"):
+    with torch.device("meta"), damage_in_words(_COMPONENTS[prefix]):
         network = build(weights.config)
     file = weights.folder / WEIGHTS_FILE
     if not file.is_file():

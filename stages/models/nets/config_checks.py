@@ -5,7 +5,8 @@ Networks are sized by the config alone. An unsupported option that would change 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from stages.errors import UnsupportedModelConfig
@@ -14,6 +15,19 @@ WITHOUT_EFFECT = frozenset(
     {"causal", "checkpointing", "freeze", "freeze_backbone", "mapping_style", "requires_grad", "use_flash"}
 )
 """Options in published configs that do not change what a frozen network computes."""
+
+
+@contextmanager
+def damage_in_words(where: str) -> Iterator[None]:
+    """Turns whatever a value of the wrong kind leads to while a network is sized into UnsupportedModelConfig."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        what = f"a value in it is missing or of the wrong kind ({type(error).__name__}: {reason})"
+        raise UnsupportedModelConfig(where, what) from error
 
 
 def refuse_unknown(where: str, config: Mapping[str, Any], known: Collection[str]) -> None:

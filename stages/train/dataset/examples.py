@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cache.shard_pool import ShardPool
 from stages.errors import UnsupportedModelConfig
 from stages.model_config import ModelConfig
 from stages.models.load_weights import load_autoencoder
+from stages.models.nets.config_checks import damage_in_words
 from stages.models.nets.dit.timestep_shift import shifted
 from stages.train.dataset.batch import Batch
 from stages.train.dataset.clips import Clips, LiveLatents, StoredLatents, excerpt_seconds
@@ -117,4 +119,7 @@ def shift_options(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if diffusion.get(name, only) != only:
             raise UnsupportedModelConfig("diffusion", f"{name} is {diffusion[name]!r}, only {only!r} can be trained")
     options: Mapping[str, Any] | None = diffusion.get("distribution_shift_options")
+    with damage_in_words("diffusion"):  # of a damaged setting the first step would come to know
+        if not shifted(torch.tensor([0.5]), torch.tensor([300]), options).isfinite().all():
+            raise ValueError(f"distribution_shift_options = {options} give no finite timestep")
     return options

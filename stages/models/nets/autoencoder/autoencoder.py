@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.errors import UnsupportedModelConfig
 from stages.models.nets.autoencoder.bottleneck import SoftNormBottleneck
 from stages.models.nets.autoencoder.chunking import CHUNK_FRAMES, OVERLAP_FRAMES, Chunk, chunks
 from stages.models.nets.autoencoder.noise import Noise
@@ -103,6 +104,10 @@ class Autoencoder(nn.Module):
         self.patch_size: int = patching["config"]["patch_size"]
         self.soft_clip = bool(parts.get("soft_clip", False))
         encoder, decoder = (resampling_config(side, section(where, parts, side)) for side in ("encoder", "decoder"))
+        for side in (encoder, decoder):
+            if side.stride * self.patch_size != self.downsampling_ratio:
+                what = f"patches of {self.patch_size} samples times strides of {side.stride}"
+                raise UnsupportedModelConfig(where, f"{what} are not its downsampling_ratio, {self.downsampling_ratio}")
         self.encoder, self.decoder = Encoder(encoder), Decoder(decoder)
         self.bottleneck = SoftNormBottleneck(section(where, parts, "bottleneck"))
         self.silence_frames = max(MIN_SILENCE_FRAMES, encoder.reach_frames)

@@ -130,6 +130,8 @@ def resampling_config(where: str, config: Mapping[str, Any]) -> ResamplingConfig
 
 
 def _check_attention_spans(where: str, read: ResamplingConfig) -> None:
+    if not (isinstance(read.stride, int) and read.stride > 0):
+        raise UnsupportedModelConfig(where, f"strides = {[read.stride]!r} must be a positive number")
     if read.width % read.head_width:
         raise UnsupportedModelConfig(where, f"a width of {read.width} is no multiple of dim_heads = {read.head_width}")
     if read.chunk_patches is None and read.window_frames is None:
