@@ -39,7 +39,7 @@ def test_the_largest_and_smallest_finite_values_are_no_finding(tmp_path, dtype):
 def test_an_adapter_with_such_a_value_is_refused_before_anything_runs(tmp_path, command):
     layer = "model.transformer.layers.0.self_attn.to_out.parametrizations.weight.0."
     settings = {"rank": 2, "alpha": 2.0, "adapter_type": "lora", "include": ["layers.0.self_attn.to_out"]}
-    tensors = {layer + "lora_A": torch.zeros(2, 128), layer + "lora_B": torch.zeros(128, 2)}
+    tensors = {layer + "lora_A": torch.zeros(2, 192), layer + "lora_B": torch.zeros(192, 2)}
     tensors[layer + "lora_B"][100, 1] = float("nan")
     file = tmp_path / "a.safetensors"
     save_file(tensors, file, metadata={"lora_config": json.dumps(settings)})

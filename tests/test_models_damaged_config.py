@@ -16,7 +16,7 @@ from stages.models.load_weights import load_autoencoder, load_conditioner, load_
 from stages.train.dataset.examples import shift_options
 from tests import test_models_checkpoint_folder
 
-folder, made = test_models_checkpoint_folder.folder, test_models_checkpoint_folder.made  # fixtures
+folder = test_models_checkpoint_folder.folder  # a fixture
 
 VALUES = (None, "x", -1, 0, [], {}, 3.7)
 SIZES = [
