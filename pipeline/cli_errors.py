@@ -153,6 +153,14 @@ explain_import: Callable[[BaseException], str | None] | None = None
 """What to tell about an error of importing; the console script, which knows installations, sets it."""
 
 
+def _make_setup(requirement: str = "") -> str:
+    return "`make setup` installs everything again"
+
+
+mend_installation: Callable[[str], str] = _make_setup
+"""How this installation, or the package that is at fault, is installed again; the console script sets it, too."""
+
+
 class Reporter(Protocol):
     """Tells people and programs what happened; `pipeline.report.Report` is one."""
 

@@ -19,14 +19,14 @@ def _run() -> None:
     from pipeline.early_stop import leave_at_once
 
     leave_at_once()
-    from sa3_trainer.installation import explanation, hidden_packages, lost_packages
+    from sa3_trainer.installation import again, explanation, hidden_packages, lost_packages
 
     if hidden_packages() or lost_packages():
         raise ImportError("modules of ours cannot be imported")
     from pipeline import cli_errors
     from pipeline.__main__ import main as run
 
-    cli_errors.explain_import = explanation
+    cli_errors.explain_import, cli_errors.mend_installation = explanation, again
     run()
 
 

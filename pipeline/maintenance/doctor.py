@@ -15,16 +15,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import CacheError, LockHeld
 from cache.store import Store
+from pipeline import cli_errors
 from pipeline.errors import ChecksFailed
 from pipeline.request.paths import with_home
 from stages import catalogue
 from stages.errors import WeightsNotFound
 from stages.models.bundled_weights import check_bundled_weights
 from stages.plural import size
+from stages.train.stage import TrainParams
+
+if TYPE_CHECKING:
+    from stages.records import ModelSpec
+    from stages.train.forecast.fitting import Fitting
 
 PROJECT = "stable-audio-3-trainer"
 LOW_BYTES = 2 * 2**30
@@ -36,7 +42,7 @@ class Check:
     """The result of one check."""
 
     area: str
-    """`python`, `packages`, `devices`, `weights` or `store`."""
+    """`python`, `packages`, `devices`, `fits`, `weights` or `store`."""
     name: str
     state: str
     """`ok`, `note` (it works, but you should know) or `FAILED`."""
@@ -58,6 +64,7 @@ def run_checks(store: Path) -> list[Check]:
         ("python", python),
         ("packages", packages),
         ("devices", devices),
+        ("fits", what_fits),
         ("weights", weights),
         ("store", lambda: store_folder(store)),
     )
@@ -99,10 +106,11 @@ def packages() -> Results:
     try:
         requirements = [Requirement(text) for text in metadata.requires(PROJECT) or ()]
     except metadata.PackageNotFoundError:
-        yield PROJECT, BAD, "is not installed here; run `make setup`"
+        yield PROJECT, BAD, f"is not installed here; {cli_errors.mend_installation('')}"
         return
+    users = [one for one in requirements if "dev" not in str(one.marker)]  # what only developers need
     # A package that several extras require is listed once.
-    for one in {requirement.name: requirement for requirement in requirements}.values():
+    for one in {requirement.name: requirement for requirement in users}.values():
         optional = one.marker is not None and "extra" in str(one.marker)
         yield one.name, *_version(one, optional=optional)
 
@@ -114,10 +122,10 @@ def _version(requirement: Any, *, optional: bool) -> tuple[str, str]:
     except metadata.PackageNotFoundError:
         if optional:
             return NOTE, f"not installed (optional, {wanted or 'any version'})"
-        return BAD, f"not installed, {wanted} is needed; run `make setup`"
+        return BAD, f"not installed, {wanted} is needed; {cli_errors.mend_installation(str(requirement))}"
     if wanted.contains(version, prereleases=True):
         return GOOD, f"{version} (required: {wanted or 'any'})"
-    return BAD, f"{version} is outside {wanted}; run `make setup`"
+    return BAD, f"{version} is outside {wanted}; {cli_errors.mend_installation(str(requirement))}"
 
 
 def devices() -> Results:
@@ -125,7 +133,7 @@ def devices() -> Results:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield "torch", BAD, f"cannot be loaded ({error}); run `make setup`"
+        yield "torch", BAD, f"cannot be loaded ({error}); {cli_errors.mend_installation('torch')}"
         return
     from stages.models.device import slow_on  # deferred: needs torch
 
@@ -140,6 +148,35 @@ def devices() -> Results:
         yield "mps", NOTE, "Apple GPU: never tried with this program; fp8 bases fall back to int8"
     elif not torch.cuda.device_count():
         yield "gpu", NOTE, "none found; medium-base trains slowly on a CPU"
+
+
+def what_fits() -> Results:
+    """For each published model, what can be trained on the best device of this machine."""
+    try:
+        from stages.models.device import pick_device  # deferred: needs torch
+        from stages.train.forecast.fitting import fitting
+        from stages.train.forecast.free_memory import free_bytes
+    except (ImportError, OSError):
+        return  # said of the devices
+    device = pick_device("auto")
+    if (free := free_bytes(device)) is None:
+        return
+    for name, spec in catalogue.models().items():
+        if spec.repo is not None:
+            yield name, *_fit_in_words(fitting(spec, device, free), spec, f"{size(free)} free on {device.type}")
+
+
+def _fit_in_words(found: Fitting, spec: ModelSpec, where: str) -> tuple[str, str]:
+    """Model, length and kind, for a person who has not begun."""
+    if not found.checkpointed_seconds:
+        return NOTE, f"does not fit ({where}): a smaller --model, or another machine"
+    kinds = "any kind" if len(found.kinds) == len(catalogue.adapter_kinds()) else ", ".join(found.kinds)
+    how = f"{kinds} of rank {TrainParams.rank}, one clip a step, --pre-encode; {where}"
+    if found.seconds == spec.max_seconds:
+        return GOOD, f"clips of its full length, {spec.max_seconds} s ({how})"
+    plain = f"clips up to {found.seconds:.0f} s, and " if found.seconds else "clips "
+    slower = f"up to {found.checkpointed_seconds:.0f} s where blocks are recomputed, which is slower"
+    return NOTE, f"{plain}{slower} ({how}); --duration cuts longer ones"
 
 
 def weights() -> Results:
