@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from stages.models.bundled_weights import digest_lines
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-PARTS = ("pipeline", "stages", "cache", "pyproject.toml", "README.md", "LICENSE")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = [name.removesuffix("*") for name in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+PARTS = (*PACKAGES, "pyproject.toml", "README.md", "LICENSE")
 LARGEST_BYTES = 24_000_000
 
 
