@@ -42,16 +42,27 @@ def write_example(path: Path) -> Path:
     """Write the example dataset as a zip; on one machine always the same bytes.
 
     Args:
-        path: an existing file is replaced once the new one is complete.
+        path: an earlier example is replaced once the new one is complete; any other file is kept.
 
     Raises:
-        PipelineError: the file cannot be written.
+        PipelineError: the file cannot be written, or is another one.
     """
+    if path.is_file() and not _is_example(path):
+        raise PipelineError(f"{path} is there already, and is not the example. Nothing was written; name another file.")
     with _refused_in_words(path), atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for spec in _clip_specs():
             _add(archive, spec.name, _encoded_file(spec))
             _add(archive, str(PurePosixPath(spec.name).with_suffix(".txt")), spec.clip.caption.encode() + b"\n")
     return path
+
+
+def _is_example(path: Path) -> bool:
+    """Whether a file is a zip of the names that the example has, as an interrupted or an earlier one is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name for name in archive.namelist() if not name.endswith(".txt")} <= {s.name for s in _clip_specs()}
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 @contextmanager

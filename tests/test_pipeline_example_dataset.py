@@ -64,3 +64,17 @@ def test_held_out_clips_are_of_one_length_and_in_no_file_of_the_example(example,
     with zipfile.ZipFile(example) as archive:
         known = {archive.read(name) for name in archive.namelist()}
     assert known.isdisjoint(file.read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", "zip"])
+def test_a_file_that_is_not_the_example_is_never_replaced(tmp_path, content):
+    path = tmp_path / "clips.zip"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("my song.wav", b"irreplaceable")
+    before = path.read_bytes()
+    with pytest.raises(PipelineError, match="is there already, and is not the example"):
+        write_example(path)
+    assert path.read_bytes() == before
