@@ -69,7 +69,7 @@ def padless_chunk(form: str) -> bytes:
 def test_an_empty_chunk_of_sound_before_the_full_one_is_passed_over_and_noted(form):
     recording, audio_AX = decoded(before_sound(form, made(form), empty_chunk(form)))
     assert np.array_equal(audio_AX, the_sound())
-    assert recording.contradiction == "an empty chunk of sound comes before the full one" and not recording.unread
+    assert recording.contradiction == "it has an empty chunk of sound beside the full one" and not recording.unread
 
 
 @pytest.mark.parametrize("more", [2, 8, 36, 44])
@@ -101,6 +101,22 @@ def test_a_chunk_before_the_sound_may_lack_the_byte_that_makes_it_even(form):
     recording, audio_AX = decoded(before_sound(form, made(form), padless_chunk(form)))
     assert np.array_equal(audio_AX, the_sound())
     assert "lacks the byte" in recording.contradiction and recording.num_stray_bytes == 0
+
+
+@pytest.mark.parametrize("more", [-2, -1, 1, 2])
+@pytest.mark.parametrize("size", [9, 10])
+@pytest.mark.parametrize("form", ["WAV", "RIFX", "AIFF"])
+def test_a_chunk_before_the_sound_may_be_a_byte_or_two_longer_or_shorter_than_it_says(form, size, more):
+    content = b"made by me"[:size]
+    chunk = b"NOTE" + struct.pack(f"{order(form)}I", size + more) + content + bytes(size % 2)
+    recording, audio_AX = decoded(before_sound(form, made(form), chunk))
+    assert np.array_equal(audio_AX, the_sound()) and recording.num_stray_bytes == 0
+    assert recording.contradiction or (size, more) in ((9, 1), (10, -1))  # the byte for an even length explains those
+
+
+def test_an_empty_chunk_of_sound_after_the_full_one_is_no_second_sound():
+    recording, audio_AX = decoded(made("WAV", extra=b"data" + bytes(4)))
+    assert np.array_equal(audio_AX, the_sound()) and not recording.unread
 
 
 def test_two_chunks_before_the_sound_may_lack_their_byte():

@@ -73,6 +73,14 @@ def test_a_kind_of_file_that_no_decoder_knows_is_not_judged_by_what_lies_in_the_
     assert "bad" not in str(caught.value.facts["why"])
 
 
+@pytest.mark.parametrize("name", ["a.wav.part", "a.flac.crdownload", "a.wav.tmp"])
+def test_a_caption_beside_an_unfinished_download_says_so(tmp_path, name):
+    data = folder(tmp_path / "d", {name: b"bytes", "a.txt": b"words", **clips("b")})
+    with pytest.raises(DatasetFaults) as caught:
+        run(data, workspace(tmp_path))
+    assert f"{name} lies beside it: its download or copy was not finished" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.xyz"])
 def test_a_caption_beside_a_file_of_another_suffix_says_how_to_convert_that(tmp_path, name):
     data = folder(tmp_path / "d", {name: b"bytes", "a.txt": b"words", **clips("b")})

@@ -16,8 +16,7 @@ from av.error import FFmpegError
 from stages.ingest.audio.channel_layout import Layout, usual_layout
 from stages.ingest.audio.decode import Recording
 from stages.ingest.faults import FileRejected
-from stages.ingest.integrity.container import checked_file
-from stages.ingest.integrity.matroska import EBML_MAGIC
+from stages.ingest.integrity.container import checked_file, is_checked
 from stages.ingest.integrity.mp4_asf_adts import check_adts, is_streamed_asf, mp4_states_delay, stray_bytes
 
 _FRAME_SAMPLES = 1024
@@ -69,7 +68,7 @@ class PyavRecording(Recording):
         self.delay_known = is_lossless or states_delay
         is_exact = is_lossless and self._container.format.name in _COUNTED
         self._states_samples = (self._is_mp4 or is_exact) and stream.duration is not None
-        self.length_known = self._states_samples or (data.startswith(EBML_MAGIC) and self._found.length_known)
+        self.length_known = self._states_samples or (is_checked(data) and self._found.length_known)
         self._declared = 0
         self._tolerance = _FRAME_SAMPLES if self._is_mp4 else _WMA_TOLERANCE_SAMPLES
         if is_exact:

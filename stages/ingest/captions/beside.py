@@ -10,6 +10,8 @@ from stages.ingest.caption_template import SIDECAR
 from stages.ingest.file_types import ARCHIVES, CAPTION, READABLE, TABLES, UNREADABLE, stem, suffix
 
 _NO_SOUND = {".png", ".jpg", ".jpeg", ".mid", ".pdf", ".asd", ".peak", ".reapeaks"}
+_UNFINISHED = {".part", ".partial", ".crdownload", ".download", ".opdownload", ".filepart", ".!ut", ".aria2", ".tmp"}
+"""Suffixes that browsers and copying tools add until a file is whole."""
 _NO_TEXT = READABLE | UNREADABLE | ARCHIVES | _NO_SOUND
 
 
@@ -28,6 +30,8 @@ class Surroundings:
         """What may be the sound of this caption under a suffix that is not read, and the remedy; else empty."""
         other = _NO_SOUND | ARCHIVES | TABLES | {CAPTION, SIDECAR, ".md"}
         for name in self._folders[dirname(caption)]:
+            if suffix(name) in _UNFINISHED and stem(stem(name)) == stem(caption):
+                return f" ({name} lies beside it: its download or copy was not finished; finish it, or fetch it again)"
             if stem(name) == stem(caption) and suffix(name) not in {"", *other}:
                 convert = f"`ffmpeg -i {name} {stem(name)}.wav`"
                 return f" ({name} lies beside it: if it is the sound, convert it, for example with {convert})"

@@ -6,6 +6,8 @@ Each returns the file as a decoder expects it and a sentence about what was wron
 from __future__ import annotations
 
 import struct
+from functools import partial
+from itertools import pairwise
 
 from stages.ingest.integrity.checked_file import is_placeholder, truncated
 from stages.ingest.integrity.chunk_layout import ChunkLayout, is_name
@@ -17,53 +19,71 @@ _FILLING = {b"data": b"junk", b"SSND": b"(c) "}
 
 
 def laid_out(data: bytes, box: ChunkLayout) -> tuple[bytes, str]:
-    """The file with its chunks before the sound where its format says, and no empty chunk before the full one."""
+    """The file with its chunks before the sound where its format says, and no empty chunk beside the full one."""
     data, unpadded = _padded(data, box)
     data, empty = _without_empty_sound(data, box)
     return data, "; ".join(filter(None, (unpadded, empty)))
 
 
 def _padded(data: bytes, box: ChunkLayout) -> tuple[bytes, str]:
-    """The file with the bytes that make odd chunks before the sound even, where they were left out."""
-    heads = []
-    for name, start, _ in box.chunks(data):
-        heads.append(start - struct.calcsize(box.head))
-        if name == box.audio:
-            break
-    else:
+    """The file with its chunks before the sound as long as they say and even, where a byte or two is wrong."""
+    heads = _heads(data, box)
+    ends = [box.next_chunk(data, stop) for stop in map(partial(_stop, data, box), heads)]
+    if not heads or (heads[1:] == ends[:-1] and all((head - box.first) % box.align == 0 for head in heads)):
         return data, ""
-    if all(head % box.align == box.first % box.align for head in heads):
-        return data, ""
-    mended = bytearray()
-    for before, head in zip([0, *heads], heads, strict=False):
-        mended += data[before:head]
+    mended = bytearray(data[: box.first])
+    length = struct.calcsize(box.head)
+    for head, after in pairwise(heads):
+        content = data[head + length : min(after, max(_stop(data, box, head), head + length))]
+        name = struct.unpack_from(box.head, data, head)[0]
+        mended += struct.pack(box.head, name, len(content) + box.counts_itself) + content
         mended += bytes((box.first - len(mended)) % box.align)
     mended += data[heads[-1] :]
     _grow_whole_size(mended, box, len(data))
-    return bytes(mended), "a chunk of odd size before the sound lacks the byte that makes it even"
+    return bytes(mended), "a chunk before the sound is not as long as it says, or lacks the byte that makes it even"
+
+
+def _heads(data: bytes, box: ChunkLayout) -> list[int]:
+    """Where the chunks up to that of the sound begin, each at most two bytes from where it should; [] without sound."""
+    heads = [box.first]
+    while is_name(name := data[heads[-1] : heads[-1] + 4]) and name != box.audio:
+        begin = box.next_chunk(data, _stop(data, box, heads[-1]))
+        near = [begin + by for by in (0, 1, 2, -1, -2) if begin + by >= heads[-1] + struct.calcsize(box.head)]
+        named = [one for one in near if is_name(data[one : one + 4])]
+        certain = [one for one in named if data[one : one + 4] in (box.audio, b"fmt ", b"COMM")]
+        heads.append((certain or named or [len(data)])[0])
+    return heads if name == box.audio else []
+
+
+def _stop(data: bytes, box: ChunkLayout, head: int) -> int:
+    """The byte at which the content of the chunk that begins here ends, by its size."""
+    length = struct.calcsize(box.head)
+    if head + length > len(data):
+        return len(data)
+    return head + length + max(0, int(struct.unpack_from(box.head, data, head)[1]) - box.counts_itself)
 
 
 def _grow_whole_size(mended: bytearray, box: ChunkLayout, length: int) -> None:
     """State the new size of a whole file whose length was another, where it stated its size."""
     declared = box.declared(bytes(mended[: box.first]))
-    if declared is not None and box.whole_less < declared <= length + 1:
+    if declared is not None and box.whole_less < declared <= length + 1 and len(mended) != length:
         struct.pack_into(
             box.head[0] + box.head[-1], mended, box.size_at, declared - box.whole_less + len(mended) - length
         )
 
 
 def _without_empty_sound(data: bytes, box: ChunkLayout) -> tuple[bytes, str]:
-    """The file with another name for a chunk of sound that is empty and comes before one that is not."""
+    """The file with another name for chunks of sound that are empty where one is not: decoders take the last one."""
     sounds = [(start, size) for name, start, size in box.chunks(data) if name == box.audio]
     empty = [start for start, size in sounds if size <= box.before_sound]
-    if not empty or len(empty) == len(sounds) or empty[0] != sounds[0][0]:
+    if not empty or len(empty) == len(sounds):
         return data, ""
     mended = bytearray(data)
     name = b"free" if data[:4] == b"caff" else _FILLING[box.audio]
     for start in empty:
         head = start - struct.calcsize(box.head)
         mended[head : head + 4] = name
-    return bytes(mended), "an empty chunk of sound comes before the full one"
+    return bytes(mended), "it has an empty chunk of sound beside the full one"
 
 
 def true_stop(data: bytes, box: ChunkLayout, start: int, stop: int, declared: int | None) -> tuple[int, str]:

@@ -111,7 +111,7 @@ def _end_of_chunks(data: bytes, box: ChunkLayout, stop: int, declared: int | Non
     elif len(rest) > _TOLERATED_BYTES and any(rest) and not (later and is_name(later[0][0])):
         why = f"{len(rest):,} unknown bytes follow the audio that its header declares"
         raise FileRejected("audio_truncated", why=why)
-    more = sum(name == box.audio for name, _, _ in later)
+    more = sum(name == box.audio and size > box.before_sound for name, _, size in later)
     return end, "a second chunk of sound" if more else ""
 
 

@@ -23,6 +23,11 @@ _CHECKS: dict[bytes, Callable[[bytes], CheckedFile]] = {
 """Checks by the first four bytes of a file."""
 
 
+def is_checked(data: bytes) -> bool:
+    """Whether a file is of a container that is held to its length."""
+    return data[:4] in _CHECKS
+
+
 def checked_file(data: bytes) -> CheckedFile:
     """Check a file against the length that its container declares.
 
