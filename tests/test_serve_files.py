@@ -94,3 +94,11 @@ def test_old_uploads_and_jobs_are_removed_with_their_files(tmp_path):
         found = [client.get(path_of(url)).status_code, client.get(path_of(job["status_url"])).status_code]
         left = list((tmp_path / "store" / "serve" / "jobs").iterdir())
     assert found == [404, 404] and left == []
+
+
+def test_a_file_is_known_under_each_name_of_the_server(tmp_path):
+    with server(tmp_path) as client:
+        url = upload(client, small_zip()).replace("127.0.0.1", "localhost:8765")
+        job = submit(client, audio_data_url=url)
+        wait_for(client, job)
+        assert task_of(tmp_path, job)["recipe"]["audio_data_url"].endswith("/clips.zip")

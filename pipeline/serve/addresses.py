@@ -38,11 +38,16 @@ class Signer:
         """Path that a file's bytes are put to, which needs no key."""
         return f"/upload/{self.sign('upload', id, name)}/{id}/{quote(name)}"
 
-    def own_file(self, url: str, base_url: str) -> tuple[str, str] | None:
-        """(id, name) of a file that this server gave the address of; None for any other address."""
-        parts = urlsplit(url)
-        pieces = parts.path.split("/")
-        if parts.netloc != urlsplit(base_url).netloc or len(pieces) != 5 or pieces[1] != "files":
+    def own_file(self, url: str) -> tuple[str, str] | None:
+        """(id, name) of a file that this server gave the address of, under whichever of its names; None for any other.
+
+        The signature tells: no other server can have made it.
+        """
+        try:
+            pieces = urlsplit(url).path.split("/")
+        except ValueError:
+            return None
+        if len(pieces) != 5 or pieces[1] != "files":
             return None
         signature, id, name = pieces[2], pieces[3], unquote(pieces[4])
         return (id, name) if self.is_signed(signature, "file", id, name) else None

@@ -21,6 +21,7 @@ from pipeline.serve.settings import Settings
 
 _DATA_HEADS = ("data:application/zip;base64", "data:application/x-zip-compressed;base64")
 _UPLOAD_FIRST = "upload the file to this server and give the address that it answers with"
+_OR_ALLOW = "or start the server with --allow-private-addresses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Sources:
             raise WrongSource(field, "string_type", "must be the address of a file", given)
         if given.startswith("data:"):
             return self._data(field, given)
-        own = self.signer.own_file(given, self.base_url)
+        own = self.signer.own_file(given)
         if own is not None:
             return self._own(field, given, *own)
         if is_url(given):
@@ -91,7 +92,7 @@ class Sources:
         except ValueError as error:
             raise WrongSource(field, "value_error", f"is no valid address ({error})", given) from error
         if not self.settings.allow_private and _is_plainly_private(host):
-            msg = f"{host} is an address of a private network or of this machine: {_UPLOAD_FIRST}"
+            msg = f"{host} is an address of a private network or of this machine: {_UPLOAD_FIRST}, {_OR_ALLOW}"
             raise WrongSource(field, "file_download_error", msg, given)
         return Found(text=given, digest=hashlib.sha256(given.encode()).hexdigest())
 
