@@ -82,5 +82,22 @@ def test_make_run_gives_the_command_line_that_the_readme_shows():
     assert shlex.split(unnamed)[1:] == shlex.split(shown)[1:]
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("variables", "heard"),
+    [
+        ([], True),
+        (["RANK=8", "NAME=my style", "FLAGS=--output elsewhere"], True),
+        (["DATA=clips.zip"], False),
+        (["MODEL=medium-base"], False),
+        (["FLAGS=--weights elsewhere"], False),
+    ],
+    ids=str,
+)
+def test_make_run_ends_with_the_adapter_heard_where_its_style_is_known(variables, heard):
+    done = subprocess.run(["make", "-n", "run", *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("sa3-trainer generate " in done.stdout) == heard
+
+
 def test_the_readme_is_short():
     assert len(README.encode()) < 8_000
