@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from stages import catalogue
 from stages.judge.style_distance import WAYS
 from tests.learning import NAMED, Dataset, Ear, Heard, Learned, Sizes, compared, dataset, train
 
 SIZES = Sizes(clips=10, held_out=8, seconds=2.0)
 STEPS = 80
 SETTINGS = {"adapter_type": "lora", "learning_rate": 1e-3, "base_precision": "fp32"}
-FIRST_CHANNELS = 32
-"""Latent channels of tiny-base v1, whose random weights make noise of everything."""
-
-pytestmark = pytest.mark.skipif(
-    catalogue.models()["tiny-base"].latent_channels == FIRST_CHANNELS, reason="tiny-base v1 is not trained"
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,4 +40,4 @@ def test_the_loss_falls_on_clips_that_no_training_saw(learned):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_prompts_that_no_training_saw_come_out_nearer_to_the_style(heard, way):
-    assert heard.fall(way) > 0.15
+    assert heard.fall(way) > 0.4
