@@ -268,7 +268,9 @@ def example(
     out: Annotated[Path, typer.Argument(help="where to write the zip")],
     held_out: Annotated[Path | None, typer.Option(help="also write further clips of its style to this folder")] = None,
 ) -> None:
-    """Write the example dataset: short synthesised clips with captions, in a style that tiny-base does not know.
+    """Write the example dataset: synthesised clips with captions.
+
+    They are short, and in a style that tiny-base does not know.
 
     Example: sa3-trainer example example.zip
     """
