@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import sys
 
 import numpy as np
 import pytest
 
+from stages.ingest.captions.tags import read_tags
 from tests.small_datasets import RATE
 from tests.test_ingest_lengths import ID3V1, decoded, fault, made, pcm, the_sound
 
@@ -153,3 +155,16 @@ def test_an_aiff_whose_sound_should_begin_behind_its_end_is_a_fault():
     data = bytearray(made("AIFF"))
     struct.pack_into(">I", data, data.index(b"SSND") + 8, 1 << 30)
     assert fault(bytes(data)) == "audio_truncated"
+
+
+@pytest.mark.parametrize("form", ["AIFF", "AIFC"])
+def test_a_damaged_file_in_which_libsndfile_seeks_before_its_beginning_prints_nothing(form, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    data = made(form)
+    at = head_of_sound(form, data)
+    for name in (b"\xff\xff\xff\x7f", b"\0\xff\xff\xff"):
+        damaged = data[:at] + name + data[at + 4 :]
+        assert fault(damaged) in ("audio_decode_error", "audio_truncated")
+        read_tags(damaged)
+    assert printed == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +11,7 @@ from stages.ingest.audio.channel_layout import Layout, channel_layout
 from stages.ingest.audio.downmix import StereoMixer
 from stages.ingest.audio.level import LevelMeter
 from stages.ingest.audio.mpeg_decoder import MpegFile, may_be_mpeg
-from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, DECODE_ERRORS, ForwardOnlySoundFile, error_text
+from stages.ingest.audio.mpeg_process import BLOCK_FRAMES, DECODE_ERRORS, FileInMemory, ForwardOnlySoundFile, error_text
 from stages.ingest.faults import FileRejected
 from stages.ingest.integrity.chunks import mpeg_payload
 from stages.ingest.integrity.container import checked_file
@@ -201,7 +200,7 @@ class Recording:
 def _opened(data: bytes) -> ForwardOnlySoundFile | MpegFile:
     """The opened file; one that libmpg123 may decode is decoded by another process."""
     try:
-        return MpegFile(data) if may_be_mpeg(data) else ForwardOnlySoundFile(io.BytesIO(data))
+        return MpegFile(data) if may_be_mpeg(data) else ForwardOnlySoundFile(FileInMemory(data))
     except FileRejected as rejection:
         raise NotOpened(rejection.type, **rejection.facts) from rejection
     except DECODE_ERRORS as error:

@@ -42,6 +42,20 @@ class ForwardOnlySoundFile(soundfile.SoundFile):
         return not self.subtype.startswith("MPEG") and super().seekable()
 
 
+class FileInMemory(io.BytesIO):
+    """A file's bytes for libsndfile, which in a damaged file seeks to places before its beginning.
+
+    An error raised there would be printed to the terminal, not raised; staying where it is, the file is found damaged.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place; stay where that is before the beginning."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def error_text(error: Exception) -> str:
     """libsndfile's own message, without the address of the buffer that soundfile puts before it."""
     text = str(getattr(error, "error_string", "") or "").strip().rstrip(".")
@@ -68,7 +82,7 @@ def serve() -> None:
 
 def _replies(data: bytes, wants_samples: bool) -> Iterator[Any]:
     try:
-        file = ForwardOnlySoundFile(io.BytesIO(data))
+        file = ForwardOnlySoundFile(FileInMemory(data))
         header = {name: getattr(file, name) for name in ("samplerate", "channels", "frames", "format", "subtype")}
         yield {**header, "tags": file.copy_metadata()}
         if wants_samples:

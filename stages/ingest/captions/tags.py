@@ -9,7 +9,7 @@ import soundfile
 
 from stages.errors import PackageMissing
 from stages.ingest.audio.mpeg_decoder import may_be_mpeg, mpeg_tags
-from stages.ingest.audio.mpeg_process import DECODE_ERRORS
+from stages.ingest.audio.mpeg_process import DECODE_ERRORS, FileInMemory
 from stages.ingest.faults import FileRejected
 
 
@@ -41,7 +41,7 @@ def _libsndfile_tags(data: bytes) -> dict[str, str]:
 def _sound_file_tags(data: bytes) -> dict[str, str]:
     if may_be_mpeg(data):
         return mpeg_tags(data)
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
+    with soundfile.SoundFile(FileInMemory(data)) as file:
         return {key: str(value) for key, value in file.copy_metadata().items()}
 
 
