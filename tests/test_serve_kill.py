@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -61,10 +62,13 @@ class Killed:
             self.port = probe.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        """Of a server whose trainings are small scripts."""
+        return [sys.executable, "-c", SERVER, str(self.store), str(self.port)]
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-c", SERVER, str(self.store), str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command(), cwd=ROOT, stderr=subprocess.DEVNULL)
         for _ in range(400):
             with contextlib.suppress(OSError):
                 self.ask("GET", "/health")
@@ -145,3 +149,49 @@ def test_a_worker_whose_server_was_killed_goes_on_and_is_found_by_the_next(tmp_p
         time.sleep(0.05)
     server.kill("none")
     assert status["status"] == "COMPLETED" and steps.read_text().count("\n") == 10
+
+
+class RealServer(Killed):
+    """One that trains."""
+
+    def command(self) -> list[str]:
+        place = ["--store", str(self.store), "--port", str(self.port)]
+        return [sys.executable, "-m", "pipeline", "serve", *place, "--threads", "1"]
+
+
+def trained(server: RealServer, *, kill_after_step: int | None) -> bytes:
+    """The adapter of a training of 120 steps, during which everything is killed once."""
+    path, data = "/fal-ai/stable-audio-3-trainer", base64.b64encode(write_example(server.store.parent).read_bytes())
+    body = {"audio_data_url": f"data:application/zip;base64,{data.decode()}", "model": "tiny-base", "rank": 2}
+    server.start()
+    job = server.ask("POST", path, body | {"number_of_steps": 120, "pre_encode": True})["request_id"]
+    while (status := server.ask("GET", f"{path}/requests/{job}/status"))["status"] != "COMPLETED":
+        progress = status.get("progress") or {}
+        if kill_after_step and progress.get("stage") == "train" and progress["done"] > kill_after_step:
+            kill_after_step = None
+            server.kill("and commands")
+            server.start()
+        time.sleep(0.1)
+    result = server.ask("GET", f"{path}/requests/{job}")
+    with urllib.request.urlopen(result["lora_file"]["url"]) as answer:
+        content: bytes = answer.read()
+    server.kill("none")
+    return content
+
+
+def write_example(folder: Path) -> Path:
+    from pipeline.example_dataset import write_example as written
+
+    written(folder / "example.zip")
+    return folder / "example.zip"
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_gives_the_bytes_of_one_that_was_not(tmp_path):
+    stores = [tmp_path / "killed" / "store", tmp_path / "whole" / "store"]
+    for store in stores:
+        store.parent.mkdir()
+    killed, whole = (
+        trained(RealServer(store), kill_after_step=step) for store, step in zip(stores, (60, None), strict=True)
+    )
+    assert killed == whole

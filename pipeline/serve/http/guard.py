@@ -181,5 +181,6 @@ def _cors(origin: str) -> dict[str, str]:
         "access-control-allow-methods": "GET, POST, PUT, OPTIONS",
         "access-control-expose-headers": "x-fal-request-id, x-fal-error-type, etag, content-range",
         "access-control-max-age": "600",
+        "access-control-allow-private-network": "true",
         "vary": "origin",
     }

@@ -19,7 +19,7 @@ from pipeline.serve.jobs.progress import LogLines
 
 _LONGEST_LINE = 4000
 _LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 20, 0.05
-_NICE = 5
+_NICE = 10
 """Below the server, which must answer while a training uses every core."""
 
 
