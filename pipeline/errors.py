@@ -165,7 +165,11 @@ class StillNeeded(PipelineError):
 class NotConfirmed(PipelineError):
     """Trainings would be removed, and nobody said yes."""
 
-    def __init__(self, trainings: Sequence[str], remedy: str) -> None:
+    def __init__(self, trainings: Sequence[str] = (), remedy: str = "") -> None:
+        """`trainings`: listed where they were not shown before."""
+        if not trainings:
+            super().__init__("nothing was removed.")
+            return
         lines = "\n".join(f"  {line}" for line in trainings)
         count = f"{is_or_are(len(trainings))} {pluralized(len(trainings), 'training')}"
         super().__init__(f"nothing was removed. Among it {count}:\n{lines}\n{remedy}.")

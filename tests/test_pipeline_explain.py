@@ -158,7 +158,7 @@ def test_status_lists_which_runs_use_what_and_how_much_is_unused(root):
 
 def test_doctor_accepts_this_environment_and_leaves_nothing_behind(tmp_path):
     checks = run_checks(tmp_path / "artifacts")
-    assert {check.area for check in checks} == {"python", "packages", "devices", "weights", "store"}
+    assert {check.area for check in checks} == {"python", "packages", "devices", "fits", "weights", "store"}
     assert [check for check in checks if check.state == BAD] == []
     by_name = {check.name: check for check in checks}
     assert by_name["lock"].message == "a second writer is refused"

@@ -49,4 +49,4 @@ def test_a_plan_prints_the_notice_beside_its_json(tmp_path):
     words = ["plan", str(tmp_path / "clips"), "--model", "tiny-base", "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(app, [*words, "--duration", "380", "--json"])
     assert CAPPED in done.stderr
-    assert [entry["stage"] for entry in json.loads(done.stdout)] == ["ingest", "train"]
+    assert [entry["stage"] for entry in json.loads(done.stdout)["stages"]] == ["ingest", "train"]

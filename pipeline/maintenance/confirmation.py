@@ -30,7 +30,7 @@ def confirm_removal(decide: Callable[[], RemovalPlan], *, yes: bool) -> None:
     print(f"this removes {pluralized(len(trainings), 'training')}:\n{lines}", file=sys.stderr)
     print("remove? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise NotConfirmed(trainings, "answer y to remove them, or --dry-run shows all of it")
+        raise NotConfirmed
 
 
 def trainings_in(plan: RemovalPlan) -> list[str]:
