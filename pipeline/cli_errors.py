@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise, takewhile
@@ -40,14 +40,14 @@ class JsonErrorGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args = arguments_with_home(args)
         ctx.meta["arguments"] = tuple(args)
-        with _usage_errors_as_json(args):
+        with _usage_errors_as_json(args, self.commands):
             if HELP.isdisjoint(args):
                 ctx.default_map = _own_defaults(self.commands)
             check_values(self.commands, args)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _usage_errors_as_json(ctx.meta["arguments"]):
+        with _usage_errors_as_json(ctx.meta["arguments"], self.commands):
             return super().invoke(ctx)
 
 
@@ -83,16 +83,19 @@ def check_values(commands: Mapping[str, Any], arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _usage_errors_as_json(arguments: Sequence[str]) -> Iterator[None]:
+def _usage_errors_as_json(arguments: Sequence[str], commands: Collection[str]) -> Iterator[None]:
     """Print a usage error as JSON on stdout; the parser itself prints the message on stderr and exits with 2."""
-    as_json = "--json" in arguments  # looked up now: the parser removes arguments from the list
+    # Looked up now: the parser removes arguments from the list.
+    as_json, command = "--json" in arguments, _command_path(arguments, commands)
     try:
         yield
     except _UsageError as error:
+        if not arguments:  # its message is the help itself, to which nothing is to be added
+            raise
         if "unexpected extra argument" in error.format_message():
-            error.message = names_hint(arguments) or _too_many(error.message)
+            error.message = names_hint(arguments) or _too_many(error)
         _add_hint(error)
-        error.show = partial(_show_usage_error, error)
+        error.show = partial(_show_usage_error, error, command)
         if as_json:
             message = error.format_message()
             detail = [{"loc": ["body"], "type": type(error).__name__, "msg": message}]
@@ -117,18 +120,28 @@ _PHRASES = {
 """pydantic's, with which the parser refuses the value of an option, and ours."""
 
 
-def _show_usage_error(error: Any, file: Any = None) -> None:
+def _show_usage_error(error: Any, command: str, file: Any = None) -> None:
     """Print a usage error as all others are printed; `file` is the parser's, which is stderr."""
-    command = error.ctx.command_path if error.ctx is not None else "sa3-trainer"
     message = error.format_message().removesuffix(".")
     for phrase, words in _PHRASES.items():
         message = message.replace(phrase, words)
-    print(f"error: {message[:1].lower()}{message[1:]}. `{command} --help` shows what can be given.", file=sys.stderr)
+    end = "" if message.endswith("?") else "."  # "Did you mean 'run'?" is a sentence already
+    print(f"error: {message[:1].lower()}{message[1:]}{end} `{command} --help` shows what can be given.", file=sys.stderr)
 
 
-def _too_many(message: str) -> str:
-    words = message.partition("(")[2].partition("(")[2].removesuffix(")")
-    return f"more than what it is about is given ({words}): a path with spaces goes in quotes"
+def _command_path(arguments: Sequence[str], commands: Collection[str]) -> str:
+    """The command whose help is named; the parser's own errors do not always know it."""
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    return f"sa3-trainer {word}" if word in commands else "sa3-trainer"
+
+
+def _too_many(error: Any) -> str:
+    words = error.message.partition("(")[2].partition("(")[2].removesuffix(")")
+    takes_none = error.ctx is not None and all(one.param_type_name == "option" for one in error.ctx.command.params)
+    return f"it takes no argument: {words}" if takes_none else f"too many arguments ({words}): {_IN_QUOTES}"
+
+
+_IN_QUOTES = "a path or text with spaces goes in quotes"
 
 
 def names_hint(arguments: Sequence[str]) -> str:

@@ -109,8 +109,10 @@ def test_other_extra_arguments_are_answered_as_before():
         (["evict", "--foo"], "error: no such option: --foo. `"),
         (
             ["run", "my", "clips"],
-            "error: more than what it is about is given (clips): a path with spaces goes in quotes. `",
+            "error: too many arguments (clips): a path or text with spaces goes in quotes. `",
         ),
+        (["status", "more"], "error: it takes no argument: more. `"),
+        (["rum", "clips"], "error: no such command 'rum'. Did you mean 'run'? `"),
         (["bench", "--rank", "x"], "error: invalid value for '--rank': it must be a whole number. `"),
     ],
 )
@@ -119,3 +121,14 @@ def test_usage_errors_are_one_line_as_all_errors_are(words, line):
     assert done.exit_code == 2
     assert done.stderr.startswith(line) and done.stderr.endswith(" --help` shows what can be given.\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_alone_shows_its_help_and_no_error():
+    done = CliRunner().invoke(app, [])
+    assert done.output.startswith("Usage:") and "error:" not in done.output
+    assert done.output.rstrip().endswith("Let clients of the hosted trainer train on this machine.")
+
+
+def test_a_flag_without_its_value_points_to_the_help_of_its_command():
+    done = CliRunner().invoke(app, ["ingest", "clips", "--caption"])
+    assert done.exit_code == 2 and "ingest --help` shows" in done.stderr

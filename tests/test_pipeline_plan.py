@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from cache.receipt import Receipt
@@ -15,6 +16,9 @@ from pipeline.report import plan_lines
 from pipeline.request.recipe import read_recipe
 from pipeline.request.resolve import ResolvedInputs
 from stages.contract import Member, Source, Weights
+from stages.encode.partial_shards import PartialLatents
+from stages.encode.stage import item_key
+from stages.ingest.stage import audio_params
 
 MEMBERS = tuple(
     Member(name=name, num_bytes=1, digest=f"sha256:{name}")
@@ -111,6 +115,17 @@ def test_other_weights_are_a_miss_of_the_stages_that_read_them(store, finished):
     decided = planned(store, found=found(weights=other))
     assert states(decided) == ["HIT", "MISS", "MISS"]
     assert decided.runs[1].reason == "autoencoder weights same -> same-l; 2 of 2 clips to encode"
+
+
+def test_clips_that_a_stopped_run_encoded_are_not_counted_as_to_encode(store):
+    run = planned(store, last="encode").runs[1]
+    audio = audio_params(read_recipe("clips.zip", {"model": "tiny-base"}).ingest_params())
+    folder = scratch_folder(run, store)
+    folder.mkdir(parents=True)
+    key = item_key("sha256:a.wav", 0, audio, run.params, "same")
+    PartialLatents(folder).save(key, np.zeros((1, 1), np.float16))
+    again = planned(store, last="encode").runs[1]
+    assert again.reason == "stopped earlier; continues from there; 1 of 2 clips to encode"
 
 
 def test_the_reason_is_the_difference_to_the_nearest_earlier_result(store, finished):

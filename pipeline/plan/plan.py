@@ -29,6 +29,9 @@ from stages.plural import moment, pluralized
 
 __all__ = ["Plan", "StageRun", "State", "plan"]
 
+SAVED_LATENTS = "pieces"
+"""Folder of `stages.encode.partial_shards.PartialLatents`, whose module imports numpy."""
+
 
 def plan(recipe: Recipe, store: Store, resolved: ResolvedInputs, last: str = "train") -> Plan:
     """Decide for each stage up to `last`: hit, resume or miss, and the reason."""
@@ -58,7 +61,7 @@ def stage_named(name: str) -> Stage[Any]:
 
 
 def clips_to_encode(run: StageRun, recipe: Recipe, store: Store, resolved: ResolvedInputs) -> str:
-    """How many of the clips have no latents in the store yet, by content."""
+    """How many of the clips have no latents in the store yet, nor saved by a stopped run, by content."""
     audio, autoencoder = audio_params(recipe.ingest_params()), run.components["autoencoder"]
     clips = (member for member in resolved.source.members if suffix(member.name) in READABLE)
     digests = {member.digest for member in clips if member.digest}
@@ -66,9 +69,15 @@ def clips_to_encode(run: StageRun, recipe: Recipe, store: Store, resolved: Resol
     wanted = str(run.params.latent_format)
     there = stored_keys(store, keys, wanted)
     others = {key for other in formats() if other != wanted for key in stored_keys(store, keys - there, other)}
-    missing = len(keys - there - others)
+    missing = len(keys - there - others - _saved_keys(run, store, keys))
     copied = f", {len(others):,} copied from another format" if others else ""
     return f"{missing:,} of {pluralized(len(keys), 'clip')} to encode{copied}"
+
+
+def _saved_keys(run: StageRun, store: Store, keys: Collection[str]) -> set[str]:
+    """The keys whose latents a stopped run saved one by one: most runs stop before their first shard is full."""
+    pieces = scratch_folder(run, store) / SAVED_LATENTS
+    return {key for key in keys if (pieces / f"{key}.npy").is_file()}
 
 
 def stored_keys(store: Store, keys: Collection[str], format: str) -> set[str]:
