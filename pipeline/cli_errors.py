@@ -126,7 +126,9 @@ def _show_usage_error(error: Any, command: str, file: Any = None) -> None:
     for phrase, words in _PHRASES.items():
         message = message.replace(phrase, words)
     end = "" if message.endswith("?") else "."  # "Did you mean 'run'?" is a sentence already
-    print(f"error: {message[:1].lower()}{message[1:]}{end} `{command} --help` shows what can be given.", file=sys.stderr)
+    print(
+        f"error: {message[:1].lower()}{message[1:]}{end} `{command} --help` shows what can be given.", file=sys.stderr
+    )
 
 
 def _command_path(arguments: Sequence[str], commands: Collection[str]) -> str:
