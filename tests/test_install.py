@@ -21,7 +21,11 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def made(*words: str) -> str:
     """What make would do in an empty checkout."""
     done = subprocess.run(
-        ["make", "-n", *words, "VENV=no-such-folder"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", *words, "VENV=no-such-folder"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
