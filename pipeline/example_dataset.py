@@ -47,6 +47,8 @@ def write_example(path: Path) -> Path:
     Raises:
         PipelineError: the file cannot be written, or is another one.
     """
+    if path.is_dir():
+        raise PipelineError(f"{path} is a folder. Name the file to write, such as {path / 'example.zip'}.")
     if path.is_file() and not _is_example(path):
         raise PipelineError(f"{path} is there already, and is not the example. Nothing was written; name another file.")
     with _refused_in_words(path), atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:

@@ -231,13 +231,22 @@ class WeightsNotFound(StageError):
 class AdapterMismatch(StageError):
     """An adapter file does not fit the base model or the requested settings. Lists every difference."""
 
-    def __init__(self, file: str, differences: Sequence[str]) -> None:
-        self.differences = tuple(differences)
+    def __init__(self, file: str, differences: Sequence[str], *, generating: bool = False) -> None:
+        """`generating`: the adapter was to be heard, and not to be trained on."""
+        self.file, self.differences = file, tuple(differences)
         lines = "\n".join(f"    {line}" for line in differences)
-        super().__init__(
-            f"{file} does not fit this training:\n{lines}\n"
-            "Train with the adapter's own model, adapter_type, rank, include and exclude, or start without it."
-        )
+        purpose, remedy = _HEARD if generating else _TRAINED
+        super().__init__(f"{file} does not fit this {purpose}:\n{lines}\n{remedy}")
+
+
+_TRAINED = (
+    "training",
+    "Train with the adapter's own model, adapter_type, rank, include and exclude, or start without it.",
+)
+_HEARD = (
+    "model",
+    "Give --adapter the .safetensors file of an adapter, and --model the name of the model that it was trained for.",
+)
 
 
 class AdapterNotWritable(StageError):

@@ -51,10 +51,13 @@ def test_a_path_that_cannot_be_written_is_an_error_and_nothing_is_left(tmp_path)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(PipelineError, match="Choose another place"):
         write_example(tmp_path / "file" / "example.zip")
-    (tmp_path / "taken.zip").mkdir()
-    with pytest.raises(PipelineError, match="Choose another place"):
-        write_example(tmp_path / "taken.zip")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.zip"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_given_as_the_example_is_answered_with_a_file_in_it(tmp_path):
+    with pytest.raises(PipelineError, match=r"is a folder\. Name the file to write, such as .*example\.zip"):
+        write_example(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_held_out_clips_are_of_one_length_and_in_no_file_of_the_example(example, tmp_path):

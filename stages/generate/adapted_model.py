@@ -83,7 +83,10 @@ def add_adapters(
         AdapterMismatch: a file is no adapter, or is not one for a model of this size.
         RankTooLarge, FilterMatchesNothing, LayerNotAdaptable: likewise.
     """
-    return [_added(model, use, say, cache) for use in uses]
+    try:
+        return [_added(model, use, say, cache) for use in uses]
+    except AdapterMismatch as error:
+        raise AdapterMismatch(error.file, error.differences, generating=True) from error
 
 
 def _added(
