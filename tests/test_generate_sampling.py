@@ -124,7 +124,9 @@ def test_an_adapter_that_is_not_there_is_refused(model, tmp_path):
 
 def test_what_is_advised_about_a_file_that_is_no_adapter_is_about_generating(model, tmp_path):
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(AdapterMismatch, match=r"(?s)does not fit this model:.*Give --adapter the \.safetensors") as caught:
+    with pytest.raises(
+        AdapterMismatch, match=r"(?s)does not fit this model:.*Give --adapter the \.safetensors"
+    ) as caught:
         add_adapters(model, [AdapterUse(file=tmp_path / "a.json")], print)
     assert "training" not in str(caught.value)
 
