@@ -29,6 +29,9 @@ from stages.errors import DatasetFaults, SourceUnreadable, StageError, Stopped
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 """Exit codes."""
+RESUMING = frozenset(("run", "ingest", "encode", "train"))
+"""Commands that save what is done piece by piece; all others begin anew."""
+_GOES_ON = "; run the same command again to continue from the last piece that was saved"
 
 # The base class of the parser's errors: click's, or that of typer's own copy of click, depending on typer's version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -220,7 +223,7 @@ def reported_errors(command: str = "run", *, as_json: bool = False, report: Repo
             raise
         _fail(InstallationBroken(said), FAILED, tell, as_json=as_json)
     except KeyboardInterrupt as error:
-        words = "stopped; run the same command again to continue from the last piece that was saved"
+        words = f"stopped{_GOES_ON if command in RESUMING else ''}"
         code = _exit_code(*error.args[:1])
         tell("message", {"text": words}, [words])
         raise SystemExit(code) from None

@@ -232,21 +232,13 @@ class AdapterMismatch(StageError):
     """An adapter file does not fit the base model or the requested settings. Lists every difference."""
 
     def __init__(self, file: str, differences: Sequence[str], *, generating: bool = False) -> None:
-        """`generating`: the adapter was to be heard, and not to be trained on."""
         self.file, self.differences = file, tuple(differences)
-        lines = "\n".join(f"    {line}" for line in differences)
-        purpose, remedy = _HEARD if generating else _TRAINED
-        super().__init__(f"{file} does not fit this {purpose}:\n{lines}\n{remedy}")
+        purpose, remedy = ("model", _TO_HEAR) if generating else ("training", _TO_TRAIN)
+        super().__init__("\n    ".join([f"{file} does not fit this {purpose}:", *differences]) + f"\n{remedy}")
 
 
-_TRAINED = (
-    "training",
-    "Train with the adapter's own model, adapter_type, rank, include and exclude, or start without it.",
-)
-_HEARD = (
-    "model",
-    "Give --adapter the .safetensors file of an adapter, and --model the name of the model that it was trained for.",
-)
+_TO_TRAIN = "Train with the adapter's own model, adapter_type, rank, include and exclude, or start without it."
+_TO_HEAR = "Give --adapter the .safetensors file of an adapter, and --model the model that it was trained for."
 
 
 class AdapterNotWritable(StageError):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cache.errors import CacheError
 from pipeline.cli import app
+from pipeline.cli_errors import reported_errors
 from pipeline.errors import PipelineError
 from stages.errors import StageError
 
@@ -132,3 +133,12 @@ def test_the_command_alone_shows_its_help_and_no_error():
 def test_a_flag_without_its_value_points_to_the_help_of_its_command():
     done = CliRunner().invoke(app, ["ingest", "clips", "--caption"])
     assert done.exit_code == 2 and "ingest --help` shows" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("run", True), ("encode", True), ("generate", False), ("bench", False)]
+)
+def test_going_on_is_promised_only_by_commands_that_save_what_is_done(command, goes_on, capsys):
+    with pytest.raises(SystemExit), reported_errors(command):
+        raise KeyboardInterrupt
+    assert ("continue from the last piece" in capsys.readouterr().err) is goes_on
