@@ -13,12 +13,14 @@ from safetensors.numpy import save_file
 from cache.errors import ArtifactDamaged
 from cache.fingerprint import digest_bytes
 from cache.receipt import FileEntry, Receipt
+from cache.store import Store
 from pipeline.errors import RecipeError
+from pipeline.execution.command_line import command_line
 from pipeline.execution.output_name import OutputName, output_name
 from pipeline.execution.outputs import check_output, copy_outputs, hand_out
 from pipeline.execution.runner import copied_to
 from pipeline.plan.stage_run import StageRun, State
-from pipeline.request.recipe import read_recipe
+from pipeline.request.recipe import Recipe, read_recipe
 from stages.train.stage import STAGE, TrainParams
 
 PARAMS = TrainParams(model="tiny-base", number_of_steps=10, pre_encode=True)
@@ -109,6 +111,41 @@ def test_overwrite_replaces_and_says_so_before_anything_runs(tmp_path):
     finished(tmp_path, "mine", identity="another")
     found = output_name(recipe_named(tmp_path, "mine", overwrite=True), run_of())
     assert (found.name, "is replaced (--overwrite)" in found.note) == ("mine", True)
+
+
+def kept(recipe: Recipe, adapter: bytes, command: str) -> None:
+    """A training of the identity `earlier` in the store, asked for by a command."""
+    scratch = recipe.store / "scratch" / "made"
+    scratch.mkdir(parents=True)
+    (scratch / "adapter.safetensors").write_bytes(adapter)
+    asked = {"request": {"command": command}}
+    receipt = Receipt(stage="train", fingerprint="e" * 64, identity="earlier", version=1, environment=asked)
+    Store(recipe.store).commit("train", receipt.fingerprint, scratch, receipt)
+
+
+@pytest.mark.parametrize(
+    ("in_store", "command", "name"),
+    [
+        (b"an adapter", None, "mine"),
+        (b"another", None, "mine-2"),
+        (b"an adapter", "sa3-trainer run other.zip", "mine-2"),
+    ],
+)
+def test_what_the_same_command_made_of_its_data_before_is_replaced_if_the_store_holds_it(
+    tmp_path, in_store, command, name
+):
+    recipe = recipe_named(tmp_path / "output", "mine", store=str(tmp_path / "store"))
+    finished(recipe.output, "mine", identity="earlier")
+    kept(recipe, in_store, command or command_line(recipe, "run"))
+    assert output_name(recipe, run_of()).name == name
+
+
+def test_adapters_exported_on_the_way_are_kept_whatever_command_made_them(tmp_path):
+    recipe = recipe_named(tmp_path / "output", "mine", store=str(tmp_path / "store"))
+    finished(recipe.output, "mine", identity="earlier")
+    exported(recipe.output, "_000500", "earlier")
+    kept(recipe, b"an adapter", command_line(recipe, "run"))
+    assert output_name(recipe, run_of()).name == "mine-2"
 
 
 def artifact_of(root: Path, adapter: bytes, found: dict) -> tuple[Path, Receipt]:

@@ -12,6 +12,8 @@ from pipeline.request.paths import is_url
 from pipeline.request.recipe import Recipe
 from stages.field import Field
 
+REQUEST = "request"
+"""Key of a receipt's environment: what was asked for, with its `command`."""
 LONGEST_DATA = 300
 """Longer data is a data: URL, which nobody types."""
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pipeline.execution.earlier_output import is_kept_from_same_command
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 from stages.safetensors_header import NotSafetensors, read_header
@@ -35,7 +36,8 @@ class OutputName:
 def output_name(recipe: Recipe, run: StageRun) -> OutputName:
     """The name asked for, or the first of NAME-2, NAME-3 and so on that no other training has.
 
-    Files of the same training with as many steps or fewer are its own: it continued them.
+    Files of the same training with as many steps or fewer are its own: it continued them. What the same command made of
+    its data as it was before is replaced too, where the store holds it: the name means the newest, and nothing is lost.
 
     Args:
         run: the training, whose identity is known.
@@ -46,12 +48,26 @@ def output_name(recipe: Recipe, run: StageRun) -> OutputName:
         return OutputName(wanted)
     if recipe.values["overwrite"]:
         return OutputName(wanted, f"{taken} is from another training, and is replaced (--overwrite)")
+    if _is_earlier_result(recipe, run):
+        return OutputName(
+            wanted, f"{taken} is what this command made of other data before: replaced, and kept in the store"
+        )
     names = (f"{wanted}-{number}" for number in count(2))
     free = next(name for name in names if next(_files_of_others(folder, name, run), None) is None)
     return OutputName(
         free,
         f"{taken} is from another training: the files of this one are called {free} "
         "(--name NAME gives another name, --overwrite replaces what is there)",
+    )
+
+
+def _is_earlier_result(recipe: Recipe, run: StageRun) -> bool:
+    """Whether only files are in the way that the same command made, and that the store still holds."""
+    folder, name = recipe.output, recipe.name
+    own = {folder / f"{name}{end}" for end in (ADAPTER, CONFIG)}
+    identity = _content(folder / f"{name}{CONFIG}").get("identity")
+    return own.issuperset(_files_of_others(folder, name, run)) and is_kept_from_same_command(
+        recipe, identity, folder / f"{name}{ADAPTER}"
     )
 
 

@@ -14,15 +14,13 @@ from typing import Any
 
 from cache.receipt import Receipt
 from cache.run_metadata import UnfinishedRun
-from pipeline.execution.command_line import command_line, shown_data
+from pipeline.execution.command_line import REQUEST, command_line, shown_data
 from pipeline.execution.output_name import ADAPTER
 from pipeline.plan.stage_run import StageRun
 from pipeline.request.recipe import Recipe
 from stages.contract import Outcome
 from stages.versions import version_of
 
-REQUEST = "request"
-"""Key of a receipt's environment."""
 _REQUIRED = ("torch", "numpy", "safetensors", "pyarrow", "h5py", "soundfile", "resampy", "transformers")
 _OPTIONAL = ("torchao", "pytorch-optimizer", "soxr", "triton")
 """Packages that may change the last bits of a result where they are installed."""

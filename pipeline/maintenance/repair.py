@@ -23,8 +23,8 @@ from cache.receipt import Receipt
 from cache.registry import unregister_shards
 from cache.shard_salvage import ShardDamage, salvage
 from cache.store import RECEIPT, Store, file_sizes
+from pipeline.execution.command_line import REQUEST
 from pipeline.execution.locks import maintenance_lock
-from pipeline.execution.records import REQUEST
 from pipeline.maintenance.damage import Damage
 from pipeline.maintenance.misplaced import has_digest, put_back
 from stages.plural import pluralized

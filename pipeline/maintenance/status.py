@@ -13,7 +13,7 @@ from cache import run_metadata
 from cache.inventory import Inventory, StoredArtifact, inventory
 from cache.shared_files import iter_shared_files
 from cache.store import Store
-from pipeline.execution.records import REQUEST
+from pipeline.execution.command_line import REQUEST
 from pipeline.report import summary
 from pipeline.store_option import store_option, with_store
 from stages.plural import moment, pluralized, size
