@@ -113,6 +113,13 @@ def test_an_unknown_field_is_refused_with_a_near_name(tmp_path):
         read_recipe(None, {}, file)
 
 
+def test_a_short_name_that_is_misspelt_is_refused_with_that_short_name(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('dataset = "clips.zip"\nstesp = 4\n')
+    with pytest.raises(RecipeError, match=r"stesp: is not a field; did you mean steps\?"):
+        read_recipe(None, {}, file)
+
+
 def test_flags_win_over_the_recipe_and_the_recipe_over_a_commands_default(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text('audio_data_url = "clips.zip"\nrank = 4\nseed = 7\npre_encode = false\n')

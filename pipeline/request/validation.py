@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FieldError
 from pipeline.request.fields import DATA, FIELDS
-from pipeline.settings.other_names import ADVICE, MEANT
+from pipeline.settings.other_names import ADVICE, ALIASES, MEANT
 from stages.field import Field, rule_in_words, text_fault
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _in_words(name: str, type: str) -> str:
 
 def _meant(name: str) -> str:
     """The field that was meant, by what other trainers call it, or by its letters; empty where neither is known."""
-    names = [field.name for field in FIELDS]
+    names = [*(field.name for field in FIELDS), *(short for shorts in ALIASES.values() for short in shorts)]
     if name in ADVICE:
         return f". {ADVICE[name]}"
     near = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, names, n=1)
