@@ -12,18 +12,11 @@ from stages.errors import WeightsMismatch, WeightsNotFound
 from stages.models.checkpoint_folder import open_folder
 from stages.models.nets.text_encoder import TextEncoder
 from tests import test_models_checkpoint_folder
+from tests.broken_files import emptied, linked_in_a_circle, lost, replaced_by_a_folder, truncated
 
 folder = test_models_checkpoint_folder.folder  # a fixture
 
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
-
-
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
 
 
 def zeroed(file: Path) -> None:
@@ -38,20 +31,6 @@ def flipped_at_the_start(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[0] ^= 0x10
     file.write_bytes(content)
-
-
-def lost(file: Path) -> None:
-    file.unlink()
-
-
-def replaced_by_a_folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def linked_in_a_circle(file: Path) -> None:
-    file.unlink()
-    file.symlink_to(file.name)
 
 
 DAMAGES = (

@@ -50,10 +50,10 @@ def test_missing_data_exits_2_and_says_what_to_give(tmp_path):
     assert "no such file or folder. Give the path of a .zip or a folder" in done.stderr
 
 
-def test_an_empty_store_says_what_to_type(tmp_path):
+def test_a_store_that_is_not_there_says_so_and_what_to_type(tmp_path):
     done = call("status", "--store", str(tmp_path / "none"))
     assert done.exit_code == 0
-    assert "is empty; `sa3-trainer run DATA" in done.stdout
+    assert "does not exist; `sa3-trainer run DATA" in done.stdout
     assert not (tmp_path / "none").exists()
 
 

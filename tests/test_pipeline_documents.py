@@ -66,7 +66,8 @@ def test_documents_of_removals(place):
 
 def test_documents_of_failures(place):
     document(place, "error", "run", place / "none.zip", code=2)
-    document(place, "error", "run", place / "clips", "--rank", "0", code=2)
+    wrong = document(place, "error", "run", place / "clips", "--rank", "0", code=2)
+    assert wrong["detail"][0]["loc"][-1] == "rank"
     document(place, "error", "evict", "--no-such-flag", code=2)
     document(place, "error", "evict", "0123456789ab", code=1)
 

@@ -88,6 +88,15 @@ def test_a_negative_prompt_that_would_be_ignored_is_refused(place):
     assert "cfg" in wrong["negative_prompt"]
 
 
+def test_a_strength_that_is_no_number_is_told_from_a_file_that_is_not_there(place):
+    (place / "a.safetensors").write_bytes(b"")
+    assert (
+        "must be a number, such as a.safetensors:0.5; got 'half'"
+        in refused("a pad", "--adapter", "a.safetensors:half")["adapter"]
+    )
+    assert "there is no file b.safetensors" in refused("a pad", "--adapter", "b.safetensors")["adapter"]
+
+
 def test_a_file_that_is_no_adapter_is_an_error(place):
     (place / "a.safetensors").write_bytes(b"no adapter")
     done = short("--adapter", "a.safetensors")

@@ -161,9 +161,10 @@ def test_a_finished_training_is_removed_only_after_a_yes(builder, answered, answ
 
 
 @pytest.mark.parametrize("answer", ["y", "Y", "yes"])
-def test_a_yes_is_a_yes(builder, answered, answer):
+def test_a_yes_is_a_yes(builder, answered, answer, capsys):
     answered(answer)
     confirm_removal(removal_of(builder, (0,)), yes=False)
+    assert "this removes 1 training:\n  train " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["evict", "--stage", "train"], ["evict", "--older-than", "1d"]])

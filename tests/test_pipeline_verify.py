@@ -33,6 +33,7 @@ from stages.errors import StageError, WeightsNotFound
 from stages.models.families import tiny
 from stages.models.nets.autoencoder.autoencoder import Autoencoder
 from stages.prepared_audio import read_prepared
+from tests.broken_files import emptied, linked_in_a_circle, lost, replaced_by_a_folder, truncated
 from tests.small_datasets import sound, tone
 
 FLAGS = {"model": "tiny-base", "number_of_steps": 2, "pre_encode": True, "rank": 2, "workers": 1, "threads": 1}
@@ -384,28 +385,6 @@ def test_a_missing_shard_whose_items_are_in_other_shards_loses_none(root, store,
 
 def flipped(file: Path) -> None:
     flip(file, file.stat().st_size // 2)
-
-
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def lost(file: Path) -> None:
-    file.unlink()
-
-
-def replaced_by_a_folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def linked_in_a_circle(file: Path) -> None:
-    file.unlink()
-    file.symlink_to(file.name)
 
 
 FILES = {

@@ -196,8 +196,11 @@ def test_low_priority_waits_for_normal(tmp_path):
 
 def test_two_devices_run_two_jobs_at_once(tmp_path):
     with server(tmp_path, WAITS, devices=("cuda:0", "cuda:1")) as client:
-        for job in (submit(client), submit(client, rank=2)):
+        jobs = [submit(client), submit(client, rank=2)]
+        for job in jobs:
             wait_for(client, job, "IN_PROGRESS")
+        together = [client.get(path_of(job["status_url"])).json()["status"] for job in jobs]
+    assert together == ["IN_PROGRESS", "IN_PROGRESS"]
 
 
 def test_a_run_answers_with_the_output(tmp_path):

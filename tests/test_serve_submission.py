@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from pipeline.request.recipe import read_recipe
 from pipeline.serve.jobs.commands import toml
 from pipeline.serve.submission import TAKEN
 from tests.serving import TRAINER, path_of, server, submit, task_of, upload, wait_for
@@ -73,7 +74,13 @@ def test_null_means_unset_for_every_optional_field(tmp_path):
 def test_unknown_fields_and_those_of_the_server_are_ignored_with_a_line_in_the_log(tmp_path):
     with server(tmp_path) as client:
         job = submit(
-            client, learnin_rate=1, store="/tmp/x", output="/tmp/y", device="cuda", max_clips=3, webhook_url="x"
+            client,
+            learnin_rate=1,
+            store="/elsewhere/x",
+            output="/elsewhere/y",
+            device="cuda",
+            max_clips=3,
+            webhook_url="x",
         )
         lines = [line["message"] for line in wait_for(client, job)["logs"] if line["level"] == "WARN"]
     assert len(lines) == 6 and "learnin_rate is not a field" in lines[0] and "learning_rate?" in lines[0]
@@ -83,7 +90,10 @@ def test_unknown_fields_and_those_of_the_server_are_ignored_with_a_line_in_the_l
 @pytest.mark.parametrize("names", [["a", "b"], "a,b", "a b"])
 def test_include_may_be_a_list_or_one_text(tmp_path, names):
     with server(tmp_path) as client:
-        wait_for(client, submit(client, include=names))
+        job = submit(client, include=names)
+        wait_for(client, job)
+    asked = read_recipe("clips.zip", {"model": "tiny-base", "include": task_of(tmp_path, job)["recipe"]["include"]})
+    assert asked.values["include"] == ("a", "b")
 
 
 def test_a_recipe_holds_any_text(tmp_path):

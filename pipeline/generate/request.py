@@ -136,8 +136,15 @@ def _adapters(texts: Sequence[str]) -> tuple[list[AdapterUse], list[FieldError]]
             uses.append(AdapterUse.parsed(text))
         except ValueError as error:
             errors.append(_error("adapter", str(error)))
-    errors += [_error("adapter", f"there is no file {use.file}") for use in uses if not use.file.is_file()]
+    errors += [_error("adapter", _no_file(use.file)) for use in uses if not use.file.is_file()]
     return uses, errors
+
+
+def _no_file(file: Path) -> str:
+    path, colon, strength = str(file).rpartition(":")
+    if colon and Path(path).is_file():
+        return f"the strength after the colon must be a number, such as {path}:0.5; got {strength!r}"
+    return f"there is no file {file}; `sa3-trainer status` names the adapters that were trained"
 
 
 def check_objective(spec: ModelSpec, clip: Generation, weights: Weights) -> None:

@@ -38,7 +38,8 @@ def status_lines(store: Store) -> list[str]:
     """What a store holds, for people."""
     document = status_json(store)
     if not document["artifacts"] and not document["unfinished"]:
-        return [f"{store.root} is empty; `sa3-trainer run DATA{store_option(store.root)}` creates the first artifact"]
+        state = "is empty" if store.root.exists() else "does not exist"
+        return [f"{store.root} {state}; `sa3-trainer run DATA{store_option(store.root)}` creates the first artifact"]
     rows = [line for entry in document["artifacts"] for line in _artifact_lines(entry)]
     unfinished = [line for one in document["unfinished"] for line in _unfinished_lines(one)]
     shared = [_pool_line(pool, entry) for pool, entry in document["shared"].items()]

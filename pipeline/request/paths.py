@@ -46,30 +46,27 @@ def _argument_with_home(argument: str) -> str:
 
 def unknown_home_errors(values: Mapping[str, Any]) -> list[FieldError]:
     """One error per path that begins with the `~` of an unknown user, before a folder of that name is made."""
-    return [
-        FieldError(
-            loc=(name,),
-            type="no_such_user",
-            msg=f"names the home folder of a user that is not known here; a folder of that very name is ./{value}",
-            input=value,
-        )
-        for name in PATH_FIELDS
-        if isinstance(value := values.get(name), str) and value.startswith("~") and not Path(value).exists()
-    ]
+    why = "names the home folder of a user that is not known here"
+    return [_new_name(name, "no_such_user", why, text) for name, text in _not_there(values) if text.startswith("~")]
 
 
 def unset_variable_errors(values: Mapping[str, Any]) -> list[FieldError]:
     """One error per path that begins with a variable that is not set, before a folder of that name is made."""
     return [
-        FieldError(
-            loc=(name,),
-            type="variable_not_set",
-            msg=f"{found[0]} is not set, or not exported; a folder of that very name is ./{value}",
-            input=value,
-        )
-        for name in PATH_FIELDS
-        if isinstance(value := values.get(name), str) and (found := _VARIABLE.match(value)) and not Path(value).exists()
+        _new_name(name, "variable_not_set", f"{found[0]} is not set, or not exported", text)
+        for name, text in _not_there(values)
+        if (found := _VARIABLE.match(text))
     ]
+
+
+def _not_there(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The path fields and their texts, of those that name nothing which exists."""
+    given = ((name, values.get(name)) for name in PATH_FIELDS)
+    yield from ((name, text) for name, text in given if isinstance(text, str) and not Path(text).exists())
+
+
+def _new_name(name: str, type: str, why: str, text: str) -> FieldError:
+    return FieldError(loc=(name,), type=type, msg=f"{why}; a folder of that very name is ./{text}", input=text)
 
 
 def is_url(text: str) -> bool:

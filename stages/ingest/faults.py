@@ -53,8 +53,8 @@ MESSAGES = {
     "tool_folder": "it belongs to a tool such as git and is not read as data. Move clips that lie in it elsewhere.",
     # The dataset as a whole.
     "too_few_clips": (
-        "it has {count} usable clips; at least {limit} are needed. Add audio files, each with a caption of the same "
-        "name ending in .txt."
+        "it has {count} usable clips, fewer than the {limit} that it takes. Add audio files, each with a caption of "
+        "the same name ending in .txt."
     ),
     "too_many_clips": ("it has {count} clips, over the limit of {limit}. Split the dataset, or raise --max-clips."),
     # names and captions
