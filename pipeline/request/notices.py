@@ -14,14 +14,19 @@ PRE_ENCODE_NOTICE = (
     "steps faster (--no-pre-encode: without this line)"
 )
 
+XS_RATE_NOTICE = "{kind} learns little at the default learning rate of {rate:g}: --learning-rate 1e-3 is a better start (docs/learning.md)"
+
 
 def notices(recipe: Recipe, *, trains: bool) -> Iterator[str]:
-    """One line per field whose value is not used as given."""
+    """One line per field whose value is not used as given, or whose default suits the other choices badly."""
     seconds, native = recipe.values["duration"], recipe.model.max_seconds
     if seconds is not None and seconds > native:
         yield f"duration {seconds:g} s is beyond the model's native {native:.1f} s: {native:.1f} s is used"
     if trains and not recipe.values["pre_encode"] and "pre_encode" not in recipe.chosen:
         yield PRE_ENCODE_NOTICE
+    kind = recipe.values["adapter_type"]
+    if trains and kind.endswith("-xs") and "learning_rate" not in recipe.chosen:
+        yield XS_RATE_NOTICE.format(kind=kind, rate=recipe.values["learning_rate"])
 
 
 def data_notices(source: Source) -> Iterator[str]:
