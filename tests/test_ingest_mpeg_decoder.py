@@ -20,8 +20,9 @@ from stages.errors import StageError
 from stages.ingest import prepare_clip
 from stages.ingest.audio import mpeg_decoder
 from stages.ingest.audio.decode import Recording
-from stages.ingest.audio.mpeg_decoder import damage_reports, end_idle_decoders, may_be_mpeg
+from stages.ingest.audio.mpeg_decoder import MpegFile, damage_reports, end_idle_decoders, may_be_mpeg
 from stages.ingest.captions.tags import read_tags
+from stages.ingest.faults import FileRejected
 from tests.damages import FORMS, flipped, frame_start, whole
 from tests.small_datasets import clips, counted, folder, run, sound, tone, workspace
 
@@ -208,6 +209,15 @@ def test_a_recording_that_is_not_read_to_its_end_leaves_no_decoder_behind():
     end_idle_decoders()
     next(Recording(sound(tone(60.0), form="MP3", subtype="MPEG_LAYER_III")).blocks())
     assert decoders_of(os.getpid()) == []
+
+
+def test_an_error_that_is_kept_keeps_no_decoder():
+    end_idle_decoders()
+    with pytest.raises(FileRejected) as kept:
+        MpegFile(b"ID3" + bytes(200))
+    assert len(decoders_of(os.getpid())) == 1
+    end_idle_decoders()
+    assert decoders_of(os.getpid()) == [] and kept.value.__traceback__ is not None
 
 
 def test_one_decoder_serves_file_after_file():

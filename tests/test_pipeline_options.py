@@ -249,6 +249,6 @@ def test_completion_is_written_by_the_command_itself():
 def test_a_kind_that_the_default_rate_does_not_suit_says_so_unless_a_rate_is_chosen():
     xs = {"adapter_type": "dora-rows-xs", "pre_encode": True}
     (line,) = notices(read_recipe("x", xs), trains=True)
-    assert line.startswith("dora-rows-xs learns little at the default learning rate of 0.0001: --learning-rate 1e-3")
+    assert line.startswith("dora-rows-xs learns little") and "--learning-rate 1e-3" in line
     assert list(notices(read_recipe("x", xs | {"learning_rate": 1e-4}), trains=True)) == []
     assert list(notices(read_recipe("x", xs | {"adapter_type": "dora-rows"}), trains=True)) == []

@@ -47,22 +47,23 @@ def _argument_with_home(argument: str) -> str:
 def unknown_home_errors(values: Mapping[str, Any]) -> list[FieldError]:
     """One error per path that begins with the `~` of an unknown user, before a folder of that name is made."""
     why = "names the home folder of a user that is not known here"
-    return [_new_name(name, "no_such_user", why, text) for name, text in _not_there(values) if text.startswith("~")]
+    return [_new_name(name, "no_such_user", why, text) for name, text, _ in _beginning_with(re.compile("~"), values)]
 
 
 def unset_variable_errors(values: Mapping[str, Any]) -> list[FieldError]:
     """One error per path that begins with a variable that is not set, before a folder of that name is made."""
     return [
-        _new_name(name, "variable_not_set", f"{found[0]} is not set, or not exported", text)
-        for name, text in _not_there(values)
-        if (found := _VARIABLE.match(text))
+        _new_name(name, "variable_not_set", f"{variable} is not set, or not exported", text)
+        for name, text, variable in _beginning_with(_VARIABLE, values)
     ]
 
 
-def _not_there(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The path fields and their texts, of those that name nothing which exists."""
-    given = ((name, values.get(name)) for name in PATH_FIELDS)
-    yield from ((name, text) for name, text in given if isinstance(text, str) and not Path(text).exists())
+def _beginning_with(pattern: re.Pattern[str], values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Field, text and what the pattern found, of the paths that begin so and name nothing that exists."""
+    for name in PATH_FIELDS:
+        text = values.get(name)
+        if isinstance(text, str) and (found := pattern.match(text)) and not Path(text).exists():
+            yield name, text, found[0]
 
 
 def _new_name(name: str, type: str, why: str, text: str) -> FieldError:

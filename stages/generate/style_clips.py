@@ -14,6 +14,7 @@ from stages.contract import Member, Source
 from stages.errors import Fault, StyleClipsUnusable
 from stages.generate.settings import SHORTEST_COMPARED_SECONDS
 from stages.ingest.audio.flac_writer import SILENCE_DBFS
+from stages.ingest.audio.mpeg_decoder import end_idle_decoders
 from stages.ingest.audio.resample import resample
 from stages.ingest.faults import FileRejected, fault_of_member
 from stages.ingest.file_types import READABLE, suffix
@@ -64,6 +65,7 @@ def read_style_clips(source: Source, seconds: float) -> StyleClips:
                 faults.append(Fault(member=member.name, type="unfit", msg=str(unfit)))
     finally:
         close_archives()
+        end_idle_decoders()
     faults += [
         fault for member in source.members if suffix(member.name) in READABLE if (fault := fault_of_member(member))
     ]

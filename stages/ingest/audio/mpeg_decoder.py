@@ -63,8 +63,9 @@ def start_decoder() -> None:
 
 
 def end_idle_decoders() -> None:
-    """End this process's decoder processes."""
-    _idle.clear()
+    """End this process's decoder processes, also those that an error or a recording that is kept still refers to."""
+    while _idle:
+        _idle.pop().end()
 
 
 def mpeg_tags(data: bytes) -> dict[str, str]:
@@ -148,7 +149,7 @@ class _DecoderProcess:
             stderr=self._log,
             start_new_session=True,  # a terminal's Ctrl-C is for the process that asks
         )
-        weakref.finalize(self, _end, self._process)
+        self.end = weakref.finalize(self, _end, self._process)
 
     def send(self, data: bytes, *, wants_samples: bool) -> None:
         """Ask for what a file says about itself, and for its samples."""
